@@ -1,0 +1,15 @@
+"""Configuration A, 11 weight layers: the first row of Paper Table 3.
+
+Paper: top-1/top-5 error 29.6/10.4 % (S = 256, Q = 256).
+Ours: not trained on ImageNet yet.
+
+    python -m vgg_jax.main --config=configs/vgg11.py            # S = 256
+    python -m vgg_jax.main --config=configs/vgg11.py:S=384 --config.init_from=runs/vgg11
+    python -m vgg_jax.main --config=configs/vgg11.py:S=jitter --config.init_from=runs/vgg11-S=384
+"""
+
+from vgg_jax.config import paper_config
+
+
+def get_config(argument=None):
+    return paper_config("A", argument)

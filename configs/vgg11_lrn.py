@@ -1,0 +1,15 @@
+"""Configuration A-LRN, A with local response normalisation: the second row of Paper Table 3.
+
+Paper: top-1/top-5 error 29.7/10.5 % (S = 256, Q = 256).
+Ours: not trained on ImageNet yet.
+
+    python -m vgg_jax.main --config=configs/vgg11_lrn.py            # S = 256
+    python -m vgg_jax.main --config=configs/vgg11_lrn.py:S=384 --config.init_from=runs/vgg11_lrn
+    python -m vgg_jax.main --config=configs/vgg11_lrn.py:S=jitter --config.init_from=runs/vgg11_lrn-S=384
+"""
+
+from vgg_jax.config import paper_config
+
+
+def get_config(argument=None):
+    return paper_config("A-LRN", argument)

@@ -1,0 +1,15 @@
+"""Configuration D, 16 weight layers: Paper Table 3.
+
+Paper: top-1/top-5 error 27.0/8.8 % (S = 256, Q = 256), 26.8/8.7 % (S = 384), 25.6/8.1 % (jitter, Q = 384).
+Ours: not trained on ImageNet yet.
+
+    python -m vgg_jax.main --config=configs/vgg16.py            # S = 256
+    python -m vgg_jax.main --config=configs/vgg16.py:S=384 --config.init_from=runs/vgg16
+    python -m vgg_jax.main --config=configs/vgg16.py:S=jitter --config.init_from=runs/vgg16-S=384
+"""
+
+from vgg_jax.config import paper_config
+
+
+def get_config(argument=None):
+    return paper_config("D", argument)

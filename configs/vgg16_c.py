@@ -1,0 +1,15 @@
+"""Configuration C, 16 weight layers, three of them 1x1 convolutions: Paper Table 3.
+
+Paper: top-1/top-5 error 28.1/9.4 % (S = 256, Q = 256), 28.1/9.3 % (S = 384), 27.3/8.8 % (jitter, Q = 384).
+Ours: not trained on ImageNet yet.
+
+    python -m vgg_jax.main --config=configs/vgg16_c.py            # S = 256
+    python -m vgg_jax.main --config=configs/vgg16_c.py:S=384 --config.init_from=runs/vgg16_c
+    python -m vgg_jax.main --config=configs/vgg16_c.py:S=jitter --config.init_from=runs/vgg16_c-S=384
+"""
+
+from vgg_jax.config import paper_config
+
+
+def get_config(argument=None):
+    return paper_config("C", argument)

@@ -1,0 +1,15 @@
+"""Configuration E, 19 weight layers: Paper Table 3.
+
+Paper: top-1/top-5 error 27.3/9.0 % (S = 256, Q = 256), 26.9/8.7 % (S = 384), 25.5/8.0 % (jitter, Q = 384).
+Ours: not trained on ImageNet yet.
+
+    python -m vgg_jax.main --config=configs/vgg19.py            # S = 256
+    python -m vgg_jax.main --config=configs/vgg19.py:S=384 --config.init_from=runs/vgg19
+    python -m vgg_jax.main --config=configs/vgg19.py:S=jitter --config.init_from=runs/vgg19-S=384
+"""
+
+from vgg_jax.config import paper_config
+
+
+def get_config(argument=None):
+    return paper_config("E", argument)

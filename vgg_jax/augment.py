@@ -1,0 +1,63 @@
+"""What happens to a crop on the device, fused into the train step: mirror, colour shift, mean."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class ColorStatistics(NamedTuple):
+    """Of the pixels of a training split, on the scale 0 to 255 (PAPER.md §5.8)."""
+
+    mean_rgb: np.ndarray  # [3] float32
+    # [3, 3] float32: column i is the i-th principal axis of the RGB covariance times the standard deviation along it.
+    color_vectors: np.ndarray
+
+
+# The customary constants of ImageNet's training set (PAPER.md §5.8). The published l are square roots of eigenvalues
+# of pixels in [0, 1], so they are multiplied by 255, not 255^2.
+IMAGENET_STATISTICS = ColorStatistics(
+    mean_rgb=np.array([123.68, 116.779, 103.939], np.float32),
+    color_vectors=(
+        np.array(
+            [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]  # rows R, G, B
+        )
+        * (255 * np.array([0.2175, 0.0188, 0.0045]))
+    ).astype(np.float32),
+)
+
+
+def normalize(images_BxHxWx3: jax.Array, statistics: ColorStatistics) -> jax.Array:
+    """uint8 RGB -> float32 with the training set's mean subtracted and nothing divided (Paper §2.1)."""
+    return images_BxHxWx3.astype(jnp.float32) - statistics.mean_rgb
+
+
+def augment(
+    key: jax.Array, images_BxHxWx3: jax.Array, statistics: ColorStatistics, flip: bool = True, color_std: float = 0.1
+) -> jax.Array:
+    """The random part of the paper's augmentation that is not the crop (Paper §3.1).
+
+    Args:
+      key: every image's draw depends on it and on the image's place in the batch alone, not on the devices.
+      images_BxHxWx3: uint8 RGB crops.
+      statistics: of the training split.
+      flip: mirror each image with probability 1/2.
+      color_std: standard deviation of the three draws, one a principal axis, that each image is shifted by
+        (Krizhevsky 2012 §4.1); 0 shifts none.
+
+    Returns:
+      [B, H, W, 3] float32, mean subtracted.
+    """
+    flip_key, color_key = jax.random.split(key)
+    batch = images_BxHxWx3.shape[0]
+    if flip:
+        mirrored_B = jax.random.bernoulli(flip_key, 0.5, (batch,))
+        images_BxHxWx3 = jnp.where(mirrored_B[:, None, None, None], images_BxHxWx3[:, :, ::-1], images_BxHxWx3)
+    images = normalize(images_BxHxWx3, statistics)
+    if color_std:
+        shift_Bx3 = color_std * jax.random.normal(color_key, (batch, 3)) @ statistics.color_vectors.T
+        images += shift_Bx3[:, None, None, :]
+    return images

@@ -1,0 +1,269 @@
+"""Every hyper-parameter's default with its unit and source, and the one place where bad values are refused."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vgg_jax.errors import UserError
+from vgg_jax.models import CONFIGURATIONS, STRIDE
+from vgg_jax.models.initializers import PRESETS
+from vgg_jax.sharding import RULES
+
+DTYPES = ("float32", "bfloat16")
+L2_MASKS = ("kernels", "all")
+NO_INIT_FROM = "none"
+
+
+def default_config() -> ConfigDict:
+    """The paper's values for ImageNet (Paper §3.1), configuration D at S = 256. Files in configs/ change what they need."""
+    config = ConfigDict()
+    config.seed = 0  # of everything random: initialisation, order, crops, flips, colours, dropout
+    # Parameters to start from: a workdir, or one of its checkpoints/<step>; "" or "none" starts from model.init.
+    config.init_from = ""
+    config.start_required = False  # True where the paper starts from another net: init_from must then say something
+
+    config.batch_size = 256  # images in a step, over all devices (Paper §3.1)
+    config.accumulation_steps = 1  # parts a batch is computed in, one after another, to need less memory
+    config.num_epochs = 74.0  # passes over the training split at most; 370K iterations (Paper §3.1)
+    config.eval_every_epochs = 1.0  # the plateau's unit of time
+    config.log_every_steps = 100
+    config.checkpoint_every_steps = 1000  # besides one at every evaluation; 0: at evaluations only
+    config.sharding = "replicated"  # how parameters lie on the devices: a key of sharding.RULES
+    config.model_parallel = 1  # devices along the mesh's `model` axis; the others form its `data` axis
+
+    config.model = ConfigDict()
+    config.model.configuration = "D"  # a key of models.CONFIGURATIONS (Paper Table 1)
+    config.model.num_classes = 1000
+    config.model.width_multiplier = 1.0  # factor on the channels of all convolutions
+    config.model.fc_width = 4096  # features of fc6 and fc7
+    config.model.dropout_rate = 0.5  # after fc6 and fc7 (Paper §3.1)
+    config.model.init = "glorot"  # a key of models.initializers.PRESETS (PAPER.md §5.1)
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.model.param_dtype = "float32"  # of parameters and momentum
+
+    config.image = ConfigDict()
+    config.image.crop = 224  # pixels, square (Paper §2.1)
+    config.image.scale_min = 256  # S, pixels: the shorter side after rescaling, drawn from
+    config.image.scale_max = 256  # [scale_min, scale_max] for every image (Paper §3.1)
+    config.image.eval_scale = 0  # Q of the validation centre crop, pixels; 0: S, the middle of the range for jitter
+
+    config.augment = ConfigDict()
+    config.augment.flip = True  # mirror every second image (Paper §3.1)
+    config.augment.color_std = 0.1  # of the shift along the colour vectors (Krizhevsky 2012 §4.1); 0: none
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-2  # at the start (Paper §3.1)
+    config.optimizer.momentum = 0.9  # (Paper §3.1)
+    config.optimizer.l2 = 5e-4  # weight decay that joins the gradient (Paper §3.1)
+    config.optimizer.l2_mask = "kernels"  # what it decays: kernels, or all parameters (PAPER.md §5.3)
+
+    config.plateau = ConfigDict()
+    config.plateau.factor = 0.1  # on the learning rate at each drop (Paper §3.1)
+    config.plateau.max_drops = 3  # the plateau after the last one ends training (Paper §3.1, PAPER.md §5.4)
+    config.plateau.patience = 4  # evaluations without improvement that make a plateau; the paper does not say
+    config.plateau.min_improvement = 0.001  # of the validation top-1 error, a fraction, to count as improvement
+
+    config.data = ConfigDict()
+    config.data.name = "imagenet2012"  # `builtin`, `folder`, or the name of a TFDS data set
+    config.data.dir = "~/tensorflow_datasets"  # where prepared data lies
+    config.data.root = ""  # for `folder`: a directory laid out <split>/<class>/<picture>
+    config.data.train_split = "train"
+    config.data.val_split = "validation"
+    config.data.threads = 16  # that read and decode ahead, each a whole batch of this process
+    return config
+
+
+def paper_config(configuration: str, argument: str | None) -> ConfigDict:
+    """The paper's training of one configuration on ImageNet.
+
+    Args:
+      configuration: a key of models.CONFIGURATIONS.
+      argument: what follows the colon in `--config=configs/vgg19.py:S=384`. None or "S=256", "S=384", "S=jitter".
+        The last two continue a trained net at a lower rate (Paper §3.1) and want `init_from`.
+
+    Raises:
+      UserError: any other argument.
+    """
+    config = default_config()
+    config.model.configuration = configuration
+    scales = {None: (256, 256), "S=256": (256, 256), "S=384": (384, 384), "S=jitter": (256, 512)}
+    if argument not in scales:
+        raise UserError(
+            f"the configuration file does not know the argument {argument!r}: write S=256, S=384 or S=jitter "
+            "after the colon, as in configs/vgg19.py:S=384."
+        )
+    config.image.scale_min, config.image.scale_max = scales[argument]
+    if argument in ("S=384", "S=jitter"):
+        # "To speed-up training of the S = 384 network, it was initialised with the weights pre-trained with S = 256,
+        # and we used a smaller initial learning rate of 10^-3" (Paper §3.1). Jitter likewise (PAPER.md §5.11).
+        config.optimizer.learning_rate = 1e-3
+        config.start_required = True
+    return config
+
+
+def eval_scale(config: ConfigDict) -> int:
+    """Q of the validation centre crop in pixels: S, or the middle of the range for jitter (PAPER.md §5.4)."""
+    return config.image.eval_scale or (config.image.scale_min + config.image.scale_max) // 2
+
+
+def init_from(config: ConfigDict) -> str:
+    """The checkpoint or workdir to start from; "" where none is meant."""
+    return "" if config.init_from == NO_INIT_FROM else config.init_from
+
+
+def resumed_run_may_differ_in() -> tuple[str, ...]:
+    """Keys that may change when a run is continued: they do not alter what is computed, only for how long or where."""
+    return (
+        *("num_epochs", "log_every_steps", "checkpoint_every_steps"),
+        *("data.dir", "data.root", "data.threads"),
+    )
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """{"seed": 0, "model.configuration": "D", ...}, in the order of definition."""
+    flat: dict[str, object] = {}
+    for key in config:
+        value = config[key]
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value})
+    return flat
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """" Did you mean X?", or "" where nothing known is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> None:
+    """Refuses impossible values before anything is built.
+
+    Args:
+      config: as `default_config` makes it, changed by a file and the command line.
+      num_devices: devices the run would use, over all processes.
+      num_processes: processes that share the work.
+
+    Raises:
+      UserError: the first value that cannot work: its key, the value, and what is allowed.
+    """
+    known, given = flatten(default_config()), flatten(config)
+    for key in given:
+        if key not in known:
+            raise UserError(f"config.{key} is not a known key.{did_you_mean(key, known)}")
+    for key, default in known.items():
+        if key not in given:
+            raise UserError(f"config.{key} is missing; start a configuration file from vgg_jax.config.default_config().")
+        _check_type(key, given[key], default)
+
+    model, image, data = config.model, config.image, config.data
+    _one_of("model.configuration", model.configuration, CONFIGURATIONS)
+    _one_of("model.init", model.init, PRESETS)
+    _one_of("model.dtype", model.dtype, DTYPES)
+    _one_of("model.param_dtype", model.param_dtype, DTYPES)
+    _one_of("optimizer.l2_mask", config.optimizer.l2_mask, L2_MASKS)
+    _one_of("sharding", config.sharding, RULES)
+    for key in ("batch_size", "accumulation_steps", "log_every_steps", "model_parallel", "model.fc_width"):
+        _at_least(key, given[key], 1)
+    for key in ("plateau.patience", "data.threads"):
+        _at_least(key, given[key], 1)
+    for key in ("seed", "checkpoint_every_steps", "plateau.max_drops", "augment.color_std", "image.eval_scale"):
+        _at_least(key, given[key], 0)
+    _at_least("model.num_classes", model.num_classes, 2)
+    for key in ("num_epochs", "eval_every_epochs", "model.width_multiplier", "plateau.min_improvement"):
+        _above_zero(key, given[key])
+    _above_zero("optimizer.learning_rate", config.optimizer.learning_rate)
+    _at_least("optimizer.l2", config.optimizer.l2, 0)
+    for key in ("model.dropout_rate", "optimizer.momentum"):
+        if not 0 <= given[key] < 1:
+            raise UserError(f"config.{key} is {given[key]}; it must be at least 0 and less than 1.")
+    if not 0 < config.plateau.factor < 1:
+        raise UserError(f"config.plateau.factor is {config.plateau.factor}; it must lie between 0 and 1.")
+
+    if image.crop < STRIDE:
+        raise UserError(
+            f"config.image.crop is {image.crop}; it must be at least {STRIDE}, for five poolings to leave one pixel."
+        )
+    if image.scale_min < image.crop:
+        raise UserError(
+            f"config.image.scale_min (S) is {image.scale_min}, less than config.image.crop, {image.crop}: "
+            f"the crop would not fit; make S at least {image.crop}."
+        )
+    if image.scale_max < image.scale_min:
+        raise UserError(
+            f"config.image.scale_max is {image.scale_max}, less than config.image.scale_min, {image.scale_min}; "
+            "for one fixed S set both to it."
+        )
+    if eval_scale(config) < image.crop:
+        raise UserError(
+            f"config.image.eval_scale (Q) is {image.eval_scale}, less than config.image.crop, {image.crop}; "
+            f"make it at least {image.crop}, or 0 for the training scale."
+        )
+
+    if num_devices % config.model_parallel:
+        raise UserError(
+            f"config.model_parallel is {config.model_parallel}, which does not divide the {num_devices} devices."
+        )
+    parts = num_devices // config.model_parallel * config.accumulation_steps
+    if config.batch_size % math.lcm(parts, num_processes):
+        below = config.batch_size // parts * parts
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, which {num_devices // config.model_parallel} devices"
+            + (f" x {config.accumulation_steps} accumulation steps" if config.accumulation_steps > 1 else "")
+            + f" do not divide; {below or parts} or {below + parts if below else 2 * parts} would do."
+        )
+
+    if not data.name:
+        raise UserError("config.data.name is empty; it must be `builtin`, `folder`, or the name of a TFDS data set.")
+    if data.name == "folder":
+        if not data.root:
+            raise UserError(
+                "config.data.name is `folder`, so config.data.root must name a directory laid out as "
+                "<split>/<class>/<picture>: --config.data.root=DIR."
+            )
+        if not Path(data.root).expanduser().is_dir():
+            raise UserError(f"config.data.root is {data.root!r}, and there is no such directory.")
+    elif data.root:
+        raise UserError(
+            f"config.data.root is {data.root!r}, but config.data.name is {data.name!r}; a root goes with "
+            "--config.data.name=folder."
+        )
+    if config.start_required and not config.init_from:
+        raise UserError(
+            f"the paper starts this stage (S={_scales(config)}, learning rate {config.optimizer.learning_rate:g}) from a "
+            "trained net: give its workdir with --config.init_from=DIR, or say --config.init_from=none to start afresh."
+        )
+
+
+def _scales(config: ConfigDict) -> str:
+    low, high = config.image.scale_min, config.image.scale_max
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _check_type(key: str, value: object, default: object) -> None:
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return
+    if type(value) is not type(default):
+        raise UserError(f"config.{key} is {value!r}; it must be of type {type(default).__name__}, as {default!r} is.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config.{key} is {value}; it must be a finite number.")
+
+
+def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise UserError(
+            f"config.{key} is {value!r}; it must be one of {', '.join(allowed)}.{did_you_mean(value, allowed)}"
+        )
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"config.{key} is {value}; it must be at least {least}.")
+
+
+def _above_zero(key: str, value: float) -> None:
+    if value <= 0:
+        raise UserError(f"config.{key} is {value}; it must be greater than 0.")

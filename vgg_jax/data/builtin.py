@@ -1,0 +1,184 @@
+"""The built-in data set: ten classes of drawn objects on cluttered, textured grounds.
+
+It is rendered, not downloaded, so that the first command a newcomer types trains on pictures, and it then takes the
+very path ImageNet takes: JPEG records in ArrayRecord files, decoded, rescaled and cropped by the host.
+
+The class is the shape of the one large object. Its colour, texture, place, rotation and size vary, small objects of
+other classes and strokes lie about, so a model has to see shape at several scales: a linear model fails
+(`benchmarks/builtin_linear.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw
+
+COUNTS = {"train": 4000, "validation": 1000}
+_FIRST_SEED = {"train": 0, "validation": 1_000_000}  # the splits never share a seed
+
+Polygon = list[tuple[float, float]]
+
+
+def _regular(corners: int, radius: float = 1.0, start: float = -math.pi / 2) -> Polygon:
+    return [
+        (radius * math.cos(start + 2 * math.pi * i / corners), radius * math.sin(start + 2 * math.pi * i / corners))
+        for i in range(corners)
+    ]
+
+
+def _star() -> Polygon:
+    outer, inner = _regular(5), _regular(5, 0.42, -math.pi / 2 + math.pi / 5)
+    return [corner for pair in zip(outer, inner, strict=True) for corner in pair]
+
+
+def _heart() -> Polygon:
+    angles = [2 * math.pi * i / 36 for i in range(36)]
+    return [
+        (
+            math.sin(t) ** 3,
+            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16,
+        )
+        for t in angles
+    ]
+
+
+def _crescent() -> Polygon:
+    outer = [(math.cos(t), math.sin(t)) for t in (math.radians(50 + 260 * i / 24) for i in range(25))]
+    inner = [(0.42 + 0.8 * math.cos(t), 0.8 * math.sin(t)) for t in (math.radians(290 - 220 * i / 20) for i in range(21))]
+    return outer + inner
+
+
+_CROSS = [(-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3)]
+# Outlines in a box from -1 to 1, y downwards; a hole, where there is one, is drawn over the outline.
+SHAPES: dict[str, tuple[Polygon, Polygon]] = {
+    "arrow": ([(0, -1), (0.75, -0.15), (0.28, -0.15), (0.28, 1), (-0.28, 1), (-0.28, -0.15), (-0.75, -0.15)], []),
+    "crescent": (_crescent(), []),
+    "cross": (_CROSS + [(-x, -y) for x, y in _CROSS], []),
+    "disc": (_regular(36), []),
+    "heart": (_heart(), []),
+    "hourglass": ([(-0.8, -1), (0.8, -1), (0.12, 0), (0.8, 1), (-0.8, 1), (-0.12, 0)], []),
+    "ring": (_regular(36), _regular(36, 0.58)),
+    "square": (_regular(4, start=math.pi / 4), []),
+    "star": (_star(), []),
+    "triangle": (_regular(3), []),
+}
+CLASS_NAMES = tuple(sorted(SHAPES))
+
+
+def render(seed: int) -> tuple[Image.Image, int]:
+    """Draws one picture.
+
+    Args:
+      seed: 0 <= seed < 2**32; the class is seed % 10, everything else is drawn from a stream that the seed starts.
+
+    Returns:
+      An RGB picture, shorter side 80 to 150, longer side up to 1.6 times that; and its class in [0, 10).
+    """
+    # RandomState because NumPy promises that its streams never change; Generator's may, between versions.
+    rng = np.random.RandomState(seed)
+    label = seed % len(CLASS_NAMES)
+    short = int(rng.randint(80, 151))
+    long = int(short * rng.uniform(1.0, 1.6))
+    width, height = (long, short) if rng.rand() < 0.6 else (short, long)
+
+    picture = _ground(rng, width, height)
+    _strokes(rng, picture, count=int(rng.randint(4, 12)))
+
+    # The object lies within the central square, or nearly: a centre crop at the training scale sees it.
+    radius = short * rng.uniform(0.2, 0.42)
+    reach = max(short / 2 - radius, 0) + 0.05 * short
+    centre = (width / 2 + rng.uniform(-reach, reach), height / 2 + rng.uniform(-reach, reach))
+    for _ in range(int(rng.randint(1, 5))):  # small objects of any class, which a model must learn to overlook
+        small = radius * rng.uniform(0.15, 0.3)
+        _paint(rng, picture, rng.randint(len(CLASS_NAMES)), small, (rng.uniform(0, width), rng.uniform(0, height)))
+    _paint(rng, picture, label, radius, centre)
+    return picture, label
+
+
+def _ground(rng: np.random.RandomState, width: int, height: int) -> Image.Image:
+    """Smooth noise in three octaves around a random colour."""
+    ground = Image.new("RGB", (width, height), tuple(int(v) for v in rng.randint(40, 216, 3)))
+    for cells, weight in ((3, 0.25), (9, 0.2), (max(width, height) // 3, rng.uniform(0.05, 0.2))):
+        noise = Image.fromarray(rng.randint(0, 256, (cells, cells, 3)).astype(np.uint8))
+        ground = Image.blend(ground, noise.resize(ground.size, Image.Resampling.BILINEAR), weight)
+    return ground
+
+
+def _strokes(rng: np.random.RandomState, picture: Image.Image, count: int) -> None:
+    draw = ImageDraw.Draw(picture)
+    for _ in range(count):
+        ends = [(int(rng.randint(picture.width)), int(rng.randint(picture.height))) for _ in range(int(rng.randint(2, 4)))]
+        draw.line(ends, fill=tuple(map(int, rng.randint(0, 256, 3))), width=int(rng.randint(1, 4)))
+
+
+def _paint(
+    rng: np.random.RandomState, picture: Image.Image, label: int, radius: float, centre: tuple[float, float]
+) -> None:
+    """Lays one object, turned, slightly stretched and of uneven colour, over the picture."""
+    outline, hole = SHAPES[CLASS_NAMES[label]]
+    angle, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.25)
+    box = math.ceil(radius * 1.3) * 2 + 1
+    # The mask is drawn three times as large and scaled down: smooth edges.
+    mask = Image.new("L", (3 * box, 3 * box))
+    for polygon, value in ((outline, 255), (hole, 0)):
+        if polygon:
+            cos, sin = math.cos(angle), math.sin(angle)
+            corners = [(x * stretch, y / stretch) for x, y in polygon]
+            ImageDraw.Draw(mask).polygon(
+                [
+                    (
+                        round(3 * (radius * (x * cos - y * sin) + box / 2)),
+                        round(3 * (radius * (x * sin + y * cos) + box / 2)),
+                    )
+                    for x, y in corners
+                ],
+                fill=value,
+            )
+    mask = mask.resize((box, box), Image.Resampling.BOX)
+    left, top = round(centre[0] - box / 2), round(centre[1] - box / 2)
+
+    # A colour some way from the ground it lies on, uneven by up to 30 in each channel.
+    behind = np.asarray(picture.crop((left, top, left + box, top + box)).resize((1, 1), Image.Resampling.BOX))[0, 0]
+    colour = rng.uniform(0, 255, 3)
+    while np.abs(colour - behind).sum() < 140:
+        colour = rng.uniform(0, 255, 3)
+    patch = (colour + rng.uniform(-30, 30, (3, 3, 3))).round().clip(0, 255).astype(np.uint8)
+    fill = Image.fromarray(patch).resize((box, box), Image.Resampling.BILINEAR)
+    picture.paste(fill, (left, top), mask)
+
+
+class VggJaxShapes(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the built-in data set: 4,000 training and 1,000 validation pictures, 400 and 100 a class."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(split) for split in COUNTS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+        for index in range(COUNTS[split]):
+            picture, label = render(_FIRST_SEED[split] + index)
+            encoded = io.BytesIO()
+            picture.save(encoded, "JPEG", quality=90)
+            name = f"{CLASS_NAMES[label]}_{index:05d}.jpg"
+            yield name, {"image": encoded.getvalue(), "label": label, "file_name": name}

@@ -1,0 +1,23 @@
+"""What is said to a person when something goes wrong that only they can put right."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+class UserError(Exception):
+    """Something only the user can put right, said in one sentence: the value, the place and the remedy.
+
+    `vgg_jax.main` prints the sentence without a traceback and exits with status 2.
+    """
+
+
+@contextlib.contextmanager
+def writing_to(place: os.PathLike | str, remedy: str) -> Iterator[None]:
+    """Turns an OSError within (full disk, no permission, ...) into a UserError that names the place and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error.strerror or error}; {remedy}.") from error

@@ -1,0 +1,1 @@
+"""How well a net does: so far the centre crop that drives the plateau schedule."""

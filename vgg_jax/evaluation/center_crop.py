@@ -1,0 +1,34 @@
+"""Validation on centre crops: cheap, and what the plateau schedule listens to (PAPER.md §5.4)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+
+import jax
+
+from vgg_jax.steps import Batch, EvalMetrics
+
+
+def evaluate(
+    eval_step: Callable[[dict, Batch], EvalMetrics], params: dict, batches: Iterable[Batch], num_images: int
+) -> dict[str, float]:
+    """Means over a split, every image counted once.
+
+    Args:
+      eval_step: compiled, of `steps.make_eval_step`.
+      params: the net's.
+      batches: of `pipeline.eval_examples`: the last is padded, and masked.
+      num_images: images in the split.
+
+    Returns:
+      loss (nats), top1_error, top5_error (fractions).
+
+    Raises:
+      RuntimeError: the batches did not hold each image once.
+    """
+    parts = (eval_step(params, batch) for batch in batches)
+    total: EvalMetrics = jax.device_get(functools.reduce(EvalMetrics.merge, parts))
+    if int(total.loss.count) != num_images:
+        raise RuntimeError(f"evaluated {int(total.loss.count)} images of {num_images}")
+    return {name: float(value) for name, value in total.compute().items()}

@@ -1,0 +1,113 @@
+"""What a run tells: metrics.jsonl and TensorBoard files for programs, a progress bar or plain lines for a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+from tqdm import tqdm
+
+from vgg_jax.errors import writing_to
+
+_REMEDY = "free some space or mend the permissions and give the same command again"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, whole or not at all: what was there before stays until the new file is complete."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with writing_to(path.parent, _REMEDY):
+        with open(unfinished, "w") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object a line with "step" and scalars by name, and the same as TensorBoard events.
+
+    Opening it cuts back what a run wrote beyond the step it resumes from, so a step never stands there twice.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        path = workdir / "metrics.jsonl"
+        with writing_to(workdir, _REMEDY):
+            kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
+            unfinished = path.with_name(path.name + ".unfinished")
+            unfinished.write_text("".join(kept))
+            unfinished.replace(path)
+            self._file = open(path, "a", buffering=1)  # a line reaches the system as soon as it is whole
+            self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Adds one line; values that are whole numbers to six digits are not padded."""
+        with writing_to(self._file.name, _REMEDY):
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        with writing_to(self._file.name, _REMEDY):
+            self._file.close()
+            self._events.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with open(path) as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+class Screen:
+    """A progress bar on a terminal; elsewhere (a log file, a pipe) plain lines."""
+
+    def __init__(self, quiet: bool = False):
+        self._quiet = quiet
+        self._bar: tqdm | None = None
+
+    def start(self, step: int, total_steps: int) -> None:
+        if sys.stderr.isatty() and not self._quiet:
+            form = "{n_fmt}/{total_fmt} {bar:12} {postfix}"
+            self._bar = tqdm(initial=step, total=total_steps, bar_format=form, dynamic_ncols=True, file=sys.stderr)
+
+    def progress(self, step: int, line: str) -> None:
+        """Shows where the run is; only on a terminal, where the line replaces the one before."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(line, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def log(self, line: str) -> None:
+        """As `say`, but for lines that a progress bar makes needless."""
+        if self._bar is None:
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words: "42 s", "3 min 05 s", "2 h 07 min", "3 d 04 h"."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{s // 86400} d {s % 86400 // 3600:02d} h"

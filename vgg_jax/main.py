@@ -1,0 +1,64 @@
+"""`python -m vgg_jax.main --config=configs/vgg19.py`: trains what a configuration file describes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vgg_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, e.g. configs/vgg19.py or configs/vgg19.py:S=384. Any value can be overridden: "
+    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py)."
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Where checkpoints and logs go; the same workdir continues a run. Default: runs/<config>[-<argument>]."
+)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, OSError, UserError) as error:
+        _fail(str(error).replace("\n", " "))
+
+
+def _fail(message: str, status: int = 2):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _default_workdir(config_file: str) -> Path:
+    file, _, argument = config_file.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        _fail(f"{argv[1]!r} is not a flag; flags begin with two dashes, as --config=configs/quickstart.py.")
+    if _CONFIG.value is None:
+        _fail("say what to train: --config=configs/quickstart.py, for example; --help lists the flags.")
+    logging.set_verbosity(logging.ERROR)  # what the libraries note in passing would bury what this project says
+    from vgg_jax.train import Interrupted, train  # here, so that --help answers at once
+
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    try:
+        train(_CONFIG.value, workdir)
+    except UserError as error:
+        _fail(str(error))
+    except Interrupted as interruption:
+        _fail(str(interruption), 128 + interruption.signum)
+    except KeyboardInterrupt:
+        _fail("stopped; nothing that was saved is lost, the same command goes on.", 130)
+
+
+def run() -> None:
+    """The console script `vgg-jax`."""
+    app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    run()

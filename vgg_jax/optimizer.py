@@ -1,0 +1,88 @@
+"""The paper's optimizer as an optax chain: L2, plateau schedule, learning rate, momentum (Paper §3.1).
+
+Together they are Krizhevsky's update: v <- 0.9 v - lr (g + 5e-4 w), w <- w + v. The learning rate is inside the
+momentum buffer, so a drop of the rate takes effect as the buffer fades, not at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The chain for a configuration; its state is a dict of the four parts' states, by name."""
+    mask = _is_kernel if config.optimizer.l2_mask == "kernels" else None
+    return optax.named_chain(
+        # L2 joins the gradient before the momentum: classical, not decoupled. Kernels only (PAPER.md §5.3).
+        ("l2", optax.add_decayed_weights(config.optimizer.l2, mask)),
+        ("plateau", _scale_by_plateau(config)),
+        ("learning_rate", optax.scale(-config.optimizer.learning_rate)),
+        ("momentum", optax.trace(config.optimizer.momentum)),
+    )
+
+
+def observe_error(opt_state: dict, error: jax.typing.ArrayLike, config: ConfigDict) -> dict:
+    """Tells the plateau schedule the validation top-1 error of one evaluation.
+
+    After `plateau.patience` evaluations in a row that did not better the least error by `plateau.min_improvement`,
+    the learning rate is multiplied by `plateau.factor`.
+
+    Args:
+      opt_state: of `make_optimizer`.
+      error: scalar fraction in [0, 1]. Not minus the accuracy: optax's schedule goes wrong on negative values.
+      config: the run's.
+
+    Returns:
+      The new optimizer state; only its plateau part differs.
+    """
+    _, plateau = _reduce_on_plateau(config).update({}, opt_state["plateau"], value=jnp.float32(error))
+    return opt_state | {"plateau": plateau}
+
+
+def learning_rate(opt_state: dict, config: ConfigDict) -> jax.Array:
+    """The rate in force, a float32 scalar."""
+    return config.optimizer.learning_rate * opt_state["plateau"].scale
+
+
+def lr_drops(opt_state: dict, config: ConfigDict) -> int:
+    """How often the rate has dropped so far, at most `plateau.max_drops`."""
+    return min(_plateaus(opt_state, config), config.plateau.max_drops)
+
+
+def plateaued_for_good(opt_state: dict, config: ConfigDict) -> bool:
+    """Whether the error has stopped improving at the last learning rate too, which ends training (PAPER.md §5.4)."""
+    return _plateaus(opt_state, config) > config.plateau.max_drops
+
+
+def _plateaus(opt_state: dict, config: ConfigDict) -> int:
+    return round(math.log(float(opt_state["plateau"].scale)) / math.log(config.plateau.factor))
+
+
+def _reduce_on_plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    # No least scale: the plateau after the last drop must show, and training ends with it before a step is taken.
+    return optax.contrib.reduce_on_plateau(
+        factor=config.plateau.factor, patience=config.plateau.patience, rtol=0.0, atol=config.plateau.min_improvement
+    )
+
+
+def _scale_by_plateau(config: ConfigDict) -> optax.GradientTransformation:
+    """Scales updates by the schedule's scale. optax's own update would want an error at every step (see observe_error)."""
+
+    def init(params: optax.Params) -> optax.contrib.ReduceLROnPlateauState:
+        del params
+        return _reduce_on_plateau(config).init(jnp.float32(0))  # float32, whatever the parameters are
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda u: (state.scale * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_kernel(params: optax.Params) -> optax.Params:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,0 +1,74 @@
+"""The mesh, and one table: which parameter lies how on it.
+
+The mesh has two axes. Batches are split over `data`; `model` splits FC layers where a rule says so. Training code
+names neither devices nor their number: it gives arrays these shardings, and the compiler does the communication.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vgg_jax.errors import UserError
+
+# name -> ((pattern of a parameter's path, axes of its dimensions), ...); the first that matches counts, none:
+# replicated. Momentum has its parameter's path with a prefix, so it lies where its parameter lies.
+RULES: dict[str, tuple[tuple[str, PartitionSpec], ...]] = {
+    "replicated": (),
+    # ZeRO-3/FSDP: every kernel split over the devices that share the batch; fc8 by inputs, as K often does not divide.
+    "fsdp": (
+        (r"fc8/kernel$", PartitionSpec(None, None, "data", None)),
+        (r"/kernel$", PartitionSpec(None, None, None, "data")),
+    ),
+    # "One weird trick" (Krizhevsky 2014): convolutions are data-parallel, FC layers split by features.
+    "fc_model_parallel": (
+        (r"fc[67]/kernel$", PartitionSpec(None, None, None, "model")),
+        (r"fc[67]/bias$", PartitionSpec("model")),
+        (r"fc8/kernel$", PartitionSpec(None, None, "model", None)),
+    ),
+}
+
+
+def make_mesh(model_parallel: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh ("data", "model") over all devices, or those given; `model_parallel` divides their number."""
+    devices = devices or jax.devices()
+    shape = (len(devices) // model_parallel, model_parallel)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first dimension counts images."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Of arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_shardings(tree, mesh: Mesh, rules: str):
+    """NamedSharding for each array of a tree of parameters, or of a train state.
+
+    Args:
+      tree: arrays or jax.ShapeDtypeStruct.
+      mesh: of `make_mesh`.
+      rules: a key of RULES.
+
+    Raises:
+      UserError: a dimension that its mesh axis does not divide.
+    """
+
+    def of(path, leaf) -> NamedSharding:
+        name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+        spec = next((spec for pattern, spec in RULES[rules] if re.search(pattern, name)), PartitionSpec())
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"config.sharding={rules} splits {name} {list(leaf.shape)} over {mesh.shape[axis]} devices, which "
+                    f"do not divide {size}; use another width or number of devices, or --config.sharding=replicated."
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(of, tree)

@@ -1,0 +1,132 @@
+"""The two pure functions that everything else drives: train_step and eval_step, each compiled once."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu_metrics
+from ml_collections import ConfigDict
+
+from vgg_jax.augment import ColorStatistics, augment, normalize
+from vgg_jax.models import VGG
+from vgg_jax.optimizer import learning_rate
+from vgg_jax.state import TrainState, step_key
+
+Batch = dict[str, jax.Array]
+
+# XLA's CPU backend has faster convolution gradients than those it takes by default: net A, batch 8, forward and
+# backward on two cores, 108 GFLOP/s without and 177 with these (`benchmarks/cpu_options.py`).
+CPU_COMPILER_OPTIONS = {
+    "xla_cpu_experimental_onednn_custom_call": True,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+}
+
+
+@flax.struct.dataclass
+class EvalMetrics(clu_metrics.Collection):
+    """Means over images, each with the exact number of images it is over (`.loss.count`)."""
+
+    # No postponed evaluation of annotations in this module: clu reads these as classes.
+    loss: clu_metrics.Average.from_output("loss")
+    top1_error: clu_metrics.Average.from_output("top1_error")
+    top5_error: clu_metrics.Average.from_output("top5_error")
+
+
+def make_train_step(
+    config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, statistics: ColorStatistics
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The function from a state and a batch to the next state and the batch's metrics.
+
+    Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars: loss (mean cross-entropy,
+    nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch), lr (of this update), and
+    finite (bool): whether the loss and all new parameters are.
+
+    With `accumulation_steps` > 1 the batch is computed in that many parts, one after another; the update is the same
+    but for dropout's draws and rounding.
+    """
+    parts = config.accumulation_steps
+
+    def loss_and_logits(params, images, labels_B, key):
+        logits_BxK = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels_B).mean(), logits_BxK
+
+    gradient = jax.value_and_grad(loss_and_logits, has_aux=True)
+
+    def accumulated(params, images, labels_B, key):
+        if parts == 1:
+            return gradient(params, images, labels_B, key)
+
+        def part(total, args):
+            i, x, y = args
+            (loss, logits), grads = gradient(params, x, y, jax.random.fold_in(key, i))
+            return jax.tree.map(lambda t, v: t + v / parts, total, (loss, grads)), logits
+
+        # Part i takes images i, i + parts, ...: every device keeps the images it holds.
+        split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), (images, labels_B))
+        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+        (loss, grads), logits = jax.lax.scan(part, zero, (jnp.arange(parts), *split))
+        return (loss, logits.swapaxes(0, 1).reshape(labels_B.shape[0], -1)), grads
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        augment_key, dropout_key = jax.random.split(step_key(config.seed, state.step))
+        images = augment(augment_key, batch["image"], statistics, config.augment.flip, config.augment.color_std)
+        (loss, logits_BxK), grads = accumulated(state.params, images, batch["label"], dropout_key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            **{name: wrong_B.mean() for name, wrong_B in errors(logits_BxK, batch["label"]).items()},
+            "lr": learning_rate(state.opt_state, config),
+            "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params)),
+        }
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(model: VGG, statistics: ColorStatistics) -> Callable[[dict, Batch], EvalMetrics]:
+    """The function from parameters and a batch to `EvalMetrics` over the images whose mask is true.
+
+    Batch: image [B, H, W, 3] uint8 RGB, label [B] int32, mask [B] bool.
+    """
+
+    def eval_step(params: dict, batch: Batch) -> EvalMetrics:
+        logits_BxK = model.apply({"params": params}, normalize(batch["image"], statistics))
+        return EvalMetrics.single_from_model_output(
+            loss=optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["label"]),
+            **errors(logits_BxK, batch["label"]),
+            mask=batch["mask"],
+        )
+
+    return eval_step
+
+
+def errors(logits_BxK: jax.Array, labels_B: jax.Array) -> dict[str, jax.Array]:
+    """top1_error and top5_error, [B] float32: 1 where the label is not among the 1 or 5 highest scores, else 0.
+
+    Of equal scores the lower class number ranks higher. With fewer than 5 classes top-5 is over all of them.
+    """
+    _, best_Bx5 = jax.lax.top_k(logits_BxK, min(5, logits_BxK.shape[-1]))
+    hit_Bx5 = best_Bx5 == labels_B[:, None]
+    return {
+        "top1_error": 1.0 - hit_Bx5[:, 0].astype(jnp.float32),
+        "top5_error": 1.0 - hit_Bx5.any(-1).astype(jnp.float32),
+    }
+
+
+def compile_step(step: Callable, *shapes, donate: bool = False, out_shardings=None) -> jax.stages.Compiled:
+    """Compiles a step for arguments of these shapes, dtypes and shardings (jax.ShapeDtypeStruct).
+
+    With `donate` the first argument's memory is reused for the result.
+    """
+    options = {} if out_shardings is None else {"out_shardings": out_shardings}
+    lowered = jax.jit(step, donate_argnums=(0,) if donate else (), **options).lower(*shapes)
+    if jax.default_backend() == "cpu":
+        try:
+            return lowered.compile(compiler_options=CPU_COMPILER_OPTIONS)
+        except jax.errors.JaxRuntimeError as error:
+            if "ption" not in str(error):  # an option another jaxlib does not know; anything else is real
+                raise
+    return lowered.compile()

@@ -1,0 +1,388 @@
+"""Training, from a configuration to a summary: read top to bottom, one phase after another."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clu import parameter_overview
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vgg_jax import config as config_lib
+from vgg_jax import workdir as workdir_lib
+from vgg_jax.checkpoints import Checkpoints
+from vgg_jax.data.pipeline import batches, eval_examples, train_examples
+from vgg_jax.data.sources import Dataset, open_dataset
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation.center_crop import evaluate
+from vgg_jax.logbook import MetricsLog, Screen, duration, write_json
+from vgg_jax.models import VGG
+from vgg_jax.optimizer import lr_drops, make_optimizer, observe_error, plateaued_for_good
+from vgg_jax.sharding import batch_sharding, make_mesh, replicated
+from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_shapes
+from vgg_jax.steps import compile_step, make_eval_step, make_train_step
+from vgg_jax.transplant import start_from
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM was heeded: the state is saved and the message says how to go on."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, Any]:
+    """Trains to the end of the plateau schedule or of the epochs, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      config: see `vgg_jax.config`.
+      workdir: made if need be; afterwards it holds config.json, dataset.json, metrics.jsonl, tensorboard/,
+        checkpoints/<step>/ and summary.json.
+      quiet: print nothing.
+
+    Returns:
+      What summary.json says.
+
+    Raises:
+      UserError: anything that only the user can put right; nothing that was there is lost.
+      Interrupted: by a signal, after saving.
+    """
+    began = time.monotonic()
+    screen = Screen(quiet)
+
+    # What will run, where, on what data; refused here if it cannot.
+    config_lib.validate(config, jax.device_count(), jax.process_count())
+    workdir_lib.claim(workdir, config)
+    dataset = open_dataset(config)
+    workdir_lib.keep_description(workdir, dataset.description())
+    steps_per_epoch = len(dataset.train) / config.batch_size
+    total_steps = math.ceil(config.num_epochs * steps_per_epoch)
+
+    # The functions, compiled for exactly these shapes on this mesh.
+    mesh = make_mesh(config.model_parallel)
+    model, optimizer = make_model(config), make_optimizer(config)
+    shapes = state_shapes(config, model, optimizer, mesh)
+    screen.say(_heading(config, workdir, dataset, mesh, shapes))
+    train_step, eval_step, observe = _compiled(config, model, optimizer, dataset, mesh, shapes, screen)
+
+    # Where to begin: resume > init_from > preset.
+    checkpoints = Checkpoints(workdir)
+    resume_step = checkpoints.latest_step()
+    progress: dict[str, Any] = {"seconds": 0.0, "best_top1_error": None, "best_step": None, "last": None}
+    if resume_step is not None:
+        state, progress = checkpoints.restore(resume_step, shapes)
+        screen.say(f"going on from {checkpoints.path(resume_step)}")
+    else:
+        state = init_state(config, model, optimizer, shapes)
+        if config_lib.init_from(config):
+            params, report = start_from(config_lib.init_from(config), state.params)
+            state = state.replace(params=params)
+            screen.say(report)
+    metrics_log = MetricsLog(workdir, resume_step or 0)
+
+    # The loop.
+    step = resume_step or 0
+    seconds_before = progress["seconds"]
+    window = _Window(config, steps_per_epoch, total_steps, metrics_log, screen)
+    evaluation_due = _every(config.eval_every_epochs * steps_per_epoch, total_steps)
+    checkpoint_due = _every(config.checkpoint_every_steps or math.inf, total_steps)
+    train_batches = batches(config, train_examples(config, dataset.train), mesh, start=step)
+    finished = plateaued_for_good(state.opt_state, config)
+    screen.start(step, total_steps)
+    with contextlib.closing(train_batches), contextlib.closing(checkpoints), _signals() as received:
+        while step < total_steps and not finished:
+            with window.waiting_for_input():
+                batch = next(train_batches)
+            with jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, batch)
+            step += 1
+            window.add(step, metrics)
+            if not (evaluation_due(step) or checkpoint_due(step) or received):
+                continue
+
+            # Nothing is saved before the last update is known to be finite.
+            window.flush()
+            top1_error = None
+            if evaluation_due(step):
+                window.warn_if_stuck(step)
+                val = evaluate(
+                    eval_step,
+                    state.params,
+                    batches(config, eval_examples(config, dataset.validation), mesh),
+                    len(dataset.validation),
+                )
+                top1_error = val["top1_error"]
+                metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
+                drops = lr_drops(state.opt_state, config)
+                error = jax.device_put(np.float32(top1_error), replicated(mesh))
+                state = state.replace(opt_state=observe(state.opt_state, error))
+                finished = plateaued_for_good(state.opt_state, config)
+                if progress["best_top1_error"] is None or top1_error <= progress["best_top1_error"]:
+                    progress |= {"best_top1_error": top1_error, "best_step": step}
+                progress["last"] = val
+                screen.say(_evaluation_line(step / steps_per_epoch, step, val, progress))
+                if lr_drops(state.opt_state, config) > drops:
+                    screen.say(_drop_line(config, lr_drops(state.opt_state, config)))
+            progress["seconds"] = seconds_before + time.monotonic() - began
+            checkpoints.save(step, state, progress, top1_error)
+            if received and step < total_steps and not finished:
+                checkpoints.wait()
+                metrics_log.close()
+                screen.close()
+                raise Interrupted(
+                    f"stopped by {signal.Signals(received[0]).name} after step {step} of {total_steps}; everything is "
+                    f"saved in {checkpoints.path(step)}. Give the same command again to go on.",
+                    received[0],
+                )
+            window.resume()
+        checkpoints.wait()
+    screen.close()
+    metrics_log.close()
+
+    summary = {
+        "steps": step,
+        "epochs": round(step / steps_per_epoch, 4),
+        "stopped_by": "plateau" if finished else "num_epochs",
+        "seconds": round(progress["seconds"], 1),
+        "lr_drops": lr_drops(state.opt_state, config),
+        "best_top1_error": progress["best_top1_error"],
+        "best_step": progress["best_step"],
+        **{f"final_{name}": value for name, value in progress["last"].items()},
+        "params_sha256": params_sha256(state.params),
+        "checkpoint": str(checkpoints.path(step)),
+        "best_checkpoint": str(checkpoints.path(progress["best_step"])),
+    }
+    write_json(workdir / "summary.json", summary)
+    screen.say(_closing(summary))
+    return summary
+
+
+def _compiled(
+    config: ConfigDict,
+    model: VGG,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    mesh: Mesh,
+    shapes: TrainState,
+    screen: Screen,
+):
+    """train_step, eval_step and the plateau's observation, compiled."""
+    began = time.monotonic()
+    b, crop = config.batch_size, config.image.crop
+    split, whole = batch_sharding(mesh), replicated(mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((b, crop, crop, 3), jnp.uint8, sharding=split),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
+    }
+    mask = jax.ShapeDtypeStruct((b,), jnp.bool_, sharding=split)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    train_step = compile_step(
+        make_train_step(config, model, optimizer, dataset.statistics),
+        shapes,
+        batch,
+        donate=True,
+        out_shardings=(shardings, whole),
+    )
+    eval_step = compile_step(
+        make_eval_step(model, dataset.statistics), shapes.params, {**batch, "mask": mask}, out_shardings=whole
+    )
+    observe = compile_step(
+        functools.partial(observe_error, config=config),
+        shapes.opt_state,
+        jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
+        donate=True,
+        out_shardings=shardings.opt_state,
+    )
+    memory = train_step.memory_analysis()
+    # Arguments and results share memory (donation); on most backends that is what temp does not count.
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    screen.say(
+        f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "
+        f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
+    )
+    return train_step, eval_step, observe
+
+
+class _Window:
+    """The steps since the last log line: their mean metrics, their speed, and whether they are sound.
+
+    A step's metrics are fetched while the next one runs, so the device's queue never drains.
+    """
+
+    def __init__(
+        self, config: ConfigDict, steps_per_epoch: float, total_steps: int, metrics_log: MetricsLog, screen: Screen
+    ):
+        self._config, self._steps_per_epoch, self._total_steps = config, steps_per_epoch, total_steps
+        self._metrics_log, self._screen = metrics_log, screen
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._since_log: list[dict[str, float]] = []
+        self._losses: list[float] = []  # since the last evaluation
+        self._steps_seen = 0
+        self._warned = False
+        self._line = ""
+        self.resume()
+
+    def resume(self) -> None:
+        """Starts the clock, at the beginning and after anything that is not training."""
+        self._started, self._waited, self._timed_steps = time.monotonic(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes a step's metrics and digests those of the step before."""
+        self._timed_steps += 1
+        previous, self._pending = self._pending, (step, metrics)
+        if previous is not None:
+            self._digest(*previous)
+
+    def flush(self) -> None:
+        """Digests what is pending; raises UserError where it is not finite."""
+        if self._pending is not None:
+            self._digest(*self._pending)
+            self._pending = None
+
+    def _digest(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not values.pop("finite"):
+            self._screen.close()
+            raise UserError(_not_finite(self._config, step, values["loss"]))
+        self._since_log.append(values)
+        self._losses.append(values["loss"])
+        self._steps_seen += 1
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        speed = self._timed_steps * self._config.batch_size / elapsed
+        waited = self._waited / elapsed
+        if step % self._config.log_every_steps == 0:
+            mean = {name: float(np.mean([v[name] for v in self._since_log])) for name in values}
+            mean["lr"] = values["lr"]
+            self._line = (
+                f"epoch {step / self._steps_per_epoch:.2f} | loss {mean['loss']:.4f} | top-1 error "
+                f"{mean['top1_error']:.1%}, top-5 {mean['top5_error']:.1%} | lr {mean['lr']:.0e}"
+            )
+            self._screen.log(f"step {step}/{self._total_steps} | {self._line} | {self._pace(step, speed, waited)}")
+            scalars = {**mean, "images_per_second": speed, "input_wait": waited}
+            self._metrics_log.write(step, {f"train/{name}": value for name, value in scalars.items()})
+            self._since_log.clear()
+            self.resume()
+        elif not self._line:
+            self._line = f"epoch {step / self._steps_per_epoch:.2f} | loss {values['loss']:.4f} | lr {values['lr']:.0e}"
+        self._screen.progress(step, f"{self._line} | {self._pace(step, speed, waited)}")
+
+    def _pace(self, step: int, speed: float, waited: float) -> str:
+        left = (self._total_steps - step) * self._config.batch_size / speed
+        return f"{speed:.0f} images/s | input wait {waited:.0%} | at most {duration(left)} left"
+
+    def warn_if_stuck(self, step: int) -> None:
+        """Says so, once, where the loss since the last evaluation is still that of guessing (PAPER.md §5.1)."""
+        chance = math.log(self._config.model.num_classes)
+        mean = float(np.mean(self._losses))
+        self._losses.clear()
+        if self._warned or self._steps_seen < _STEPS_TO_LEAVE_CHANCE or mean < 0.99 * chance:
+            return
+        self._warned = True
+        rate = self._config.optimizer.learning_rate
+        self._screen.say(
+            f"WARNING: at step {step} the loss is still {mean:.4f}, which is guessing (ln {self._config.model.num_classes}"
+            f" = {chance:.4f}). A deep VGG often does not leave it at a rate that suits a shallow one. Try a lower rate "
+            f"(--config.optimizer.learning_rate={rate / 10:g}), --config.model.init=glorot, or start from a trained "
+            "net A (--config.init_from=DIR); in a new --workdir."
+        )
+
+
+# Steps after which a loss that is still ln K is no longer a slow start.
+_STEPS_TO_LEAVE_CHANCE = 200
+
+
+def _not_finite(config: ConfigDict, step: int, loss: float) -> str:
+    return (
+        f"training has diverged: at step {step} the loss is {loss:.4g} and the loss or a parameter is not finite. Nothing "
+        "was saved after that; the last checkpoint is as it was. Try a lower rate "
+        f"(--config.optimizer.learning_rate={config.optimizer.learning_rate / 10:g}) or --config.model.init=glorot, in a "
+        "new --workdir."
+    )
+
+
+def _every(steps: float, total_steps: int):
+    """step -> whether a multiple of `steps`, which need not be whole, is reached with it, or the end."""
+    return lambda step: step == total_steps or math.floor(step / steps) > math.floor((step - 1) / steps)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals received so far. The first Ctrl-C or SIGTERM is noted here; another one acts as it always does."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def note(number, _frame):
+        received.append(number)
+        for other in numbers:
+            signal.signal(other, before[other])
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+def _heading(config: ConfigDict, workdir: Path, dataset: Dataset, mesh: Mesh, shapes: TrainState) -> str:
+    device = jax.devices()[0]
+    low, high = config.image.scale_min, config.image.scale_max
+    # The overview wants dtype and shape only, so shapes serve as parameters.
+    table = parameter_overview.get_parameter_overview(shapes.params, include_stats=False)
+    return (
+        f"VGG {config.model.configuration} on {dataset.name}: {len(dataset.train):,} training and "
+        f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
+        f"{table}\n"
+        f"S {low if low == high else f'{low} to {high}'}, crop {config.image.crop}, batch {config.batch_size}, at most "
+        f"{config.num_epochs:g} epochs; {device.device_kind} x {mesh.size} ({config.sharding}), {config.model.dtype}, "
+        f"jax {jax.__version__}, Python {platform.python_version()}\n"
+        f"everything is written to {workdir}; watch it with: tensorboard --logdir {workdir}"
+    )
+
+
+def _evaluation_line(epoch: float, step: int, val: dict[str, float], progress: dict[str, Any]) -> str:
+    return (
+        f"validation at step {step} (epoch {epoch:.2f}): top-1 error {val['top1_error']:.2%}, top-5 "
+        f"{val['top5_error']:.2%}, loss {val['loss']:.4f}; best top-1 {progress['best_top1_error']:.2%}"
+    )
+
+
+def _drop_line(config: ConfigDict, drops: int) -> str:
+    rate = config.optimizer.learning_rate * config.plateau.factor**drops
+    return f"the error has stopped improving: learning rate now {rate:.0e} (drop {drops} of {config.plateau.max_drops})"
+
+
+def _closing(summary: dict[str, Any]) -> str:
+    reason = "the last plateau" if summary["stopped_by"] == "plateau" else "the end of the epochs"
+    return (
+        f"finished at {reason}: {summary['steps']} steps, {summary['epochs']:.2f} epochs, "
+        f"{duration(summary['seconds'])}, {summary['lr_drops']} drops of the learning rate\n"
+        f"validation top-1 error {summary['final_top1_error']:.2%} (best {summary['best_top1_error']:.2%} at step "
+        f"{summary['best_step']}), top-5 {summary['final_top5_error']:.2%}\n"
+        f"checkpoint: {summary['checkpoint']}; best: {summary['best_checkpoint']}"
+    )
