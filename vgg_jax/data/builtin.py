@@ -87,13 +87,13 @@ def render(seed: int) -> tuple[Image.Image, int]:
     width, height = (long, short) if rng.rand() < 0.6 else (short, long)
 
     picture = _ground(rng, width, height)
-    _strokes(rng, picture, count=int(rng.randint(4, 12)))
+    _strokes(rng, picture, count=int(rng.randint(0, 7)))
 
     # The object lies within the central square, or nearly: a centre crop at the training scale sees it.
     radius = short * rng.uniform(0.2, 0.42)
     reach = max(short / 2 - radius, 0) + 0.05 * short
     centre = (width / 2 + rng.uniform(-reach, reach), height / 2 + rng.uniform(-reach, reach))
-    for _ in range(int(rng.randint(1, 5))):  # small objects of any class, which a model must learn to overlook
+    for _ in range(int(rng.randint(0, 4))):  # small objects of any class, which a model must learn to overlook
         small = radius * rng.uniform(0.15, 0.3)
         _paint(rng, picture, rng.randint(len(CLASS_NAMES)), small, (rng.uniform(0, width), rng.uniform(0, height)))
     _paint(rng, picture, label, radius, centre)
@@ -102,7 +102,7 @@ def render(seed: int) -> tuple[Image.Image, int]:
 
 def _ground(rng: np.random.RandomState, width: int, height: int) -> Image.Image:
     """Smooth noise in three octaves around a random colour."""
-    ground = Image.new("RGB", (width, height), tuple(int(v) for v in rng.randint(40, 216, 3)))
+    ground = Image.new("RGB", (width, height), tuple(int(v) for v in rng.randint(20, 140, 3)))
     for cells, weight in ((3, 0.25), (9, 0.2), (max(width, height) // 3, rng.uniform(0.05, 0.2))):
         noise = Image.fromarray(rng.randint(0, 256, (cells, cells, 3)).astype(np.uint8))
         ground = Image.blend(ground, noise.resize(ground.size, Image.Resampling.BILINEAR), weight)
@@ -121,7 +121,7 @@ def _paint(
 ) -> None:
     """Lays one object, turned, slightly stretched and of uneven colour, over the picture."""
     outline, hole = SHAPES[CLASS_NAMES[label]]
-    angle, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.25)
+    angle, stretch = math.radians(rng.uniform(-40, 40)), rng.uniform(0.8, 1.25)
     box = math.ceil(radius * 1.3) * 2 + 1
     # The mask is drawn three times as large and scaled down: smooth edges.
     mask = Image.new("L", (3 * box, 3 * box))
@@ -142,11 +142,11 @@ def _paint(
     mask = mask.resize((box, box), Image.Resampling.BOX)
     left, top = round(centre[0] - box / 2), round(centre[1] - box / 2)
 
-    # A colour some way from the ground it lies on, uneven by up to 30 in each channel.
+    # A light colour some way from the ground it lies on, uneven by up to 30 in each channel.
     behind = np.asarray(picture.crop((left, top, left + box, top + box)).resize((1, 1), Image.Resampling.BOX))[0, 0]
-    colour = rng.uniform(0, 255, 3)
+    colour = rng.uniform(100, 255, 3)
     while np.abs(colour - behind).sum() < 140:
-        colour = rng.uniform(0, 255, 3)
+        colour = rng.uniform(100, 255, 3)
     patch = (colour + rng.uniform(-30, 30, (3, 3, 3))).round().clip(0, 255).astype(np.uint8)
     fill = Image.fromarray(patch).resize((box, box), Image.Resampling.BILINEAR)
     picture.paste(fill, (left, top), mask)
