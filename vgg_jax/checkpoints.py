@@ -12,6 +12,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vgg_jax.errors import UserError
 from vgg_jax.state import TrainState
+from vgg_jax.workdir import CHECKPOINTS
 
 _STATE, _PROGRESS = "state", "progress"
 
@@ -25,7 +26,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path):
-        self._directory = (workdir / "checkpoints").absolute()  # Orbax wants absolute paths
+        self._directory = (workdir / CHECKPOINTS).absolute()  # Orbax wants absolute paths
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(
                 [
@@ -124,9 +125,9 @@ def load_params(source: Path) -> tuple[Path, dict]:
       UserError: there is no checkpoint, or it cannot be read.
     """
     source = source.absolute()
-    if (source / "checkpoints").is_dir():
-        directory, step = source / "checkpoints", None
-    elif source.parent.name == "checkpoints" and source.name.isdigit():
+    if (source / CHECKPOINTS).is_dir():
+        directory, step = source / CHECKPOINTS, None
+    elif source.parent.name == CHECKPOINTS and source.name.isdigit():
         directory, step = source.parent, int(source.name)
     else:
         raise UserError(f"{source} is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step> of one.")

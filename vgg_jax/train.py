@@ -66,9 +66,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
 
     # What will run, where, on what data; refused here if it cannot.
     config_lib.validate(config, jax.device_count(), jax.process_count())
-    workdir_lib.claim(workdir, config)
+    workdir_lib.check(workdir, config)
     dataset = open_dataset(config)
-    workdir_lib.keep_description(workdir, dataset.description())
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = math.ceil(config.num_epochs * steps_per_epoch)
 
@@ -80,12 +79,18 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     train_step, eval_step, observe = _compiled(config, model, optimizer, dataset, mesh, shapes, screen)
 
     # Where to begin: resume > init_from > preset.
+    workdir_lib.claim(workdir, config, dataset.description())
     checkpoints = Checkpoints(workdir)
     resume_step = checkpoints.latest_step()
     progress: dict[str, Any] = {"seconds": 0.0, "best_top1_error": None, "best_step": None, "last": None}
     if resume_step is not None:
         state, progress = checkpoints.restore(resume_step, shapes)
         screen.say(f"going on from {checkpoints.path(resume_step)}")
+        if resume_step > total_steps:
+            raise UserError(
+                f"config.num_epochs={config.num_epochs:g} ends at step {total_steps}, but the run in {workdir} is already "
+                f"at step {resume_step}; give at least {resume_step / steps_per_epoch:.4g} epochs."
+            )
     else:
         state = init_state(config, model, optimizer, shapes)
         if config_lib.init_from(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,56 @@ from vgg_jax.config import flatten, resumed_run_may_differ_in
 from vgg_jax.errors import UserError, writing_to
 from vgg_jax.logbook import write_json
 
+CHECKPOINTS = "checkpoints"
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the workdir, or finds in it the same run; writes `config.json`.
+
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Finds out whether this configuration may run in a workdir, and changes nothing.
 
     Raises:
-      UserError: it holds another configuration's run, holds something else, or cannot be written. Nothing in it has
-        been changed.
+      UserError: it holds a checkpoint of another configuration, holds something else than a run, or cannot be written.
     """
-    with writing_to(workdir, "choose another --workdir"):
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
+    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--workdir={workdir} cannot be made: {existing} is a file; choose another --workdir.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir} cannot be written: no permission for {existing}; choose another --workdir.")
     kept = workdir / "config.json"
-    if kept.exists():
-        _same_run(workdir, "config.json", flatten(ConfigDict(_read(kept))), flatten(config))
-    elif any(workdir.iterdir()):
+    if _has_checkpoint(workdir):
+        _same_run(kept, flatten(ConfigDict(_read(kept))), flatten(config))
+    elif workdir.is_dir() and any(workdir.iterdir()) and not kept.exists():
         raise UserError(
             f"--workdir={workdir} holds files, but no config.json, so it is no run's directory; choose an empty one."
         )
-    write_json(kept, config.to_dict())
 
 
-def keep_description(workdir: Path, description: dict[str, Any]) -> None:
-    """Writes `dataset.json`; raises UserError where the run began with other data."""
+def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
+    """Makes the workdir a run's: `config.json` and `dataset.json`.
+
+    Args:
+      workdir: that `check` has let pass.
+      config: the run's.
+      dataset: what `dataset.json` shall say.
+
+    Raises:
+      UserError: the run in it was begun on other data, or nothing can be written there.
+    """
     kept = workdir / "dataset.json"
-    if kept.exists():
-        _same_run(workdir, "dataset.json", {**_read(kept), "name": ""}, {**description, "name": ""})
-    write_json(kept, description)
+    if _has_checkpoint(workdir):
+        # Prepared anew, the same data may have another name.
+        _same_run(kept, _read(kept) | {"name": ""}, dataset | {"name": ""})
+    with writing_to(workdir, "choose another --workdir"):
+        workdir.mkdir(parents=True, exist_ok=True)
+    write_json(kept, dataset)
+    write_json(workdir / "config.json", config.to_dict())
 
 
-def _same_run(workdir: Path, file: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _has_checkpoint(workdir: Path) -> bool:
+    directory = workdir / CHECKPOINTS
+    return directory.is_dir() and any(entry.name.isdigit() for entry in directory.iterdir())
+
+
+def _same_run(kept: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     different = [
         f"{key} is {_short(new.get(key))}, there it is {_short(old.get(key))}"
         for key in {**new, **old}
@@ -51,8 +70,8 @@ def _same_run(workdir: Path, file: str, old: dict[str, Any], new: dict[str, Any]
     ]
     if different:
         raise UserError(
-            f"--workdir={workdir} holds another run ({file}): {'; '.join(different)}. Choose another --workdir, or give "
-            "that run's values to go on with it. Nothing there was changed."
+            f"--workdir={kept.parent} holds another run ({kept.name}): {'; '.join(different)}. Choose another --workdir, "
+            "or give that run's values to go on with it. Nothing there was changed."
         )
 
 

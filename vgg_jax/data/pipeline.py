@@ -62,14 +62,20 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
     Raises:
       UserError: while iterating, a record that cannot be decoded, by name.
     """
-    processes = jax.process_count()
     sharding = batch_sharding(mesh)
-    local = examples.batch(config.batch_size // processes)[jax.process_index() :: processes][start:]
+    local = local_batches(config, examples, jax.process_index(), jax.process_count())[start:]
     options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.threads)
     placed = local.to_iter_dataset(options).map(
         lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
     )
     return iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
+
+
+def local_batches(
+    config: ConfigDict, examples: grain.MapDataset, process: int, processes: int
+) -> grain.MapDataset:
+    """The part of every global batch that one process reads: the `process`-th of `processes` equal parts, in order."""
+    return examples.batch(config.batch_size // processes)[process::processes]
 
 
 def _example(record: Record, cut, *args) -> dict[str, np.ndarray]:

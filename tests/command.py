@@ -1,0 +1,33 @@
+"""The program as a user runs it: in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+from tests.conftest import REPOSITORY
+from vgg_jax.config import flatten
+
+
+def as_flags(config) -> list[str]:
+    """The command line that makes configs/quickstart.py the given configuration."""
+    return [f"--config.{key}={value}" for key, value in flatten(config).items()]
+
+
+def start_main(*arguments, devices: int = 1, **options) -> subprocess.Popen:
+    """Starts `python -m vgg_jax.main` as a user would, from the repository."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vgg_jax.main", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def run_main(*arguments, devices: int = 1) -> tuple[int, str, str]:
+    """Runs it to the end: (exit status, standard output, standard error)."""
+    process = start_main(*arguments, devices=devices)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err

@@ -1,0 +1,66 @@
+"""Fixtures. JAX gets eight CPU devices before it is imported; a test that wants one names one."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+from pathlib import Path
+
+import pytest
+
+from vgg_jax.config import default_config
+from vgg_jax.data.builtin import CLASS_NAMES, render
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of 90 training and 31 validation pictures in three classes."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count, first in (("train", 90, 0), ("validation", 31, 100_000)):
+        for i in range(count):
+            picture, label = render(first + 10 * (i // 3) + i % 3)
+            file = root / split / CLASS_NAMES[label] / f"{i:03d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file)
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """Where prepared data lies; one place, so that it is prepared once."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def tiny_config(pictures, prepared):
+    """A net that trains in seconds on `pictures`: 12 steps an epoch, which no epoch's edge divides."""
+    config = default_config()
+    config.model.configuration = "A"
+    config.model.num_classes = 3
+    config.model.width_multiplier = 1 / 16
+    config.model.fc_width = 16
+    config.image.crop = 32
+    config.image.scale_min = 36
+    config.image.scale_max = 40
+    config.batch_size = 8
+    config.num_epochs = 3.0
+    config.log_every_steps = 5
+    config.checkpoint_every_steps = 4
+    config.optimizer.learning_rate = 1e-3
+    config.data.name = "folder"
+    config.data.root = str(pictures)
+    config.data.dir = str(prepared)
+    config.data.threads = 2
+    return config
+
+
+@pytest.fixture(scope="session")
+def real_pictures() -> Path:
+    """Real pictures: the directory that VGG_JAX_PICTURES names."""
+    place = Path(os.environ.get("VGG_JAX_PICTURES", REPOSITORY.parent / "shared" / "data"))
+    if not place.is_dir():
+        pytest.skip(f"no real pictures in {place}; name a directory of them with VGG_JAX_PICTURES")
+    return place

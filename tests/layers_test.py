@@ -1,0 +1,65 @@
+"""Pooling against nn.max_pool, LRN against its closed form."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax.models.layers import local_response_norm, max_pool_2x2
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 4), (2, 2, 3, 1)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_pooling_and_its_gradient_are_those_of_max_pool(shape, ties):
+    x = jax.random.normal(jax.random.key(0), shape)
+    if ties:  # after a ReLU most windows hold several zeros
+        x = jnp.maximum(jnp.round(x), 0)
+
+    def reference(v):
+        return nn.max_pool(v, (2, 2), (2, 2))
+
+    weights = jax.random.normal(jax.random.key(1), reference(x).shape)
+    for function in (max_pool_2x2, reference):
+        assert function(x).shape == (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
+    np.testing.assert_array_equal(max_pool_2x2(x), reference(x))
+    ours, theirs = (jax.grad(lambda v, f=f: (weights * f(v)).sum())(x) for f in (max_pool_2x2, reference))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_tie_has_one_winner_the_first():
+    gradient = jax.grad(lambda v: max_pool_2x2(v).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_pooling_hands_nan_on(place):
+    x = jnp.ones((1, 2, 2, 1)).at[0, place[0], place[1], 0].set(jnp.nan)
+    assert np.isnan(max_pool_2x2(x)).all()
+
+
+def test_pooling_has_no_scatter():
+    gradient = jax.jit(jax.grad(lambda v: max_pool_2x2(v).sum())).lower(jnp.ones((1, 4, 4, 2))).as_text()
+    assert "select_and_scatter" not in gradient
+    assert "select_and_scatter" in jax.jit(
+        jax.grad(lambda v: nn.max_pool(v, (2, 2), (2, 2)).sum())
+    ).lower(jnp.ones((1, 4, 4, 2))).as_text()
+
+
+@pytest.mark.parametrize("channels", [1, 4, 9])
+def test_lrn_is_krizhevskys_formula(channels):
+    a = np.random.RandomState(0).normal(0, 60, (2, 3, 2, channels))
+    wanted = np.empty_like(a)
+    for i in range(channels):
+        window = range(max(0, i - 2), min(channels - 1, i + 2) + 1)
+        total = sum(a[..., j] ** 2 for j in window)
+        wanted[..., i] = a[..., i] / (2 + 1e-4 * total) ** 0.75
+    np.testing.assert_allclose(local_response_norm(jnp.float32(a)), wanted, rtol=1e-5)
+
+
+def test_lrn_sums_in_float32_whatever_it_is_given():
+    a = jnp.full((1, 1, 1, 5), 300.0, jnp.bfloat16)
+    wanted = 300 / (2 + 1e-4 * 3 * 300**2) ** 0.75  # the first channel's window holds three
+    result = local_response_norm(a)
+    assert result.dtype == jnp.bfloat16
+    assert float(result[0, 0, 0, 0]) == pytest.approx(wanted, rel=1e-2)

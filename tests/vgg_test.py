@@ -1,0 +1,188 @@
+"""The networks against Paper Tables 1 and 2, and the dense net against the net on crops."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from vgg_jax.models import CONFIGURATIONS, VGG, endpoint_names
+
+# PAPER.md §1: parameters with 1000 classes, weight layers, GMAC at 224.
+PUBLISHED = {
+    "A": (132_863_336, 11, 7.61),
+    "A-LRN": (132_863_336, 11, 7.61),
+    "B": (133_047_848, 13, 11.31),
+    "C": (133_638_952, 16, 11.77),
+    "D": (138_357_544, 16, 15.47),
+    "E": (143_667_240, 19, 19.63),
+    "B-5x5": (134_503_528, 8, 9.36),
+}
+
+# Paper Table 1, written out once more by hand: kernel size and output channels of every convolution.
+COLUMNS = {
+    "A": "3-64 M 3-128 M 3-256 3-256 M 3-512 3-512 M 3-512 3-512 M",
+    "A-LRN": "3-64 M 3-128 M 3-256 3-256 M 3-512 3-512 M 3-512 3-512 M",
+    "B": "3-64 3-64 M 3-128 3-128 M 3-256 3-256 M 3-512 3-512 M 3-512 3-512 M",
+    "C": "3-64 3-64 M 3-128 3-128 M 3-256 3-256 1-256 M 3-512 3-512 1-512 M 3-512 3-512 1-512 M",
+    "D": "3-64 3-64 M 3-128 3-128 M 3-256 3-256 3-256 M 3-512 3-512 3-512 M 3-512 3-512 3-512 M",
+    "E": "3-64 3-64 M 3-128 3-128 M 3-256 3-256 3-256 3-256 M 3-512 3-512 3-512 3-512 M 3-512 3-512 3-512 3-512 M",
+    "B-5x5": "5-64 M 5-128 M 5-256 M 5-512 M 5-512 M",
+}
+
+
+def shapes_of(model, side):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+
+
+def small(configuration, crop=64, **options):
+    """A narrow net with random biases as well, so that borders and padding matter."""
+    model = VGG(configuration, num_classes=5, width_multiplier=1 / 16, fc_width=24, init_preset="he", **options)
+    params = model.init(jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
+    for i, layer in enumerate(params.values()):
+        layer["bias"] = jax.random.normal(jax.random.key(i), layer["bias"].shape)
+    return model, {"params": params}
+
+
+def photos(*shape, seed=1):
+    return 2 * jax.random.normal(jax.random.key(seed), (*shape, 3))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_layers_and_multiplications_are_the_papers(name):
+    parameters, layers, gmac = PUBLISHED[name]
+    model = VGG(name)
+    shapes = shapes_of(model, 224)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+    assert len(shapes) == layers
+    count = 0
+    for column in shapes.values():
+        assert set(column) == {"kernel", "bias"}
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(shapes, image)
+    for equation in jaxpr.jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+            count += np.prod(out) * np.prod(kernel[:3])
+        if equation.primitive.name == "dot_general":
+            count += np.prod(equation.invars[1].aval.shape)
+    assert count / 1e9 == pytest.approx(gmac, abs=0.006)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_layers_are_those_of_table_1(name):
+    shapes = shapes_of(VGG(name), 224)
+    block, place, inputs, expected = 1, 1, 3, {}
+    for item in COLUMNS[name].split():
+        if item == "M":
+            block, place = block + 1, 1
+            continue
+        size, channels = map(int, item.split("-"))
+        expected[f"conv{block}_{place}"] = (size, size, inputs, channels)
+        place, inputs = place + 1, channels
+    expected |= {"fc6": (7, 7, 512, 4096), "fc7": (1, 1, 4096, 4096), "fc8": (1, 1, 4096, 1000)}
+    assert {layer: leaf["kernel"].shape for layer, leaf in shapes.items()} == expected
+    assert all(leaf["bias"].shape == leaf["kernel"].shape[-1:] for leaf in shapes.values())
+
+
+def test_there_is_normalisation_in_one_net_only():
+    assert [name for name in CONFIGURATIONS if "lrn1_1" in endpoint_names(name)] == ["A-LRN"]
+    model, variables = small("A-LRN")
+    plain, _ = small("A")
+    x = photos(2, 64, 64)
+    assert np.abs(model.apply(variables, x) - plain.apply(variables, x)).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_dense_on_the_crop_is_the_net_on_the_crop(name):
+    # fc6 is a matrix product on the crop and a convolution elsewhere. The map of a crop with a strip added below
+    # begins with the scores of a map cut to the crop's size: here computed from pool5 by an explicit convolution.
+    model, variables = small(name)
+    x = photos(2, 64 + 32, 64)
+    logits, maps = model.apply(variables, x, endpoints=("pool5", "score_map"))
+    assert maps["score_map"].shape == (2, 2, 1, 5)
+    p = variables["params"]
+
+    def by_matrix(pool5):
+        v = pool5.reshape(2, -1)
+        for layer in ("fc6", "fc7", "fc8"):
+            v = v @ p[layer]["kernel"].reshape(v.shape[1], -1) + p[layer]["bias"]
+            v = v if layer == "fc8" else jnp.maximum(v, 0)
+        return v
+
+    for row in (0, 1):
+        wanted = by_matrix(maps["pool5"][:, row : row + 2])
+        np.testing.assert_allclose(maps["score_map"][:, row, 0], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, np.asarray(maps["score_map"]).mean((1, 2)), rtol=1e-4, atol=1e-5)
+    assert np.abs(np.diff(maps["score_map"], axis=1)).max() > 1e-3  # the two places really differ
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_padded_image_scores_as_the_unpadded_one_only_with_its_size(name):
+    model, variables = small(name)
+    x = photos(1, 75, 101)
+    padded = jnp.pad(x, ((0, 0), (0, 53), (0, 27), (0, 0)), constant_values=33.0)
+    alone = model.apply(variables, x)
+    with_size = model.apply(variables, padded, sizes_Bx2=jnp.array([[75, 101]]))
+    np.testing.assert_allclose(with_size, alone, rtol=1e-4, atol=1e-5)
+    assert np.abs(model.apply(variables, padded) - alone).max() > 1e-3
+
+
+def test_endpoints_are_the_activations_of_a_net_written_out():
+    model, variables = small("B")
+    x = photos(2, 64, 64)
+    _, maps = model.apply(variables, x, endpoints=endpoint_names("B"))
+    v, p = x, variables["params"]
+    for block in range(1, 6):
+        for place in (1, 2):
+            layer = p[f"conv{block}_{place}"]
+            v = lax.conv(v.transpose(0, 3, 1, 2), layer["kernel"].transpose(3, 2, 0, 1), (1, 1), "SAME")
+            v = v.transpose(0, 2, 3, 1) + layer["bias"]
+            np.testing.assert_allclose(maps[f"conv{block}_{place}"], v, rtol=1e-3, atol=1e-4)
+            v = jnp.maximum(v, 0)
+            np.testing.assert_allclose(maps[f"relu{block}_{place}"], v, rtol=1e-3, atol=1e-4)
+        v = lax.reduce_window(v, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        np.testing.assert_allclose(maps[f"pool{block}"], v, rtol=1e-3, atol=1e-4)
+    assert list(maps) == endpoint_names("B")
+    assert maps["relu7"].shape == (2, 1, 1, 24)
+
+
+def test_sizes_are_arguments():
+    model = VGG("A", num_classes=7, width_multiplier=0.25, fc_width=100, param_dtype=jnp.bfloat16)
+    shapes = shapes_of(model, 96)
+    assert shapes["conv1_1"]["kernel"].shape == (3, 3, 3, 16)
+    assert shapes["fc6"]["kernel"].shape == (3, 3, 128, 100)
+    assert shapes["fc8"]["kernel"].shape == (1, 1, 100, 7)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_bfloat16_computes_nearly_the_same_and_gives_float32_logits():
+    model, variables = small("D")
+    x = photos(2, 64, 64)
+    exact = model.apply(variables, x)
+    rough, maps = VGG("D", 5, 1 / 16, 24, dtype=jnp.bfloat16).apply(variables, x, endpoints=("pool3",))
+    assert rough.dtype == jnp.float32
+    assert maps["pool3"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
+    assert np.abs(rough - exact).max() > 0
+
+
+def test_dropout_only_when_training():
+    model, variables = small("A")
+    x = photos(1, 64, 64)
+    rngs = [{"dropout": jax.random.key(i)} for i in (0, 1)]
+    first, second = (model.apply(variables, x, train=True, rngs=r) for r in rngs)
+    assert np.abs(first - second).max() > 1e-6
+    np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x))
+
+
+def test_what_cannot_be_is_refused_in_words():
+    model, variables = small("A")
+    with pytest.raises(ValueError, match=re.escape("fc6 spans a map of 2x2, but these images give one of 1x2")):
+        model.apply(variables, photos(1, 32, 64))
+    with pytest.raises(ValueError, match="configuration A has no endpoint pool6; it has images, conv1_1"):
+        model.apply(variables, photos(1, 64, 64), endpoints=("pool6",))
+    with pytest.raises(ValueError, match="no configuration 'F'; there are A, A-LRN, B"):
+        small("F")
