@@ -107,6 +107,18 @@ class Checkpoints:
         )
 
 
+def _best_step(directory: Path) -> int:
+    """The step of least validation top-1 error, as the latest checkpoint remembers it."""
+    with ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(read_only=True), item_names=(_STATE, _PROGRESS)
+    ) as manager:
+        latest = manager.latest_step()
+        if latest is None:
+            raise UserError(f"there is no finished checkpoint in {directory}.")
+        progress = manager.restore(latest, args=ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()}))[_PROGRESS]
+    return progress["best_step"] or latest
+
+
 def _first_line(error: Exception) -> str:
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
     return (text[:300] + "...") if len(text) > 300 else text if text.endswith(".") else text + "."
@@ -131,22 +143,16 @@ def load_params(source: Path) -> tuple[Path, dict]:
         directory, step = source.parent, int(source.name)
     else:
         raise UserError(f"{source} is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step> of one.")
-    with ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(read_only=True), item_names=(_STATE, _PROGRESS)
-    ) as manager:
-        if step is None:
-            latest = manager.latest_step()
-            if latest is None:
-                raise UserError(f"there is no finished checkpoint in {directory}.")
-            progress = manager.restore(latest, args=ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()}))[_PROGRESS]
-            step = progress["best_step"] or latest
-        try:
-            # Momentum is left on the disk.
-            tree = manager.item_metadata(step)[_STATE].tree
+    if step is None:
+        step = _best_step(directory)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(directory / str(step) / _STATE).item_metadata.tree
+            # Momentum stays on the disk.
             wanted = {"params": jax.tree.map(lambda _: 0, tree["params"])}
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-            state = manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
-        except Exception as error:
-            raise UserError(f"the checkpoint {directory / str(step)} cannot be read: {_first_line(error)}") from error
+            state = reader.restore(directory / str(step) / _STATE, args=args)
+    except Exception as error:
+        raise UserError(f"the checkpoint {directory / str(step)} cannot be read: {_first_line(error)}") from error
     return directory / str(step), state["params"]

@@ -24,6 +24,7 @@ from vgg_jax.errors import UserError
 from vgg_jax.sharding import batch_sharding
 
 Record = dict[str, Any]
+_ENDLESS_EPOCHS = 1_000_000
 
 
 def train_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDataset:
@@ -37,7 +38,8 @@ def train_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDa
     def crop(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return _example(record, random_crop, rng, image.scale_min, image.scale_max, image.crop)
 
-    return grain.MapDataset.source(records).seed(config.seed).shuffle().repeat().random_map(crop)
+    # As good as endless; Grain's own endless length overflows when it is batched.
+    return grain.MapDataset.source(records).seed(config.seed).shuffle().repeat(_ENDLESS_EPOCHS).random_map(crop)
 
 
 def eval_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDataset:

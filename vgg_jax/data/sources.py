@@ -99,7 +99,7 @@ def _tfds_builder(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
-        known = ["builtin", "folder", *tfds.list_builders()]
+        known = ["builtin", "folder", *tfds.list_builders(with_community_datasets=False)]
         raise UserError(
             f"config.data.name is {name!r}, which is neither `builtin` nor `folder` nor a TFDS data set."
             + did_you_mean(name, known)
@@ -117,7 +117,7 @@ def _tfds_builder(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
             f"tfds build {name} --file_format=array_record --data_dir={data_dir}; or name another place with "
             "--config.data.dir=DIR."
         )
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     if not (
         isinstance(features.get("image"), tfds.features.Image)
         and isinstance(features.get("label"), tfds.features.ClassLabel)

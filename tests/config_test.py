@@ -1,0 +1,132 @@
+"""Configurations: the paper's values, and every impossible value refused by name."""
+
+import importlib
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from tests.conftest import REPOSITORY
+from vgg_jax.config import default_config, eval_scale, validate
+from vgg_jax.errors import UserError
+
+NETS = {
+    "vgg11": "A",
+    "vgg11_lrn": "A-LRN",
+    "vgg13": "B",
+    "vgg16_c": "C",
+    "vgg16": "D",
+    "vgg19": "E",
+}
+
+
+@pytest.mark.parametrize(("file", "configuration"), NETS.items())
+def test_configurations_hold_the_papers_values(file, configuration):
+    config = importlib.import_module(f"configs.{file}").get_config()
+    validate(config, num_devices=8)
+    assert config.model.configuration == configuration
+    assert (config.batch_size, config.optimizer.momentum, config.optimizer.l2) == (256, 0.9, 5e-4)
+    assert (config.optimizer.learning_rate, config.plateau.factor, config.plateau.max_drops) == (1e-2, 0.1, 3)
+    assert (config.model.dropout_rate, config.num_epochs, config.model.fc_width) == (0.5, 74, 4096)
+    assert (config.image.crop, config.image.scale_min, config.image.scale_max) == (224, 256, 256)
+    assert (config.data.name, config.model.num_classes, config.init_from) == ("imagenet2012", 1000, "")
+
+
+@pytest.mark.parametrize(
+    ("argument", "scales", "q", "rate"),
+    [("S=256", (256, 256), 256, 1e-2), ("S=384", (384, 384), 384, 1e-3), ("S=jitter", (256, 512), 384, 1e-3)],
+)
+def test_the_argument_chooses_the_training_scale(argument, scales, q, rate):
+    config = importlib.import_module("configs.vgg19").get_config(argument)
+    assert (config.image.scale_min, config.image.scale_max) == scales
+    assert eval_scale(config) == q
+    assert config.optimizer.learning_rate == rate
+    if argument != "S=256":
+        with pytest.raises(UserError, match=r"give its workdir with --config.init_from=DIR, or say .*=none"):
+            validate(config, num_devices=1)
+        config.init_from = "none"
+    validate(config, num_devices=1)
+
+
+def test_an_unknown_argument_is_refused():
+    with pytest.raises(UserError, match="'S=300'.*write S=256, S=384 or S=jitter"):
+        importlib.import_module("configs.vgg16").get_config("S=300")
+
+
+def test_every_configuration_file_is_valid_on_eight_devices():
+    files = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
+    assert len(files) >= 7
+    for file in files:
+        validate(importlib.import_module(f"configs.{file}").get_config(), num_devices=8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.configuration", "F", "'F'; it must be one of A, A-LRN, B, C, D, E, B-5x5"),
+        ("model.configuration", "a-lrn", "it must be one of A, A-LRN"),
+        ("model.init", "glorott", "Did you mean 'glorot'?"),
+        ("model.dtype", "float16", "it must be one of float32, bfloat16"),
+        ("model.num_classes", 1, "must be at least 2"),
+        ("model.dropout_rate", 1.0, "at least 0 and less than 1"),
+        ("model.width_multiplier", 0.0, "must be greater than 0"),
+        ("batch_size", 250, "which 8 devices do not divide; 248 or 256 would do"),
+        ("batch_size", 4, "8 or 16 would do"),
+        ("batch_size", 0, "must be at least 1"),
+        ("accumulation_steps", 3, "which 8 devices x 3 accumulation steps do not divide; 240 or 264 would do"),
+        ("image.crop", 31, "must be at least 32, for five poolings"),
+        ("image.crop", 257, "config.image.scale_min (S) is 256, less than config.image.crop, 257"),
+        ("image.scale_max", 200, "config.image.scale_max is 200, less than config.image.scale_min, 256"),
+        ("image.eval_scale", 100, "config.image.eval_scale (Q) is 100, less than config.image.crop, 224"),
+        ("optimizer.learning_rate", -0.01, "config.optimizer.learning_rate is -0.01; it must be greater than 0"),
+        ("optimizer.learning_rate", float("nan"), "must be a finite number"),
+        ("optimizer.momentum", 1.5, "at least 0 and less than 1"),
+        ("optimizer.l2", -1e-4, "must be at least 0"),
+        ("optimizer.l2_mask", "weights", "one of kernels, all"),
+        ("plateau.patience", 0, "must be at least 1"),
+        ("plateau.factor", 10.0, "must lie between 0 and 1"),
+        ("plateau.min_improvement", 0.0, "must be greater than 0"),
+        ("num_epochs", 0.0, "must be greater than 0"),
+        ("log_every_steps", 0, "must be at least 1"),
+        ("sharding", "zero", "one of replicated, fsdp, fc_model_parallel"),
+        ("model_parallel", 3, "which does not divide the 8 devices"),
+        ("data.name", "", "must be `builtin`, `folder`, or the name of a TFDS data set"),
+        ("data.name", "folder", "--config.data.root=DIR"),
+        ("data.root", "/nowhere", "a root goes with --config.data.name=folder"),
+        ("seed", -1, "must be at least 0"),
+    ],
+)
+def test_impossible_values_are_refused_in_one_sentence(key, value, message):
+    config = default_config()
+    with config.unlocked():
+        *path, name = key.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        section[name] = value
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        validate(config, num_devices=8)
+    assert "config." in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_root_is_named():
+    config = default_config()
+    config.data.name, config.data.root = "folder", "/no/such/place"
+    with pytest.raises(UserError, match="config.data.root is '/no/such/place', and there is no such directory"):
+        validate(config, num_devices=1)
+
+
+def test_strange_and_missing_keys_and_types_are_named():
+    config = default_config()
+    config.model.widht_multiplier = 0.5
+    with pytest.raises(UserError, match="config.model.widht_multiplier is not a known key. Did you mean 'model.width_m"):
+        validate(config, num_devices=1)
+    config = ConfigDict({key: value for key, value in default_config().items() if key != "plateau"})
+    with pytest.raises(UserError, match=r"config\.plateau\.factor is missing"):
+        validate(config, num_devices=1)
+    config = default_config()
+    with config.ignore_type():
+        config.batch_size = "many"
+    with pytest.raises(UserError, match="config.batch_size is 'many'; it must be of type int"):
+        validate(config, num_devices=1)

@@ -1,0 +1,92 @@
+"""Crops against the plain way: decode whole, rescale whole, cut."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vgg_jax.data import crops
+from vgg_jax.data.crops import center_crop, random_crop, rescaled_size
+
+
+def jpeg(picture):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+def smooth_picture(width, height, seed=0):
+    noise = np.random.RandomState(seed).randint(0, 256, (height // 12 + 2, width // 12 + 2, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+class Draws:
+    """A generator whose draws are given."""
+
+    def __init__(self, *values):
+        self.values, self.ranges = list(values), []
+
+    def integers(self, low, high=None):
+        self.ranges.append((0, low) if high is None else (low, high))
+        return self.values.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "wanted"),
+    [((500, 375), 256, (341, 256)), ((375, 500), 256, (256, 341)), ((300, 300), 384, (384, 384)), ((3, 2), 5, (8, 5)), ((1000, 1), 384, (384000, 384))],
+)
+def test_rescaled_size(size, scale, wanted):
+    assert rescaled_size(*size, scale) == wanted
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (120, 411), (64, 64)])
+@pytest.mark.parametrize("scale", [256, 307, 512])
+def test_a_random_crop_is_cut_from_the_rescaled_picture(width, height, scale):
+    encoded = jpeg(smooth_picture(width, height))
+    whole = Image.open(io.BytesIO(encoded)).convert("RGB")
+    size = rescaled_size(width, height, scale)
+    left, top = (size[0] - 224) // 3, size[1] - 224
+    rng = Draws(scale, left, top)
+    crop = random_crop(encoded, rng, 256, 512, 224)
+    assert rng.ranges == [(256, 513), (0, size[0] - 223), (0, size[1] - 223)]  # S and places, ends included
+    assert crop.shape == (224, 224, 3)
+    assert crop.dtype == np.uint8
+    plain = np.asarray(whole.resize(size, Image.Resampling.BILINEAR))[top : top + 224, left : left + 224]
+    # DCT scaling and resizing of the crop alone change a pixel by less than 2 of 255 on average.
+    assert np.abs(crop.astype(int) - plain).mean() < 2
+    elsewhere = np.asarray(whole.resize(size, Image.Resampling.BILINEAR))[:224, :224]
+    assert (left, top) == (0, 0) or np.abs(crop.astype(int) - elsewhere).mean() > 4
+
+
+def test_a_jpeg_is_never_decoded_smaller_than_the_scale(monkeypatch):
+    encoded = jpeg(smooth_picture(2300, 2100))
+    seen, real = [], crops.decode
+
+    def spy(data, at_least=None):
+        picture = real(data, at_least)
+        seen.append(min(picture.size))
+        return picture
+
+    monkeypatch.setattr(crops, "decode", spy)
+    for scale in range(256, 513, 16):
+        random_crop(encoded, Draws(scale, 0, 0), scale, scale, 224)
+        assert scale <= seen[-1] < 2100  # at least S, and yet scaled
+
+
+@pytest.mark.parametrize(("width", "height", "left", "top"), [(300, 200, 64, 16), (200, 301, 16, 64)])
+def test_the_centre_crop_is_central_and_exact(width, height, left, top):
+    encoded = jpeg(smooth_picture(width, height))
+    plain = np.asarray(Image.open(io.BytesIO(encoded)).resize(rescaled_size(width, height, 256), Image.Resampling.BILINEAR))
+    left, top = (plain.shape[1] - 224) // 2, (plain.shape[0] - 224) // 2
+    crop = center_crop(encoded, 256, 224)
+    assert np.abs(crop.astype(int) - plain[top : top + 224, left : left + 224]).max() <= 1
+
+
+def test_random_crops_reach_every_place_and_scale():
+    encoded = jpeg(smooth_picture(60, 50))
+    rng = np.random.default_rng(0)
+    found = {random_crop(encoded, rng, 50, 52, 48).tobytes() for _ in range(1500)}
+    places = sum((w - 47) * (h - 47) for w, h in (rescaled_size(60, 50, s) for s in (50, 51, 52)))
+    assert places == 13 * 3 + 14 * 4 + 15 * 5
+    assert 0.98 * places < len(found) <= places

@@ -1,0 +1,55 @@
+"""metrics.jsonl and its cut back, lengths of time, JSON files that are whole or not there."""
+
+import json
+
+import pytest
+
+from vgg_jax.errors import UserError
+from vgg_jax.logbook import MetricsLog, duration, write_json
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_lies_beyond_the_checkpoint_is_cut_back(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step in (5, 10, 15):
+        log.write(step, {"train/loss": 1 / step})
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    with open(path, "a") as file:
+        file.write('{"step": 20, "tra')  # killed in the middle of a line
+    log = MetricsLog(tmp_path, 10)
+    log.write(15, {"train/loss": 7.0})
+    log.close()
+    assert lines(path) == [
+        {"step": 5, "train/loss": 0.2},
+        {"step": 10, "train/loss": 0.1},
+        {"step": 15, "train/loss": 7.0},
+    ]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_new_run_begins_with_an_empty_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
+    MetricsLog(tmp_path, 0).close()
+    assert lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    with pytest.raises(UserError, match="cannot write to .*nowhere.*; free some space"):
+        write_json(tmp_path / "nowhere" / "a.json", {})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (273_600, "3 d 04 h")],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words

@@ -1,0 +1,112 @@
+"""The batch at step t is a pure function of (seed, t): proven on contents."""
+
+import contextlib
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+
+from vgg_jax.data.pipeline import batches, eval_examples, local_batches, train_examples
+from vgg_jax.data.sources import open_dataset
+from vgg_jax.errors import UserError
+from vgg_jax.sharding import make_mesh
+
+
+@pytest.fixture
+def dataset(tiny_config):
+    return open_dataset(tiny_config)
+
+
+class Marked:
+    """Records that can be told apart after decoding: a label of their own each."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return {**self.records[index], "label": index}
+
+
+def digests(config, examples, count, start=0, devices=1):
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    with contextlib.closing(batches(config, examples, mesh, start)) as iterator:
+        found = [next(iterator) for _ in range(count)]
+    return [hashlib.sha256(np.asarray(b["image"]).tobytes() + np.asarray(b["label"]).tobytes()).hexdigest() for b in found]
+
+
+def test_a_restart_goes_on_at_the_very_next_image(tiny_config, dataset):
+    examples = train_examples(tiny_config, dataset.train)
+    whole = digests(tiny_config, examples, 30)
+    assert len(set(whole)) == 30
+    for start in (1, 11, 12, 25):  # 11.25 batches make an epoch
+        assert digests(tiny_config, train_examples(tiny_config, dataset.train), 4, start) == whole[start : start + 4]
+    tiny_config.seed = 1
+    assert digests(tiny_config, train_examples(tiny_config, dataset.train), 4) != whole[:4]
+
+
+def test_threads_and_devices_do_not_matter(tiny_config, dataset):
+    whole = digests(tiny_config, train_examples(tiny_config, dataset.train), 6)
+    tiny_config.data.threads = 7
+    assert digests(tiny_config, train_examples(tiny_config, dataset.train), 6, devices=8) == whole
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_share_the_same_global_batches(tiny_config, dataset, processes):
+    examples = train_examples(tiny_config, dataset.train)
+    parts = [local_batches(tiny_config, examples, p, processes) for p in range(processes)]
+    (whole,) = [local_batches(tiny_config, examples, 0, 1)]
+    for step in (0, 1, 11, 12, 40):
+        joined = [np.concatenate([part[step][key] for part in parts]) for key in ("image", "label")]
+        np.testing.assert_array_equal(joined[0], whole[step]["image"])
+        np.testing.assert_array_equal(joined[1], whole[step]["label"])
+
+
+def test_every_image_once_an_epoch_in_a_new_order_across_batches(tiny_config, dataset):
+    marked = Marked(dataset.train)
+    local = local_batches(tiny_config, train_examples(tiny_config, marked), 0, 1)
+    stream = np.concatenate([local[step]["label"] for step in range(45)])  # four epochs of 90 are 45 batches of 8
+    epochs = stream.reshape(4, 90)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(90))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_an_image_is_cropped_anew_every_epoch(tiny_config, dataset):
+    examples = train_examples(tiny_config, Marked(dataset.train))
+    views = {}
+    for i in range(180):
+        example = examples[i]
+        views.setdefault(int(example["label"]), []).append(example["image"])
+    same = [np.array_equal(*pair) for pair in views.values()]
+    assert np.mean(same) < 0.2
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 31, 32, 40])
+def test_validation_holds_every_image_once(tiny_config, dataset, batch_size):
+    tiny_config.batch_size = batch_size
+    examples = eval_examples(tiny_config, Marked(dataset.validation))
+    with contextlib.closing(batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))) as iterator:
+        found = list(iterator)
+    assert {b["image"].shape for b in found} == {(batch_size, 32, 32, 3)}
+    labels = np.concatenate([np.asarray(b["label"])[np.asarray(b["mask"])] for b in found])
+    assert sorted(labels) == list(range(31))
+
+
+def test_a_record_that_cannot_be_decoded_is_named(tiny_config, dataset):
+    class Spoilt(Marked):
+        def __getitem__(self, index):
+            record = self.records[index]
+            return {**record, "image": record["image"][:300]} if index == 5 else record
+
+    examples = train_examples(tiny_config, Spoilt(dataset.train))
+    name = dataset.train[5]["file_name"].decode()
+    with (
+        contextlib.closing(batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
+        pytest.raises(UserError, match=f"the picture {name} in the prepared data cannot be decoded"),
+    ):
+        for _ in range(12):
+            next(iterator)

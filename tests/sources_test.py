@@ -1,0 +1,156 @@
+"""Data sets by name: the folder and the bad folders, splits, statistics, and what is said where something is wrong."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vgg_jax.data.sources import open_dataset
+from vgg_jax.data.statistics import color_statistics
+from vgg_jax.errors import UserError
+
+
+@pytest.fixture
+def folder_config(tiny_config, tmp_path, pictures):
+    """A configuration over a copy of the folder that a test may spoil, with an empty place for prepared data."""
+    shutil.copytree(pictures, tmp_path / "pictures")
+    tiny_config.data.root = str(tmp_path / "pictures")
+    tiny_config.data.dir = str(tmp_path / "prepared")
+    return tiny_config
+
+
+def test_a_folder_becomes_records_with_labels_by_sorted_name(folder_config, tmp_path):
+    dataset = open_dataset(folder_config)
+    assert dataset.class_names == ["arrow", "crescent", "cross"]
+    assert (len(dataset.train), len(dataset.validation)) == (90, 31)
+    for record in (dataset.train[i] for i in range(90)):
+        name = record["file_name"].decode()
+        assert name.split("/")[0] == dataset.class_names[record["label"]]
+        assert record["image"] == (tmp_path / "pictures" / "train" / name).read_bytes()
+    assert len({dataset.train[i]["file_name"] for i in range(90)}) == 90
+
+
+def test_a_folder_is_prepared_once_and_again_when_it_changes(folder_config, tmp_path, capsys):
+    first = open_dataset(folder_config)
+    assert "packing" in capsys.readouterr().out
+    open_dataset(folder_config)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "pictures" / "train" / "arrow" / "000.jpg").unlink()
+    second = open_dataset(folder_config)
+    assert "packing" in capsys.readouterr().out
+    assert (len(first.train), len(second.train)) == (90, 89)
+
+
+def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
+    dataset = open_dataset(folder_config)
+    files = sorted((tmp_path / "pictures" / "train").rglob("*.jpg"))
+    pixels = [np.asarray(Image.open(file)).reshape(-1, 3).astype(float) for file in files]
+    weights = np.concatenate([np.full(len(p), 1 / len(p)) for p in pixels])  # every picture counts the same
+    pixels = np.concatenate(pixels)
+    covariance = np.cov(pixels.T, aweights=weights, ddof=0)
+    np.testing.assert_allclose(dataset.statistics.mean_rgb, np.average(pixels, axis=0, weights=weights), rtol=1e-5)
+    vectors = dataset.statistics.color_vectors
+    np.testing.assert_allclose(vectors @ vectors.T, covariance, rtol=1e-4)
+    np.testing.assert_allclose(vectors.T @ vectors, np.diag(np.diag(vectors.T @ vectors)), atol=1e-2)  # axes at right angles
+    assert np.diff(np.diag(vectors.T @ vectors)).max() < 0  # the largest first
+    (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
+    kept.write_text(kept.read_text().replace(str(json.loads(kept.read_text())["mean_rgb"][0]), "77.0"))
+    assert open_dataset(folder_config).statistics.mean_rgb[0] == 77.0
+
+
+def test_statistics_do_not_depend_on_threads(folder_config):
+    records = open_dataset(folder_config).train
+    one, many = (color_statistics(records, threads=n) for n in (1, 5))
+    np.testing.assert_array_equal(one.color_vectors, many.color_vectors)
+
+
+def test_tfds_reads_what_was_prepared(folder_config, tmp_path):
+    # The folder's ArrayRecord files, found by TFDS under their own name: the path of any TFDS set.
+    by_folder = open_dataset(folder_config)
+    folder_config.data.name = f"vgg_jax_folder/{by_folder.name.split('/')[1]}"
+    folder_config.data.root = ""
+    folder_config.data.train_split = "train[:50%]"
+    by_name = open_dataset(folder_config)
+    assert len(by_name.train) == 45
+    assert by_name.train[7]["image"] == by_folder.train[7]["image"]
+    assert by_name.class_names == by_folder.class_names
+
+
+def refused(config, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_dataset(config)
+    return str(caught.value)
+
+
+def test_every_file_that_is_no_picture_is_named(folder_config, tmp_path):
+    root = tmp_path / "pictures"
+    (root / "train" / "cross" / "notes.txt").write_text("not a picture")
+    cut = root / "validation" / "arrow" / "000.jpg"
+    cut.write_bytes(cut.read_bytes()[:500])
+    message = refused(folder_config, r"2 of 122 files are no sound pictures")
+    assert str(root / "train" / "cross" / "notes.txt") + ": not a picture" in message
+    assert str(cut) in message
+    assert not list((tmp_path / "prepared").rglob("*.array_record*"))
+
+
+def test_an_empty_class_is_named(folder_config, tmp_path):
+    (tmp_path / "pictures" / "train" / "disc").mkdir()
+    refused(folder_config, re.escape(f"no picture in {tmp_path}/pictures/train/disc; put some there"))
+
+
+def test_a_class_that_training_lacks_is_named(folder_config, tmp_path):
+    root = tmp_path / "pictures"
+    shutil.copytree(root / "validation" / "arrow", root / "validation" / "ring")
+    refused(folder_config, r"validation has classes that .*train lacks: ring")
+
+
+@pytest.mark.parametrize("depth", ["", "train"])
+def test_a_folder_of_another_layout_is_explained(folder_config, tmp_path, depth):
+    root = tmp_path / "flat"
+    (root / depth).mkdir(parents=True)
+    render_to = root / depth / "a.jpg"
+    Image.new("RGB", (40, 40)).save(render_to)
+    folder_config.data.root = str(root)
+    refused(folder_config, "should be laid out as <split>/<class>/<picture>")
+
+
+def test_a_split_that_is_not_there_lists_those_that_are(folder_config):
+    folder_config.data.val_split = "val"
+    refused(folder_config, "config.data.val_split is 'val'.*its splits are train, validation: --config.data.val_split=")
+
+
+def test_another_number_of_classes_is_named(folder_config):
+    folder_config.model.num_classes = 10
+    refused(folder_config, "config.model.num_classes is 10, but folder has 3 classes; say --config.model.num_classes=3")
+
+
+def test_unknown_and_unprepared_sets_say_what_to_do(folder_config):
+    folder_config.data.root = ""
+    folder_config.data.name = "imagenet2021"
+    refused(folder_config, "neither `builtin` nor `folder` nor a TFDS data set. Did you mean 'imagenet2012'")
+    folder_config.data.name = "imagenet2012"
+    refused(folder_config, "is not prepared in .*tfds build imagenet2012 --file_format=array_record --data_dir=")
+
+
+def test_a_place_that_cannot_be_written_is_named(folder_config, tmp_path):
+    (tmp_path / "occupied").write_text("a file")
+    folder_config.data.dir = str(tmp_path / "occupied" / "data")
+    refused(folder_config, "cannot write prepared data to .*occupied.*--config.data.dir=DIR")
+
+
+def test_real_photographs(tiny_config, real_pictures, tmp_path):
+    if not (real_pictures / "caltech101-30").is_dir():
+        pytest.skip(f"no caltech101-30 in {real_pictures}")
+    root = tmp_path / "photos"
+    for split, count in (("train", 5), ("val", 2)):
+        for kind in ("Faces", "accordion"):  # colour and one-channel JPEGs of many sizes
+            (root / split / kind).mkdir(parents=True)
+            for file in sorted((real_pictures / "caltech101-30" / split / kind).iterdir())[:count]:
+                shutil.copy(file, root / split / kind)
+    tiny_config.data.root, tiny_config.data.dir, tiny_config.data.val_split = str(root), str(tmp_path / "d"), "val"
+    tiny_config.model.num_classes = 2
+    dataset = open_dataset(tiny_config)
+    assert (len(dataset.train), len(dataset.validation)) == (10, 4)

@@ -1,0 +1,147 @@
+"""The steps: golden first losses, accumulation, exact evaluation, the whole of net E once, and clean imports."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax.augment import ColorStatistics
+from vgg_jax.config import default_config
+from vgg_jax.models import VGG
+from vgg_jax.optimizer import make_optimizer
+from vgg_jax.sharding import batch_sharding, make_mesh, replicated
+from vgg_jax.state import init_state, make_model, state_shapes
+from vgg_jax.steps import compile_step, errors, make_eval_step, make_train_step
+
+STATISTICS = ColorStatistics(np.full(3, 127.0, np.float32), np.eye(3, dtype=np.float32) * 40)
+
+
+def one_batch(size, crop, classes=3, seed=0):
+    rng = np.random.RandomState(seed)
+    return {
+        "image": rng.randint(0, 256, (size, crop, crop, 3)).astype(np.uint8),
+        "label": rng.randint(0, classes, size).astype(np.int32),
+    }
+
+
+def some_steps(config, count, devices=1, with_state=False):
+    """Losses of the first steps, on random images."""
+    mesh = make_mesh(config.model_parallel, jax.devices()[:devices])
+    model, optimizer = make_model(config), make_optimizer(config)
+    shapes = state_shapes(config, model, optimizer, mesh)
+    batch = [
+        jax.device_put(one_batch(config.batch_size, config.image.crop, config.model.num_classes, i), batch_sharding(mesh))
+        for i in range(count)
+    ]
+    batch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch[0])
+    step = compile_step(
+        make_train_step(config, model, optimizer, STATISTICS),
+        shapes,
+        batch_shapes,
+        donate=True,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)),
+    )
+    state, losses = init_state(config, model, optimizer, shapes), []
+    for i in range(count):
+        state, metrics = step(state, batch[i])
+        losses.append(float(metrics["loss"]))
+    return (losses, state) if with_state else losses
+
+
+def test_golden_first_steps(tiny_config):
+    golden = [6.083754062652588, 0.7997414469718933, 2.2366416454315186, 1.919886589050293]
+    losses = some_steps(tiny_config, 4)
+    np.testing.assert_allclose(
+        losses,
+        golden,
+        rtol=2e-4,
+        err_msg="the first losses have changed. If you meant to change initialisation, augmentation, dropout's keys, the "
+        "optimizer or the net: put the new values here and say so in CHANGELOG.md, as runs are no longer "
+        f"reproducible across it. New: {losses}",
+    )
+
+
+def test_accumulation_is_the_whole_batch_at_once(tiny_config):
+    tiny_config.model.dropout_rate = 0.0
+    whole_losses, whole = some_steps(tiny_config, 3, with_state=True)
+    tiny_config.accumulation_steps = 4
+    parts_losses, parts = some_steps(tiny_config, 3, with_state=True)
+    np.testing.assert_allclose(parts_losses, whole_losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), parts.params, whole.params)
+    tiny_config.accumulation_steps = 2
+    np.testing.assert_allclose(some_steps(tiny_config, 3, devices=4), whole_losses, rtol=1e-5)
+
+
+def test_accumulation_draws_dropout_anew_for_each_part(tiny_config):
+    tiny_config.accumulation_steps = 2
+    first = some_steps(tiny_config, 3)
+    tiny_config.accumulation_steps = 1
+    assert np.abs(np.subtract(first, some_steps(tiny_config, 3))).max() > 1e-4
+
+
+def test_metrics_say_when_something_is_not_finite(tiny_config):
+    tiny_config.optimizer.learning_rate = 1e30
+    mesh = make_mesh(devices=jax.devices()[:1])
+    model, optimizer = make_model(tiny_config), make_optimizer(tiny_config)
+    state = init_state(tiny_config, model, optimizer, state_shapes(tiny_config, model, optimizer, mesh))
+    step = jax.jit(make_train_step(tiny_config, model, optimizer, STATISTICS))
+    found = []
+    for i in range(3):
+        state, metrics = step(state, one_batch(8, 32, seed=i))
+        found.append(bool(metrics["finite"]))
+    assert not found[-1]
+    tiny_config.optimizer.learning_rate = 1e-3
+    state = init_state(tiny_config, model, make_optimizer(tiny_config), state_shapes(tiny_config, model, optimizer, mesh))
+    _, metrics = jax.jit(make_train_step(tiny_config, model, make_optimizer(tiny_config), STATISTICS))(state, one_batch(8, 32))
+    assert bool(metrics["finite"])
+    assert float(metrics["lr"]) == pytest.approx(1e-3)
+
+
+def test_evaluation_leaves_padding_out():
+    model = VGG("A", 5, 1 / 16, 16)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    batch = one_batch(8, 32, 5)
+    step = jax.jit(make_eval_step(model, STATISTICS))
+    mask = np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
+    metrics = step(params, {**batch, "mask": mask})
+    five = step(params, {"image": batch["image"][:5], "label": batch["label"][:5], "mask": np.ones(5, bool)})
+    assert int(metrics.loss.count) == 5
+    for name, value in metrics.compute().items():
+        assert float(value) == pytest.approx(float(five.compute()[name]), rel=1e-6)
+    logits = np.asarray(model.apply({"params": params}, batch["image"][:5].astype(np.float32) - 127))
+    wanted = np.mean(np.log(np.exp(logits).sum(-1)) - logits[np.arange(5), batch["label"][:5]])
+    assert float(metrics.compute()["loss"]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_errors_count_ranks_and_ties_are_no_gift():
+    logits = jnp.array([[5.0, 4, 3, 2, 1, 0, -1], [0.0] * 7])
+    for label, top1, top5 in ((0, 0, 0), (1, 1, 0), (4, 1, 0), (5, 1, 1)):
+        found = errors(logits, jnp.array([label, label]))
+        assert [list(map(float, found[name])) for name in ("top1_error", "top5_error")] == [[top1] * 2, [top5] * 2]
+    few = errors(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0]))
+    assert float(few["top5_error"][0]) == 0.0  # three classes: all are among the first five
+
+
+@pytest.mark.slow
+def test_net_e_at_full_size_takes_a_step():
+    config = default_config()
+    config.model.configuration, config.batch_size = "E", 2
+    losses, state = some_steps(config, 1, with_state=True)
+    assert np.isfinite(losses[0])
+    assert int(state.step) == 1
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 143_667_240
+
+
+def test_models_and_steps_import_neither_tfds_nor_grain_and_nothing_imports_tensorflow():
+    code = """
+import sys
+import vgg_jax.models, vgg_jax.steps
+assert not {"tensorflow_datasets", "grain", "tensorflow"} & set(sys.modules), "models and steps"
+import vgg_jax.train
+assert {"tensorflow_datasets", "grain"} <= set(sys.modules)
+assert "tensorflow" not in sys.modules, "train"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
