@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -20,19 +21,25 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def _parse(argv: list[str]) -> list[str]:
+    """absl's parsing, with a sentence in place of a traceback where the configuration file cannot be had."""
+    for argument in argv:
+        file = argument.removeprefix("--config=").partition(":")[0]
+        if argument.startswith("--config=") and not Path(file).is_file():
+            _fail(f"--config={file}: there is no such file; configuration files lie in configs/.")
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, OSError, UserError) as error:
-        _fail(str(error).replace("\n", " "))
+    except (AttributeError, KeyError, UserError) as error:  # a key that does not exist, a bad argument of the file
+        _fail(" ".join(str(error.args[0]).split()))
 
 
-def _fail(message: str, status: int = 2):
+def _fail(message: str, status: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 
 
-def _default_workdir(config_file: str) -> Path:
-    file, _, argument = config_file.partition(":")
+def default_workdir(config: str) -> Path:
+    """configs/vgg19.py:S=384 -> runs/vgg19-S=384."""
+    file, _, argument = config.partition(":")
     return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
 
 
@@ -44,7 +51,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # what the libraries note in passing would bury what this project says
     from vgg_jax.train import Interrupted, train  # here, so that --help answers at once
 
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_file)
     try:
         train(_CONFIG.value, workdir)
     except UserError as error:

@@ -273,7 +273,8 @@ class _Window:
         self._losses.append(values["loss"])
         self._steps_seen += 1
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        speed = self._timed_steps * self._config.batch_size / elapsed
+        # This step and, while one is pending, the next have been asked for since the clock was started.
+        speed = max(self._timed_steps, 1) * self._config.batch_size / elapsed
         waited = self._waited / elapsed
         if step % self._config.log_every_steps == 0:
             mean = {name: float(np.mean([v[name] for v in self._since_log])) for name in values}
@@ -292,7 +293,7 @@ class _Window:
         self._screen.progress(step, f"{self._line} | {self._pace(step, speed, waited)}")
 
     def _pace(self, step: int, speed: float, waited: float) -> str:
-        left = (self._total_steps - step) * self._config.batch_size / speed
+        left = (self._total_steps - step) * self._config.batch_size / max(speed, 1e-9)
         return f"{speed:.0f} images/s | input wait {waited:.0%} | at most {duration(left)} left"
 
     def warn_if_stuck(self, step: int) -> None:

@@ -1,0 +1,59 @@
+"""The command line: help, defaults, and a sentence for every mistake."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.command import run_main
+from tests.conftest import REPOSITORY
+from vgg_jax.main import default_workdir
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+def test_help_answers_without_loading_jax():
+    # Loading JAX and the rest takes seconds; help should not.
+    code = (
+        "import sys, runpy; sys.argv = ['main', '--help']\n"
+        "try: runpy.run_module('vgg_jax.main', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--workdir" in result.stdout
+    assert "configs/vgg19.py:S=384" in result.stdout
+
+
+def test_the_default_workdir_is_named_after_the_configuration():
+    assert str(default_workdir("configs/vgg19.py")) == "runs/vgg19"
+    assert str(default_workdir("configs/vgg19.py:S=384")) == "runs/vgg19-S=384"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "say what to train: --config=configs/quickstart.py"),
+        (("--confg=configs/quickstart.py",), "Unknown command line flag 'confg'. Did you mean: config"),
+        (("configs/quickstart.py",), "'configs/quickstart.py' is not a flag"),
+        (("--config=configs/quickstrat.py",), "--config=configs/quickstrat.py: there is no such file"),
+        ((QUICKSTART, "--config.bach_size=3"), 'Did you mean "batch_size" instead of "bach_size"'),
+        ((QUICKSTART, "--config.batch_size=many"), "flag --config.batch_size=many: invalid literal for int()"),
+        ((QUICKSTART, "--config.batch_size=33"), "config.batch_size is 33, which 2 devices do not divide; 32 or 34"),
+        ((QUICKSTART, "--config.model.configuration=F"), "config.model.configuration is 'F'; it must be one of A,"),
+        (("--config=configs/vgg19.py:S=7",), "write S=256, S=384 or S=jitter after the colon"),
+        (("--config=configs/vgg19.py:S=384",), "give its workdir with --config.init_from=DIR"),
+        ((QUICKSTART, "--workdir=/proc/1/run"), "--workdir=/proc/1/run cannot be written"),
+        (("--config=configs/vgg19.py", "--config.data.dir=/nowhere"), "tfds build imagenet2012 --file_format=array_record"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence, tmp_path):
+    if QUICKSTART in arguments or arguments == ("--config=configs/vgg19.py:S=384",):
+        arguments = (f"--workdir={tmp_path}/run", *arguments)
+    status, out, err = run_main(*arguments, devices=2)
+    assert status in (1, 2)
+    assert sentence in " ".join(err.split())
+    assert "Traceback" not in err
+    assert "VGG" not in out  # nothing was begun
+    assert not (tmp_path / "run").exists()

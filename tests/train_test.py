@@ -1,0 +1,204 @@
+"""Whole runs: killed and resumed is uninterrupted, signals save, what cannot go on says so."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+from tests.command import as_flags, run_main, start_main
+from vgg_jax.errors import UserError
+from vgg_jax.train import train
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+def flags(config, workdir):
+    return QUICKSTART, f"--workdir={workdir}", *as_flags(config)
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def longer(tiny_config):
+    """270 steps, a checkpoint every 4 and a line at each: time enough to be killed at any of them."""
+    tiny_config.num_epochs = 24.0
+    tiny_config.log_every_steps = 1
+    return tiny_config
+
+
+def wait_for_step(process, workdir, step):
+    path = workdir / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and path.read_text().count("train/loss") >= step:
+            return
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
+    status, out, err = run_main(*flags(tiny_config, tmp_path / "run"))
+    assert (status, err) == (0, "")
+    for promised in ("VGG A on", "90 training and 31 validation images, 3 classes", "conv1_1/kernel", "memory a device"):
+        assert promised in out
+    for promised in ("tensorboard --logdir", "finished at the end of the epochs: 34 steps, 3.02 epochs", "checkpoint: "):
+        assert promised in out
+    run = tmp_path / "run"
+    found = summary(run)
+    assert {"steps", "epochs", "seconds", "lr_drops", "best_top1_error", "final_top1_error", "params_sha256"} <= set(found)
+    assert found["steps"] == 34  # ceil(3 * 90 / 8)
+    lines = metrics(run)
+    assert [line["step"] for line in lines if "val/loss" in line] == [12, 23, 34]  # ends of epochs of 11.25 steps
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == [5, 10, 15, 20, 25, 30]
+    names = {"step"} | {f"train/{n}" for n in "loss top1_error top5_error lr images_per_second input_wait".split()}
+    assert set(training[0]) == names
+    best = min(line["val/top1_error"] for line in lines if "val/loss" in line)
+    assert found["best_top1_error"] == best
+    assert 0 <= found["final_top1_error"] * 31 == pytest.approx(round(found["final_top1_error"] * 31))
+    assert json.loads((run / "config.json").read_text())["batch_size"] == 8
+    assert json.loads((run / "dataset.json").read_text())["class_names"] == ["arrow", "crescent", "cross"]
+    assert list((run / "tensorboard").iterdir())
+    assert (run / "checkpoints" / "34").is_dir()
+
+    # The same command once more finds it finished; another configuration is turned away; neither changes anything.
+    status, out, _ = run_main(*flags(tiny_config, run))
+    assert status == 0
+    assert "going on from" in out
+    assert summary(run) == found
+    tiny_config.seed = 5
+    status, _, err = run_main(*flags(tiny_config, run))
+    assert status == 2
+    assert "holds another run (config.json): seed is 5, there it is 0" in err
+    assert summary(run) == found
+
+
+def test_eight_devices_train_as_one(tiny_config, tmp_path):
+    for devices in (1, 8):
+        assert run_main(*flags(tiny_config, tmp_path / str(devices)), devices=devices)[0] == 0
+    one, eight = (
+        [line["train/loss"] for line in metrics(tmp_path / str(n)) if "train/loss" in line] for n in (1, 8)
+    )
+    assert eight == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_is_uninterrupted(longer, tmp_path):
+    assert run_main(*flags(longer, tmp_path / "whole"))[0] == 0
+    wanted = summary(tmp_path / "whole")
+    rng = random.Random()
+    for i in range(3):
+        workdir, step = tmp_path / f"killed{i}", rng.randint(1, 240)
+        process = start_main(*flags(longer, workdir))
+        wait_for_step(process, workdir, step)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"ended before it was killed at step {step}"
+        assert not (workdir / "summary.json").exists()
+        status, _, err = run_main(*flags(longer, workdir))
+        assert status == 0, err
+        found = summary(workdir)
+        assert found["params_sha256"] == wanted["params_sha256"], f"killed at step {step}"
+        for name in ("steps", "lr_drops", "best_top1_error", "final_top1_error", "best_step"):
+            assert found[name] == wanted[name], name
+        steps = [line["step"] for line in metrics(workdir) if "train/loss" in line]
+        assert steps == list(range(1, found["steps"] + 1))  # no step is missing, none stands there twice
+    longer.seed = 1
+    assert run_main(*flags(longer, tmp_path / "other"))[0] == 0
+    assert summary(tmp_path / "other")["params_sha256"] != wanted["params_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(longer, tmp_path, number):
+    process = start_main(*flags(longer, tmp_path / "run"))
+    wait_for_step(process, tmp_path / "run", 7)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name} after step" in err
+    assert "Give the same command again to go on" in err
+    assert "Traceback" not in err
+    last = max(line["step"] for line in metrics(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / str(last)).is_dir()  # the very step, not the last regular one
+    status, out, _ = run_main(*flags(longer, tmp_path / "run"))
+    assert status == 0
+    assert f"going on from {tmp_path}/run/checkpoints/{last}" in out
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config, tmp_path):
+    tiny_config.checkpoint_every_steps = 1
+    tiny_config.optimizer.learning_rate = 1e12
+    status, _, err = run_main(*flags(tiny_config, tmp_path / "run"))
+    assert status == 2
+    assert "training has diverged: at step" in err
+    assert "--config.optimizer.learning_rate=1e+11" in err
+    bad = int(err.split("at step ")[1].split()[0])
+    kept = [int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
+    assert all(step < bad for step in kept)
+
+
+def test_guessing_is_noticed_and_explained(tiny_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vgg_jax.train._STEPS_TO_LEAVE_CHANCE", 10)
+    tiny_config.num_epochs = 1.0
+    tiny_config.model.init = "std001"
+    tiny_config.optimizer.learning_rate = 1e-6
+    train(tiny_config, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "the loss is still 1.0986, which is guessing (ln 3 = 1.0986)" in out
+    assert "--config.init_from=DIR" in out
+
+
+def test_starting_from_another_run(tiny_config, tmp_path, capsys):
+    tiny_config.num_epochs = 1.0
+    train(tiny_config, tmp_path / "first", quiet=True)
+    tiny_config.init_from = str(tmp_path / "first")
+    tiny_config.optimizer.learning_rate = 1e-12
+    train(tiny_config, tmp_path / "second")
+    assert "all layers start from" in capsys.readouterr().out
+    first, second = (summary(tmp_path / name) for name in ("first", "second"))
+    assert second["final_loss"] == pytest.approx(first["final_loss"], rel=1e-4)
+    assert second["steps"] == first["steps"]
+
+
+def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
+    tiny_config.num_epochs = 1.0
+    train(tiny_config, tmp_path / "run", quiet=True)
+    tiny_config.num_epochs = 0.5
+    with pytest.raises(UserError, match=r"config.num_epochs=0.5 ends at step 6, .* already at step 12"):
+        train(tiny_config, tmp_path / "run", quiet=True)
+    tiny_config.num_epochs = 2.0  # longer is fine
+    assert train(tiny_config, tmp_path / "run", quiet=True)["steps"] == 23
+
+
+def test_a_disk_that_fills_up_is_said_to_be_full(tiny_config, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vgg_jax.logbook.tensorboardX.SummaryWriter.add_scalar", full)
+    with pytest.raises(UserError, match=r"cannot write to .*metrics.jsonl: No space left on device; free some space"):
+        train(tiny_config, tmp_path / "run", quiet=True)
+
+
+@pytest.mark.slow
+def test_real_photographs_are_learnt(tiny_config, real_pictures, tmp_path):
+    root = real_pictures / "imagenette-5k"
+    if not root.is_dir():
+        pytest.skip(f"no imagenette-5k in {real_pictures}")
+    tiny_config.data.root, tiny_config.data.val_split, tiny_config.model.num_classes = str(root), "val", 10
+    tiny_config.data.dir = str(tmp_path / "data")
+    tiny_config.model.width_multiplier, tiny_config.model.fc_width = 0.25, 128
+    tiny_config.model.dropout_rate = 0.1
+    tiny_config.image.crop, tiny_config.image.scale_min, tiny_config.image.scale_max = 48, 55, 55
+    tiny_config.batch_size, tiny_config.num_epochs, tiny_config.optimizer.learning_rate = 32, 3.0, 1e-2
+    tiny_config.checkpoint_every_steps, tiny_config.log_every_steps = 0, 50
+    status, _, err = run_main(*flags(tiny_config, tmp_path / "run"))
+    assert status == 0, err
+    assert summary(tmp_path / "run")["best_top1_error"] < 0.8  # guessing is 0.9
