@@ -1,6 +1,6 @@
 """A small net A on the built-in pictures: the whole path of an ImageNet run in a few minutes on a laptop.
 
-    python -m vgg_jax.main --config=configs/quickstart.py
+python -m vgg_jax.main --config=configs/quickstart.py
 """
 
 from vgg_jax.config import default_config

@@ -47,7 +47,9 @@ def test_imagenets_constants_are_on_the_scale_of_pixels():
     # PAPER.md §5.8: l1 = 255 * 0.2175 along (-0.5675, -0.5808, -0.5836), which has length 1.
     lengths = np.linalg.norm(IMAGENET_STATISTICS.color_vectors, axis=0)
     np.testing.assert_allclose(lengths, 255 * np.array([0.2175, 0.0188, 0.0045]), rtol=1e-3)
-    np.testing.assert_allclose(IMAGENET_STATISTICS.color_vectors[:, 0], 55.4625 * np.array([-0.5675, -0.5808, -0.5836]), rtol=1e-6)
+    np.testing.assert_allclose(
+        IMAGENET_STATISTICS.color_vectors[:, 0], 55.4625 * np.array([-0.5675, -0.5808, -0.5836]), rtol=1e-6
+    )
     np.testing.assert_allclose(IMAGENET_STATISTICS.mean_rgb, [123.68, 116.779, 103.939])
 
 

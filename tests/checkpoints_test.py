@@ -98,10 +98,15 @@ def test_a_write_that_fails_says_what_is_kept(state, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     # Orbax reports a write's failure when the next one begins, or at the end.
-    for method, call in (("save", lambda: checkpoints.save(2, state, {}, 0.5)), ("wait_until_finished", checkpoints.wait)):
+    for method, call in (
+        ("save", lambda: checkpoints.save(2, state, {}, 0.5)),
+        ("wait_until_finished", checkpoints.wait),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints._manager, method, full)
-            with pytest.raises(UserError, match="No space left on device. Free some space .*; the last good one is .*/1."):
+            with pytest.raises(
+                UserError, match="No space left on device. Free some space .*; the last good one is .*/1."
+            ):
                 call()
 
 
@@ -114,7 +119,9 @@ def test_starting_from_a_checkpoint(state, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, state.params)
     assert report == f"all layers start from {tmp_path}/checkpoints/7"
     wider = {**fresh, "fc8": {"kernel": jnp.zeros((1, 1, 16, 9)), "bias": jnp.zeros(9)}}
-    with pytest.raises(UserError, match=r"does not fit: fc8/kernel is \[1, 1, 16, 3\] there and \[1, 1, 16, 9\] here; fc8/b"):
+    with pytest.raises(
+        UserError, match=r"does not fit: fc8/kernel is \[1, 1, 16, 3\] there and \[1, 1, 16, 9\] here; fc8/b"
+    ):
         start_from(str(tmp_path), wider)
     without = {layer: leaves for layer, leaves in fresh.items() if layer != "conv5_2"}
     with pytest.raises(UserError, match=r"conv5_2/kernel is \[3, 3, 32, 32\] there and missing here"):
@@ -122,7 +129,9 @@ def test_starting_from_a_checkpoint(state, tmp_path):
 
 
 def test_where_there_is_no_checkpoint_it_is_said(tmp_path):
-    with pytest.raises(UserError, match="is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step>"):
+    with pytest.raises(
+        UserError, match="is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step>"
+    ):
         load_params(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="there is no finished checkpoint in"):

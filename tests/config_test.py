@@ -120,7 +120,9 @@ def test_a_missing_root_is_named():
 def test_strange_and_missing_keys_and_types_are_named():
     config = default_config()
     config.model.widht_multiplier = 0.5
-    with pytest.raises(UserError, match="config.model.widht_multiplier is not a known key. Did you mean 'model.width_m"):
+    with pytest.raises(
+        UserError, match="config.model.widht_multiplier is not a known key. Did you mean 'model.width_m"
+    ):
         validate(config, num_devices=1)
     config = ConfigDict({key: value for key, value in default_config().items() if key != "plateau"})
     with pytest.raises(UserError, match=r"config\.plateau\.factor is missing"):

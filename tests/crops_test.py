@@ -34,7 +34,13 @@ class Draws:
 
 @pytest.mark.parametrize(
     ("size", "scale", "wanted"),
-    [((500, 375), 256, (341, 256)), ((375, 500), 256, (256, 341)), ((300, 300), 384, (384, 384)), ((3, 2), 5, (8, 5)), ((1000, 1), 384, (384000, 384))],
+    [
+        ((500, 375), 256, (341, 256)),
+        ((375, 500), 256, (256, 341)),
+        ((300, 300), 384, (384, 384)),
+        ((3, 2), 5, (8, 5)),
+        ((1000, 1), 384, (384000, 384)),
+    ],
 )
 def test_rescaled_size(size, scale, wanted):
     assert rescaled_size(*size, scale) == wanted
@@ -77,7 +83,9 @@ def test_a_jpeg_is_never_decoded_smaller_than_the_scale(monkeypatch):
 @pytest.mark.parametrize(("width", "height", "left", "top"), [(300, 200, 64, 16), (200, 301, 16, 64)])
 def test_the_centre_crop_is_central_and_exact(width, height, left, top):
     encoded = jpeg(smooth_picture(width, height))
-    plain = np.asarray(Image.open(io.BytesIO(encoded)).resize(rescaled_size(width, height, 256), Image.Resampling.BILINEAR))
+    plain = np.asarray(
+        Image.open(io.BytesIO(encoded)).resize(rescaled_size(width, height, 256), Image.Resampling.BILINEAR)
+    )
     left, top = (plain.shape[1] - 224) // 2, (plain.shape[0] - 224) // 2
     crop = center_crop(encoded, 256, 224)
     assert np.abs(crop.astype(int) - plain[top : top + 224, left : left + 224]).max() <= 1

@@ -45,7 +45,10 @@ def test_the_default_workdir_is_named_after_the_configuration():
         (("--config=configs/vgg19.py:S=7",), "write S=256, S=384 or S=jitter after the colon"),
         (("--config=configs/vgg19.py:S=384",), "give its workdir with --config.init_from=DIR"),
         ((QUICKSTART, "--workdir=/proc/1/run"), "--workdir=/proc/1/run cannot be written"),
-        (("--config=configs/vgg19.py", "--config.data.dir=/nowhere"), "tfds build imagenet2012 --file_format=array_record"),
+        (
+            ("--config=configs/vgg19.py", "--config.data.dir=/nowhere"),
+            "tfds build imagenet2012 --file_format=array_record",
+        ),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence, tmp_path):

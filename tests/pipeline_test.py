@@ -35,7 +35,9 @@ def digests(config, examples, count, start=0, devices=1):
     mesh = make_mesh(devices=jax.devices()[:devices])
     with contextlib.closing(batches(config, examples, mesh, start)) as iterator:
         found = [next(iterator) for _ in range(count)]
-    return [hashlib.sha256(np.asarray(b["image"]).tobytes() + np.asarray(b["label"]).tobytes()).hexdigest() for b in found]
+    return [
+        hashlib.sha256(np.asarray(b["image"]).tobytes() + np.asarray(b["label"]).tobytes()).hexdigest() for b in found
+    ]
 
 
 def test_a_restart_goes_on_at_the_very_next_image(tiny_config, dataset):

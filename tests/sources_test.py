@@ -54,7 +54,9 @@ def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
     np.testing.assert_allclose(dataset.statistics.mean_rgb, np.average(pixels, axis=0, weights=weights), rtol=1e-5)
     vectors = dataset.statistics.color_vectors
     np.testing.assert_allclose(vectors @ vectors.T, covariance, rtol=1e-4)
-    np.testing.assert_allclose(vectors.T @ vectors, np.diag(np.diag(vectors.T @ vectors)), atol=1e-2)  # axes at right angles
+    np.testing.assert_allclose(
+        vectors.T @ vectors, np.diag(np.diag(vectors.T @ vectors)), atol=1e-2
+    )  # axes at right angles
     assert np.diff(np.diag(vectors.T @ vectors)).max() < 0  # the largest first
     (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
     kept.write_text(kept.read_text().replace(str(json.loads(kept.read_text())["mean_rgb"][0]), "77.0"))
@@ -67,7 +69,7 @@ def test_statistics_do_not_depend_on_threads(folder_config):
     np.testing.assert_array_equal(one.color_vectors, many.color_vectors)
 
 
-def test_tfds_reads_what_was_prepared(folder_config, tmp_path):
+def test_tfds_reads_what_was_prepared(folder_config):
     # The folder's ArrayRecord files, found by TFDS under their own name: the path of any TFDS set.
     by_folder = open_dataset(folder_config)
     folder_config.data.name = f"vgg_jax_folder/{by_folder.name.split('/')[1]}"

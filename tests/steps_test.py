@@ -33,7 +33,9 @@ def some_steps(config, count, devices=1, with_state=False):
     model, optimizer = make_model(config), make_optimizer(config)
     shapes = state_shapes(config, model, optimizer, mesh)
     batch = [
-        jax.device_put(one_batch(config.batch_size, config.image.crop, config.model.num_classes, i), batch_sharding(mesh))
+        jax.device_put(
+            one_batch(config.batch_size, config.image.crop, config.model.num_classes, i), batch_sharding(mesh)
+        )
         for i in range(count)
     ]
     batch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch[0])
@@ -94,8 +96,12 @@ def test_metrics_say_when_something_is_not_finite(tiny_config):
         found.append(bool(metrics["finite"]))
     assert not found[-1]
     tiny_config.optimizer.learning_rate = 1e-3
-    state = init_state(tiny_config, model, make_optimizer(tiny_config), state_shapes(tiny_config, model, optimizer, mesh))
-    _, metrics = jax.jit(make_train_step(tiny_config, model, make_optimizer(tiny_config), STATISTICS))(state, one_batch(8, 32))
+    state = init_state(
+        tiny_config, model, make_optimizer(tiny_config), state_shapes(tiny_config, model, optimizer, mesh)
+    )
+    _, metrics = jax.jit(make_train_step(tiny_config, model, make_optimizer(tiny_config), STATISTICS))(
+        state, one_batch(8, 32)
+    )
     assert bool(metrics["finite"])
     assert float(metrics["lr"]) == pytest.approx(1e-3)
 

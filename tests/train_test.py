@@ -45,19 +45,32 @@ def wait_for_step(process, workdir, step):
 def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     status, out, err = run_main(*flags(tiny_config, tmp_path / "run"))
     assert (status, err) == (0, "")
-    for promised in ("VGG A on", "90 training and 31 validation images, 3 classes", "conv1_1/kernel", "memory a device"):
+    for promised in (
+        "VGG A on",
+        "90 training and 31 validation images, 3 classes",
+        "conv1_1/kernel",
+        "memory a device",
+    ):
         assert promised in out
-    for promised in ("tensorboard --logdir", "finished at the end of the epochs: 34 steps, 3.02 epochs", "checkpoint: "):
+    for promised in (
+        "tensorboard --logdir",
+        "finished at the end of the epochs: 34 steps, 3.02 epochs",
+        "checkpoint: ",
+    ):
         assert promised in out
     run = tmp_path / "run"
     found = summary(run)
-    assert {"steps", "epochs", "seconds", "lr_drops", "best_top1_error", "final_top1_error", "params_sha256"} <= set(found)
+    assert {"steps", "epochs", "seconds", "lr_drops", "best_top1_error", "final_top1_error", "params_sha256"} <= set(
+        found
+    )
     assert found["steps"] == 34  # ceil(3 * 90 / 8)
     lines = metrics(run)
     assert [line["step"] for line in lines if "val/loss" in line] == [12, 23, 34]  # ends of epochs of 11.25 steps
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == [5, 10, 15, 20, 25, 30]
-    names = {"step"} | {f"train/{n}" for n in "loss top1_error top5_error lr images_per_second input_wait".split()}
+    names = {"step"} | {
+        f"train/{n}" for n in ["loss", "top1_error", "top5_error", "lr", "images_per_second", "input_wait"]
+    }
     assert set(training[0]) == names
     best = min(line["val/top1_error"] for line in lines if "val/loss" in line)
     assert found["best_top1_error"] == best
@@ -82,9 +95,7 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
 def test_eight_devices_train_as_one(tiny_config, tmp_path):
     for devices in (1, 8):
         assert run_main(*flags(tiny_config, tmp_path / str(devices)), devices=devices)[0] == 0
-    one, eight = (
-        [line["train/loss"] for line in metrics(tmp_path / str(n)) if "train/loss" in line] for n in (1, 8)
-    )
+    one, eight = ([line["train/loss"] for line in metrics(tmp_path / str(n)) if "train/loss" in line] for n in (1, 8))
     assert eight == pytest.approx(one, rel=1e-4)
 
 

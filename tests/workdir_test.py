@@ -32,7 +32,9 @@ def test_another_run_is_refused_and_nothing_is_changed(run):
     before = (run / "config.json").read_text()
     config = default_config()
     config.model.configuration, config.seed = "E", 3
-    with pytest.raises(UserError, match=r"holds another run \(config.json\): model.configuration is 'E', there it is 'D'; seed is 3"):
+    with pytest.raises(
+        UserError, match=r"holds another run \(config.json\): model.configuration is 'E', there it is 'D'; seed is 3"
+    ):
         workdir.check(run, config)
     with pytest.raises(UserError, match=r"\(dataset.json\): train_images is 4, there it is 3"):
         workdir.claim(run, default_config(), {**DATA, "train_images": 4})

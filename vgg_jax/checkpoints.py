@@ -64,9 +64,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         metrics = None if top1_error is None else {"top1_error": top1_error}
-        args = ocp.args.Composite(
-            **{_STATE: ocp.args.StandardSave(state), _PROGRESS: ocp.args.JsonSave(progress)}
-        )
+        args = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state), _PROGRESS: ocp.args.JsonSave(progress)})
         try:
             self._manager.save(step, args=args, metrics=metrics, force=True)
         except Exception as error:
@@ -142,7 +140,9 @@ def load_params(source: Path) -> tuple[Path, dict]:
     elif source.parent.name == CHECKPOINTS and source.name.isdigit():
         directory, step = source.parent, int(source.name)
     else:
-        raise UserError(f"{source} is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step> of one.")
+        raise UserError(
+            f"{source} is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step> of one."
+        )
     if step is None:
         step = _best_step(directory)
     try:

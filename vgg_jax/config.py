@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -124,9 +125,9 @@ def resumed_run_may_differ_in() -> tuple[str, ...]:
     )
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """{"seed": 0, "model.configuration": "D", ...}, in the order of definition."""
-    flat: dict[str, object] = {}
+    flat: dict[str, Any] = {}
     for key in config:
         value = config[key]
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value})
@@ -134,7 +135,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """" Did you mean X?", or "" where nothing known is close."""
+    """ " Did you mean X?", or "" where nothing known is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -156,7 +157,9 @@ def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> No
             raise UserError(f"config.{key} is not a known key.{did_you_mean(key, known)}")
     for key, default in known.items():
         if key not in given:
-            raise UserError(f"config.{key} is missing; start a configuration file from vgg_jax.config.default_config().")
+            raise UserError(
+                f"config.{key} is missing; start a configuration file from vgg_jax.config.default_config()."
+            )
         _check_type(key, given[key], default)
 
     model, image, data = config.model, config.image, config.data

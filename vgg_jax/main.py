@@ -16,7 +16,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py)."
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Where checkpoints and logs go; the same workdir continues a run. Default: runs/<config>[-<argument>]."
+    "workdir",
+    "",
+    "Where checkpoints and logs go; the same workdir continues a run. Default: runs/<config>[-<argument>].",
 )
 
 

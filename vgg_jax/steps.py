@@ -1,6 +1,7 @@
 """The two pure functions that everything else drives: train_step and eval_step, each compiled once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,7 +19,7 @@ Batch = dict[str, jax.Array]
 
 # XLA's CPU backend has faster convolution gradients than those it takes by default: net A, batch 8, forward and
 # backward on two cores, 108 GFLOP/s without and 177 with these (`benchmarks/cpu_options.py`).
-CPU_COMPILER_OPTIONS = {
+CPU_COMPILER_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_experimental_onednn_custom_call": True,
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
 }
@@ -29,9 +30,9 @@ class EvalMetrics(clu_metrics.Collection):
     """Means over images, each with the exact number of images it is over (`.loss.count`)."""
 
     # No postponed evaluation of annotations in this module: clu reads these as classes.
-    loss: clu_metrics.Average.from_output("loss")
-    top1_error: clu_metrics.Average.from_output("top1_error")
-    top5_error: clu_metrics.Average.from_output("top5_error")
+    loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    top1_error: clu_metrics.Average.from_output("top1_error")  # type: ignore[valid-type]
+    top5_error: clu_metrics.Average.from_output("top5_error")  # type: ignore[valid-type]
 
 
 def make_train_step(
@@ -93,7 +94,7 @@ def make_eval_step(model: VGG, statistics: ColorStatistics) -> Callable[[dict, B
     """
 
     def eval_step(params: dict, batch: Batch) -> EvalMetrics:
-        logits_BxK = model.apply({"params": params}, normalize(batch["image"], statistics))
+        logits_BxK: Any = model.apply({"params": params}, normalize(batch["image"], statistics))
         return EvalMetrics.single_from_model_output(
             loss=optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["label"]),
             **errors(logits_BxK, batch["label"]),

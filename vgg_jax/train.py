@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import platform
@@ -95,7 +96,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         state = init_state(config, model, optimizer, shapes)
         if config_lib.init_from(config):
             params, report = start_from(config_lib.init_from(config), state.params)
-            state = state.replace(params=params)
+            state = dataclasses.replace(state, params=params)
             screen.say(report)
     metrics_log = MetricsLog(workdir, resume_step or 0)
 
@@ -134,7 +135,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                 metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
                 drops = lr_drops(state.opt_state, config)
                 error = jax.device_put(np.float32(top1_error), replicated(mesh))
-                state = state.replace(opt_state=observe(state.opt_state, error))
+                state = dataclasses.replace(state, opt_state=observe(state.opt_state, error))
                 finished = plateaued_for_good(state.opt_state, config)
                 if progress["best_top1_error"] is None or top1_error <= progress["best_top1_error"]:
                     progress |= {"best_top1_error": top1_error, "best_step": step}
@@ -212,7 +213,7 @@ def _compiled(
         donate=True,
         out_shardings=shardings.opt_state,
     )
-    memory = train_step.memory_analysis()
+    memory: Any = train_step.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     screen.say(

@@ -26,7 +26,9 @@ def check(workdir: Path, config: ConfigDict) -> None:
     if not existing.is_dir():
         raise UserError(f"--workdir={workdir} cannot be made: {existing} is a file; choose another --workdir.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={workdir} cannot be written: no permission for {existing}; choose another --workdir.")
+        raise UserError(
+            f"--workdir={workdir} cannot be written: no permission for {existing}; choose another --workdir."
+        )
     kept = workdir / "config.json"
     if _has_checkpoint(workdir):
         _same_run(kept, flatten(ConfigDict(_read(kept))), flatten(config))

@@ -49,7 +49,9 @@ def _heart() -> Polygon:
 
 def _crescent() -> Polygon:
     outer = [(math.cos(t), math.sin(t)) for t in (math.radians(50 + 260 * i / 24) for i in range(25))]
-    inner = [(0.42 + 0.8 * math.cos(t), 0.8 * math.sin(t)) for t in (math.radians(290 - 220 * i / 20) for i in range(21))]
+    inner = [
+        (0.42 + 0.8 * math.cos(t), 0.8 * math.sin(t)) for t in (math.radians(290 - 220 * i / 20) for i in range(21))
+    ]
     return outer + inner
 
 
@@ -112,7 +114,9 @@ def _ground(rng: np.random.RandomState, width: int, height: int) -> Image.Image:
 def _strokes(rng: np.random.RandomState, picture: Image.Image, count: int) -> None:
     draw = ImageDraw.Draw(picture)
     for _ in range(count):
-        ends = [(int(rng.randint(picture.width)), int(rng.randint(picture.height))) for _ in range(int(rng.randint(2, 4)))]
+        ends = [
+            (int(rng.randint(picture.width)), int(rng.randint(picture.height))) for _ in range(int(rng.randint(2, 4)))
+        ]
         draw.line(ends, fill=tuple(map(int, rng.randint(0, 256, 3))), width=int(rng.randint(1, 4)))
 
 

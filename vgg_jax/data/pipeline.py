@@ -7,7 +7,7 @@ same global batches: process p of P reads the p-th P-th of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -47,7 +47,7 @@ def eval_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDat
     crop = config.image.crop
     padding = {"image": np.zeros((crop, crop, 3), np.uint8), "label": np.int32(0), "mask": np.False_}
 
-    def at(index: int) -> dict[str, np.ndarray]:
+    def at(index: int) -> Record:
         if index >= len(records):
             return padding
         return {**_example(records[index], center_crop, eval_scale(config), crop), "mask": np.True_}
@@ -55,7 +55,7 @@ def eval_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDat
     return grain.MapDataset.range(-(-len(records) // config.batch_size) * config.batch_size).map(at)
 
 
-def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: int = 0) -> Iterator[dict[str, jax.Array]]:
+def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: int = 0) -> grain.DatasetIterator:
     """Global batches from batch number `start` on, sharded over the mesh's data axis, on the devices ahead of need.
 
     Memory on the host is bounded: at most `data.threads` batches of this process are decoded or being decoded, and
@@ -73,9 +73,7 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
     return iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
 
 
-def local_batches(
-    config: ConfigDict, examples: grain.MapDataset, process: int, processes: int
-) -> grain.MapDataset:
+def local_batches(config: ConfigDict, examples: grain.MapDataset, process: int, processes: int) -> grain.MapDataset:
     """The part of every global batch that one process reads: the `process`-th of `processes` equal parts, in order."""
     return examples.batch(config.batch_size // processes)[process::processes]
 

@@ -60,9 +60,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
     data_dir = epath.Path(os.path.expanduser(config.data.dir))
     builder = _builder(config, data_dir)
     splits = list(builder.info.splits)
-    train, validation = (
-        _open_split(builder, key, config.data[key], splits) for key in ("train_split", "val_split")
-    )
+    train, validation = (_open_split(builder, key, config.data[key], splits) for key in ("train_split", "val_split"))
     class_names = list(builder.info.features["label"].names)
     if len(class_names) != config.model.num_classes:
         raise UserError(

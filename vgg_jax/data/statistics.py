@@ -56,4 +56,6 @@ def save_statistics(path: epath.Path, statistics: ColorStatistics) -> None:
 
 def load_statistics(path: epath.Path) -> ColorStatistics:
     """Reads what `save_statistics` wrote."""
-    return ColorStatistics(**{name: np.array(value, np.float32) for name, value in json.loads(path.read_text()).items()})
+    return ColorStatistics(
+        **{name: np.array(value, np.float32) for name, value in json.loads(path.read_text()).items()}
+    )

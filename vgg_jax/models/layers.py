@@ -80,9 +80,7 @@ class Convolution(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         inputs, area = x_BxHxWxC.shape[-1], self.size**2
         kernel_init, bias_init = PRESETS[self.init_preset](area * inputs, area * self.channels)
-        kernel = self.param(
-            "kernel", kernel_init, (self.size, self.size, inputs, self.channels), self.param_dtype
-        )
+        kernel = self.param("kernel", kernel_init, (self.size, self.size, inputs, self.channels), self.param_dtype)
         bias = self.param("bias", bias_init, (self.channels,), self.param_dtype)
         x = _convolve(x_BxHxWxC.astype(self.dtype), kernel.astype(self.dtype), padding="SAME")
         return x + bias.astype(self.dtype)

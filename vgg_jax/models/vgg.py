@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -106,7 +106,11 @@ class VGG(nn.Module):
                 f"{', '.join(endpoint_names(self.configuration))}"
             )
         blocks, lrn = CONFIGURATIONS[self.configuration]
-        options = {"init_preset": self.init_preset, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        options: dict[str, Any] = {
+            "init_preset": self.init_preset,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
         found: dict[str, jax.Array] = {}
         sizes = sizes_Bx2
 

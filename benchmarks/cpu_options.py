@@ -1,0 +1,36 @@
+"""What `steps.CPU_COMPILER_OPTIONS` is worth: net A's forward and backward pass at 224, batch 8, with and without.
+
+    python benchmarks/cpu_options.py
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.models import VGG
+from vgg_jax.steps import CPU_COMPILER_OPTIONS
+
+BATCH, GMAC = 8, 7.61  # Paper Table 2's net A, PAPER.md's count
+
+
+def main():
+    model = VGG("A")
+    images = jax.random.normal(jax.random.key(0), (BATCH, 224, 224, 3))
+    params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
+
+    def loss(p, x):
+        return jnp.square(model.apply({"params": p}, x)).mean()
+
+    for name, options in (("XLA's choice", {}), ("CPU_COMPILER_OPTIONS", CPU_COMPILER_OPTIONS)):
+        step = jax.jit(jax.grad(loss)).lower(params, images).compile(compiler_options=options)
+        jax.block_until_ready(step(params, images))
+        began = time.perf_counter()
+        for _ in range(3):
+            jax.block_until_ready(step(params, images))
+        seconds = (time.perf_counter() - began) / 3
+        print(f"{name}: {seconds:.2f} s, {6 * GMAC * BATCH / seconds:.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()
