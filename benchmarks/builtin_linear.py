@@ -1,7 +1,7 @@
 """How far a linear model gets on the built-in pictures: centre crops of quickstart's size, ridge regression on one-hot
 labels in closed form, the best of many penalties (chosen on the validation split itself, in the model's favour).
 
-    python benchmarks/builtin_linear.py
+    python -m benchmarks.builtin_linear
 """
 
 import numpy as np
@@ -14,7 +14,9 @@ from vgg_jax.data.sources import open_dataset
 
 def arrays(config, records):
     crops = [center_crop(records[i]["image"], eval_scale(config), config.image.crop) for i in range(len(records))]
-    return np.stack(crops).reshape(len(crops), -1) / 127.5 - 1, np.array([records[i]["label"] for i in range(len(records))])
+    return np.stack(crops).reshape(len(crops), -1) / 127.5 - 1, np.array(
+        [records[i]["label"] for i in range(len(records))]
+    )
 
 
 def main():
@@ -29,7 +31,9 @@ def main():
     for penalty in 10.0 ** np.arange(0, 8):
         weights = vectors @ ((vectors.T @ targets) / (values.clip(0) + penalty)[:, None])
         errors = [np.mean((v @ x.T @ weights).argmax(1) != labels) for v, labels in ((x, y), (x_val, y_val))]
-        print(f"penalty {penalty:9.0e}: top-1 error {errors[0]:.1%} on training, {errors[1]:.1%} on validation pictures")
+        print(
+            f"penalty {penalty:9.0e}: top-1 error {errors[0]:.1%} on training, {errors[1]:.1%} on validation pictures"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What `steps.CPU_COMPILER_OPTIONS` is worth: net A's forward and backward pass at 224, batch 8, with and without.
 
-    python benchmarks/cpu_options.py
+python -m benchmarks.cpu_options
 """
 
 import time

@@ -118,6 +118,8 @@ def _best_step(directory: Path) -> int:
 
 
 def _first_line(error: Exception) -> str:
+    if "No space left on device" in str(error):  # the end of a very long line
+        return "No space left on device."
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
     return (text[:300] + "...") if len(text) > 300 else text if text.endswith(".") else text + "."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as std_logging
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -50,7 +51,10 @@ def main(argv: list[str]) -> None:
         _fail(f"{argv[1]!r} is not a flag; flags begin with two dashes, as --config=configs/quickstart.py.")
     if _CONFIG.value is None:
         _fail("say what to train: --config=configs/quickstart.py, for example; --help lists the flags.")
-    logging.set_verbosity(logging.ERROR)  # what the libraries note in passing would bury what this project says
+    logging.set_verbosity(logging.FATAL)  # what libraries log would bury what this project says
+    # When a checkpoint cannot be written, Orbax's threads print a traceback for every array; the error says it once.
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     from vgg_jax.train import Interrupted, train  # here, so that --help answers at once
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
