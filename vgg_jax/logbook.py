@@ -45,7 +45,7 @@ class MetricsLog:
             self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Adds one line; values that are whole numbers to six digits are not padded."""
+        """Adds one line: scalars by name, at a step."""
         with writing_to(self._file.name, _REMEDY):
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             for name, value in scalars.items():
@@ -73,13 +73,13 @@ class Screen:
 
     def start(self, step: int, total_steps: int) -> None:
         if sys.stderr.isatty() and not self._quiet:
-            form = "{n_fmt}/{total_fmt} {bar:12} {postfix}"
+            form = "{n_fmt}/{total_fmt} {bar:12} {desc}"
             self._bar = tqdm(initial=step, total=total_steps, bar_format=form, dynamic_ncols=True, file=sys.stderr)
 
     def progress(self, step: int, line: str) -> None:
         """Shows where the run is; only on a terminal, where the line replaces the one before."""
         if self._bar is not None:
-            self._bar.set_postfix_str(line, refresh=False)
+            self._bar.set_description_str(line, refresh=False)
             self._bar.update(step - self._bar.n)
 
     def log(self, line: str) -> None:
