@@ -18,7 +18,7 @@ from vgg_jax.state import TrainState, step_key
 Batch = dict[str, jax.Array]
 
 # XLA's CPU backend has faster convolution gradients than those it takes by default: net A, batch 8, forward and
-# backward on two cores, 108 GFLOP/s without and 177 with these (`benchmarks/cpu_options.py`).
+# backward on two cores, 121 GFLOP/s without and 161 with these (`python -m benchmarks.cpu_options`).
 CPU_COMPILER_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_experimental_onednn_custom_call": True,
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
