@@ -133,6 +133,8 @@ def test_where_there_is_no_checkpoint_it_is_said(tmp_path):
         UserError, match="is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step>"
     ):
         load_params(tmp_path)
+    with pytest.raises(UserError, match=r"config.init_from: .* is neither a run's workdir"):
+        start_from(str(tmp_path), {})
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="there is no finished checkpoint in"):
         load_params(tmp_path)

@@ -23,7 +23,10 @@ def start_from(source: str, params: dict) -> tuple[dict, str]:
     Raises:
       UserError: nothing to read there, or layers or shapes that differ: each is named.
     """
-    path, loaded = load_params(Path(source).expanduser())
+    try:
+        path, loaded = load_params(Path(source).expanduser())
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
     different = [
         f"{layer}/{name} is {_shape(loaded, layer, name)} there and {_shape(params, layer, name)} here"
         for layer in sorted({**params, **loaded})
