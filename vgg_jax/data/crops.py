@@ -50,6 +50,19 @@ def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
     return _cut(picture, (width, height), (width - crop) // 2, (height - crop) // 2, crop)
 
 
+def rescaled(encoded: bytes, scale: int) -> np.ndarray:
+    """The whole picture, decoded exactly and rescaled to a shorter side of `scale` pixels (Paper §3.2).
+
+    Returns:
+      [H, W, 3] uint8 RGB, of `rescaled_size`.
+
+    Raises:
+      DecodeError: as `decode`.
+    """
+    picture = decode(encoded)
+    return np.asarray(picture.resize(rescaled_size(*picture.size, scale), Image.Resampling.BILINEAR))
+
+
 def _cut(picture: Image.Image, size: tuple[int, int], left: int, top: int, crop: int) -> np.ndarray:
     """Rescales to `size` (bilinear, antialiased) and crops, computing nothing outside the crop."""
     x, y = picture.width / size[0], picture.height / size[1]
