@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> None:
             cli.fail(
                 f"--data_dir={_DATA_DIR.value} is no directory of this machine; prepare on a disk, and copy the result."
             )
-        places = (Path(value).expanduser() for value in (_TARS.value, _DATA_DIR.value))
-        builder = imagenet.prepare(*places, _MD5.value, _SKIP_BAD.value, imagenet.ILSVRC2012)
+        tars, data_dir = Path(_TARS.value).expanduser(), Path(_DATA_DIR.value).expanduser()
+        builder = imagenet.prepare(tars, data_dir, _MD5.value, _SKIP_BAD.value)
     else:
         builder = sources.prepared_builder(name, sources.expanded(_DATA_DIR.value), _ROOT.value, _SKIP_BAD.value)
     counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())

@@ -133,8 +133,10 @@ def _prepared_folder(root: Path, skip_bad: bool, options: dict[str, Any]) -> tfd
     builder = VggJaxFolder(root=root, listing=listing, **options)
     if builder.is_prepared():
         return builder
-    # TFDS sorts the records on the disk, so all of them lie there twice for a while.
-    need_space(builder.data_dir, 2 * sum(sizes(listing)), "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR)")
+    total = sum(sizes(listing))
+    # TFDS sorts what is more than a gigabyte on the disk, so all of it lies there twice for a while.
+    needed = total if total < 1e9 else 2 * total
+    need_space(builder.data_dir, needed, "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR)")
     bad = faults(root, listing)
     if bad and not skip_bad:
         raise UserError(

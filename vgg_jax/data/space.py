@@ -38,11 +38,19 @@ def _size(num_bytes: float) -> str:
 
 @contextlib.contextmanager
 def writable(directory: os.PathLike | str) -> Iterator[None]:
-    """Turns an OSError within into a UserError that names the place of prepared data."""
+    """Turns a failure to write within into a UserError that names the place of prepared data."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write prepared data to {directory}: {error.strerror or error}; free some space or give another "
-            "place with --config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR). Nothing half-written is used."
-        ) from error
+        raise _cannot_write(directory, error.strerror or str(error)) from error
+    except RuntimeError as error:  # how ArrayRecord's writer says it: "write() failed: No space left on device; ..."
+        if "() failed: " not in str(error):
+            raise
+        raise _cannot_write(directory, str(error).split("() failed: ")[1].split(";")[0]) from error
+
+
+def _cannot_write(directory: os.PathLike | str, reason: str) -> UserError:
+    return UserError(
+        f"cannot write prepared data to {directory}: {reason}; free some space or give another place with "
+        "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR). Nothing half-written is used."
+    )
