@@ -7,6 +7,7 @@ same global batches: process p of P reads the p-th P-th of each.
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -86,7 +87,15 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
     placed = decoded.map(
         lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
     )
-    return iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
+    iterator = iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
+    # Ctrl-C in a terminal reaches every process. This one wants to save first, and needs its helpers until then: they
+    # are begun by a thread that inherits what is blocked here, and inherit it too.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        iterator.start_prefetch()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return iterator
 
 
 def local_batches(config: ConfigDict, examples: grain.MapDataset, process: int, processes: int) -> grain.MapDataset:
