@@ -61,9 +61,10 @@ def per_second(folder, cores, seconds, cut):
     contents = files(folder)
 
     def some(worker):
+        rng = np.random.default_rng(worker)
         began = time.perf_counter()
         for i in itertools.count(1):
-            cut(contents[(i + 37 * worker) % len(contents)], np.random.default_rng((worker, i)))
+            cut(contents[(i + 37 * worker) % len(contents)], rng)
             if time.perf_counter() - began > seconds:
                 return i / (time.perf_counter() - began)
 

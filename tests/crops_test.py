@@ -73,8 +73,8 @@ def test_what_lies_below_the_crop_changes_nothing(size, subsampling, monkeypatch
     short = [random_crop(encoded, np.random.default_rng(i), 256, 512, 224) for i in range(40)]
     rows, real = [], crops.decode_part
 
-    def whole(content, at_least, bottom):
-        pixels, factor = real(content, at_least, math.inf)
+    def whole(content, header, at_least, bottom):
+        pixels, factor = real(content, header, at_least, math.inf)
         rows.append(pixels.shape[0] / factor - bottom)
         return pixels, factor
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgg_jax.data.decode import MAX_PIXELS, DecodeError, check, decode, decode_part, size_of
+from vgg_jax.data.decode import MAX_PIXELS, DecodeError, check, decode, decode_part, read_header
 
 WHOLE = (10**6, 10**6)  # larger than any picture here: nothing may be decoded smaller
 
@@ -44,7 +44,7 @@ KINDS = {
 @pytest.mark.parametrize(("width", "height"), [(97, 150), (150, 97), (5, 40), (1, 1)])
 def test_a_jpeg_is_decoded_as_pillow_decodes_it(kind, width, height):
     content = encoded(smooth(width, height), "JPEG", **KINDS[kind])
-    assert size_of(content) == (width, height)
+    assert read_header(content).size == (width, height)
     np.testing.assert_array_equal(decode(content), with_pillow(content))
     check(content)
 
@@ -55,11 +55,11 @@ def test_a_part_of_a_jpeg_is_that_part_of_the_whole(kind, eighths):
     width, height = 301, 402
     content = encoded(smooth(width, height), "JPEG", **KINDS[kind])
     at_least = WHOLE if eighths == 8 else (math.ceil(width * eighths / 8), math.ceil(height * eighths / 8))
-    whole, factor = decode_part(content, at_least, math.inf)
+    whole, factor = decode_part(content, read_header(content), at_least, math.inf)
     assert factor == eighths / 8
     assert whole.shape == (math.ceil(height * factor), math.ceil(width * factor), 3)
     for bottom in (1, 16, 17, 100.5, 399, 402):
-        part, same = decode_part(content, at_least, bottom)
+        part, same = decode_part(content, read_header(content), at_least, bottom)
         wanted = math.ceil(bottom * factor)
         assert same == factor
         np.testing.assert_array_equal(part[:wanted], whole[:wanted])
@@ -73,7 +73,7 @@ def test_a_jpeg_is_decoded_as_small_as_s_allows_and_never_smaller(scale):
         content = HEADERS[width, height]
         short, long = sorted((width, height))
         wanted = (scale, round(long * scale / short)) if width < height else (round(long * scale / short), scale)
-        pixels, factor = decode_part(content, wanted, math.inf)
+        pixels, factor = decode_part(content, read_header(content), wanted, math.inf)
         assert (pixels.shape[1], pixels.shape[0]) == (math.ceil(width * factor), math.ceil(height * factor))
         assert pixels.shape[1] >= min(width, wanted[0])  # where the picture itself is smaller, it is all there is
         assert pixels.shape[0] >= min(height, wanted[1])
@@ -95,7 +95,7 @@ def test_one_channel_and_cmyk_become_rgb():
     red = np.zeros((16, 16, 3), np.uint8) + np.array([200, 30, 40], np.uint8)
     content = encoded(red, "JPEG", "CMYK")
     assert np.abs(decode(content).astype(int) - red).max() < 6
-    assert np.abs(decode_part(content, (2, 2), 3)[0].astype(int) - red).max() < 6
+    assert np.abs(decode_part(content, read_header(content), (2, 2), 3)[0].astype(int) - red).max() < 6
     check(content)
 
 
@@ -185,7 +185,7 @@ def test_a_size_that_cannot_be_costs_no_memory(size, monkeypatch):
     at = GOOD.index(b"\xff\xc0") + 5
     bomb = GOOD[:at] + size[1].to_bytes(2, "big") + size[0].to_bytes(2, "big") + GOOD[at + 4 :]
     monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_args, **_options: pytest.fail("was decoded"))
-    for function in (decode, size_of, check):
+    for function in (decode, read_header, check):
         with pytest.raises(DecodeError, match=f"{size[0]} x {size[1]} pixels"):
             function(bomb)
 
@@ -206,7 +206,7 @@ def test_real_files(real_pictures):
     for file in sorted((folder / "decodable").iterdir()):
         content = file.read_bytes()
         check(content)
-        assert decode(content).shape[1::-1] == size_of(content) == Image.open(file).size, file
+        assert decode(content).shape[1::-1] == read_header(content).size == Image.open(file).size, file
     for kind in ("bad", "damaged"):
         for file in sorted((folder / kind).iterdir()):
             with pytest.raises(DecodeError):

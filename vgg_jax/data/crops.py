@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from vgg_jax.data.decode import decode, decode_part, size_of
+from vgg_jax.data.decode import decode, decode_part, read_header
 
 try:
     import cykooz_resizer
@@ -46,13 +46,13 @@ def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_
       DecodeError: as `decode`.
     """
     scale = int(rng.integers(scale_min, scale_max + 1))
-    source = size_of(encoded)
-    width, height = rescaled_size(*source, scale)
+    header = read_header(encoded)
+    width, height = rescaled_size(*header.size, scale)
     left = int(rng.integers(width - crop + 1))
     top = int(rng.integers(height - crop + 1))
-    x, y = source[0] / width, source[1] / height
+    x, y = header.size[0] / width, header.size[1] / height
     # The last row of the crop depends on what lies below it, as far as an output row, or an input row, is high.
-    pixels, f = decode_part(encoded, (width, height), bottom=(top + crop) * y + max(1.0, y))
+    pixels, f = decode_part(encoded, header, (width, height), bottom=(top + crop) * y + max(1.0, y))
     box = (f * x * left, f * y * top, f * x * (left + crop), f * y * (top + crop))
     return _resize_fast(pixels, box, (crop, crop))
 

@@ -46,10 +46,10 @@ def decode(encoded: bytes) -> np.ndarray:
     Raises:
       DecodeError: no such file, cut short where its decoder says so (`check` is stricter), or more than MAX_PIXELS.
     """
-    return decode_part(encoded, (MAX_PIXELS, MAX_PIXELS), math.inf)[0]
+    return decode_part(encoded, read_header(encoded), (MAX_PIXELS, MAX_PIXELS), math.inf)[0]
 
 
-def decode_part(encoded: bytes, at_least: tuple[int, int], bottom: float) -> tuple[np.ndarray, float]:
+def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], bottom: float) -> tuple[np.ndarray, float]:
     """Decodes as little of a picture as a crop of its rescaled form needs.
 
     A JPEG is decoded at 1/8, 1/4, 3/8 or 1/2 of its size (DCT scaling) where that is not below the size wanted, and
@@ -57,6 +57,7 @@ def decode_part(encoded: bytes, at_least: tuple[int, int], bottom: float) -> tup
 
     Args:
       encoded: as in `decode`.
+      header: of `read_header`.
       at_least: (width, height) that the picture will be rescaled to, in pixels.
       bottom: how many rows of the full-size picture are wanted, from the top.
 
@@ -67,20 +68,20 @@ def decode_part(encoded: bytes, at_least: tuple[int, int], bottom: float) -> tup
     Raises:
       DecodeError: as `decode`.
     """
-    frame = _jpeg_frame(encoded)
-    if frame is None or frame.components not in (1, 3):  # CMYK and YCCK want Pillow's conversion
+    if header.components not in (1, 3):  # no JPEG; or CMYK or YCCK, which want Pillow's conversion
         return _decode_with_pillow(encoded), 1.0
+    width, height = header.size
     eighths = next(
         e
         for e in (1, 2, 3, 4, 8)
-        if e == 8 or all(-(-n * e // 8) >= m for n, m in zip(frame.size, at_least, strict=True))
+        if e == 8 or (-(-width * e // 8) >= at_least[0] and -(-height * e // 8) >= at_least[1])
     )
-    width, height = frame.size
     rows = height
-    if frame.one_pass and bottom < height:
-        # Smooth chroma upsampling looks one chroma row further; blocks end at multiples of the unit's height.
-        rows = min(height, -(-(math.ceil(bottom) + 4) // frame.unit_height) * frame.unit_height)
-        encoded = b"".join((encoded[: frame.height_at], rows.to_bytes(2, "big"), encoded[frame.height_at + 2 :]))
+    if header.one_pass and bottom < height:
+        # Smooth upsampling of chroma, where it has fewer rows, looks one of its rows further.
+        further = 0 if header.unit_height == 8 else header.unit_height // 8
+        rows = min(height, -(-(math.ceil(bottom) + further) // header.unit_height) * header.unit_height)
+        encoded = b"".join((encoded[: header.height_at], rows.to_bytes(2, "big"), encoded[header.height_at + 2 :]))
     # It takes the smallest size that is not below the one named, so it is told the size just worked out.
     reduced = {} if eighths == 8 else {
         "min_width": -(-width * eighths // 8), "min_height": -(-rows * eighths // 8), "min_factor": 8 / eighths
@@ -93,16 +94,30 @@ def decode_part(encoded: bytes, at_least: tuple[int, int], bottom: float) -> tup
     return pixels, eighths / 8
 
 
+class Header(NamedTuple):
+    """What a picture's header says; all but the size of JPEGs only."""
+
+    size: tuple[int, int]  # width, height
+    components: int = 0
+    height_at: int = 0  # where in the file the height stands, two bytes
+    pixels_at: int = 0  # where the first scan begins
+    unit_height: int = 8  # rows of the smallest coded unit
+    one_pass: bool = False  # sequential, and all components in one scan: decoding can end at any row
+
+
+def read_header(encoded: bytes) -> Header:
+    """Reads a picture's header; raises DecodeError as `decode` does."""
+    return _jpeg_header(encoded) or Header(_open(encoded).size)
+
+
 def size_of(encoded: bytes) -> tuple[int, int]:
     """(width, height) in pixels, from the header alone; raises DecodeError as `decode` does."""
-    frame = _jpeg_frame(encoded)
-    return frame.size if frame is not None else _open(encoded).size
+    return read_header(encoded).size
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
     """Whether a sound picture is a grey or RGB JPEG, which every JPEG decoder reads."""
-    frame = _jpeg_frame(encoded)
-    return frame is not None and frame.components in (1, 3)
+    return read_header(encoded).components in (1, 3)
 
 
 def check(encoded: bytes) -> None:
@@ -112,18 +127,18 @@ def check(encoded: bytes) -> None:
       DecodeError: as `decode`, or a JPEG that lacks bytes, has some too many among its pixels, or has no end marker,
         or a PNG whose checksums or end are wrong. The message is the reason.
     """
-    frame = _jpeg_frame(encoded)
-    if frame is None:
+    header = read_header(encoded)
+    if not header.components:
         _verify_with_pillow(encoded)
         _decode_with_pillow(encoded)
         return
     try:
-        simplejpeg.decode_jpeg(encoded, "CMYK" if frame.components == 4 else "RGB", strict=True)
+        simplejpeg.decode_jpeg(encoded, "CMYK" if header.components == 4 else "RGB", strict=True)
     except ValueError as error:
         reason = str(error)
         if _DAMAGE.match(reason):
             raise DecodeError(reason) from error
-        if b"\xff\xd9" not in encoded[frame.pixels_at :]:
+        if b"\xff\xd9" not in encoded[header.pixels_at :]:
             raise DecodeError("JPEG without an end marker") from error
         _decode_with_pillow(encoded)  # a harmless oddity, or a kind that Pillow alone reads, or nothing at all
 
@@ -132,21 +147,10 @@ def check(encoded: bytes) -> None:
 _DAMAGE = re.compile(r"Premature end|Corrupt JPEG data(?!: \d+ extraneous bytes before marker 0x(?!d\d))")
 
 
-class _JpegFrame(NamedTuple):
-    """What a JPEG's header says."""
-
-    size: tuple[int, int]  # width, height
-    components: int
-    height_at: int  # where in the file the height stands, two bytes
-    pixels_at: int  # where the first scan begins
-    unit_height: int  # rows of the smallest coded unit
-    one_pass: bool  # sequential, and all components in one scan: decoding can end at any row
-
-
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
-def _jpeg_frame(encoded: bytes) -> _JpegFrame | None:
+def _jpeg_header(encoded: bytes) -> Header | None:
     """Reads a JPEG's header, segment by segment, up to its first scan; None for a file of another kind.
 
     Raises:
@@ -172,7 +176,7 @@ def _jpeg_frame(encoded: bytes) -> _JpegFrame | None:
             )
             unit_height = 8 * max([1, *(sampling & 15 for sampling in segment[7 : 6 + 3 * components : 3])])
             sequential = marker in (0xC0, 0xC1)
-            frame = _JpegFrame((width, height), components, at + 5, 0, unit_height, sequential)
+            frame = Header((width, height), components, at + 5, 0, unit_height, sequential)
         if marker in (0xDA, 0xD9):
             if frame is None:
                 raise DecodeError("JPEG without a frame header")
