@@ -68,8 +68,8 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
     They are decoded by `data.threads` threads, each a whole batch of this process at a time, or by as many in each of
     `data.processes` processes, where one interpreter would be the limit; the batches are the same.
 
-    Memory on the host is bounded: besides two batches on their way to the devices or there, each of the threads, in
-    all the processes, has at most one in work and one decoded, and each process two more.
+    Memory on the host is bounded: at most `data.threads` batches of this process (with processes: of each of them, and two
+    more of each on their way) are decoded or being decoded, and two are on their way to the devices or there.
 
     Raises:
       UserError: while iterating, a record that cannot be read or decoded, by name and place.
