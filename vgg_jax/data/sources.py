@@ -71,25 +71,6 @@ def open_dataset(config: ConfigDict) -> Dataset:
     return Dataset(builder.info.full_name, train, validation, class_names, statistics)
 
 
-class Split(NamedTuple):
-    """One split of a data set, opened on its own; records as in `Dataset`."""
-
-    data: str  # full name of the data set
-    records: Sequence[dict[str, Any]]
-    class_names: list[str]
-
-
-def open_split(config: ConfigDict, split: str) -> Split:
-    """Opens one split of the configured data set as `open_dataset` does, without needing a training split.
-
-    Raises:
-      UserError: as `open_dataset`, whatever the number of classes.
-    """
-    builder = _builder(config, epath.Path(os.path.expanduser(config.data.dir)))
-    records = _open_split(builder, "val_split", split, list(builder.info.splits))
-    return Split(builder.info.full_name, records, list(builder.info.features["label"].names))
-
-
 def _builder(config: ConfigDict, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
     options = {"data_dir": data_dir, "file_format": "array_record"}
     if config.data.name == "builtin":

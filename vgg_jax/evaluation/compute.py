@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -16,14 +16,13 @@ import numpy as np
 
 from vgg_jax.data.crops import center_crop, rescaled, rescaled_size
 from vgg_jax.data.decode import DecodeError, size_of
+from vgg_jax.data.records import Records
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation import buckets, forward
 from vgg_jax.evaluation.nets import Net
 from vgg_jax.evaluation.views import GRID, View
 from vgg_jax.sharding import batch_sharding, replicated
 from vgg_jax.steps import compile_step
-
-Records = Sequence[dict[str, Any]]
 
 MAX_PIXELS = 2**28  # of a rescaled picture, 768 MiB as bytes; a larger one is refused
 _CROP_FRAMES = 4  # frames a scale that crops are cut from: cheap to compile, and padding costs nothing there
@@ -76,7 +75,7 @@ def survey(records: Records, threads: int, progress: Callable[[int], None]) -> S
 
     def one(index: int) -> tuple[str, int, tuple[int, int]]:
         record = records[index]
-        return _key(record, index), int(record["label"]), _reading(record, index, size_of)
+        return _key(record, index), int(record["label"]), _reading(records, index, size_of, record)
 
     found = []
     with ThreadPoolExecutor(threads) as pool:
@@ -295,7 +294,7 @@ class Computer:
     def _in_strips(self, view: View, records: Records, index: int, size: tuple[int, int]) -> Part:
         """The dense posteriors of one long picture, exactly, from overlapping strips."""
         on_side = size[0] > size[1]
-        picture = _reading(records[index], index, lambda encoded: rescaled(encoded, view.scale))
+        picture = _reading(records, index, lambda encoded: rescaled(encoded, view.scale))
         length = self._strip_length(view.scale)
         cuts = buckets.strips(self._net.params, self._net.config.model.configuration, max(size), length)
         todo = [
@@ -373,16 +372,17 @@ def _rescaled_sizes(sizes_Nx2: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _loader(records: Records, function: Callable[[bytes], tuple[np.ndarray, ...]]):
-    return lambda index: _reading(records[index], index, function)
+    return lambda index: _reading(records, index, function)
 
 
-def _reading(record: dict[str, Any], index: int, function: Callable):
+def _reading(records: Records, index: int, function: Callable, record: dict[str, Any] | None = None):
+    record = record or records[index]
     try:
         return function(record["image"])
     except DecodeError as error:
         raise UserError(
-            f"the picture {_key(record, index)} in the prepared data cannot be decoded: {error}. Prepare the data anew, "
-            "without it; what was computed so far is kept."
+            f"{_key(record, index)}, {records.place(index)}, cannot be decoded: {error}. Prepare the data again, without "
+            "it; what was computed so far is kept."
         ) from error
 
 

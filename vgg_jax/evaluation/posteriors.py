@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vgg_jax.data.sources import Split
+from vgg_jax.data.records import Records
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.compute import Computer, Costs, Survey, survey
 from vgg_jax.evaluation.nets import Net
@@ -27,21 +27,29 @@ _DEFAULT_BATCH = 64  # images of the crop's size, a device
 
 
 class Source:
-    """A split that is evaluated; what it holds is looked through once, and only if something must be computed."""
+    """A split that is evaluated; what it holds is looked through once, and only if something must be computed.
 
-    def __init__(self, split: Split, name: str, screen: Screen):
-        self.split, self.name = split, name
+    Args:
+      data: full name of the data set, with its version.
+      split: its name, or a TFDS expression.
+      records: of the split.
+      class_names: of the data set, in the order of its labels.
+      screen: shows progress.
+    """
+
+    def __init__(self, data: str, split: str, records: Records, class_names: list[str], screen: Screen):
+        self.data, self.split, self.records, self.class_names = data, split, records, class_names
         self._screen = screen
         self._survey: Survey | None = None
 
     def survey(self, threads: int) -> Survey:
         if self._survey is None:
-            count = len(self.split.records)
+            count = len(self.records)
             self._screen.log(f"looking through {count:,} pictures")
             self._screen.start(0, count)
             try:
                 self._survey = survey(
-                    self.split.records,
+                    self.records,
                     threads,
                     lambda done: self._screen.progress(done, "looking through the pictures"),
                 )
@@ -52,7 +60,7 @@ class Source:
 
 def directory(net: Net, source: Source) -> Path:
     """Where the evaluations of a net on a split are kept: <workdir>/evaluation/<checkpoint>/<data>-<split>."""
-    place = re.sub(r"[^\w.=-]+", "_", f"{source.split.data}-{source.name}")
+    place = re.sub(r"[^\w.=-]+", "_", f"{source.data}-{source.split}")
     return net.workdir / "evaluation" / net.checkpoint.name / place
 
 
@@ -121,7 +129,7 @@ def _compute(
         unwritten, written_at = len(indices), time.monotonic()
 
     try:
-        for part in computer.posteriors(view, source.split.records, looked.sizes, left):
+        for part in computer.posteriors(view, source.records, looked.sizes, left):
             indices.append(part.indices)
             posteriors.append(part.posteriors)
             if time.monotonic() - written_at > _PART_SECONDS:
@@ -165,23 +173,23 @@ def _store(net: Net, view: View, source: Source) -> Store:
         "mean_rgb": net.statistics.mean_rgb.tolist(),
         "class_names": net.class_names,
         **view._asdict(),
-        "data": source.split.data,
-        "split": source.name,
-        "images": len(source.split.records),
+        "data": source.data,
+        "split": source.split,
+        "images": len(source.records),
     }
     return Store(directory(net, source), view_name(net, view), settings, len(net.class_names))
 
 
 def _labels(labels: np.ndarray, source: Source, net: Net) -> np.ndarray:
     """As the net numbers classes; -1 for all where there are none."""
-    if source.split.class_names == [UNLABELLED] or (labels < 0).all():
+    if source.class_names == [UNLABELLED] or (labels < 0).all():
         return np.full_like(labels, -1)
     if (labels < 0).any():
         raise UserError(
-            f"{(labels < 0).sum()} of {len(labels)} pictures of {source.split.data}, split {source.name}, have no label; "
+            f"{(labels < 0).sum()} of {len(labels)} pictures of {source.data}, split {source.split}, have no label; "
             "evaluate a split in which all or none have one."
         )
-    return np.array([net.class_names.index(name) for name in source.split.class_names])[labels]
+    return np.array([net.class_names.index(name) for name in source.class_names])[labels]
 
 
 class _Pace:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vgg_jax import __version__
 from vgg_jax.data.crops import rescaled
-from vgg_jax.data.sources import Split, open_split
+from vgg_jax.data.sources import expanded, open_split, prepared_builder
 from vgg_jax.errors import UserError, writing_to
 from vgg_jax.evaluation import maps, paper, results
 from vgg_jax.evaluation.compute import Costs
@@ -63,7 +63,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     for net in nets[1:]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]
-    source = Source(*_opened(request, nets[0]), screen)
+    source = _opened(request, nets[0], screen)
     screen.say(_heading(nets, wanted, source))
 
     # Posteriors of every view, from the disk or computed.
@@ -81,7 +81,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         "rows": [],
         "refused": [str(key) for key in first.keys[refused]],
         "request": request._asdict(),
-        "data": {"name": source.split.data, "split": source.name, "images": len(first.keys)},
+        "data": {"name": source.data, "split": source.split, "images": len(first.keys)},
         "nets": [_description(net, its_views) for net, its_views in zip(nets, wanted, strict=True)],
         "computing": {**vars(costs), "seconds": round(seconds, 1), "kept_from_before": costs.computed == 0},
         "versions": {"vgg_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
@@ -109,33 +109,31 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     return summary
 
 
-def _opened(request: Request, net: Net) -> tuple[Split, str]:
-    """The split, and its name."""
-    config = net.config.copy_and_resolve_references()
+def _opened(request: Request, net: Net, screen: Screen) -> Source:
+    """The split: the run's validation split, or what was asked for."""
+    data = net.config.data
+    name, root = data.name, data.root
     if request.data_name or request.data_root:
-        config.data.name = request.data_name or "folder"
-        config.data.root = request.data_root
-    if request.data_dir:
-        config.data.dir = request.data_dir
-    if config.data.name == "folder" and not Path(config.data.root).expanduser().is_dir():
+        name, root = request.data_name or "folder", request.data_root
+    if name == "folder" and not Path(root).expanduser().is_dir():
         raise UserError(
-            f"there is no folder of pictures {config.data.root!r}; give one, laid out <split>/<class>/<picture>, with "
-            "--data_root=DIR."
+            f"there is no folder of pictures {root!r}; give one, laid out <split>/<class>/<picture>, with --data_root=DIR."
         )
-    name = request.split or config.data.val_split
+    split = request.split or data.val_split
     try:
-        split = open_split(config, name)
+        builder = prepared_builder(name, expanded(request.data_dir or data.dir), root)
+        records = open_split(builder, split, "split")
     except UserError as error:  # which speaks of a training run's flags
-        words = re.sub(r"(--)?config\.data\.val_split", "--split", str(error))
-        raise UserError(re.sub(r"(--)?config\.data\.(name|dir|root)", r"--data_\2", words)) from error
-    strange = sorted(set(split.class_names) - set(net.class_names))
-    if strange and split.class_names != [UNLABELLED]:
+        raise UserError(re.sub(r"(--)?config\.data\.(name|dir|root)", r"--data_\2", str(error))) from error
+    class_names = list(builder.info.features["label"].names)
+    strange = sorted(set(class_names) - set(net.class_names))
+    if strange and class_names != [UNLABELLED]:
         raise UserError(
-            f"{split.data} has {len(strange)} classes that the net in {net.workdir} does not know, among them "
+            f"{builder.info.full_name} has {len(strange)} classes that the net in {net.workdir} does not know, among them "
             f"{strange[0]!r}; evaluate it on pictures of the {len(net.class_names)} classes it was trained on "
             "(--data_name, --data_root, --data_dir)."
         )
-    return split, name
+    return Source(builder.info.full_name, split, records, class_names, screen)
 
 
 def _check_same_classes(first: Net, other: Net) -> None:
@@ -149,7 +147,7 @@ def _check_same_classes(first: Net, other: Net) -> None:
 
 
 def _heading(nets: list[Net], wanted: list[list[View]], source: Source) -> str:
-    lines = [f"{source.split.data}, split {source.name}: {len(source.split.records):,} pictures"]
+    lines = [f"{source.data}, split {source.split}: {len(source.records):,} pictures"]
     for net, its_views in zip(nets, wanted, strict=True):
         scales: dict[str, list[str]] = {}
         for view in its_views:
@@ -215,8 +213,8 @@ def _rows(
                 [keys[i] for i in which],
                 protocol,
                 kinds.pop() if len(kinds) == 1 else "",
-                source.split.data,
-                source.name,
+                source.data,
+                source.split,
             ),
         )
 
@@ -306,7 +304,7 @@ def _draw_maps(
         place.mkdir(parents=True, exist_ok=True)
         count = min(request.num_maps, len(first.keys))
         for index in np.unique(np.linspace(0, len(first.keys) - 1, count).round().astype(int)):
-            picture = rescaled(source.split.records[int(index)]["image"], scale)
+            picture = rescaled(source.records[int(index)]["image"], scale)
             scores, posterior = maps.score_map(net, params, picture)
             predicted, label = int(posterior.argmax()), int(first.labels[index])
             classes = [("predicted", predicted)] if label < 0 else [("true", label), ("predicted", predicted)]
