@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vgg_jax.data import crops
-from vgg_jax.data.crops import center_crop, random_crop, rescaled_size
+from vgg_jax.data.crops import center_crop, random_crop, rescaled, rescaled_size
 
 
 def jpeg(picture):
@@ -65,19 +65,36 @@ def test_a_random_crop_is_cut_from_the_rescaled_picture(width, height, scale):
     assert (left, top) == (0, 0) or np.abs(crop.astype(int) - elsewhere).mean() > 4
 
 
-def test_a_jpeg_is_never_decoded_smaller_than_the_scale(monkeypatch):
-    encoded = jpeg(smooth_picture(2300, 2100))
-    seen, real = [], crops.decode
+@pytest.mark.parametrize("size", [(500, 375), (1300, 1100), (300, 411)])
+def test_the_fast_resizer_is_the_exact_one_but_for_rounding(size, monkeypatch):
+    encoded = jpeg(smooth_picture(*size))
+    fast = [random_crop(encoded, np.random.default_rng(i), 256, 512, 224) for i in range(20)]
+    monkeypatch.setattr(crops, "cykooz_resizer", None)
+    exact = [random_crop(encoded, np.random.default_rng(i), 256, 512, 224) for i in range(20)]
+    difference = np.abs(np.stack(fast).astype(int) - np.stack(exact))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.3
+    assert difference.mean() > 0, "both are the same resizer"
 
-    def spy(data, at_least=None):
-        picture = real(data, at_least)
-        seen.append(min(picture.size))
-        return picture
 
-    monkeypatch.setattr(crops, "decode", spy)
-    for scale in range(256, 513, 16):
-        random_crop(encoded, Draws(scale, 0, 0), scale, scale, 224)
-        assert scale <= seen[-1] < 2100  # at least S, and yet scaled
+def test_real_photographs_are_cropped_as_the_plain_way_does(real_pictures):
+    folder = real_pictures / "imagenet-sample-120"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    differences = []
+    for i, file in enumerate(sorted(folder.iterdir())):
+        rng = np.random.default_rng(i)
+        crop = random_crop(file.read_bytes(), rng, 256, 512, 224)
+        # Decode whole, rescale whole, cut: with Pillow, at the same draws.
+        rng = np.random.default_rng(i)
+        picture = Image.open(file).convert("RGB")
+        size = rescaled_size(*picture.size, int(rng.integers(256, 513)))
+        left, top = int(rng.integers(size[0] - 223)), int(rng.integers(size[1] - 223))
+        plain = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))[top : top + 224, left : left + 224]
+        differences.append(np.abs(crop.astype(int) - plain).mean())
+    # Levels of 255, a picture: rounding alone where nothing was decoded smaller; DCT scaling is a sharper filter.
+    assert np.mean(differences) < 0.25
+    assert np.max(differences) < 4
 
 
 @pytest.mark.parametrize(("width", "height", "left", "top"), [(300, 200, 64, 16), (200, 301, 16, 64)])
@@ -89,6 +106,7 @@ def test_the_centre_crop_is_central_and_exact(width, height, left, top):
     left, top = (plain.shape[1] - 224) // 2, (plain.shape[0] - 224) // 2
     crop = center_crop(encoded, 256, 224)
     assert np.abs(crop.astype(int) - plain[top : top + 224, left : left + 224]).max() <= 1
+    np.testing.assert_array_equal(rescaled(encoded, 256), plain)
 
 
 def test_random_crops_reach_every_place_and_scale():

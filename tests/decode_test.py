@@ -1,46 +1,202 @@
-"""What pictures are, and what is none."""
+"""What pictures are, what is none, and that a part of one is exactly that part."""
 
 import io
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vgg_jax.data.decode import DecodeError, decode, size_of
+from vgg_jax.data.decode import MAX_PIXELS, DecodeError, check, decode, decode_part, size_of
+
+WHOLE = (10**6, 10**6)  # larger than any picture here: nothing may be decoded smaller
 
 
-def encoded(array, form="PNG", mode=None):
+def encoded(array, form="PNG", mode=None, **options):
     picture, file = Image.fromarray(array), io.BytesIO()
-    (picture if mode is None else picture.convert(mode)).save(file, form)
+    (picture if mode is None else picture.convert(mode)).save(file, form, **options)
     return file.getvalue()
+
+
+def smooth(width, height, seed=0):
+    noise = np.random.RandomState(seed).randint(0, 256, (height // 9 + 2, width // 9 + 2, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def with_pillow(content):
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+# Every kind of JPEG that Pillow writes.
+KINDS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "4:1:1": {"subsampling": "4:1:1"},
+    "progressive": {"subsampling": 2, "progressive": True},
+    "restarts": {"subsampling": 2, "restart_marker_blocks": 3},
+    "RGB": {"keep_rgb": True},
+    "grey": {"mode": "L"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("width", "height"), [(97, 150), (150, 97), (5, 40), (1, 1)])
+def test_a_jpeg_is_decoded_as_pillow_decodes_it(kind, width, height):
+    content = encoded(smooth(width, height), "JPEG", **KINDS[kind])
+    assert size_of(content) == (width, height)
+    np.testing.assert_array_equal(decode(content), with_pillow(content))
+    check(content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("eighths", [1, 2, 3, 4, 8])
+def test_a_part_of_a_jpeg_is_that_part_of_the_whole(kind, eighths):
+    width, height = 301, 402
+    content = encoded(smooth(width, height), "JPEG", **KINDS[kind])
+    at_least = WHOLE if eighths == 8 else (math.ceil(width * eighths / 8), math.ceil(height * eighths / 8))
+    whole, factor = decode_part(content, at_least, math.inf)
+    assert factor == eighths / 8
+    assert whole.shape == (math.ceil(height * factor), math.ceil(width * factor), 3)
+    for bottom in (1, 16, 17, 100.5, 399, 402):
+        part, same = decode_part(content, at_least, bottom)
+        wanted = math.ceil(bottom * factor)
+        assert same == factor
+        np.testing.assert_array_equal(part[:wanted], whole[:wanted])
+        if bottom <= 100 and kind != "progressive":  # whose scans go over the whole picture
+            assert len(part) < len(whole) / 2
+
+
+@pytest.mark.parametrize("scale", range(256, 513))
+def test_a_jpeg_is_decoded_as_small_as_s_allows_and_never_smaller(scale):
+    for width, height in ((500, 375), (1024, 768), (900, 1601), (2048, 2100), (4097, 4096)):
+        content = HEADERS[width, height]
+        short, long = sorted((width, height))
+        wanted = (scale, round(long * scale / short)) if width < height else (round(long * scale / short), scale)
+        pixels, factor = decode_part(content, wanted, math.inf)
+        assert (pixels.shape[1], pixels.shape[0]) == (math.ceil(width * factor), math.ceil(height * factor))
+        assert pixels.shape[1] >= min(width, wanted[0])  # where the picture itself is smaller, it is all there is
+        assert pixels.shape[0] >= min(height, wanted[1])
+        smaller = {1: 0.5, 0.5: 0.375, 0.375: 0.25, 0.25: 0.125}.get(factor)
+        if smaller is not None:
+            assert math.ceil(width * smaller) < wanted[0] or math.ceil(height * smaller) < wanted[1]
+
+
+def _flat(width, height):
+    return encoded(np.zeros((height, width), np.uint8), "JPEG")
+
+
+HEADERS = {size: _flat(*size) for size in ((500, 375), (1024, 768), (900, 1601), (2048, 2100), (4097, 4096))}
 
 
 def test_one_channel_and_cmyk_become_rgb():
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
-    np.testing.assert_array_equal(np.asarray(decode(encoded(grey))), np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_array_equal(decode(encoded(grey)), np.repeat(grey[..., None], 3, -1))
     red = np.zeros((16, 16, 3), np.uint8) + np.array([200, 30, 40], np.uint8)
-    assert np.abs(np.asarray(decode(encoded(red, "JPEG", "CMYK"))).astype(int) - red).max() < 6
+    content = encoded(red, "JPEG", "CMYK")
+    assert np.abs(decode(content).astype(int) - red).max() < 6
+    assert np.abs(decode_part(content, (2, 2), 3)[0].astype(int) - red).max() < 6
+    check(content)
 
 
 def test_sixteen_bits_are_divided_by_257():
     deep = np.array([[0, 257, 25700, 65535]], np.uint16)
-    np.testing.assert_array_equal(np.asarray(decode(encoded(deep)))[0, :, 0], [0, 1, 100, 255])
+    np.testing.assert_array_equal(decode(encoded(deep))[0, :, 0], [0, 1, 100, 255])
 
 
 def test_transparency_is_laid_on_white():
     picture = np.zeros((1, 2, 4), np.uint8)
     picture[0, 0] = [9, 8, 7, 255]
-    np.testing.assert_array_equal(np.asarray(decode(encoded(picture)))[0], [[9, 8, 7], [255, 255, 255]])
+    np.testing.assert_array_equal(decode(encoded(picture))[0], [[9, 8, 7], [255, 255, 255]])
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    palette.putpalette([9, 8, 7, 0, 0, 0])
+    file = io.BytesIO()
+    palette.save(file, "PNG", transparency=1)
+    np.testing.assert_array_equal(decode(file.getvalue())[0], [[9, 8, 7], [255, 255, 255]])
+
+
+def test_orientation_tags_are_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encoded(smooth(40, 20), "JPEG", exif=exif)).shape == (20, 40, 3)
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "WEBP", "TIFF", "PPM", "PNG"])
+def test_the_kind_is_told_by_the_content(form):
+    content = encoded(smooth(40, 20), form)
+    check(content)
+    np.testing.assert_array_equal(decode(content), with_pillow(content))
+
+
+GOOD = encoded(smooth(200, 150), "JPEG", quality=95)
+PNG = encoded(smooth(200, 150))
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "0 bytes"), (b"<html>404</html>", "not a picture"), (b"\xff\xd8\xff\xe0 and no more", "Truncated")],
+    [
+        (b"", "0 bytes"),
+        (b"<html>404</html>", "not a picture"),
+        (b"a line of text\n" * 100, "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not a picture"),  # would start Ghostscript
+        (GOOD[:20], "JPEG header cut short"),
+        (GOOD[:400], "JPEG header cut short|JPEG without"),
+        (PNG[:40], "."),
+    ],
 )
 def test_what_is_no_picture_is_said_to_be_none(content, reason):
-    for function in (decode, size_of):
+    for function in (decode, check):
         with pytest.raises(DecodeError, match=reason):
             function(content)
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 0x08]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (GOOD[:-2], "Premature end"),
+        (GOOD[: len(GOOD) * 6 // 10], "Premature end"),
+        (GOOD[:-200] + GOOD[-2:], "Corrupt JPEG data: premature end of data segment"),
+        (GOOD[:-2] + b"\x77" * 50 + GOOD[-2:], r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9"),
+        (PNG[:-12], "."),  # without its last chunk
+        (flipped(PNG, len(PNG) // 2), "checksum|broken"),
+        (encoded(smooth(60, 40), "GIF")[:-300], "truncated"),
+        (encoded(smooth(60, 40), "BMP")[:-300], "truncated"),
+    ],
+)
+def test_damage_that_decoders_may_accept_is_found(content, reason):
+    with pytest.raises(DecodeError, match=reason):
+        check(content)
+
+
+def test_harmless_oddities_are_no_damage():
+    check(GOOD + b"junk after the end" * 50)
+    check(GOOD[:2] + b"\xff" * 3 + GOOD[2:])  # fill bytes
+    at = GOOD.index(b"\xff\xdb")
+    check(GOOD[:at] + b"stray" + GOOD[at:])  # bytes between the header's segments
+    np.testing.assert_array_equal(decode(GOOD[:at] + b"stray" + GOOD[at:]), decode(GOOD))
+
+
+@pytest.mark.parametrize("size", [(65535, 65535), (9000, 9000)])
+def test_a_size_that_cannot_be_costs_no_memory(size, monkeypatch):
+    at = GOOD.index(b"\xff\xc0") + 5
+    bomb = GOOD[:at] + size[1].to_bytes(2, "big") + size[0].to_bytes(2, "big") + GOOD[at + 4 :]
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_args, **_options: pytest.fail("was decoded"))
+    for function in (decode, size_of, check):
+        with pytest.raises(DecodeError, match=f"{size[0]} x {size[1]} pixels"):
+            function(bomb)
+
+
+def test_a_png_with_too_many_pixels_is_refused_from_its_header():
+    side = math.isqrt(MAX_PIXELS) + 1
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    for function in (decode, check):
+        with pytest.raises(DecodeError, match=f"{side} x {side} pixels, more than|exceeds limit"):
+            function(file.getvalue())
 
 
 def test_real_files(real_pictures):
@@ -48,9 +204,10 @@ def test_real_files(real_pictures):
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     for file in sorted((folder / "decodable").iterdir()):
-        picture = decode(file.read_bytes())
-        assert picture.mode == "RGB", file
-        assert picture.size == size_of(file.read_bytes()), file
-    for file in sorted((folder / "bad").iterdir()):
-        with pytest.raises(DecodeError):
-            decode(file.read_bytes())
+        content = file.read_bytes()
+        check(content)
+        assert decode(content).shape[1::-1] == size_of(content) == Image.open(file).size, file
+    for kind in ("bad", "damaged"):
+        for file in sorted((folder / kind).iterdir()):
+            with pytest.raises(DecodeError):
+                check(file.read_bytes())

@@ -47,7 +47,7 @@ def test_the_default_workdir_is_named_after_the_configuration():
         ((QUICKSTART, "--workdir=/proc/1/run"), "--workdir=/proc/1/run cannot be written"),
         (
             ("--config=configs/vgg19.py", "--config.data.dir=/nowhere"),
-            "tfds build imagenet2012 --file_format=array_record",
+            "python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=/nowhere",
         ),
     ],
 )

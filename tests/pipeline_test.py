@@ -2,13 +2,19 @@
 
 import contextlib
 import hashlib
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from tests.conftest import REPOSITORY
 from vgg_jax.data.pipeline import batches, eval_examples, local_batches, train_examples
-from vgg_jax.data.sources import open_dataset
+from vgg_jax.data.records import Records
+from vgg_jax.data.sources import open_dataset, prepared_builder
 from vgg_jax.errors import UserError
 from vgg_jax.sharding import make_mesh
 
@@ -29,6 +35,9 @@ class Marked:
 
     def __getitem__(self, index):
         return {**self.records[index], "label": index}
+
+    def place(self, index):
+        return self.records.place(index)
 
 
 def digests(config, examples, count, start=0, devices=1):
@@ -54,6 +63,28 @@ def test_threads_and_devices_do_not_matter(tiny_config, dataset):
     whole = digests(tiny_config, train_examples(tiny_config, dataset.train), 6)
     tiny_config.data.threads = 7
     assert digests(tiny_config, train_examples(tiny_config, dataset.train), 6, devices=8) == whole
+
+
+def test_processes_give_the_same_batches_where_no_flags_were_parsed(tiny_config, dataset):
+    whole = digests(tiny_config, train_examples(tiny_config, dataset.train), 20)
+    tiny_config.data.processes = 2
+    # A program of its own, as a notebook is: absl has parsed nothing there.
+    code = f"""
+if __name__ == "__main__":
+    import json
+    from absl import flags
+    from ml_collections import ConfigDict
+    from tests.pipeline_test import digests
+    from vgg_jax.data.pipeline import train_examples
+    from vgg_jax.data.sources import open_dataset
+    config = ConfigDict(json.loads({tiny_config.to_json()!r}))
+    assert not flags.FLAGS.is_parsed()
+    print(*digests(config, train_examples(config, open_dataset(config).train), 17, start=3))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.stdout.split() == whole[3:], run.stderr
+    assert "Traceback" not in run.stderr
+    assert "resource_tracker" not in run.stderr
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
@@ -98,6 +129,42 @@ def test_validation_holds_every_image_once(tiny_config, dataset, batch_size):
     assert sorted(labels) == list(range(31))
 
 
+def readable(source, index):
+    try:
+        source[index]
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_byte_that_changed_on_the_disk_is_reported_with_its_place(tiny_config, tmp_path, processes):
+    tiny_config.data.dir, tiny_config.data.processes = str(tmp_path / "prepared"), processes
+    builder = prepared_builder("folder", tmp_path / "prepared", tiny_config.data.root)
+    (file,) = (tmp_path / "prepared").rglob("*train.array_record*")
+    content = bytearray(file.read_bytes())
+    content[100_000] ^= 0x10
+    file.write_bytes(content)
+    source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    (index,) = [i for i in range(90) if not readable(source, i)]
+    examples = train_examples(tiny_config, Records(builder, "train"))
+    place = rf"record {index} of vgg_jax_folder/.*, train \(number {index} in {re.escape(str(file))}\) cannot be read: .*hash"
+    with (
+        contextlib.closing(batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
+        pytest.raises(UserError, match=place),
+    ):
+        for _ in range(12):
+            next(iterator)
+
+
+def test_a_file_cut_short_on_the_disk_is_reported(tiny_config, tmp_path):
+    builder = prepared_builder("folder", tmp_path / "prepared", tiny_config.data.root)
+    (file,) = (tmp_path / "prepared").rglob("*train.array_record*")
+    file.write_bytes(file.read_bytes()[:70_000])
+    with pytest.raises(UserError, match="cannot be read: .*bring it back from a copy, or delete its directory"):
+        Records(builder, "train")[80]
+
+
 def test_a_record_that_cannot_be_decoded_is_named(tiny_config, dataset):
     class Spoilt(Marked):
         def __getitem__(self, index):
@@ -108,7 +175,9 @@ def test_a_record_that_cannot_be_decoded_is_named(tiny_config, dataset):
     name = dataset.train[5]["file_name"].decode()
     with (
         contextlib.closing(batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
-        pytest.raises(UserError, match=f"the picture {name} in the prepared data cannot be decoded"),
+        pytest.raises(
+            UserError, match=rf"{name}, record 5 of vgg_jax_folder/.*, train \(.*\), cannot be decoded: JPEG"
+        ),
     ):
         for _ in range(12):
             next(iterator)

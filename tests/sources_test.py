@@ -121,7 +121,9 @@ def test_a_folder_of_another_layout_is_explained(folder_config, tmp_path, depth)
 
 def test_a_split_that_is_not_there_lists_those_that_are(folder_config):
     folder_config.data.val_split = "val"
-    refused(folder_config, "config.data.val_split is 'val'.*its splits are train, validation: --config.data.val_split=")
+    refused(
+        folder_config, "config.data.val_split is 'val'.*its splits are train, validation .*: --config.data.val_split="
+    )
 
 
 def test_another_number_of_classes_is_named(folder_config):
@@ -134,7 +136,9 @@ def test_unknown_and_unprepared_sets_say_what_to_do(folder_config):
     folder_config.data.name = "imagenet2021"
     refused(folder_config, "neither `builtin` nor `folder` nor a TFDS data set. Did you mean 'imagenet2012'")
     folder_config.data.name = "imagenet2012"
-    refused(folder_config, "is not prepared in .*tfds build imagenet2012 --file_format=array_record --data_dir=")
+    refused(folder_config, "is not prepared in .*python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=")
+    folder_config.data.name = "cifar10"
+    refused(folder_config, "is not prepared in .*TensorFlow.*tfds build cifar10 --file_format=array_record --data_dir=")
 
 
 def test_a_place_that_cannot_be_written_is_named(folder_config, tmp_path):

@@ -76,6 +76,7 @@ def default_config() -> ConfigDict:
     config.data.train_split = "train"
     config.data.val_split = "validation"
     config.data.threads = 16  # that read and decode ahead, each a whole batch of this process
+    config.data.processes = 0  # that do so with so many threads each; 0: the threads of this process alone
     return config
 
 
@@ -121,7 +122,7 @@ def resumed_run_may_differ_in() -> tuple[str, ...]:
     """Keys that may change when a run is continued: they do not alter what is computed, only for how long or where."""
     return (
         *("num_epochs", "log_every_steps", "checkpoint_every_steps"),
-        *("data.dir", "data.root", "data.threads"),
+        *("data.dir", "data.root", "data.threads", "data.processes"),
     )
 
 
@@ -173,7 +174,14 @@ def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> No
         _at_least(key, given[key], 1)
     for key in ("plateau.patience", "data.threads"):
         _at_least(key, given[key], 1)
-    for key in ("seed", "checkpoint_every_steps", "plateau.max_drops", "augment.color_std", "image.eval_scale"):
+    for key in (
+        "seed",
+        "checkpoint_every_steps",
+        "plateau.max_drops",
+        "augment.color_std",
+        "image.eval_scale",
+        "data.processes",
+    ):
         _at_least(key, given[key], 0)
     _at_least("model.num_classes", model.num_classes, 2)
     for key in ("num_epochs", "eval_every_epochs", "model.width_multiplier", "plateau.min_improvement"):

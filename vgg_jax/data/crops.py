@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
 
-from vgg_jax.data.decode import decode, size_of
+from vgg_jax.data.decode import decode, decode_part, size_of
+
+try:
+    import cykooz_resizer
+except ImportError:  # it has no build for Linux on ARM
+    cykooz_resizer = None
+else:
+    _RGB = cykooz_resizer.PixelType.U8x3
+    _BILINEAR = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
+
+Box = tuple[float, float, float, float]
 
 
 def rescaled_size(width: int, height: int, scale: int) -> tuple[int, int]:
@@ -34,10 +46,15 @@ def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_
       DecodeError: as `decode`.
     """
     scale = int(rng.integers(scale_min, scale_max + 1))
-    width, height = rescaled_size(*size_of(encoded), scale)
+    source = size_of(encoded)
+    width, height = rescaled_size(*source, scale)
     left = int(rng.integers(width - crop + 1))
     top = int(rng.integers(height - crop + 1))
-    return _cut(decode(encoded, at_least=(width, height)), (width, height), left, top, crop)
+    x, y = source[0] / width, source[1] / height
+    # An output pixel depends on input pixels up to one output pixel away from its own place.
+    pixels, f = decode_part(encoded, (width, height), bottom=(top + crop + 1) * y)
+    box = (f * x * left, f * y * top, f * x * (left + crop), f * y * (top + crop))
+    return _resize_fast(pixels, box, (crop, crop))
 
 
 def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
@@ -45,9 +62,12 @@ def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
 
     Args and result as in `random_crop`; where the margin is odd, the larger part is at the bottom or right.
     """
-    picture = decode(encoded)
-    width, height = rescaled_size(*picture.size, scale)
-    return _cut(picture, (width, height), (width - crop) // 2, (height - crop) // 2, crop)
+    pixels = decode(encoded)
+    source = pixels.shape[1], pixels.shape[0]
+    width, height = rescaled_size(*source, scale)
+    left, top = (width - crop) // 2, (height - crop) // 2
+    x, y = source[0] / width, source[1] / height
+    return _resize(pixels, (x * left, y * top, x * (left + crop), y * (top + crop)), (crop, crop))
 
 
 def rescaled(encoded: bytes, scale: int) -> np.ndarray:
@@ -59,14 +79,44 @@ def rescaled(encoded: bytes, scale: int) -> np.ndarray:
     Raises:
       DecodeError: as `decode`.
     """
-    picture = decode(encoded)
-    return np.asarray(picture.resize(rescaled_size(*picture.size, scale), Image.Resampling.BILINEAR))
+    pixels = decode(encoded)
+    height, width, _ = pixels.shape
+    return _resize(pixels, (0, 0, width, height), rescaled_size(width, height, scale))
 
 
-def _cut(picture: Image.Image, size: tuple[int, int], left: int, top: int, crop: int) -> np.ndarray:
-    """Rescales to `size` (bilinear, antialiased) and crops, computing nothing outside the crop."""
-    x, y = picture.width / size[0], picture.height / size[1]
-    box = (left * x, top * y, (left + crop) * x, (top + crop) * y)
-    # Rounding may carry the far corner past the edge by a part in 10^16, which Pillow refuses.
-    box = (box[0], box[1], min(box[2], picture.width), min(box[3], picture.height))
-    return np.asarray(picture.resize((crop, crop), Image.Resampling.BILINEAR, box=box))
+def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """Resizes what lies in a box, bilinear and antialiased (PAPER.md §5.5), as Pillow does; computes nothing else.
+
+    Args:
+      pixels: [h, w, 3] uint8.
+      box: left, top, right, bottom, in pixels, whole or not.
+      size: (width, height) of the result.
+    """
+    pixels, box = _surroundings(pixels, box, size)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, box=box))
+
+
+def _resize_fast(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """As `_resize` but for rounding, with vector instructions: a fifth of the time."""
+    if cykooz_resizer is None:
+        return _resize(pixels, box, size)
+    pixels, (left, top, right, bottom) = _surroundings(pixels, box, size)
+    source = cykooz_resizer.ImageData(pixels.shape[1], pixels.shape[0], _RGB, pixels.tobytes())
+    result = cykooz_resizer.ImageData(*size, _RGB)
+    options = cykooz_resizer.ResizeOptions(
+        _BILINEAR, crop_box=cykooz_resizer.CropBox(left, top, right - left, bottom - top)
+    )
+    cykooz_resizer.Resizer().resize(source, result, options)
+    return np.frombuffer(result.rust_image.buffer(), np.uint8).reshape(size[1], size[0], 3)
+
+
+def _surroundings(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> tuple[np.ndarray, Box]:
+    """The part of the picture that the pixels of a resized box depend on, and the box in it."""
+    height, width, _ = pixels.shape
+    left, top, right, bottom = box
+    # Rounding may carry a far edge past the picture's by a part in 10^16.
+    right, bottom = min(right, width), min(bottom, height)
+    across, down = max(1.0, (right - left) / size[0]), max(1.0, (bottom - top) / size[1])
+    x, y = max(0, math.floor(left - across)), max(0, math.floor(top - down))
+    part = pixels[y : math.ceil(bottom + down), x : math.ceil(right + across)]
+    return part, (left - x, top - y, right - x, bottom - y)

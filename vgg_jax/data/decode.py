@@ -1,47 +1,227 @@
-"""Encoded bytes -> an RGB picture, whatever kind of file it is."""
+"""Encoded bytes -> RGB pixels, whatever kind of file it is, and for training no more of them than a crop needs.
+
+JPEGs are decoded by simplejpeg (libjpeg-turbo, pixel for pixel what Pillow gives), everything else by Pillow.
+"""
 
 from __future__ import annotations
 
 import io
+import math
+import re
+import warnings
+from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image
+
+# A picture of more pixels is refused from its header alone: it would take 3 bytes for each. Pillow's own threshold.
+MAX_PIXELS = 89_478_485
+
+# The kinds of file that are read. Pillow knows more, some of which start other programs (EPS).
+_KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+
+
+# Pillow warns from the same size on; here it is an error, and said once.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class DecodeError(ValueError):
     """Bytes that are not a whole, sound picture; the message says what is wrong with them."""
 
 
-def decode(encoded: bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
-    """Decodes a picture to RGB.
+def decode(encoded: bytes) -> np.ndarray:
+    """Decodes a picture exactly, at full size.
 
-    The kind is told by the content, not by a name. Grey, palette, CMYK and 16-bit pictures (divided by 257) become
-    8-bit RGB; transparent ones are laid on white. Orientation tags are ignored (PAPER.md §5.9).
+    The kind is told by the content, not by a name. Grey, palette, CMYK and YCCK pictures become RGB; 16 bits are
+    divided by 257; transparent pictures are laid on white; of several frames the first counts. Orientation tags are
+    ignored (PAPER.md §5.9).
 
     Args:
-      encoded: a whole JPEG, PNG, or any other file that Pillow reads.
-      at_least: (width, height) in pixels. A JPEG larger than that may be decoded at 1/2, 1/4 or 1/8 (DCT scaling), as
-        small as it goes without falling below. None decodes exactly, at full size.
+      encoded: a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file.
+
+    Returns:
+      [H, W, 3] uint8 RGB.
 
     Raises:
-      DecodeError: not a picture, cut short, or more than about 179 million pixels.
+      DecodeError: no such file, cut short where its decoder says so (`check` is stricter), or more than MAX_PIXELS.
     """
+    return decode_part(encoded, (MAX_PIXELS, MAX_PIXELS), math.inf)[0]
+
+
+def decode_part(encoded: bytes, at_least: tuple[int, int], bottom: float) -> tuple[np.ndarray, float]:
+    """Decodes as little of a picture as a crop of its rescaled form needs.
+
+    A JPEG is decoded at 1/8, 1/4, 3/8 or 1/2 of its size (DCT scaling) where that is not below the size wanted, and
+    not beyond the last row wanted: it is told to be only as high as that. Other pictures are decoded whole.
+
+    Args:
+      encoded: as in `decode`.
+      at_least: (width, height) that the picture will be rescaled to, in pixels.
+      bottom: how many rows of the full-size picture are wanted, from the top.
+
+    Returns:
+      [h, w, 3] uint8 RGB; and the factor f by which they are smaller: the point (x, y) of the full-size picture is
+      at (f x, f y). The rows wanted are those of the whole picture decoded at this factor, to the last bit.
+
+    Raises:
+      DecodeError: as `decode`.
+    """
+    frame = _jpeg_frame(encoded)
+    if frame is None or frame.components not in (1, 3):  # CMYK and YCCK want Pillow's conversion
+        return _decode_with_pillow(encoded), 1.0
+    eighths = next(
+        e
+        for e in (1, 2, 3, 4, 8)
+        if e == 8 or all(-(-n * e // 8) >= m for n, m in zip(frame.size, at_least, strict=True))
+    )
+    width, height = frame.size
+    rows = height
+    if frame.one_pass and bottom < height:
+        # Smooth chroma upsampling looks one chroma row further; blocks end at multiples of the unit's height.
+        rows = min(height, -(-(math.ceil(bottom) + 4) // frame.unit_height) * frame.unit_height)
+        encoded = b"".join((encoded[: frame.height_at], rows.to_bytes(2, "big"), encoded[frame.height_at + 2 :]))
+    # It takes the smallest size that is not below the one named, so it is told the size just worked out.
+    reduced = {} if eighths == 8 else {
+        "min_width": -(-width * eighths // 8), "min_height": -(-rows * eighths // 8), "min_factor": 8 / eighths
+    }  # fmt: skip
     try:
-        picture = Image.open(io.BytesIO(encoded))
-        if at_least is not None:
-            picture.draft("RGB", at_least)
-        picture.load()
-        return _to_rgb(picture)
-    except Exception as error:  # Pillow's plugins raise many kinds on hostile bytes
-        raise DecodeError(_reason(encoded, error)) from error
+        # Not strict: a JPEG that was shortened ends with a warning. The warnings that matter, `check` reports.
+        pixels = simplejpeg.decode_jpeg(encoded, strict=False, **reduced)
+    except ValueError:  # a kind that libjpeg-turbo's simple interface leaves out, as odd chroma subsampling, or damage
+        return _decode_with_pillow(encoded), 1.0
+    return pixels, eighths / 8
 
 
 def size_of(encoded: bytes) -> tuple[int, int]:
     """(width, height) in pixels, from the header alone; raises DecodeError as `decode` does."""
+    frame = _jpeg_frame(encoded)
+    return frame.size if frame is not None else _open(encoded).size
+
+
+def is_plain_jpeg(encoded: bytes) -> bool:
+    """Whether a sound picture is a grey or RGB JPEG, which every JPEG decoder reads."""
+    frame = _jpeg_frame(encoded)
+    return frame is not None and frame.components in (1, 3)
+
+
+def check(encoded: bytes) -> None:
+    """Decodes a picture to find out whether it is whole and sound; stricter than `decode`, which goes on where it can.
+
+    Raises:
+      DecodeError: as `decode`, or a JPEG that lacks bytes, has some too many among its pixels, or has no end marker,
+        or a PNG whose checksums or end are wrong. The message is the reason.
+    """
+    frame = _jpeg_frame(encoded)
+    if frame is None:
+        _verify_with_pillow(encoded)
+        _decode_with_pillow(encoded)
+        return
     try:
-        return Image.open(io.BytesIO(encoded)).size
+        simplejpeg.decode_jpeg(encoded, "CMYK" if frame.components == 4 else "RGB", strict=True)
+    except ValueError as error:
+        reason = str(error)
+        if _DAMAGE.match(reason):
+            raise DecodeError(reason) from error
+        if b"\xff\xd9" not in encoded[frame.pixels_at :]:
+            raise DecodeError("JPEG without an end marker") from error
+        _decode_with_pillow(encoded)  # a harmless oddity, or a kind that Pillow alone reads, or nothing at all
+
+
+# libjpeg-turbo's warnings that mean lost or wrong pixels. Stray bytes before the markers of the header are harmless.
+_DAMAGE = re.compile(r"Premature end|Corrupt JPEG data(?!: \d+ extraneous bytes before marker 0x(?!d\d))")
+
+
+class _JpegFrame(NamedTuple):
+    """What a JPEG's header says."""
+
+    size: tuple[int, int]  # width, height
+    components: int
+    height_at: int  # where in the file the height stands, two bytes
+    pixels_at: int  # where the first scan begins
+    unit_height: int  # rows of the smallest coded unit
+    one_pass: bool  # sequential, and all components in one scan: decoding can end at any row
+
+
+_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg_frame(encoded: bytes) -> _JpegFrame | None:
+    """Reads a JPEG's header, segment by segment, up to its first scan; None for a file of another kind.
+
+    Raises:
+      DecodeError: the header is cut short, or claims a size that is impossible.
+    """
+    if encoded[:2] != b"\xff\xd8":
+        return None
+    at, frame, unit_height = 2, None, 8
+    while True:
+        at = encoded.find(b"\xff", at)  # stray bytes between segments are passed over, as decoders do
+        if at < 0 or at + 4 > len(encoded):
+            raise DecodeError("JPEG header cut short")
+        marker, length = encoded[at + 1], int.from_bytes(encoded[at + 2 : at + 4], "big")
+        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes, and markers without a segment
+            at += 1 if marker == 0xFF else 2
+            continue
+        segment = encoded[at + 4 : at + 2 + length]
+        if marker in _FRAME_MARKERS and len(segment) >= 6:
+            height, width, components = (
+                int.from_bytes(segment[1:3], "big"),
+                int.from_bytes(segment[3:5], "big"),
+                segment[5],
+            )
+            unit_height = 8 * max([1, *(sampling & 15 for sampling in segment[7 : 6 + 3 * components : 3])])
+            sequential = marker in (0xC0, 0xC1)
+            frame = _JpegFrame((width, height), components, at + 5, 0, unit_height, sequential)
+        if marker in (0xDA, 0xD9):
+            if frame is None:
+                raise DecodeError("JPEG without a frame header")
+            _refuse_impossible(frame.size, len(encoded))
+            one_pass = frame.one_pass and segment[:1] == bytes([frame.components])
+            return frame._replace(pixels_at=at, one_pass=one_pass)
+        at += 2 + length
+
+
+def _refuse_impossible(size: tuple[int, int], num_bytes: int | None = None) -> None:
+    """Raises DecodeError for a size that would only cost memory: too large, or more than the bytes can hold."""
+    pixels = size[0] * size[1]
+    if pixels == 0:
+        raise DecodeError(f"a size of {size[0]} x {size[1]}")
+    if pixels > MAX_PIXELS:
+        raise DecodeError(f"{size[0]} x {size[1]} pixels, more than {MAX_PIXELS:,}")
+    # Every block of 8 x 8 pixels takes a bit at the least, in a Huffman-coded JPEG.
+    if num_bytes is not None and pixels > 512 * num_bytes:
+        raise DecodeError(f"{size[0]} x {size[1]} pixels in only {num_bytes} bytes")
+
+
+def _open(encoded: bytes) -> Image.Image:
+    if not encoded:
+        raise DecodeError("0 bytes")
+    try:
+        picture = Image.open(io.BytesIO(encoded), formats=_KINDS)
+    except Image.UnidentifiedImageError as error:
+        raise DecodeError("not a picture") from error
+    except Exception as error:  # Pillow's plugins raise many kinds on hostile bytes
+        raise DecodeError(str(error) or type(error).__name__) from error
+    _refuse_impossible(picture.size)
+    return picture
+
+
+def _decode_with_pillow(encoded: bytes) -> np.ndarray:
+    picture = _open(encoded)
+    try:
+        picture.load()
+        return np.asarray(_to_rgb(picture))
     except Exception as error:
-        raise DecodeError(_reason(encoded, error)) from error
+        raise DecodeError(str(error) or type(error).__name__) from error
+
+
+def _verify_with_pillow(encoded: bytes) -> None:
+    picture = _open(encoded)
+    try:
+        picture.verify()  # of the kinds here only PNG has something to verify: a checksum for every chunk, and the end
+    except Exception as error:
+        raise DecodeError(str(error) or type(error).__name__) from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -51,11 +231,3 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def _reason(encoded: bytes, error: Exception) -> str:
-    if not encoded:
-        return "0 bytes"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture"
-    return str(error) or type(error).__name__

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import tensorflow_datasets as tfds
 
-from vgg_jax.data.decode import DecodeError, decode
+from vgg_jax.data.decode import DecodeError, check
+from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.errors import UserError
 
 Listing = dict[str, dict[str, list[Path]]]  # split -> class -> pictures
@@ -22,6 +21,8 @@ def list_folder(root: Path) -> Listing:
     Raises:
       UserError: no split, no class, a class without a picture, or a class of one split that `train` lacks.
     """
+    if not root.is_dir():
+        raise UserError(f"config.data.root is {str(root)!r}, and there is no such directory.")
     layout = f"{root} should be laid out as <split>/<class>/<picture>"
     listing = {
         split.name: {kind.name: [f for f in _visible(kind) if f.is_file()] for kind in _visible(split) if kind.is_dir()}
@@ -47,28 +48,28 @@ def list_folder(root: Path) -> Listing:
     return listing
 
 
-def check_pictures(listing: Listing, progress: Callable[[Any, int], Any] = lambda iterable, _: iterable) -> None:
-    """Decodes every picture of a folder.
+def sizes(listing: Listing) -> list[int]:
+    """Bytes of every file of a folder."""
+    return [file.stat().st_size for file in _files(listing)]
 
-    Raises:
-      UserError: names every file that is not a sound picture, and what is wrong with it.
-    """
-    files = [file for classes in listing.values() for pictures in classes.values() for file in pictures]
 
-    def fault(file: Path) -> str | None:
+def faults(root: Path, listing: Listing) -> dict[str, str]:
+    """Decodes every picture of a folder: path below the root -> what is wrong, for every file that is no sound picture."""
+    files = _files(listing)
+
+    def fault(file: Path) -> tuple[str, str] | None:
         try:
-            decode(file.read_bytes())
-        except DecodeError as error:
-            return f"{file}: {error}"
+            check(file.read_bytes())
+        except (DecodeError, OSError) as error:
+            return str(file.relative_to(root)), str(error)
         return None
 
-    with ThreadPoolExecutor(8) as pool:
-        faults = [fault for fault in progress(pool.map(fault, files), len(files)) if fault]
-    if faults:
-        raise UserError(
-            f"{len(faults)} of {len(files)} files are no sound pictures; repair or remove them and start again. "
-            "Nothing was prepared.\n  " + "\n  ".join(faults)
-        )
+    checked = progress(parallel_map(fault, files), len(files), f"checking the pictures in {root}")
+    return dict(found for found in checked if found)
+
+
+def _files(listing: Listing) -> list[Path]:
+    return [file for classes in listing.values() for files in classes.values() for file in files]
 
 
 def listing_digest(root: Path, listing: Listing) -> str:
@@ -88,8 +89,9 @@ class VggJaxFolder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
-    def __init__(self, *, root: Path, listing: Listing, **options):
-        self._root, self._listing = root, listing
+    def __init__(self, *, root: Path, listing: Listing, skip: Collection[str] = (), **options):
+        # The name is that of the whole listing, with what is skipped: who knows the folder finds what was prepared.
+        self._root, self._listing, self._skip = root, listing, skip
         name = f"{root.name}-{listing_digest(root, listing)}"
         super().__init__(config=tfds.core.BuilderConfig(name=name), **options)
 
@@ -114,6 +116,8 @@ class VggJaxFolder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
         for label, files in self._listing[split].items():
             for file in files:
+                if str(file.relative_to(self._root)) in self._skip:
+                    continue
                 name = f"{label}/{file.name}"
                 yield name, {"image": file.read_bytes(), "label": label, "file_name": name}
 

@@ -7,27 +7,29 @@ same global batches: process p of P reads the p-th P-th of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from typing import Any
 
 import grain
 import grain.experimental
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.config import eval_scale
 from vgg_jax.data.crops import center_crop, random_crop
 from vgg_jax.data.decode import DecodeError
+from vgg_jax.data.records import Records
 from vgg_jax.errors import UserError
 from vgg_jax.sharding import batch_sharding
 
-Record = dict[str, Any]
+Example = dict[str, Any]
 _ENDLESS_EPOCHS = 1_000_000
 
 
-def train_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDataset:
+def train_examples(config: ConfigDict, records: Records) -> grain.MapDataset:
     """Training examples without end: image [crop, crop, 3] uint8 RGB, label int32.
 
     Example i is image i mod N of a new order of all N images in every epoch, i div N, so batches run across the edges
@@ -35,22 +37,23 @@ def train_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDa
     """
     image = config.image
 
-    def crop(record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return _example(record, random_crop, rng, image.scale_min, image.scale_max, image.crop)
+    def crop(index: int, rng: np.random.Generator) -> Example:
+        return _example(records, index, random_crop, rng, image.scale_min, image.scale_max, image.crop)
 
     # As good as endless; Grain's own endless length overflows when it is batched.
-    return grain.MapDataset.source(records).seed(config.seed).shuffle().repeat(_ENDLESS_EPOCHS).random_map(crop)
+    order = grain.MapDataset.range(len(records)).seed(config.seed).shuffle().repeat(_ENDLESS_EPOCHS)
+    return order.random_map(crop)
 
 
-def eval_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDataset:
+def eval_examples(config: ConfigDict, records: Records) -> grain.MapDataset:
     """Validation examples, padded to whole batches: as training's, central crops at Q, with mask, False for padding."""
     crop = config.image.crop
     padding = {"image": np.zeros((crop, crop, 3), np.uint8), "label": np.int32(0), "mask": np.False_}
 
-    def at(index: int) -> Record:
+    def at(index: int) -> Example:
         if index >= len(records):
             return padding
-        return {**_example(records[index], center_crop, eval_scale(config), crop), "mask": np.True_}
+        return {**_example(records, index, center_crop, eval_scale(config), crop), "mask": np.True_}
 
     return grain.MapDataset.range(-(-len(records) // config.batch_size) * config.batch_size).map(at)
 
@@ -58,16 +61,29 @@ def eval_examples(config: ConfigDict, records: Sequence[Record]) -> grain.MapDat
 def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: int = 0) -> grain.DatasetIterator:
     """Global batches from batch number `start` on, sharded over the mesh's data axis, on the devices ahead of need.
 
-    Memory on the host is bounded: at most `data.threads` batches of this process are decoded or being decoded, and
-    two more are on their way to the devices or there.
+    They are decoded by `data.threads` threads, each a whole batch of this process at a time, or by as many in each of
+    `data.processes` processes, where one interpreter would be the limit; the batches are the same.
+
+    Memory on the host is bounded: besides two batches on their way to the devices or there, each of the threads, in
+    all the processes, has at most one in work and one decoded, and each process two more.
 
     Raises:
-      UserError: while iterating, a record that cannot be decoded, by name.
+      UserError: while iterating, a record that cannot be read or decoded, by name and place.
     """
+    data = config.data
     sharding = batch_sharding(mesh)
     local = local_batches(config, examples, jax.process_index(), jax.process_count())[start:]
-    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.threads)
-    placed = local.to_iter_dataset(options).map(
+    decoded = local.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.threads))
+    if data.processes:
+        if not flags.FLAGS.is_parsed():
+            # Grain reads flags of its own here, which nobody has parsed in a notebook or a test.
+            flags.FLAGS.mark_as_parsed()
+        # The last batches' shared memory is freed at the end by Python's resource tracker, which need not say so.
+        sys.warnoptions.append("ignore:resource_tracker")
+        decoded = decoded.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=data.processes, per_worker_buffer_size=1)
+        )
+    placed = decoded.map(
         lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
     )
     return iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
@@ -78,12 +94,13 @@ def local_batches(config: ConfigDict, examples: grain.MapDataset, process: int, 
     return examples.batch(config.batch_size // processes)[process::processes]
 
 
-def _example(record: Record, cut, *args) -> dict[str, np.ndarray]:
+def _example(records: Records, index: int, cut, *args) -> Example:
+    record = records[index]
     try:
         return {"image": cut(record["image"], *args), "label": np.int32(record["label"])}
     except DecodeError as error:
-        name = record.get("file_name", b"(no name)")
-        name = name.decode() if isinstance(name, bytes) else name
+        name = record.get("file_name", b"a picture without a name")
         raise UserError(
-            f"the picture {name} in the prepared data cannot be decoded: {error}. Prepare the data anew."
+            f"{name.decode() if isinstance(name, bytes) else name}, {records.place(index)}, cannot be decoded: {error}. "
+            "Prepare the data again, with `python -m vgg_jax.prepare` where it can, which finds all such pictures."
         ) from error

@@ -1,7 +1,7 @@
 """Where pictures come from: every kind of data set, opened as random-access records of encoded bytes.
 
 All of them are TFDS builders that hold ArrayRecord files, read without TensorFlow: the built-in set, a folder of
-pictures, and any TFDS classification set by name.
+pictures, ImageNet (`vgg_jax.data.imagenet` prepares it), and any other TFDS classification set by name.
 """
 
 from __future__ import annotations
@@ -10,29 +10,31 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import did_you_mean
 from vgg_jax.data.builtin import VggJaxShapes
-from vgg_jax.data.folder import VggJaxFolder, check_pictures, list_folder
+from vgg_jax.data.folder import VggJaxFolder, faults, list_folder, sizes
+from vgg_jax.data.records import Records
+from vgg_jax.data.space import SKIPPED, need_space, writable
 from vgg_jax.data.statistics import color_statistics, load_statistics, save_statistics
 from vgg_jax.errors import UserError
+from vgg_jax.logbook import write_json
 
 
 class Dataset(NamedTuple):
-    """An opened data set. Records are dicts: image (encoded bytes), label (int), file_name (bytes, where there is one)."""
+    """An opened data set."""
 
     name: str
-    train: Sequence[dict[str, Any]]
-    validation: Sequence[dict[str, Any]]
+    train: Records
+    validation: Records
     class_names: list[str]
     statistics: ColorStatistics
 
@@ -48,47 +50,112 @@ class Dataset(NamedTuple):
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
-    """Opens the configured data set, preparing it first where this project can.
+    """Opens the configured data set, preparing it first where that needs nothing but what the configuration says.
 
-    The built-in set and a folder are prepared on first use; a TFDS set must have been prepared as ArrayRecord. The
-    training split's colour statistics are computed once and kept beside the prepared data (ImageNet's are constants).
+    The built-in set and a folder are prepared on first use; ImageNet and other TFDS sets must have been prepared as
+    ArrayRecord. The training split's colour statistics are computed once and kept beside the prepared data
+    (ImageNet's are constants).
 
     Raises:
       UserError: an unknown set or split, one that is not prepared, a bad folder, an empty split, another number of
         classes than the configuration's, or a directory that cannot be written.
     """
-    data_dir = epath.Path(os.path.expanduser(config.data.dir))
-    builder = _builder(config, data_dir)
-    splits = list(builder.info.splits)
-    train, validation = (_open_split(builder, key, config.data[key], splits) for key in ("train_split", "val_split"))
+    builder = prepared_builder(config.data.name, expanded(config.data.dir), config.data.root)
+    train, validation = (
+        open_split(builder, config.data[key], f"config.data.{key}") for key in ("train_split", "val_split")
+    )
     class_names = list(builder.info.features["label"].names)
     if len(class_names) != config.model.num_classes:
         raise UserError(
             f"config.model.num_classes is {config.model.num_classes}, but {config.data.name} has {len(class_names)} "
             f"classes; say --config.model.num_classes={len(class_names)}."
         )
-    statistics = _statistics(builder, config.data.train_split, train)
+    statistics = statistics_of(builder, config.data.train_split, train)
     return Dataset(builder.info.full_name, train, validation, class_names, statistics)
 
 
-def _builder(config: ConfigDict, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
+def expanded(directory: str) -> epath.Path:
+    return epath.Path(os.path.expanduser(directory))
+
+
+def prepared_builder(
+    name: str, data_dir: epath.Path, root: str = "", skip_bad: bool = False
+) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a data set that is prepared, now if need be.
+
+    Args:
+      name: `builtin`, `folder`, or the name of a TFDS data set.
+      data_dir: where prepared data lies.
+      root: for `folder`: a directory laid out <split>/<class>/<picture>.
+      skip_bad: for `folder`: leave files out that are no sound pictures, and record which, rather than stop.
+
+    Raises:
+      UserError: as `open_dataset`.
+    """
     options = {"data_dir": data_dir, "file_format": "array_record"}
-    if config.data.name == "builtin":
+    if name == "builtin":
         return _prepared(VggJaxShapes(**options), "rendering the built-in data set")
-    if config.data.name == "folder":
-        root = Path(config.data.root).expanduser().resolve()
-        listing = list_folder(root)
-        builder = VggJaxFolder(root=root, listing=listing, **options)
-        if not builder.is_prepared():
-            check_pictures(listing, lambda files, total: _bar(files, total, f"checking the pictures in {root}"))
-        return _prepared(builder, f"packing {root}")
-    return _tfds_builder(config.data.name, data_dir)
+    if name == "folder":
+        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, options)
+    return _tfds_builder(name, data_dir)
+
+
+def open_split(builder: tfds.core.DatasetBuilder, split: str, key: str) -> Records:
+    """The records of a split expression; `key` says in a UserError where the expression came from."""
+    try:
+        records = Records(builder, split)
+    except (ValueError, KeyError) as error:
+        splits = list(builder.info.splits)
+        raise UserError(
+            f"{key} is {split!r}, which {builder.info.name} does not have; its splits are "
+            f"{', '.join(splits)} (or parts of them, as {splits[0]}[:90%]): --{key}={splits[-1]}."
+        ) from error
+    if not len(records):
+        raise UserError(f"{key}={split} of {builder.info.name} has no picture in it.")
+    return records
+
+
+def statistics_of(builder: tfds.core.DatasetBuilder, split: str, records: Records) -> ColorStatistics:
+    """Mean RGB and colour vectors of a split: ImageNet's customary ones, or computed once and kept (PAPER.md §5.8)."""
+    if builder.info.name == "imagenet2012":
+        return IMAGENET_STATISTICS
+    kept = epath.Path(builder.data_dir) / f"color_statistics-{''.join(c if c.isalnum() else '_' for c in split)}.json"
+    if kept.exists():
+        return load_statistics(kept)
+    statistics = color_statistics(records)
+    with writable(builder.data_dir):
+        save_statistics(kept, statistics)
+    return statistics
+
+
+def _prepared_folder(root: Path, skip_bad: bool, options: dict[str, Any]) -> tfds.core.DatasetBuilder:
+    listing = list_folder(root)
+    builder = VggJaxFolder(root=root, listing=listing, **options)
+    if builder.is_prepared():
+        return builder
+    total = sum(sizes(listing))
+    # TFDS sorts what is more than a gigabyte on the disk, so all of it lies there twice for a while.
+    needed = total if total < 1e9 else 2 * total
+    need_space(builder.data_dir, needed, "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR)")
+    bad = faults(root, listing)
+    if bad and not skip_bad:
+        raise UserError(
+            f"{len(bad)} of {len(sizes(listing))} files are no sound pictures; repair or remove them and start again, or "
+            f"leave them out with: python -m vgg_jax.prepare folder --root={root} --data_dir={options['data_dir']} "
+            "--skip_bad. Nothing was prepared.\n  "
+            + "\n  ".join(f"{root / name}: {reason}" for name, reason in bad.items())
+        )
+    builder = VggJaxFolder(root=root, listing=listing, skip=frozenset(bad), **options)
+    _prepared(builder, f"packing {root}")
+    if bad:
+        write_json(Path(builder.data_dir) / SKIPPED, bad)
+    return builder
 
 
 def _prepared(builder: tfds.core.DatasetBuilder, what: str) -> tfds.core.DatasetBuilder:
     if not builder.is_prepared():
         print(f"{what} into {builder.data_dir} (once)", flush=True)
-        with _tfds_progress(), _writable(builder.data_dir):
+        with _tfds_progress(), writable(builder.data_dir):
             builder.download_and_prepare()
     return builder
 
@@ -105,15 +172,9 @@ def _tfds_builder(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
     except Exception as error:
         raise UserError(f"config.data.name: TFDS cannot open {name!r}: {error}") from error
     if not builder.is_prepared() or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        state = (
-            f"prepared in {data_dir}, but as {builder.info.file_format.value}"
-            if builder.is_prepared()
-            else f"not prepared in {data_dir}"
-        )
         raise UserError(
-            f"the TFDS data set {name!r} is {state}. Prepare it as ArrayRecord, in an environment that has TensorFlow: "
-            f"tfds build {name} --file_format=array_record --data_dir={data_dir}; or name another place with "
-            "--config.data.dir=DIR."
+            f"the TFDS data set {name!r} is {_what_is_there(builder, data_dir)}. {how_to_prepare(builder.name, data_dir)}; or "
+            "name another place with --config.data.dir=DIR."
         )
     features = dict(builder.info.features.items())
     if not (
@@ -127,41 +188,34 @@ def _tfds_builder(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _open_split(builder: tfds.core.DatasetBuilder, key: str, split: str, splits: list[str]) -> Sequence[dict[str, Any]]:
-    try:
-        # The pictures stay encoded: the crops' geometry decides how they are decoded.
-        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"config.data.{key} is {split!r}, which {builder.info.name} does not have; its splits are "
-            f"{', '.join(splits)}: --config.data.{key}={splits[-1]}."
-        ) from error
-    if not len(source):
-        raise UserError(f"config.data.{key}={split} of {builder.info.name} has no picture in it.")
-    return source
+def how_to_prepare(name: str, data_dir: epath.Path) -> str:
+    """The command that prepares a TFDS data set as ArrayRecord, in a sentence without its end."""
+    if name == "imagenet2012":
+        return (
+            "Prepare it from the tars of image-net.org: python -m vgg_jax.prepare imagenet2012 --tars=DIR "
+            f"--data_dir={data_dir}"
+        )
+    return (
+        "Prepare it as ArrayRecord, in an environment of its own that has TensorFlow (pip install tensorflow "
+        f"tensorflow-datasets): tfds build {name} --file_format=array_record --data_dir={data_dir}"
+    )
 
 
-def _statistics(builder: tfds.core.DatasetBuilder, split: str, records: Sequence[dict[str, Any]]) -> ColorStatistics:
-    if builder.info.name == "imagenet2012":
-        return IMAGENET_STATISTICS
-    kept = epath.Path(builder.data_dir) / f"color_statistics-{''.join(c if c.isalnum() else '_' for c in split)}.json"
-    if kept.exists():
-        return load_statistics(kept)
-    statistics = color_statistics(records, lambda done: _bar(done, len(records), "mean RGB and colour vectors (once)"))
-    with _writable(builder.data_dir):
-        save_statistics(kept, statistics)
-    return statistics
-
-
-@contextlib.contextmanager
-def _writable(directory: os.PathLike | str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write prepared data to {directory}: {error.strerror or error}; free some space or give another "
-            "place with --config.data.dir=DIR. Nothing half-written is used."
-        ) from error
+def _what_is_there(builder: tfds.core.DatasetBuilder, data_dir: epath.Path) -> str:
+    if builder.is_prepared():
+        return f"prepared in {data_dir}, but as {builder.info.file_format.value}, not ArrayRecord"
+    version = epath.Path(builder.data_dir)
+    others = sorted(
+        f"{builder.name}:{other.name}"
+        for other in (version.parent.iterdir() if version.parent.is_dir() else ())
+        if other.name != version.name and (other / "dataset_info.json").exists()
+    )
+    if others:
+        return (
+            f"in {data_dir} in another version than {version.name}: --config.data.name={others[-1]} would take "
+            f"{'it' if len(others) == 1 else 'the last of ' + ', '.join(others)}"
+        )
+    return f"not prepared in {data_dir}"
 
 
 @contextlib.contextmanager
@@ -170,9 +224,3 @@ def _tfds_progress() -> Iterator[None]:
     (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def _bar(iterable, total: int, what: str):
-    if not sys.stderr.isatty():
-        print(f"{what}: {total} pictures", flush=True)
-    return tqdm(iterable, what, total, unit=" pictures", disable=not sys.stderr.isatty())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,31 +11,30 @@ from etils import epath
 
 from vgg_jax.augment import ColorStatistics
 from vgg_jax.data.decode import decode
+from vgg_jax.data.parallel import parallel_map, progress
 
 
-def color_statistics(
-    records: Sequence[dict[str, Any]], progress: Callable[[Any], Any] = lambda iterable: iterable, threads: int = 8
-) -> ColorStatistics:
-    """Mean and principal axes of the RGB values of a split; every picture counts the same, whatever its size.
+def color_statistics(records: Sequence[dict[str, Any]], threads: int | None = None) -> ColorStatistics:
+    """Mean and principal axes of the RGB values of a split in one pass; every picture counts the same, whatever its size.
 
     Args:
       records: each with the encoded picture under "image".
-      progress: wraps the iterable of pictures, to show how far it is.
-      threads: pictures decoded at once.
+      threads: pictures decoded at once; None: one for every core.
     """
 
     def moments(index: int) -> tuple[np.ndarray, np.ndarray]:
-        pixels = np.asarray(decode(records[index]["image"])).reshape(-1, 3).astype(np.float64)
+        pixels = decode(records[index]["image"]).reshape(-1, 3).astype(np.float64)
         return pixels.mean(0), pixels.T @ pixels / len(pixels)
 
+    total = len(records)
     first, second = np.zeros(3), np.zeros((3, 3))
-    with ThreadPoolExecutor(threads) as pool:
-        # Added in the order of the records, so that the sum is the same to the last bit for any number of threads.
-        for mean, square in progress(pool.map(moments, range(len(records)))):
-            first += mean
-            second += square
-    mean = first / len(records)
-    return ColorStatistics(mean.astype(np.float32), _color_vectors(second / len(records) - np.outer(mean, mean)))
+    # Added in the order of the records, so that the sum is the same to the last bit for any number of threads.
+    found = parallel_map(moments, range(total), threads)
+    for mean, square in progress(found, total, "mean RGB and colour vectors (once)"):
+        first += mean
+        second += square
+    mean = first / total
+    return ColorStatistics(mean.astype(np.float32), _color_vectors(second / total - np.outer(mean, mean)))
 
 
 def _color_vectors(covariance: np.ndarray) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""`python -m vgg_jax.prepare`: what it makes, what it leaves out, and a sentence for every mistake."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.conftest import REPOSITORY
+from vgg_jax.data import space
+from vgg_jax.data.sources import open_dataset, prepared_builder
+from vgg_jax.errors import UserError
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "vgg_jax.prepare", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments):
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in err
+    return process.returncode, out, " ".join(err.split())
+
+
+@pytest.fixture
+def spoilt(tmp_path, pictures):
+    """A folder with three files that are no sound pictures, and their names."""
+    root = tmp_path / "pictures"
+    shutil.copytree(pictures, root)
+    (root / "train" / "cross" / "empty.jpg").write_bytes(b"")
+    (root / "train" / "arrow" / "page.jpg").write_text("<html>404</html>")
+    cut = root / "validation" / "arrow" / "000.jpg"
+    cut.write_bytes(cut.read_bytes()[:-2])
+    return root, ["train/arrow/page.jpg", "train/cross/empty.jpg", "validation/arrow/000.jpg"]
+
+
+def test_help_answers_without_loading_jax():
+    code = (
+        "import sys, runpy; sys.argv = ['prepare', '--help']\n"
+        "try: runpy.run_module('vgg_jax.prepare', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--tars" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "say what to prepare, one thing: imagenet2012, folder, builtin or the name of a TFDS set"),
+        (("folder",), "say which folder: --root=DIR"),
+        (("folder", "--root=/nowhere"), "config.data.root is '/nowhere', and there is no such directory"),
+        (("builtin", "--tars=/nowhere"), "--tars goes with `imagenet2012`, not with `builtin`"),
+        (("builtin", "--skipbad"), "Unknown command line flag 'skipbad'. Did you mean: skip_bad"),
+        (("imagenet2012", "--tars=/nowhere"), "--tars=/nowhere: there is no such directory"),
+        (
+            ("imagenet2012", "--tars=/tmp", "--data_dir=gs://bucket"),
+            "--data_dir=gs://bucket is no directory of this machine",
+        ),
+        (("imagenet2102",), "neither `builtin` nor `folder` nor a TFDS data set. Did you mean 'imagenet2012'"),
+        (("cifar10",), "tfds build cifar10 --file_format=array_record"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence, tmp_path):
+    if not any("data_dir" in argument for argument in arguments):
+        arguments = (*arguments, f"--data_dir={tmp_path}")
+    status, _, err = run(*arguments)
+    assert status in (1, 2)
+    assert sentence in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, tiny_config):
+    root, bad = spoilt
+    place = tmp_path / "prepared"
+    status, _, err = run("folder", f"--root={root}", f"--data_dir={place}")
+    assert status == 2
+    assert "3 of 123 files are no sound pictures" in err
+    for name, reason in zip(bad, ("not a picture", "0 bytes", "Premature end of JPEG file"), strict=True):
+        assert f"{root / name}: {reason}" in err
+    assert not list(tmp_path.rglob("*.array_record*"))
+
+    status, out, err = run("folder", f"--root={root}", f"--data_dir={place}", "--skip_bad")
+    assert (status, err) == (0, "")
+    assert "train 90, validation 30 pictures" in out
+    assert "3 bad pictures were left out" in out
+    (skipped,) = place.rglob("skipped.json")
+    assert sorted(json.loads(skipped.read_text())) == bad
+
+    # Training finds it, with the mean and colour vectors that were computed then.
+    tiny_config.data.root, tiny_config.data.dir = str(root), str(place)
+    before = {file: file.stat().st_mtime_ns for file in place.rglob("*") if file.is_file()}
+    assert len(open_dataset(tiny_config).train) == 90
+    assert {file: file.stat().st_mtime_ns for file in place.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.slow
+def test_an_interrupted_preparation_begins_anew(tmp_path):
+    process = start("builtin", f"--data_dir={tmp_path}")
+    while not list(tmp_path.rglob("*incomplete*")):
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("dataset_info.json"))
+    status, out, _ = run("builtin", f"--data_dir={tmp_path}")
+    assert status == 0
+    assert "train 4,000, validation 1,000 pictures" in out
+    assert (
+        tfds.builder_from_directory(next(tmp_path.rglob("dataset_info.json")).parent).info.splits["train"].num_examples
+    )
+
+
+def test_no_room_for_a_folder_is_said_before_anything_is_written(pictures, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match=r"has 0.1 MB free, and [\d.]+ MB are needed; .*Nothing was written"):
+        prepared_builder("folder", tmp_path, str(pictures))
+    assert not list(tmp_path.iterdir())

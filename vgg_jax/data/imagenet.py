@@ -1,0 +1,411 @@
+"""ImageNet (ILSVRC 2012) from the tars of image-net.org to ArrayRecord in TFDS's own layout, without TensorFlow.
+
+Nothing is unpacked: the tars are indexed once, and pictures are read at their places in them, in an order that mixes
+the classes, so that a part of a split (`train[:90%]`) is a fair sample. Shards are written one by one, so an
+interrupted preparation goes on with the next; the directory gets its final name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from vgg_jax.data.decode import DecodeError, check, decode, is_plain_jpeg
+from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.space import SKIPPED, need_space, writable
+from vgg_jax.errors import UserError
+from vgg_jax.logbook import write_json
+
+NAME = "imagenet2012"
+
+
+class Split(NamedTuple):
+    """One tar of image-net.org, and what becomes of it."""
+
+    tar: str
+    num_bytes: int | None  # None: not checked
+    md5: str
+    images: int
+    shards: int  # as many as TFDS makes
+    required: bool = True
+
+
+class Edition(NamedTuple):
+    """What the tars of a year's challenge hold; the one place where its counts and classes stand."""
+
+    splits: dict[str, Split]
+    classes: Sequence[str]  # WNIDs, sorted: their places are the labels
+    validation_classes: Sequence[str]  # the WNID of every validation picture, in the order of their names
+
+
+def _lines(file: str) -> list[str]:
+    return tfds.core.tfds_path(f"datasets/imagenet2012/{file}").read_text().split()
+
+
+ILSVRC2012 = Edition(
+    splits={
+        "train": Split(
+            "ILSVRC2012_img_train.tar", 147_897_477_120, "1d675b47d978889d74fa0da5fadfb00e", 1_281_167, 1024
+        ),
+        "validation": Split("ILSVRC2012_img_val.tar", 6_744_924_160, "29b22e2961454d5413ddabcf34fc5622", 50_000, 64),
+        "test": Split(
+            "ILSVRC2012_img_test_v10102019.tar", None, "e1b8681fff3d63731c599df9b4b6fc02", 100_000, 128, required=False
+        ),
+    },
+    classes=_lines("labels.txt"),
+    validation_classes=_lines("validation_labels.txt"),
+)
+
+
+class _Index(NamedTuple):
+    """Where the pictures of a split lie in its tar."""
+
+    names: np.ndarray  # [N] bytes
+    labels: np.ndarray  # [N] int64; -1: none
+    offsets: np.ndarray  # [N] int64, bytes from the start of the outer tar
+    sizes: np.ndarray  # [N] int64, bytes
+
+
+class _Shard(NamedTuple):
+    """One ArrayRecord file of a split."""
+
+    split: str
+    file: str
+    members: np.ndarray  # places in the index, in the order of the file
+
+
+def prepare(
+    tars: Path, data_dir: Path, md5: bool = False, skip_bad: bool = False, edition: Edition = ILSVRC2012
+) -> tfds.core.DatasetBuilder:
+    """Makes `<data_dir>/imagenet2012/<version>/`, or goes on making it; does nothing where it is there.
+
+    Every picture is decoded once to find those that are bad. The few CMYK JPEGs and PNGs among them become RGB JPEGs,
+    as in TFDS's own preparation; all others stay as they are, byte for byte.
+
+    Args:
+      tars: the directory with the files that `edition` names. Splits that are not required are made where their tar is.
+      data_dir: where prepared data lies, on a disk.
+      md5: check the tars' MD5 sums first (reads them once more).
+      skip_bad: publish without the bad pictures, and list them in `skipped.json`, rather than stop.
+      edition: what to expect in the tars.
+
+    Returns:
+      The TFDS builder of the prepared data.
+
+    Raises:
+      UserError: tars that are missing, cut short, renamed, unpacked or of another year; pictures or classes missing;
+        bad pictures, each by name; no room; what lies in data_dir is something else.
+    """
+    builder = tfds.builder(NAME, data_dir=data_dir)
+    final = Path(builder.data_dir)
+    if builder.is_prepared():
+        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            raise UserError(
+                f"{final} is prepared already, but as {builder.info.file_format.value}, not ArrayRecord; give another "
+                "--data_dir, or remove it."
+            )
+        return builder
+    builder = tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
+    if final.exists() and any(final.iterdir()):
+        raise UserError(f"{final} holds something that is no prepared data set; remove it, or give another --data_dir.")
+
+    paths = find_tars(tars, edition)
+    if md5:
+        _check_md5(paths, edition)
+    unfinished = final.with_name(final.name + ".unfinished")
+    with writable(unfinished):
+        (unfinished / "work").mkdir(parents=True, exist_ok=True)
+        with _alone(unfinished / "work" / "lock"):
+            _forget_other_tars(unfinished, paths)
+            indices = {split: _index(split, path, edition, unfinished / "work") for split, path in paths.items()}
+            shards = {split: _shards(split, index, edition) for split, index in indices.items()}
+            _write_shards(builder, unfinished, paths, indices, shards)
+            bad = {name: reason for shard in _all(shards) for name, reason in _report(unfinished, shard)["bad"].items()}
+            if bad and not skip_bad:
+                raise UserError(
+                    f"{len(bad)} of {sum(len(i.names) for i in indices.values()):,} pictures are not sound. Nothing is "
+                    "published, and what was done is kept: the same command with --skip_bad leaves them out, at once; or "
+                    "fetch the tars again.\n  " + "\n  ".join(f"{name}: {reason}" for name, reason in bad.items())
+                )
+            _publish(builder, unfinished, final, shards, bad)
+        shutil.rmtree(final / "work")
+    return tfds.builder(NAME, data_dir=data_dir)
+
+
+def find_tars(directory: Path, edition: Edition) -> dict[str, Path]:
+    """The tar of every split; raises UserError that names each one that is not there, or not as it should be."""
+    if not directory.is_dir():
+        raise UserError(f"--tars={directory}: there is no such directory.")
+    found, faults = {}, []
+    for split, expected in edition.splits.items():
+        path = directory / expected.tar
+        if not path.is_file():
+            if expected.required:
+                faults.append(_why_missing(directory, expected))
+            continue
+        found[split] = path
+        size = path.stat().st_size
+        if expected.num_bytes is not None and size != expected.num_bytes:
+            faults.append(
+                f"{path} has {size:,} bytes, and image-net.org's has {expected.num_bytes:,}: "
+                + ("it is cut short; go on with its download." if size < expected.num_bytes else "it is another file.")
+            )
+    if faults:
+        raise UserError("the tars are not all as they should be:\n  " + "\n  ".join(faults))
+    return found
+
+
+def _why_missing(directory: Path, expected: Split) -> str:
+    entries = sorted(directory.iterdir())
+    same_size = [e.name for e in entries if e.is_file() and e.stat().st_size == expected.num_bytes]
+    if same_size:
+        return f"{expected.tar} is missing in {directory}; {same_size[0]} has its size: if it is that file, rename it."
+    unpacked = [e.name for e in entries if e.name.startswith(("n0", "n1", "ILSVRC2012_val_"))]
+    if unpacked:
+        return (
+            f"{expected.tar} is missing in {directory}, where {len(unpacked)} entries like {unpacked[0]} lie: it seems to "
+            "have been unpacked. The tar itself is wanted (pictures laid out <split>/<class>/<picture> can be prepared "
+            "with: python -m vgg_jax.prepare folder --root=DIR)."
+        )
+    others = [e.name for e in entries if ".tar" in e.name]
+    there = f"; there are {', '.join(others)}, perhaps of another year" if others else ""
+    return f"{expected.tar} is missing in {directory}{there}. It comes from image-net.org, after registration."
+
+
+def _check_md5(paths: dict[str, Path], edition: Edition) -> None:
+    size = 1 << 24
+    for split, path in paths.items():
+        digest = hashlib.md5(usedforsecurity=False)
+        with open(path, "rb") as file:
+            parts = -(-path.stat().st_size // size)
+            for _ in progress(range(parts), parts, f"MD5 of {path.name}", unit="x 16 MiB"):
+                digest.update(file.read(size))
+        if digest.hexdigest() != edition.splits[split].md5:
+            raise UserError(
+                f"{path} has the MD5 sum {digest.hexdigest()}, and image-net.org's has {edition.splits[split].md5}; "
+                "download it again."
+            )
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Lets one preparation at a time work in a directory; a lock that a killed one left is free."""
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another preparation is at work in {lock.parent.parent}; wait for it, or stop it."
+            ) from None
+        yield
+
+
+def _forget_other_tars(unfinished: Path, paths: dict[str, Path]) -> None:
+    """Removes what an earlier attempt made of tars that have since changed."""
+    record = unfinished / "work" / "tars.json"
+    now = {split: [str(path), path.stat().st_size, path.stat().st_mtime_ns] for split, path in paths.items()}
+    before = json.loads(record.read_text()) if record.exists() else {}
+    for split in set(before) | set(now):
+        if before.get(split) != now.get(split):
+            for stale in (*unfinished.glob(f"{NAME}-{split}.*"), *(unfinished / "work").glob(f"*{split}*")):
+                stale.unlink()
+    write_json(record, now)
+
+
+def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
+    """Reads where everything lies in a tar, checks that nothing is missing or strange, and keeps it for the next time."""
+    kept = work / f"index-{split}.npz"
+    if kept.exists():
+        with np.load(kept) as arrays:
+            return _Index(**arrays)
+    expected = edition.splits[split]
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = _train_members(tar, path, edition) if split == "train" else _flat_members(tar)
+            rows = list(progress(members, expected.images, f"reading the table of contents of {path.name}"))
+    except tarfile.TarError as error:
+        raise UserError(f"{path} cannot be read as a tar ({error}); download it again.") from error
+    rows.sort()
+    names, kinds = [name for name, *_ in rows], [wnid for _, wnid, *_ in rows]
+    if split == "train" and (empty := sorted(set(edition.classes) - set(kinds))):
+        raise UserError(f"{path} has no picture of {len(empty)} of the {len(edition.classes)} classes: {_some(empty)}.")
+    if len(names) != expected.images or len(set(names)) != len(names):
+        raise UserError(
+            f"{path} holds {len(set(names)):,} pictures, and {expected.images:,} are expected; it is cut short, or another "
+            "year's."
+        )
+    if split == "validation":
+        kinds = list(edition.validation_classes)
+    label = {wnid: ILSVRC2012.classes.index(wnid) for wnid in edition.classes}
+    index = _Index(
+        np.array(names, "S"),
+        np.array([label[kind] if kind else -1 for kind in kinds]),
+        np.array([offset for *_, offset, _ in rows]),
+        np.array([size for *_, size in rows]),
+    )
+    unfinished = kept.with_name("unfinished-" + kept.name)
+    np.savez(unfinished, **index._asdict())
+    unfinished.replace(kept)
+    return index
+
+
+def _train_members(tar: tarfile.TarFile, path: Path, edition: Edition) -> Iterator[tuple[str, str, int, int]]:
+    """(name, WNID, offset, size) of the pictures in the tars in the tar."""
+    inner_tars = tar.getmembers()
+    if strange := [
+        m.name for m in inner_tars if not m.name.endswith(".tar") or Path(m.name).stem not in edition.classes
+    ]:
+        raise UserError(
+            f"{path} holds {_some(strange)}, and this year's holds nothing but a tar for each of {len(edition.classes)} "
+            f"classes, as {edition.classes[0]}.tar: it is another year's, or not the classification task's."
+        )
+    for inner in inner_tars:
+        with tarfile.open(fileobj=tar.extractfile(inner), mode="r:") as pictures:
+            for name, _, offset, size in _flat_members(pictures):
+                yield name, Path(inner.name).stem, inner.offset_data + offset, size
+
+
+def _flat_members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, int, int]]:
+    for member in tar:
+        if member.isfile():
+            yield Path(member.name).name, "", member.offset_data, member.size
+
+
+def _write_shards(
+    builder: tfds.core.DatasetBuilder,
+    unfinished: Path,
+    paths: dict[str, Path],
+    indices: dict[str, _Index],
+    shards: dict[str, list[_Shard]],
+) -> None:
+    """Writes the shards that are not there yet, each with a report beside it in `work`."""
+    missing = [shard for shard in _all(shards) if not _report_path(unfinished, shard).exists()]
+    todo = [(shard.split, i) for shard in missing for i in shard.members]
+    need_space(unfinished, 1.01 * sum(float(indices[split].sizes[i]) for split, i in todo), "--data_dir=DIR")
+    features = builder.info.features
+    serialize = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()).serialize_example
+
+    with contextlib.ExitStack() as files:
+        tars = {split: files.enter_context(open(path, "rb")).fileno() for split, path in paths.items()}
+
+        def fetch(place: tuple[str, int]) -> tuple[str, int, bytes, str | None]:
+            split, i = place
+            index = indices[split]
+            try:
+                encoded = os.pread(tars[split], int(index.sizes[i]), int(index.offsets[i]))
+            except OSError as error:
+                raise UserError(f"{paths[split]} cannot be read: {error.strerror}.") from error
+            name, label = index.names[i].decode(), int(index.labels[i])
+            try:
+                check(encoded)
+                return name, label, encoded if is_plain_jpeg(encoded) else _as_rgb_jpeg(encoded), None
+            except DecodeError as error:
+                return name, label, b"", str(error)
+
+        total = sum(len(index.names) for index in indices.values())
+        fetched = progress(
+            parallel_map(fetch, todo), total, f"checking and packing into {unfinished}", done=total - len(todo)
+        )
+        with contextlib.closing(fetched):
+            for shard in missing:
+                bad, lengths = {}, []
+                being_written = unfinished / "work" / shard.file
+                writer = ArrayRecordWriter(str(being_written), "group_size:1")
+                for _ in shard.members:
+                    name, label, encoded, reason = next(fetched)
+                    if reason is not None:
+                        bad[name] = reason
+                        continue
+                    example = {"image": encoded, "label": label, "file_name": name}
+                    record = serialize(features.encode_example(example))
+                    writer.write(record)
+                    lengths.append(len(record))
+                writer.close()
+                being_written.replace(unfinished / shard.file)
+                done = {"examples": len(lengths), "num_bytes": sum(lengths), "bad": bad}
+                write_json(_report_path(unfinished, shard), done)
+
+
+def _shards(split: str, index: _Index, edition: Edition) -> list[_Shard]:
+    total = len(index.names)
+    count = min(edition.splits[split].shards, total)
+    # RandomState, because NumPy promises that its streams never change: a resumed preparation needs the same order.
+    order = np.random.RandomState(0).permutation(total)
+    template = _template(split, Path())
+    return [
+        _Shard(split, template.relative_filepath(shard_index=i, num_shards=count), part)
+        for i, part in enumerate(np.array_split(order, count))
+    ]
+
+
+def _report_path(unfinished: Path, shard: _Shard) -> Path:
+    return unfinished / "work" / f"{shard.file}.json"
+
+
+def _report(unfinished: Path, shard: _Shard) -> dict:
+    return json.loads(_report_path(unfinished, shard).read_text())
+
+
+def _all(shards: dict[str, list[_Shard]]) -> list[_Shard]:
+    return [shard for of_split in shards.values() for shard in of_split]
+
+
+def _as_rgb_jpeg(encoded: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(decode(encoded)).save(file, "JPEG", quality=100, subsampling=0)
+    return file.getvalue()
+
+
+def _publish(
+    builder: tfds.core.DatasetBuilder,
+    unfinished: Path,
+    final: Path,
+    shards: dict[str, list[_Shard]],
+    bad: dict[str, str],
+) -> None:
+    """Adds TFDS's description of the shards, and gives the directory its name."""
+    infos = []
+    for split, of_split in shards.items():
+        reports = [_report(unfinished, shard) for shard in of_split]
+        for shard, report in zip(of_split, reports, strict=True):
+            if report["examples"] + len(report["bad"]) != len(shard.members):
+                raise RuntimeError(f"{shard.file} holds {report['examples']} pictures of {len(shard.members)}")
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[report["examples"] for report in reports],
+                num_bytes=sum(report["num_bytes"] for report in reports),
+                filename_template=_template(split, unfinished),
+            )
+        )
+    builder.info.set_splits(tfds.core.splits.SplitDict(infos))
+    builder.info.write_to_directory(unfinished)
+    if bad:
+        write_json(unfinished / SKIPPED, bad)
+    if final.exists():
+        final.rmdir()  # empty, as was seen at the start
+    unfinished.rename(final)
+
+
+def _template(split: str, directory: Path) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=NAME, split=split, filetype_suffix="array_record"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,56 @@
+"""Where prepared data goes: room on the disk is asked for first, and named where it runs out all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from vgg_jax.errors import UserError
+
+SKIPPED = "skipped.json"  # beside prepared data: the pictures that were left out, and why
+
+
+def need_space(directory: os.PathLike | str, num_bytes: float, flag: str) -> None:
+    """Raises UserError, with the figures, where a directory's disk has not so many bytes free.
+
+    Args:
+      directory: exists, or will be made on the disk where its nearest parent lies. A bucket's room is not asked for.
+      num_bytes: that will be written.
+      flag: that names another place.
+    """
+    if "://" in os.fspath(directory):
+        return
+    existing = next(path for path in (Path(directory).absolute(), *Path(directory).absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise UserError(
+            f"{directory} has {_size(free)} free, and {_size(num_bytes)} are needed; free some space or give "
+            f"another place with {flag}. Nothing was written."
+        )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+@contextlib.contextmanager
+def writable(directory: os.PathLike | str) -> Iterator[None]:
+    """Turns a failure to write within into a UserError that names the place of prepared data."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(directory, error.strerror or str(error)) from error
+    except RuntimeError as error:  # how ArrayRecord's writer says it: "write() failed: No space left on device; ..."
+        if "() failed: " not in str(error):
+            raise
+        raise _cannot_write(directory, str(error).split("() failed: ")[1].split(";")[0]) from error
+
+
+def _cannot_write(directory: os.PathLike | str, reason: str) -> UserError:
+    return UserError(
+        f"cannot write prepared data to {directory}: {reason}; free some space or give another place with "
+        "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR). Nothing half-written is used."
+    )

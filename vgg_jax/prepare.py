@@ -1,0 +1,79 @@
+"""`python -m vgg_jax.prepare imagenet2012 --tars=DIR`: makes a data set ready for training, and finds its bad pictures.
+
+    python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=DIR    from the tars of image-net.org
+    python -m vgg_jax.prepare folder --root=DIR --data_dir=DIR          <split>/<class>/<picture>
+    python -m vgg_jax.prepare builtin --data_dir=DIR                    the pictures that the package draws
+    python -m vgg_jax.prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
+
+Interrupted, the same command goes on, or begins anew where that costs little; what is not whole is never used.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from vgg_jax import cli
+
+_DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Where prepared data goes (config.data.dir).")
+_TARS = flags.DEFINE_string(
+    "tars", "", "For imagenet2012: the directory with ILSVRC2012_img_train.tar and ..._val.tar."
+)
+_ROOT = flags.DEFINE_string(
+    "root", "", "For folder: a directory laid out <split>/<class>/<picture> (config.data.root)."
+)
+_MD5 = flags.DEFINE_bool("md5", False, "For imagenet2012: check the MD5 sums of the tars before anything else.")
+_SKIP_BAD = flags.DEFINE_bool(
+    "skip_bad",
+    False,
+    "Leave bad pictures out and list them in skipped.json beside the prepared data, rather than stop.",
+)
+_TRAIN_SPLIT = flags.DEFINE_string(
+    "train_split", "train", "The split whose mean RGB and colour vectors are computed (config.data.train_split)."
+)
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        cli.fail(
+            "say what to prepare, one thing: imagenet2012, folder, builtin or the name of a TFDS set, as in: "
+            "python -m vgg_jax.prepare imagenet2012 --tars=DIR"
+        )
+    name = arguments[0]
+    for flag, value, owner in (("tars", _TARS.value, "imagenet2012"), ("root", _ROOT.value, "folder")):
+        if value and name != owner:
+            cli.fail(f"--{flag} goes with `{owner}`, not with `{name}`.")
+        if name == owner and not value and name == "folder":
+            cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<picture>.")
+    from vgg_jax.data import imagenet, sources  # here, so that --help answers at once
+    from vgg_jax.data.space import SKIPPED
+
+    if name == imagenet.NAME and _TARS.value:
+        if "://" in _DATA_DIR.value:
+            cli.fail(
+                f"--data_dir={_DATA_DIR.value} is no directory of this machine; prepare on a disk, and copy the result."
+            )
+        tars, data_dir = Path(_TARS.value).expanduser(), Path(_DATA_DIR.value).expanduser()
+        builder = imagenet.prepare(tars, data_dir, _MD5.value, _SKIP_BAD.value)
+    else:
+        builder = sources.prepared_builder(name, sources.expanded(_DATA_DIR.value), _ROOT.value, _SKIP_BAD.value)
+    counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
+    print(f"{builder.info.full_name} is prepared in {builder.data_dir}: {counts} pictures")
+    skipped = Path(builder.data_dir) / SKIPPED
+    if skipped.exists():
+        print(f"{len(json.loads(skipped.read_text()))} bad pictures were left out; they are listed in {skipped}")
+    if _TRAIN_SPLIT.value in builder.info.splits or _TRAIN_SPLIT.value != "train":
+        records = sources.open_split(builder, _TRAIN_SPLIT.value, "train_split")
+        statistics = sources.statistics_of(builder, _TRAIN_SPLIT.value, records)
+        print(f"mean RGB {', '.join(f'{value:.2f}' for value in statistics.mean_rgb)}")
+    root = f" --config.data.root={_ROOT.value}" if _ROOT.value else ""
+    print(
+        f"train on it with: python -m vgg_jax.main --config=configs/vgg11.py --config.data.name={name} "
+        f"--config.data.dir={_DATA_DIR.value}{root} --config.model.num_classes={builder.info.features['label'].num_classes}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
