@@ -10,10 +10,11 @@ from PIL import Image
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import Checkpoints
 from vgg_jax.data.builtin import CLASS_NAMES, render
+from vgg_jax.data.sources import expanded, open_split, prepared_builder
 from vgg_jax.optimizer import make_optimizer
 from vgg_jax.state import TrainState, make_model
 
-# (width, height): awkward, upright, square, and long enough for strips at Q = 64 and configuration A.
+# (width, height): awkward, upright, square, long.
 SIZES = [(75, 101), (190, 80), (64, 64), (97, 96), (80, 150), (131, 77), (66, 120), (150, 100), (330, 70), (64, 300)]
 
 
@@ -27,13 +28,20 @@ def varied_pictures(root: Path, split: str = "validation", sizes=SIZES) -> Path:
     return root
 
 
+def records_of(config, split: str = "validation"):
+    """The records of a folder's split."""
+    return open_split(prepared_builder("folder", expanded(config.data.dir), config.data.root), split, "split")
+
+
 def random_params(config, seed: int) -> dict:
     crop, rng = config.image.crop, np.random.default_rng(seed)
     init = make_model(config).init
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
     params = {}
     for name, layer in shapes.items():
-        kernel = rng.normal(size=layer["kernel"].shape) * (2 / (layer["kernel"].size // layer["kernel"].shape[-1])) ** 0.5
+        kernel = (
+            rng.normal(size=layer["kernel"].shape) * (2 / (layer["kernel"].size // layer["kernel"].shape[-1])) ** 0.5
+        )
         params[name] = {
             "kernel": jnp.asarray(kernel * (0.05 if name == "fc8" else 1), jnp.float32),
             "bias": jnp.asarray(rng.normal(size=layer["bias"].shape), jnp.float32),

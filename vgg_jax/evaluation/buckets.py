@@ -118,9 +118,9 @@ def plan(
 
 
 def strip_length(params: dict, configuration: str, scale: int) -> int:
-    """Pixels beyond which a picture is computed in strips, and their length: four times Q, or twice their overlap."""
+    """Pixels beyond which a picture is computed in strips, and their length: four times Q or four times their overlap."""
     overlap = params["fc6"]["kernel"].shape[1] - 1 + 2 * _halo(configuration)
-    return STRIDE * max(4 * scale // STRIDE, 2 * overlap)
+    return STRIDE * max(4 * scale // STRIDE, 4 * overlap)
 
 
 def strips(params: dict, configuration: str, length: int, strip: int) -> list[Strip]:
