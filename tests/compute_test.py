@@ -159,7 +159,7 @@ def test_what_was_computed_before_a_bad_picture_or_ctrl_c_is_kept(run, net_confi
     # The picture whose turn comes last among those that need no strips.
     last = (
         compute.Computer(net, 2, 1, compute.Costs())
-        ._planned(DENSE, compute._rescaled_sizes(looked.sizes, 73), np.arange(10))[0][-1]
+        .planned(DENSE, compute.rescaled_sizes(looked.sizes, 73), np.arange(10))[0][-1]
         .indices[0]
     )
     bad = source(Spoilt(records, last, error))

@@ -75,7 +75,7 @@ def survey(records: Records, threads: int, progress: Callable[[int], None]) -> S
 
     def one(index: int) -> tuple[str, int, tuple[int, int]]:
         record = records[index]
-        return _key(record, index), int(record["label"]), _reading(records, index, size_of, record)
+        return _key(record, index), int(record["label"]), reading(records, index, size_of, record)
 
     found = []
     with ThreadPoolExecutor(threads) as pool:
@@ -108,11 +108,11 @@ class Computer:
         """[N] bool: which pictures are too large, rescaled, to be computed at all; sizes as in `Survey`."""
         if view.part == "center_crop":  # of which only the crop is rescaled
             return np.zeros(len(sizes_Nx2), bool)
-        return _rescaled_sizes(sizes_Nx2, view.scale).prod(-1) > MAX_PIXELS
+        return rescaled_sizes(sizes_Nx2, view.scale).prod(-1) > MAX_PIXELS
 
     def work(self, view: View, sizes_Nx2: np.ndarray, indices: np.ndarray) -> int:
         """Multiplications that `posteriors` will take."""
-        batches, long = self._planned(view, _rescaled_sizes(sizes_Nx2, view.scale), indices)
+        batches, long = self.planned(view, rescaled_sizes(sizes_Nx2, view.scale), indices)
         return sum(self._batch_work(view, b) for b in batches) + sum(self._long_work(view, s) for _, s in long)
 
     def posteriors(self, view: View, records: Records, sizes_Nx2: np.ndarray, indices: np.ndarray) -> Iterator[Part]:
@@ -127,8 +127,8 @@ class Computer:
         Raises:
           UserError: a picture that cannot be decoded, by name.
         """
-        rescaled_Nx2 = _rescaled_sizes(sizes_Nx2, view.scale)
-        batches, long = self._planned(view, rescaled_Nx2, indices)
+        rescaled_Nx2 = rescaled_sizes(sizes_Nx2, view.scale)
+        batches, long = self.planned(view, rescaled_Nx2, indices)
         with ThreadPoolExecutor(self._threads) as pool:
             yield from self._run(pool, (self._job(view, records, rescaled_Nx2, batch) for batch in batches), ahead=2)
         with ThreadPoolExecutor(1) as pool:  # long pictures are large: one at a time
@@ -141,7 +141,7 @@ class Computer:
 
     # Planning.
 
-    def _planned(
+    def planned(
         self, view: View, rescaled_Nx2: np.ndarray, indices: np.ndarray
     ) -> tuple[list[buckets.Batch], list[tuple[int, tuple[int, int]]]]:
         """Batches, and the pictures that are too long for one with their (height, width)."""
@@ -294,7 +294,7 @@ class Computer:
     def _in_strips(self, view: View, records: Records, index: int, size: tuple[int, int]) -> Part:
         """The dense posteriors of one long picture, exactly, from overlapping strips."""
         on_side = size[0] > size[1]
-        picture = _reading(records, index, lambda encoded: rescaled(encoded, view.scale))
+        picture = reading(records, index, lambda encoded: rescaled(encoded, view.scale))
         length = self._strip_length(view.scale)
         cuts = buckets.strips(self._net.params, self._net.config.model.configuration, max(size), length)
         todo = [
@@ -365,17 +365,18 @@ class Computer:
         return self._compiled[key]
 
 
-def _rescaled_sizes(sizes_Nx2: np.ndarray, scale: int) -> np.ndarray:
+def rescaled_sizes(sizes_Nx2: np.ndarray, scale: int) -> np.ndarray:
     """(width, height) as they are -> (height, width) after rescaling, [N, 2] int64."""
     found = [rescaled_size(int(width), int(height), scale)[::-1] for width, height in sizes_Nx2]
     return np.array(found, np.int64).reshape(-1, 2)
 
 
 def _loader(records: Records, function: Callable[[bytes], tuple[np.ndarray, ...]]):
-    return lambda index: _reading(records, index, function)
+    return lambda index: reading(records, index, function)
 
 
-def _reading(records: Records, index: int, function: Callable, record: dict[str, Any] | None = None):
+def reading(records: Records, index: int, function: Callable, record: dict[str, Any] | None = None):
+    """`function` of a picture's bytes; raises UserError, with its name and place, where they cannot be decoded."""
     record = record or records[index]
     try:
         return function(record["image"])

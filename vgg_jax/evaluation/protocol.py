@@ -14,18 +14,19 @@ import jax
 import numpy as np
 
 from vgg_jax import __version__
-from vgg_jax.data.crops import rescaled
+from vgg_jax.data.crops import rescaled, rescaled_size
+from vgg_jax.data.decode import size_of
 from vgg_jax.data.sources import expanded, open_split, prepared_builder
 from vgg_jax.errors import UserError, writing_to
 from vgg_jax.evaluation import maps, paper, results
-from vgg_jax.evaluation.compute import Costs
+from vgg_jax.evaluation.compute import Costs, reading
 from vgg_jax.evaluation.nets import Net, load_net
 from vgg_jax.evaluation.posteriors import UNLABELLED, Source, directory, posteriors_of
 from vgg_jax.evaluation.store import Posteriors
 from vgg_jax.evaluation.views import PROTOCOLS, View, views
 from vgg_jax.logbook import Screen, duration, write_json
 
-_REMEDY = "choose another place"
+_LONGEST_MAP = 8  # times Q: pictures longer than that are not drawn
 
 
 class Request(NamedTuple):
@@ -64,6 +65,11 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]
     source = _opened(request, nets[0], screen)
+    output = _output(request, nets, source)
+    for place, flag in ((output.parent, "--json"), (request.maps and Path(request.maps).expanduser(), "--maps")):
+        if place:
+            with writing_to(place, f"choose another {flag}"):
+                place.mkdir(parents=True, exist_ok=True)
     screen.say(_heading(nets, wanted, source))
 
     # Posteriors of every view, from the disk or computed.
@@ -87,7 +93,6 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         "versions": {"vgg_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
         "devices": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
     }
-    output = _output(request, nets, source)
     if refused.any():
         screen.say(
             f"WARNING: {refused.sum()} of {len(refused)} pictures are too large once rescaled and count as wrong: "
@@ -102,8 +107,6 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     if request.maps:
         summary["maps"] = _draw_maps(request, nets, wanted, source, first, screen)
     if jax.process_index() == 0:
-        with writing_to(output.parent, _REMEDY):
-            output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, summary)
     screen.say(f"everything needed to repeat this: {output} ({duration(time.monotonic() - began)})")
     return summary
@@ -277,8 +280,7 @@ def _submit(
     fused = results.average(_over_parts(of_net, PROTOCOLS[request.protocol]) for of_net in found)
     path = output.with_suffix(".submission.txt")
     if jax.process_index() == 0:
-        with writing_to(path.parent, _REMEDY):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing_to(path.parent, "choose another --json"):
             unfinished = path.with_name(path.name + ".unfinished")
             unfinished.write_text(results.submission(fused, keys, numbers))
             unfinished.replace(path)
@@ -301,10 +303,13 @@ def _draw_maps(
     params = jax.device_get(net.params)
     drawn = []
     with writing_to(place, "choose another --maps"):
-        place.mkdir(parents=True, exist_ok=True)
         count = min(request.num_maps, len(first.keys))
         for index in np.unique(np.linspace(0, len(first.keys) - 1, count).round().astype(int)):
-            picture = rescaled(source.records[int(index)]["image"], scale)
+            size = reading(source.records, int(index), lambda encoded: rescaled_size(*size_of(encoded), scale))
+            if max(size) > _LONGEST_MAP * scale:
+                screen.say(f"no score map of {first.keys[index]}: {size[0]} x {size[1]} pixels are too long to look at")
+                continue
+            picture = reading(source.records, int(index), lambda encoded: rescaled(encoded, scale))
             scores, posterior = maps.score_map(net, params, picture)
             predicted, label = int(posterior.argmax()), int(first.labels[index])
             classes = [("predicted", predicted)] if label < 0 else [("true", label), ("predicted", predicted)]
