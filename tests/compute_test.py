@@ -1,12 +1,17 @@
 """Computing on any number of devices: every picture once, long ones exactly, what stops it named, and gone on with."""
 
 import itertools
+import os
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.protocol_test import close, kept, request
 from tests.reference import Reference
 from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
@@ -202,3 +207,39 @@ def test_posteriors_of_another_training_are_not_taken_for_this_ones(run, net_con
     (other / "checkpoints").rename(run / "checkpoints")
     assert evaluate(request(run), quiet=True)["computing"]["computed"] > 0
     assert np.abs(kept(run, "*/dense-Q73")["posteriors"] - before).max() > 0.01
+
+
+_ONE_OF_TWO = """
+import sys, jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from vgg_jax.evaluation.protocol import Request, evaluate
+evaluate(Request((sys.argv[3],), "dense+multi_crop", "73"), quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(run, net_config, tmp_path):
+    other = make_run(tmp_path / "two" / "run", net_config)
+    evaluate(request(run, protocol="dense+multi_crop", scales="73"), quiet=True)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "3"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ONE_OF_TWO, address, str(rank), str(other)],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err.decode()[-2000:]
+    for name in ("dense-Q73", "multi_crop-Q73"):
+        alone, together = kept(run, f"*/{name}"), kept(other, f"*/{name}")
+        assert together["keys"].tolist() == alone["keys"].tolist()
+        close(together["posteriors"], alone["posteriors"])
