@@ -13,10 +13,10 @@ def as_flags(config) -> list[str]:
     return [f"--config.{key}={value}" for key, value in flatten(config).items()]
 
 
-def start_main(*arguments, devices: int = 1, **options) -> subprocess.Popen:
-    """Starts `python -m vgg_jax.main` as a user would, from the repository."""
+def start_module(module: str, *arguments, devices: int = 1, **options) -> subprocess.Popen:
+    """Starts `python -m <module>` as a user would, from the repository."""
     return subprocess.Popen(
-        [sys.executable, "-m", "vgg_jax.main", *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=REPOSITORY,
         env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
         stdout=subprocess.PIPE,
@@ -26,8 +26,16 @@ def start_main(*arguments, devices: int = 1, **options) -> subprocess.Popen:
     )
 
 
-def run_main(*arguments, devices: int = 1) -> tuple[int, str, str]:
+def run_module(module: str, *arguments, devices: int = 1) -> tuple[int, str, str]:
     """Runs it to the end: (exit status, standard output, standard error)."""
-    process = start_main(*arguments, devices=devices)
+    process = start_module(module, *arguments, devices=devices)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def start_main(*arguments, **options) -> subprocess.Popen:
+    return start_module("vgg_jax.main", *arguments, **options)
+
+
+def run_main(*arguments, devices: int = 1) -> tuple[int, str, str]:
+    return run_module("vgg_jax.main", *arguments, devices=devices)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import make_run, varied_pictures
 from vgg_jax.config import default_config
 from vgg_jax.data.builtin import CLASS_NAMES, render
 
@@ -69,3 +70,24 @@ def real_pictures() -> Path:
     if not place.is_dir():
         pytest.skip(f"no real pictures in {place}; name a directory of them with VGG_JAX_PICTURES")
     return place
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A folder of pictures of awkward sizes, to be evaluated; see `tests.runs`."""
+    return varied_pictures(tmp_path_factory.mktemp("varied"))
+
+
+@pytest.fixture
+def net_config(tiny_config, photos):
+    """A narrow net A at crop 64, S = 73, on `photos`."""
+    tiny_config.image.crop = 64
+    tiny_config.image.scale_min = tiny_config.image.scale_max = 73
+    tiny_config.data.root = str(photos)
+    return tiny_config
+
+
+@pytest.fixture
+def run(net_config, tmp_path) -> Path:
+    """Its workdir, with random weights."""
+    return make_run(tmp_path / "run", net_config)

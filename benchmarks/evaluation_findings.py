@@ -1,0 +1,114 @@
+"""What the paper's test protocol is worth on given runs (Paper §4.1 to §4.4); Markdown on standard output.
+
+    python -m benchmarks.evaluation_findings RUN [RUN ...]
+
+Errors of every run by protocol, and of all runs fused. Differences are paired, over the same pictures: the mean of the
+difference of top-1 errors, and 1.96 standard errors of it. Posteriors kept from before are used.
+
+Below the table: what the surroundings of a window do. The same crop-sized window is classified as a crop, with zero padding
+at its borders, as in training, and as one place of a dense map, with 32 pixels of picture around it.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vgg_jax.augment import normalize
+from vgg_jax.data.crops import center_crop
+from vgg_jax.data.sources import expanded, open_split, prepared_builder
+from vgg_jax.evaluation.nets import load_net
+from vgg_jax.evaluation.posteriors import view_name
+from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.evaluation.results import average, best
+from vgg_jax.evaluation.views import PROTOCOLS, views
+
+# what, protocol, scales, dtype, and the row above that it is compared with
+ROWS = (
+    ("centre crop, Q = S", "center_crop", "single", "", None),
+    ("dense, Q = S", "dense", "single", "", 0),
+    ("dense, Q = S, bfloat16", "dense", "single", "bfloat16", 1),
+    ("dense, three scales", "dense", "multi", "", 1),
+    ("multi-crop, three scales", "multi_crop", "multi", "", 3),
+    ("dense + multi-crop, three scales", "dense+multi_crop", "multi", "", 3),
+    ("dense + multi-crop, three scales", "dense+multi_crop", "multi", "", 4),
+)
+
+
+def posteriors_of(run, protocol, scales, dtype):
+    """Posteriors [N, K] and labels [N] of one run, computed now if need be."""
+    data = evaluate(Request((run,), protocol, scales, dtype=dtype), quiet=True)["data"]
+    net = load_net(Path(run), dtype)
+    parts = {part: [] for part in PROTOCOLS[protocol]}
+    for view in views(net.config, protocol, scales):
+        name = f"evaluation/{net.checkpoint.name}/*-{data['split']}/{view_name(net, view)}.npz"
+        (file,) = net.workdir.glob(name)
+        with np.load(file) as arrays:
+            parts[view.part].append(arrays["posteriors"])
+            labels = arrays["labels"]
+    return average(average(part) for part in parts.values()), labels
+
+
+def window_errors(run):
+    """Top-1 errors of the central window of every picture, at Q = crop + 64, as a place of the map and as a crop."""
+    net = load_net(Path(run))
+    data, crop = net.config.data, net.config.image.crop
+    builder = prepared_builder(data.name, expanded(data.dir), data.root)
+    records = open_split(builder, data.val_split, "split")
+
+    def places(params, images):
+        return net.model.apply({"params": params}, normalize(images, net.statistics), endpoints=("score_map",))[1][
+            "score_map"
+        ]
+
+    step, wrong = jax.jit(places), {"place": [], "crop": []}
+    for index in range(len(records)):
+        record = records[index]
+        picture = center_crop(record["image"], crop + 64, crop + 64)[None]
+        for kind, pixels, place in (("place", picture, 1), ("crop", picture[:, 32:-32, 32:-32], 0)):
+            wrong[kind].append(int(step(net.params, pixels)[0, place, place].argmax()) != record["label"])
+    return {kind: float(np.mean(its)) for kind, its in wrong.items()}
+
+
+def main(runs):
+    print("| nets | protocol | pictures | top-1 error | top-5 error | top-1 against | difference |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    found = {run: [posteriors_of(run, *row[1:4]) for row in ROWS] for run in runs}
+    names = {run: Path(run).name for run in runs}
+    if len(runs) > 1:
+        together = " + ".join(names.values())
+        names[together] = together
+        fused = [(average(found[run][i][0] for run in runs), found[runs[0]][i][1]) for i in range(len(ROWS))]
+        found[together] = fused
+    for run, rows in found.items():
+        wrong, best_alone = [], None
+        for i, (posteriors, labels) in enumerate(rows):
+            top5 = best(posteriors) != labels[:, None]
+            wrong.append(top5[:, 0].astype(float))
+            against, other = "", None
+            if run in runs and ROWS[i][4] is not None:
+                against, other = ROWS[ROWS[i][4]][0], wrong[ROWS[i][4]]
+            elif run not in runs:  # fused: against the best of its nets
+                alone = {r: (best(found[r][i][0])[:, 0] != labels).astype(float) for r in runs}
+                best_alone = min(alone, key=lambda r: alone[r].mean())
+                against, other = f"{names[best_alone]} alone", alone[best_alone]
+            difference = ""
+            if other is not None:
+                d = wrong[i] - other
+                difference = f"{100 * d.mean():+.1f} ± {196 * d.std(ddof=1) / len(d) ** 0.5:.1f} points"
+            print(
+                f"| {names[run]} | {ROWS[i][0]} | {len(labels):,} | {wrong[i].mean():.1%} | {top5.all(1).mean():.1%} | "
+                f"{against} | {difference} |",
+                flush=True,
+            )
+    for run in runs:
+        errors = window_errors(run)
+        print(
+            f"\n{names[run]}: the central window as a crop {errors['crop']:.1%} top-1 error, as one place of the dense map "
+            f"{errors['place']:.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

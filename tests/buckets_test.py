@@ -1,0 +1,94 @@
+"""Frames, batches and strips: against brute force, and every picture and every column once."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.vgg_test import PUBLISHED, shapes_of
+from vgg_jax.evaluation.buckets import frame_lengths, multiplications, plan, strip_length, strips
+from vgg_jax.models import CONFIGURATIONS, VGG
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_multiplications_are_the_papers(name):
+    assert multiplications(shapes_of(VGG(name), 224), name, 224, 224) / 1e9 == pytest.approx(
+        PUBLISHED[name][2], abs=0.006
+    )
+
+
+def test_multiplications_of_a_map_larger_than_one_place():
+    # Counted from the shapes of every layer's result: outputs times the kernel's connections into each.
+    model, count = VGG("D", 5, 1 / 16, 24), 0
+    params = shapes_of(model, 64)
+    names = [f"relu{i}_{j}" for i, block in enumerate(CONFIGURATIONS["D"].blocks, 1) for j in range(1, len(block) + 1)]
+    wanted = (*names, "relu6", "relu7", "score_map")
+    image = jax.ShapeDtypeStruct((1, 100, 163, 3), np.float32)
+    _, maps = jax.eval_shape(lambda v, x: model.apply(v, x, endpoints=wanted), {"params": params}, image)
+    layers = [name.replace("relu", "conv") for name in names] + ["fc6", "fc7", "fc8"]
+    for layer, array in zip(layers, (maps[name] for name in wanted), strict=True):
+        count += array.size * params[layer]["kernel"].size // array.shape[-1]
+    assert multiplications(params, "D", 100, 163) == count
+
+
+def test_frames_are_the_best_there_are():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = rng.integers(64, 200, 30)
+        unique = np.unique(lengths)
+
+        def padded(frames, lengths=lengths):
+            return sum(min(f for f in frames if f >= length) ** 2 for length in lengths)
+
+        for most in (1, 2, 3):
+            best = min(padded(choice) for choice in itertools.combinations(unique, most) if choice[-1] == unique[-1])
+            found = frame_lengths(lengths, lambda length: length**2, most)
+            assert len(found) == most
+            assert padded(found) == best
+    # No more frames than are needed to come within 2 %.
+    assert frame_lengths(np.array([100, 101]), lambda length: length) == [101]
+    assert frame_lengths(np.array([100, 150]), lambda length: length) == [100, 150]
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 300])
+def test_a_plan_holds_every_picture_once_and_wastes_slots_only_at_its_ends(count):
+    rng = np.random.default_rng(count)
+    long, upright = rng.integers(70, 250, 400), rng.random(400) < 0.3
+    sizes = np.where(upright[:, None], np.stack([long, np.full(400, 70)], 1), np.stack([np.full(400, 70), long], 1))
+    wanted = rng.permutation(400)[:count]
+    batches = plan(sizes, wanted, lambda length: length, lambda length: 2000 // length)
+    assert sorted(np.concatenate([b.indices for b in batches])) == sorted(wanted)
+    assert len({b.frame for b in batches}) <= 8
+    empty = {False: [], True: []}
+    for batch in batches:
+        assert batch.frame[0] == 70
+        assert batch.slots == 2000 // batch.frame[1]
+        assert long[batch.indices].max() <= batch.frame[1]
+        assert (upright[batch.indices] & (long[batch.indices] > 70) == batch.on_side).all()
+        empty[batch.on_side].append(batch.slots - len(batch.indices))
+    for slots in empty.values():
+        assert not any(slots[:-1])
+    assert plan(sizes, wanted[:0], lambda length: length, lambda length: 8) == []
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("crop", [64, 224])
+def test_strips_keep_every_column_once_and_see_no_cut(name, crop):
+    params = shapes_of(VGG(name, width_multiplier=1 / 16, fc_width=8), crop)
+    kernel, strip = crop // 32, strip_length(params, name, crop + 10)
+    assert strip % 32 == 0
+    # Pixels that a column of the score map sees: by summing the reach of every convolution.
+    reach = sum((k - 1) // 2 * 2**i for i, block in enumerate(CONFIGURATIONS[name].blocks) for _, k in block)
+    for length in [strip + 1, strip + 31, strip + 32, 3 * strip - 5, 10 * strip + 17]:
+        columns = []
+        for cut in strips(params, name, length, strip):
+            end = min(cut.start + strip, length)
+            assert cut.start % 32 == 0
+            assert 0 <= cut.first < cut.last <= (end - cut.start) // 32 - kernel + 1
+            for column in range(cut.first, cut.last):
+                left, right = 32 * column - reach, 32 * (column + kernel) + reach
+                assert left >= 0 or cut.start == 0
+                assert right <= end - cut.start or end == length
+            columns += [cut.start // 32 + column for column in range(cut.first, cut.last)]
+        assert columns == list(range(length // 32 - kernel + 1))

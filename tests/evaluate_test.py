@@ -1,0 +1,71 @@
+"""The command line of evaluation: help, mistakes, and going on after Ctrl-C."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.command import run_module, start_module
+from tests.conftest import REPOSITORY
+from tests.runs import make_run
+
+
+def test_help_answers_without_loading_jax():
+    code = (
+        "import sys, runpy; sys.argv = ['evaluate', '--help']\n"
+        "try: runpy.run_module('vgg_jax.evaluate', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for flag in ("--workdir", "--protocol", "--scales", "--split", "--batch_size", "--maps", "--class_numbers"):
+        assert flag in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "say what to evaluate: --workdir=runs/quickstart"),
+        (("runs/vgg16",), "'runs/vgg16' is not a flag"),
+        (("--worckdir=x",), "Unknown command line flag 'worckdir'. Did you mean: workdir"),
+        (
+            ("--workdir=x", "--protocol=sparse"),
+            "value should be one of <center_crop|dense|multi_crop|dense+multi_crop>",
+        ),
+        (("--workdir=/nowhere",), "error: --workdir=/nowhere: there is no such directory"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
+    status, out, err = run_module("vgg_jax.evaluate", *arguments)
+    assert status in (1, 2)
+    assert sentence in out + err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config, tmp_path):
+    run = make_run(tmp_path / "run", net_config)
+    scales = ",".join(map(str, range(64, 72)))
+    command = ("vgg_jax.evaluate", f"--workdir={run}", "--protocol=multi_crop", f"--scales={scales}")
+    process = start_module(*command)
+    for line in process.stdout:
+        if line.startswith("view 2 of 8, "):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert err == "error: stopped; nothing that was saved is lost, the same command goes on.\n"
+    assert list(run.glob("evaluation/7/*/multi_crop-Q64.npz"))
+    assert not list(run.glob("evaluation/7/*/multi_crop-Q71.npz"))
+
+    status, out, err = run_module(*command)
+    assert (status, err) == (0, "")
+    assert "kept from before: multi_crop-Q64" in out
+    assert f"A run  multi_crop  {scales}" in out
+    (results,) = run.glob("evaluation/7/*/results-multi_crop-*.json")
+    summary = json.loads(results.read_text())
+    assert [row["scales"] for row in summary["rows"]] == [*scales.split(","), scales]
+    assert summary["data"]["images"] == 10
+    assert summary["request"]["protocol"] == "multi_crop"

@@ -1,0 +1,36 @@
+"""Score maps over pictures: the map is the net's, and each place is drawn where its crop lies."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from tests.vgg_test import small
+from vgg_jax.augment import ColorStatistics, normalize
+from vgg_jax.config import default_config
+from vgg_jax.evaluation import maps
+from vgg_jax.evaluation.nets import Net
+
+
+def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
+    picture = np.full((128, 224, 3), 100, np.uint8)
+    scores = np.zeros((3, 6, 2), np.float32)
+    scores[1, 4, 1] = 5  # of crop 64: rows 32 to 96, columns 128 to 192, so its centre is (64, 160)
+    canvas = np.asarray(maps.draw(picture, scores, np.array([0.25, 0.75]), [("x", 0), ("y", 1)], ["a", "b"], 64))
+    width, height = 320 * 224 // 128, 320
+    panels = [canvas[12 : 12 + height, 12 + i * (width + 12) :][:, :width].astype(int) for i in range(3)]
+    assert (panels[0] == 100).all()
+    assert (panels[1] == panels[1][0, 0]).all()  # a flat map: one colour
+    redness = panels[2][..., 0] - panels[2][..., 2]
+    rows, columns = np.nonzero(redness > redness.max() - 5)
+    np.testing.assert_allclose([rows.mean(), columns.mean()], [64 * 2.5, 160 * 2.5], atol=2)
+
+
+def test_the_map_is_the_nets():
+    model, variables = small("A")
+    statistics = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
+    net = Net(None, None, default_config(), model, None, "", list("abcde"), statistics, None)
+    picture = np.random.default_rng(0).integers(0, 256, (70, 133, 3)).astype(np.uint8)
+    scores, posterior = maps.score_map(net, variables["params"], picture)
+    logits, found = model.apply(variables, normalize(jnp.asarray(picture[None]), statistics), endpoints=("score_map",))
+    np.testing.assert_allclose(scores, found["score_map"][0], rtol=1e-3, atol=1e-2)
+    assert scores.shape == (1, 3, 5)
+    assert int(posterior.argmax()) == int(logits.argmax())

@@ -1,0 +1,226 @@
+"""The whole protocol against a slow, obvious reference, and what does not go together refused in words."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.reference import Reference, softmax
+from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
+from vgg_jax.data.pipeline import batches, eval_examples
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
+from vgg_jax.evaluation.nets import load_net
+from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.sharding import make_mesh
+from vgg_jax.steps import make_eval_step
+
+
+def request(*runs, **options):
+    return Request(workdirs=tuple(map(str, runs)), **options)
+
+
+def kept(run, name):
+    """What is kept of a view, in the order of file names; a prepared folder has an order of its own."""
+    (file,) = run.glob(f"evaluation/7/{name}.npz")
+    with np.load(file) as arrays:
+        order = np.argsort(arrays["keys"])
+        return {name: array[order] for name, array in arrays.items()}
+
+
+def close(found, wanted):
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_dense_and_crops_and_their_means_are_the_references(run, net_config, photos, tmp_path):
+    net_config.image.scale_max = 91
+    other = make_run(tmp_path / "other", net_config, seed=1)
+    options = {"protocol": "dense+multi_crop", "scales": "single", "output": str(tmp_path / "r.json")}
+    summary = evaluate(request(run, other, **options), quiet=True)
+    assert json.loads((tmp_path / "r.json").read_text())["rows"] == summary["rows"]
+
+    nets = [Reference(random_params(net_config, seed), photos) for seed in (0, 1)]
+    files = nets[0].files
+    labels = np.array([{"arrow": 0, "crescent": 1, "cross": 2}[file.parent.name] for file in files])
+    assert (len(files), len(set(labels))) == (len(SIZES), 3)
+    rows = iter(summary["rows"])
+
+    def same_as_next_row(posteriors, protocol, scales):
+        row = next(rows)
+        assert (row["protocol"], row["scales"], row["images"]) == (protocol, scales, 10)
+        assert row["top1_error"] == pytest.approx(float(np.mean(np.argmax(posteriors, 1) != labels)))
+        assert row["top5_error"] == 0  # of three classes
+
+    means = []
+    for workdir, net, q in zip((run, other), nets, (73, 82), strict=True):  # S, and the middle of 73 to 91
+        wanted = [np.stack([getattr(net, part)(file, q) for file in files]) for part in ("dense", "multi_crop")]
+        for part, of_part in zip(("dense", "multi_crop"), wanted, strict=True):
+            stored = kept(workdir, f"*/{part}-Q{q}")
+            close(stored["posteriors"], of_part)
+            assert stored["keys"].tolist() == [f"{file.parent.name}/{file.name}" for file in files]
+            assert stored["labels"].tolist() == labels.tolist()
+            same_as_next_row(of_part, part, str(q))
+        means.append([*wanted, (wanted[0] + wanted[1]) / 2])
+        same_as_next_row(means[-1][2], "dense+multi_crop", str(q))
+    for i, protocol in enumerate(("dense", "multi_crop", "dense+multi_crop")):
+        same_as_next_row((means[0][i] + means[1][i]) / 2, protocol, "73 | 82")
+    assert not list(rows)
+
+    # Three scales, of which one is there already.
+    (before,) = run.glob("evaluation/7/*/dense-Q73.npz")
+    written = before.stat().st_mtime_ns
+    summary = evaluate(request(run, scales="multi"), quiet=True)
+    at = [np.stack([nets[0].dense(file, q) for file in files]) for q in (64, 73, 82)]
+    rows = iter(summary["rows"])
+    for q, posteriors in zip((64, 73, 82), at, strict=True):
+        same_as_next_row(posteriors, "dense", str(q))
+    same_as_next_row(np.mean(at, 0), "dense", "64,73,82")
+    assert before.stat().st_mtime_ns == written
+    assert summary["computing"]["frames"] > 0
+    assert evaluate(request(run, scales="multi"), quiet=True)["computing"]["compilations"] == 0
+
+
+def test_another_order_of_averaging_would_show(net_config, photos):
+    # What the reference must not be mistaken for: posteriors over space, scores over mirror images, no mirror image.
+    net = Reference(random_params(net_config, 0), photos)
+    file = next(file for file in net.files if file.name == "001.png")
+    image, right = net.picture(file, 73), net.dense(file, 73)
+    maps = [net.map(v) for v in (image, image[:, ::-1])]
+    assert maps[0].shape[1] * maps[0].shape[2] > 2
+    over_space = np.mean([np.mean([softmax(v) for v in m.reshape(3, -1).T], 0) for m in maps], 0)
+    scores_over_flips = softmax(np.mean([m.mean((1, 2)) for m in maps], 0))
+    for wrong in (over_space, scores_over_flips, softmax(maps[0].mean((1, 2)))):
+        assert np.abs(wrong - right).max() > 1e-3
+
+
+def test_the_centre_crop_is_what_validation_in_training_sees(run, net_config):
+    summary = evaluate(request(run, protocol="center_crop"), quiet=True)
+    net, records = load_net(run), records_of(net_config)
+    step = jax.jit(make_eval_step(net.model, net.statistics))
+    wanted = evaluate_center_crops(
+        step, net.params, batches(net_config, eval_examples(net_config, records), make_mesh()), len(records)
+    )
+    (row,) = summary["rows"]
+    assert (row["protocol"], row["scales"], row["paper"]) == ("center_crop", "73", None)
+    assert (row["top1_error"], row["top5_error"]) == pytest.approx((wanted["top1_error"], wanted["top5_error"]))
+
+
+# What does not go together.
+
+
+def refused(message, *runs, **options):
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate(request(*runs, **options), quiet=True)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith((".", "?"))
+
+
+def test_a_directory_without_a_run_or_a_checkpoint_is_named(run, tmp_path):
+    refused("no such directory", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    refused(r"empty/config.json cannot be read .*--workdir must name a training run's directory", tmp_path / "empty")
+    refused("checkpoints/8 cannot be read", run / "checkpoints" / "8")
+    shutil.rmtree(run / "checkpoints")
+    refused("neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step>", run)
+    (run / "checkpoints").mkdir()
+    refused("there is no finished checkpoint", run)
+
+
+def test_a_checkpoint_of_another_net_is_named_by_layer_and_shape(run):
+    def changed(**model):
+        config = json.loads((run / "config.json").read_text())
+        config["model"].update(model)
+        (run / "config.json").write_text(json.dumps(config))
+
+    changed(configuration="B")
+    refused(
+        r"is not of configuration B with 3 classes.*conv1_2/bias is missing in the checkpoint and \[4\] by config.json",
+        run,
+    )
+    changed(configuration="F")
+    refused("has the configuration 'F'; there are A, A-LRN, B", run)
+    changed(configuration="A", num_classes=4)
+    refused("config.json has 4 classes and dataset.json 3; they are not of one run", run)
+    (run / "dataset.json").write_text("{}")
+    refused("dataset.json is no data set's description", run)
+
+
+def test_nets_of_other_classes_are_not_fused(run, net_config, tmp_path):
+    other = make_run(tmp_path / "other", net_config, class_names=("arrow", "crescent", "ring"))
+    refused(
+        "trained on different classes \\(3 and 3; 'cross' is in one of them only\\) and cannot be fused", run, other
+    )
+
+
+def test_data_that_do_not_fit_are_named(run, tmp_path):
+    refused(r"split is 'test'.*its splits are validation .*: --split=validation", run, split="test")
+    refused(r"no folder of pictures '/nowhere'; give one.*--data_root=DIR", run, data_root="/nowhere")
+    refused(r"split is 'validation\[:1%\]', which .* does not have", run, split="validation[:1%]")  # of ten pictures
+    refused(r"--data_name is 'imagenet2021', which is neither", run, data_name="imagenet2021")
+    root = varied_pictures(tmp_path / "others")
+    (root / "validation" / "cross").rename(root / "validation" / "zebra")
+    refused("has 1 classes that the net in .* does not know, among them 'zebra'", run, data_root=str(root))
+
+
+def test_scales_that_cannot_be_are_named(run):
+    refused(r"the test scale Q=40 .* is smaller than the net's crop, 64; .*--scales=73,82", run, scales="40,73")
+    refused("--scales=big is neither `single` nor `multi` nor whole numbers", run, scales="big")
+    refused("--scales=73,73 names a scale twice", run, scales="73,73")
+
+
+def test_classes_are_matched_by_name(run, tmp_path):
+    # Only crosses: class 0 of that folder, class 2 of the net.
+    root = varied_pictures(tmp_path / "crosses")
+    shutil.rmtree(root / "validation" / "arrow")
+    shutil.rmtree(root / "validation" / "crescent")
+    summary = evaluate(request(run, data_root=str(root)), quiet=True)
+    assert summary["data"]["images"] == 3
+    assert kept(run, "*crosses*/dense-Q73")["labels"].tolist() == [2, 2, 2]
+
+
+def test_a_split_without_labels_becomes_a_submission(run, tmp_path):
+    root = varied_pictures(tmp_path / "unknown")
+    place = root / "test" / "unlabelled"
+    place.mkdir(parents=True)
+    for file in root.glob("validation/*/*"):
+        file.rename(place / file.name)
+    shutil.rmtree(root / "validation")
+    order = tmp_path / "order.txt"
+    order.write_text("ring a ring\ncross a cross\ncrescent\narrow\n")
+    options = {"data_root": str(root), "split": "test"}
+    summary = evaluate(request(run, **options, class_numbers=str(order)), quiet=True)
+    assert summary["rows"] == []
+    lines = Path(summary["submission"]["file"]).read_text().splitlines()
+    arrays = kept(run, "*unknown*/dense-Q73")
+    assert (arrays["labels"] == -1).all()
+    wanted = [[(4, 3, 2)[k] for k in np.argsort(-row)] for row in arrays["posteriors"]]
+    assert lines == [" ".join(map(str, row)) for row in wanted]
+    refused("--class_numbers=.* cannot be read", run, **options, class_numbers=str(tmp_path / "no"))
+    order.write_text("cross\narrow\n")
+    refused("lacks 1 of the net's 3 classes, among them 'crescent'", run, **options, class_numbers=str(order))
+
+
+def test_maps_are_drawn(run, tmp_path):
+    summary = evaluate(request(run, maps=str(tmp_path / "maps"), num_maps=3), quiet=True)
+    files = sorted((tmp_path / "maps").iterdir())
+    assert [str(file) for file in files] == summary["maps"]
+    assert [file.name.split("-")[0] for file in files] == ["000000", "000004", "000009"]
+
+
+def test_real_photographs(real_pictures, net_config, tmp_path):
+    if not (real_pictures / "caltech101-30").is_dir():
+        pytest.skip(f"no caltech101-30 in {real_pictures}")
+    names = ("accordion", "anchor", "ant")
+    for name in names:  # colour and one-channel JPEGs of many sizes
+        (tmp_path / "photos" / "validation" / name).mkdir(parents=True)
+        for file in sorted((real_pictures / "caltech101-30" / "val" / name).iterdir())[:4]:
+            shutil.copy(file, tmp_path / "photos" / "validation" / name)
+    run = make_run(tmp_path / "run", net_config, class_names=names)
+    root = tmp_path / "photos"
+    summary = evaluate(request(run, data_root=str(root), data_dir=str(tmp_path / "d")), quiet=True)
+    assert summary["data"]["images"] == 12
+    reference = Reference(random_params(net_config, 0), root)
+    close(kept(run, "*/dense-Q73")["posteriors"], np.stack([reference.dense(file, 73) for file in reference.files]))

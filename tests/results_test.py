@@ -1,0 +1,168 @@
+"""Figures from posteriors: errors, averages, the table, the challenge's form, the paper's own."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+from vgg_jax.config import default_config, paper_config
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation import paper, results
+from vgg_jax.evaluation.views import View, views
+from vgg_jax.evaluation.views import test_scales as scales_of
+from vgg_jax.steps import errors as errors_in_training
+
+
+def random_posteriors(n, k, seed=0):
+    values = np.random.default_rng(seed).random((n, k)).round(1)  # rounded, so that there are ties
+    return (values / values.sum(1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("classes", [3, 5, 50])
+def test_errors_are_those_of_training(classes):
+    posteriors = random_posteriors(200, classes)
+    labels = np.random.default_rng(1).integers(0, classes, 200)
+    wanted = errors_in_training(jnp.asarray(posteriors), jnp.asarray(labels))
+    none = np.zeros(200, bool)
+    assert results.errors(posteriors, labels, none) == pytest.approx(
+        (float(wanted["top1_error"].mean()), float(wanted["top5_error"].mean()))
+    )
+    right = results.best(posteriors)[:, 0]
+    assert results.errors(posteriors, right, none) == (0, 0)
+    assert results.errors(posteriors, right, np.arange(200) < 20) == pytest.approx((0.1, 0.1))  # refused is wrong
+
+
+def test_the_mean_does_not_depend_on_the_order():
+    parts = [random_posteriors(50, 9, seed) for seed in range(5)]
+    forth, back = results.average(parts), results.average(parts[::-1])
+    np.testing.assert_allclose(forth, back, rtol=1e-15)
+    np.testing.assert_allclose(forth.sum(1), 1, rtol=1e-6)
+    assert np.abs(forth - parts[0]).max() > 0.01
+
+
+def test_the_submission_is_five_numbers_a_line_in_the_order_of_file_names():
+    posteriors = np.eye(8, dtype=np.float32)[[2, 7, 0]] + np.linspace(0.1, 0, 8, dtype=np.float32)
+    keys = np.array(["test_03.JPEG", "test_01.JPEG", "test_02.JPEG"])
+    names = [f"n{i}" for i in range(8)]
+    text = results.submission(posteriors, keys, results.class_numbers(names, "", ""))
+    assert text == "8 1 2 3 4\n1 2 3 4 5\n3 1 2 4 5\n"
+    listing = "".join(f"n{i} words of it\n" for i in reversed(range(8)))
+    text = results.submission(posteriors, keys, results.class_numbers(names, listing, "f"))
+    assert text == "1 8 7 6 5\n8 7 6 5 4\n6 8 7 5 4\n"
+    with pytest.raises(UserError, match="--class_numbers=f lacks 1 of the net's 9 classes, among them 'other'"):
+        results.class_numbers([*names, "other"], listing, "f")
+
+
+def test_the_table_shows_the_paper_where_it_has_a_figure():
+    ours = results.Row("D run", "dense", "256", 50_000, 0.271, 0.0882, paper.Errors(27.0, 8.8))
+    other = ours._replace(nets="D other", paper=None)
+    with_paper = results.table([ours, other]).splitlines()
+    assert with_paper[0].split() == [
+        "nets",
+        "protocol",
+        "Q",
+        "images",
+        "top-1",
+        "error",
+        "top-5",
+        "error",
+        "paper",
+        "(ImageNet)",
+    ]
+    assert re.fullmatch(r"D run +dense +256 +50,000 +27.10% +8.82% +27.0/8.8 %", with_paper[1])
+    assert "paper" not in results.table([other])
+
+
+# PAPER.md §3, written out once more.
+TABLE_3 = """A 29.6/10.4 - -
+A-LRN 29.7/10.5 - -
+B 28.7/9.9 - -
+C 28.1/9.4 28.1/9.3 27.3/8.8
+D 27.0/8.8 26.8/8.7 25.6/8.1
+E 27.3/9.0 26.9/8.7 25.5/8.0"""
+TABLE_4 = """A - - -
+A-LRN - - -
+B 28.2/9.6 - -
+C 27.7/9.2 27.8/9.2 26.3/8.2
+D 26.6/8.6 26.5/8.6 24.8/7.5
+E 26.9/8.7 26.7/8.6 24.8/7.5"""
+
+
+def published(configuration, scale, protocol, scales, data="imagenet2012/5.1.0", split="validation"):
+    found = paper.published([(configuration, scale)], protocol, scales, data, split)
+    return f"{found.top1}/{found.top5}" if found else "-"
+
+
+@pytest.mark.parametrize(("table", "scales"), [(TABLE_3, "single"), (TABLE_4, "multi")])
+def test_dense_figures_are_those_of_tables_3_and_4(table, scales):
+    for line in table.splitlines():
+        configuration, *cells = line.split()
+        for scale, cell in zip(("S=256", "S=384", "jitter"), cells, strict=True):
+            assert published(configuration, scale, "dense", scales) == cell
+
+
+def test_crops_and_fusion_are_those_of_tables_5_and_6():
+    parts = ("dense", "multi_crop", "dense+multi_crop")
+    assert [published("D", "jitter", part, "multi") for part in parts] == ["24.8/7.5", "24.6/7.5", "24.4/7.2"]
+    assert [published("E", "jitter", part, "multi") for part in parts] == ["24.8/7.5", "24.6/7.4", "24.4/7.1"]
+    both = [("E", "jitter"), ("D", "jitter")]
+    fused = [paper.published(both, part, "multi", "imagenet2012/5.1.0", "validation") for part in parts]
+    assert fused == [(24.0, 7.1), (23.9, 7.2), (23.7, 6.8)]
+
+
+def test_where_anything_differs_the_paper_has_no_figure():
+    assert published("D", "S=256", "dense", "single") == "27.0/8.8"
+    assert published("D", "S=256", "dense", "") == "-"
+    assert published("D", "S=256", "multi_crop", "multi") == "-"
+    assert published("D", "S=256", "center_crop", "single") == "-"
+    assert published("D", "S=256", "dense", "single", data="imagenet2012_subset/1.0.0") == "-"
+    assert published("D", "S=256", "dense", "single", split="train") == "-"
+    config = paper_config("D", "S=384")
+    assert paper.training_scales(config) == "S=384"
+    assert paper.training_scales(paper_config("D", "S=jitter")) == "jitter"
+    for key, value in (("width_multiplier", 0.5), ("fc_width", 2048), ("num_classes", 10)):
+        changed = config.copy_and_resolve_references()
+        changed.model[key] = value
+        assert paper.training_scales(changed) is None
+    config.image.scale_max = 400
+    assert paper.training_scales(config) is None
+
+
+@pytest.mark.parametrize(
+    ("crop", "low", "high", "single", "multi"),
+    [
+        (224, 256, 256, [256], [224, 256, 288]),
+        (224, 384, 384, [384], [352, 384, 416]),
+        (224, 256, 512, [384], [256, 384, 512]),
+        (64, 73, 73, [73], [64, 73, 82]),  # 256, 32 and 512 times 64 / 224
+        (64, 110, 110, [110], [101, 110, 119]),
+        (64, 73, 146, [110], [73, 110, 146]),
+    ],
+)
+def test_scales_are_the_papers(crop, low, high, single, multi):
+    config = default_config()
+    config.image.crop, config.image.scale_min, config.image.scale_max = crop, low, high
+    assert scales_of(config, "dense", "single") == single
+    assert scales_of(config, "multi_crop", "multi") == multi
+    assert scales_of(config, "dense", "300,224") == [224, 300]
+    assert [view.scale for view in views(config, "dense", "")] == single
+    assert [view.scale for view in views(config, "multi_crop", "")] == multi
+    both = views(config, "dense+multi_crop", "")
+    assert [(view.part, view.scale) for view in both] == [(p, q) for p in ("dense", "multi_crop") for q in multi]
+    assert sum(view.per_picture() for view in both if view.part == "multi_crop") == 150
+
+
+def test_a_centre_crop_is_taken_where_training_takes_it():
+    config = default_config()
+    config.image.eval_scale = 300
+    assert views(config, "center_crop", "") == [View("center_crop", 300, 224, False)]
+
+
+def test_the_command_line_knows_the_protocols():
+    # The flag lists them itself, so that --help need not load JAX.
+    from vgg_jax.evaluation.views import PROTOCOLS
+
+    listed = re.search(r'"protocol", "dense", \[([^\]]+)\]', (REPOSITORY / "vgg_jax" / "evaluate.py").read_text())[1]
+    assert listed.replace('"', "").split(", ") == list(PROTOCOLS)

@@ -1,0 +1,67 @@
+"""A run's workdir without a training run: a net with random weights whose posteriors are neither flat nor certain."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from vgg_jax import workdir as workdir_lib
+from vgg_jax.checkpoints import Checkpoints
+from vgg_jax.data.builtin import CLASS_NAMES, render
+from vgg_jax.data.sources import expanded, open_split, prepared_builder
+from vgg_jax.optimizer import make_optimizer
+from vgg_jax.state import TrainState, make_model
+
+# (width, height): awkward, upright, square, long.
+SIZES = [(75, 101), (190, 80), (64, 64), (97, 96), (80, 150), (131, 77), (66, 120), (150, 100), (330, 70), (64, 300)]
+
+
+def varied_pictures(root: Path, split: str = "validation", sizes=SIZES) -> Path:
+    """A folder of drawn pictures of these sizes in three classes, <root>/<split>/<class>/<number>.png."""
+    for i, size in enumerate(sizes):
+        picture, label = render(200_000 + 10 * i + i % 3)
+        file = root / split / CLASS_NAMES[label] / f"{i:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.resize(size, Image.Resampling.BICUBIC).save(file)
+    return root
+
+
+def records_of(config, split: str = "validation"):
+    """The records of a folder's split."""
+    return open_split(prepared_builder("folder", expanded(config.data.dir), config.data.root), split, "split")
+
+
+def random_params(config, seed: int) -> dict:
+    crop, rng = config.image.crop, np.random.default_rng(seed)
+    init = make_model(config).init
+    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
+    params = {}
+    for name, layer in shapes.items():
+        kernel = (
+            rng.normal(size=layer["kernel"].shape) * (2 / (layer["kernel"].size // layer["kernel"].shape[-1])) ** 0.5
+        )
+        params[name] = {
+            "kernel": jnp.asarray(kernel * (0.05 if name == "fc8" else 1), jnp.float32),
+            "bias": jnp.asarray(rng.normal(size=layer["bias"].shape), jnp.float32),
+        }
+    return params
+
+
+def make_run(workdir: Path, config, seed: int = 0, class_names=CLASS_NAMES[:3]) -> Path:
+    """Leaves in `workdir` what training leaves that evaluation reads: one checkpoint at step 7."""
+    description = {
+        "name": "drawn",
+        "class_names": list(class_names),
+        "mean_rgb": [120.0, 110.0, 100.0],
+        "color_vectors": np.eye(3).tolist(),
+    }
+    workdir_lib.claim(workdir, config, description)
+    params = random_params(config, seed)
+    state = TrainState(step=jnp.int32(7), params=params, opt_state=make_optimizer(config).init(params))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(7, state, {"best_step": 7, "best_top1_error": 0.5}, 0.5)
+    checkpoints.wait()
+    checkpoints.close()
+    return workdir

@@ -1,0 +1,73 @@
+"""`python -m vgg_jax.evaluate --workdir=RUN`: the paper's test protocol on a trained net, or on several fused."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from vgg_jax import cli
+
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", [], "A run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP. Several, by commas or by "
+    "giving the flag again, are fused: the mean of their posteriors, each net at its own scales."
+)  # fmt: skip
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "dense", ["center_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged: one crop; the "
+    "class score map of the whole picture (Paper 3.2); 5 x 5 crops (Paper 4.3); both. All but center_crop also over the "
+    "mirror image."
+)  # fmt: skip
+_SCALES = flags.DEFINE_string(
+    "scales", "", "Test scales Q, the shorter side in pixels: `single` (Q = S; the middle, for jitter), `multi` (S - 32, "
+    "S, S + 32 at crop 224; the ends and the middle, for jitter), or numbers: 256,384,512. Default: multi where there "
+    "are 5 x 5 crops, else single."
+)  # fmt: skip
+_SPLIT = flags.DEFINE_string("split", "", "The split to evaluate on. Default: the run's validation split.")
+_DATA_NAME = flags.DEFINE_string("data_name", "", "Another data set: builtin, folder, or a TFDS name.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where prepared data lies, if not where it lay for the run.")
+_DATA_ROOT = flags.DEFINE_string("data_root", "", "Another folder of pictures, <split>/<class>/<picture>.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 0, "Images of the crop's size that the net sees at once, over all devices; larger ones count for as "
+    "much as they are larger. It bounds memory and changes no result. Default: 64 a device.", lower_bound=0
+)  # fmt: skip
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "", ["", "float32", "bfloat16"], "Of the computation. Default: as the run was trained."
+)
+_MAPS = flags.DEFINE_string("maps", "", "A directory for pictures of class score maps laid over photographs (PNG).")
+_NUM_MAPS = flags.DEFINE_integer("num_maps", 8, "How many of them.", lower_bound=1)
+_CLASS_NUMBERS = flags.DEFINE_string(
+    "class_numbers", "", "For a split without labels: a file that names the challenge's classes, one a line, in the order "
+    "of its numbers. Default: numbers by sorted class name."
+)  # fmt: skip
+_JSON = flags.DEFINE_string(
+    "json", "", "File for the results. Default: RUN/evaluation/CHECKPOINT/DATA-SPLIT/results-....json."
+)
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --workdir=runs/vgg16.")
+    workdirs = tuple(part for value in _WORKDIR.value for part in value.split(",") if part)
+    if not workdirs:
+        cli.fail("say what to evaluate: --workdir=runs/quickstart, for example; --help lists the flags.")
+    from vgg_jax.evaluation.protocol import Request, evaluate  # here, so that --help answers at once
+
+    evaluate(
+        Request(
+            workdirs=workdirs,
+            protocol=_PROTOCOL.value,
+            scales=_SCALES.value,
+            split=_SPLIT.value,
+            data_name=_DATA_NAME.value,
+            data_dir=_DATA_DIR.value,
+            data_root=_DATA_ROOT.value,
+            batch_size=_BATCH_SIZE.value,
+            dtype=_DTYPE.value,
+            maps=_MAPS.value,
+            num_maps=_NUM_MAPS.value,
+            class_numbers=_CLASS_NUMBERS.value,
+            output=_JSON.value,
+        )
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,119 @@
+"""A trained net, ready to be evaluated: a run's checkpoint with everything that belongs to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vgg_jax.augment import ColorStatistics
+from vgg_jax.checkpoints import load_params
+from vgg_jax.config import default_config
+from vgg_jax.errors import UserError
+from vgg_jax.models import CONFIGURATIONS, VGG
+from vgg_jax.sharding import make_mesh, tree_shardings
+from vgg_jax.state import make_model, params_sha256
+
+
+class Net(NamedTuple):
+    """A net with its parameters on the devices, and what it was trained on."""
+
+    workdir: Path
+    checkpoint: Path  # the directory its parameters came from
+    config: ConfigDict  # the run's, but for model.dtype where another was asked for
+    model: VGG
+    params: dict
+    digest: str  # `params_sha256`
+    class_names: list[str]
+    statistics: ColorStatistics
+    mesh: Mesh
+
+
+def load_net(source: Path, dtype: str = "") -> Net:
+    """Reads a run.
+
+    Args:
+      source: a workdir, which stands for its best checkpoint, or one of its checkpoints/<step>.
+      dtype: of the computation; "" for the run's own.
+
+    Raises:
+      UserError: no run or no checkpoint there, or a checkpoint that is not of the configuration beside it.
+    """
+    source = source.expanduser()
+    workdir = source.parent.parent if source.parent.name == "checkpoints" else source
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={source}: there is no such directory; give one that a training run has made.")
+    config = _config(workdir / "config.json")
+    dataset = _read_json(workdir / "dataset.json")
+    try:
+        class_names = list(dataset["class_names"])
+        statistics = ColorStatistics(*(np.array(dataset[name], np.float32) for name in ColorStatistics._fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{workdir / 'dataset.json'} is no data set's description ({error!r}).") from error
+    checkpoint, params = load_params(source)
+    _check_fit(workdir, checkpoint, config, params, class_names)
+    if dtype:
+        config.model.dtype = dtype
+    # As many devices on the `model` axis as in training, where that divides those there are now.
+    parallel = config.model_parallel if jax.device_count() % config.model_parallel == 0 else 1
+    mesh = make_mesh(parallel)
+    digest = params_sha256(params)
+    params = jax.device_put(params, tree_shardings(params, mesh, config.sharding))
+    return Net(workdir, checkpoint, config, make_model(config), params, digest, class_names, statistics, mesh)
+
+
+def _config(path: Path) -> ConfigDict:
+    config = default_config()
+    try:
+        config.update(_read_json(path))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no run's configuration: {error}.") from error
+    if config.model.configuration not in CONFIGURATIONS:
+        raise UserError(
+            f"{path} has the configuration {config.model.configuration!r}; there are {', '.join(CONFIGURATIONS)}."
+        )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); --workdir must name a training run's directory, with config.json, "
+            "dataset.json and checkpoints/ in it."
+        ) from error
+
+
+def _check_fit(workdir: Path, checkpoint: Path, config: ConfigDict, params: dict, class_names: list[str]) -> None:
+    """Raises UserError where parameters, configuration and class names do not belong together."""
+    if len(class_names) != config.model.num_classes:
+        raise UserError(
+            f"{workdir}: config.json has {config.model.num_classes} classes and dataset.json {len(class_names)}; "
+            "they are not of one run."
+        )
+    images = jnp.zeros((1, config.image.crop, config.image.crop, 3))
+    wanted = jax.eval_shape(make_model(config).init, jax.random.key(0), images)["params"]
+    there, here = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        for leaves in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, wanted))
+    )
+    different = [
+        f"{name} is {list(there[name]) if name in there else 'missing'} in the checkpoint and "
+        f"{list(here[name]) if name in here else 'missing'} by config.json"
+        for name in sorted({**there, **here})
+        if there.get(name) != here.get(name)
+    ]
+    if different:
+        more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+        raise UserError(
+            f"the checkpoint {checkpoint} is not of configuration {config.model.configuration} with "
+            f"{config.model.num_classes} classes, as {workdir / 'config.json'} says: {'; '.join(different[:3])}{more}. "
+            "Give the workdir that it was made in."
+        )
