@@ -126,6 +126,19 @@ def test_a_split_that_is_not_there_lists_those_that_are(folder_config):
     )
 
 
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("validation[:0]", "takes no picture of"),
+        ("validation[:x]", "TFDS refuses: Error parsing"),
+        ("validation[99:]", "TFDS"),
+    ],
+)
+def test_a_part_of_a_split_that_cannot_be_taken_is_explained(folder_config, split, message):
+    folder_config.data.val_split = split
+    refused(folder_config, rf"config.data.val_split is {re.escape(repr(split))}, which .*{message}")
+
+
 def test_another_number_of_classes_is_named(folder_config):
     folder_config.model.num_classes = 10
     refused(folder_config, "config.model.num_classes is 10, but folder has 3 classes; say --config.model.num_classes=3")

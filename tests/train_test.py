@@ -28,7 +28,7 @@ def metrics(workdir):
 
 @pytest.fixture
 def longer(tiny_config):
-    """405 steps, a checkpoint every 4 and a line at each: time enough to be killed at any of the first 240."""
+    """405 steps, a checkpoint every 4 and a line at each: time enough to be killed at any of the first 160."""
     tiny_config.num_epochs = 36.0
     tiny_config.log_every_steps = 1
     return tiny_config
@@ -105,7 +105,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(longer, tmp_path):
     wanted = summary(tmp_path / "whole")
     rng = random.Random()
     for i in range(3):
-        workdir, step = tmp_path / f"killed{i}", rng.randint(1, 240)
+        workdir, step = tmp_path / f"killed{i}", rng.randint(1, 160)
         process = start_main(*flags(longer, workdir))
         wait_for_step(process, workdir, step)
         time.sleep(rng.uniform(0, 0.1))

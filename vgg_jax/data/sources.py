@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,11 +106,17 @@ def open_split(builder: tfds.core.DatasetBuilder, split: str, key: str) -> Recor
     try:
         records = Records(builder, split)
     except (ValueError, KeyError) as error:
-        splits = list(builder.info.splits)
-        raise UserError(
-            f"{key} is {split!r}, which {builder.info.name} does not have; its splits are "
-            f"{', '.join(splits)} (or parts of them, as {splits[0]}[:90%]): --{key}={splits[-1]}."
-        ) from error
+        splits, name = list(builder.info.splits), builder.info.name
+        if re.split(r"[^\w-]", split)[0] not in splits:
+            raise UserError(
+                f"{key} is {split!r}, which {name} does not have; its splits are {', '.join(splits)} (or parts of them, as "
+                f"{splits[0]}[:90%]): --{key}={splits[-1]}."
+            ) from error
+        if "0 length" in str(error):
+            raise UserError(
+                f"{key} is {split!r}, which takes no picture of {name}; take more: --{key}={splits[-1]}."
+            ) from error
+        raise UserError(f"{key} is {split!r}, which TFDS refuses: {' '.join(str(error).split())}") from error
     if not len(records):
         raise UserError(f"{key}={split} of {builder.info.name} has no picture in it.")
     return records
