@@ -1,6 +1,7 @@
 """Crops against the plain way: decode whole, rescale whole, cut."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from vgg_jax.data import crops
 from vgg_jax.data.crops import center_crop, random_crop, rescaled, rescaled_size
 
 
-def jpeg(picture):
+def jpeg(picture, subsampling=2):
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=92)
+    picture.save(file, "JPEG", quality=92, subsampling=subsampling)
     return file.getvalue()
 
 
@@ -63,6 +64,25 @@ def test_a_random_crop_is_cut_from_the_rescaled_picture(width, height, scale):
     assert np.abs(crop.astype(int) - plain).mean() < 2
     elsewhere = np.asarray(whole.resize(size, Image.Resampling.BILINEAR))[:224, :224]
     assert (left, top) == (0, 0) or np.abs(crop.astype(int) - elsewhere).mean() > 4
+
+
+@pytest.mark.parametrize("size", [(500, 375), (230, 300), (1300, 1100), (3000, 2100)])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_what_lies_below_the_crop_changes_nothing(size, subsampling, monkeypatch):
+    encoded = jpeg(smooth_picture(*size), subsampling)
+    short = [random_crop(encoded, np.random.default_rng(i), 256, 512, 224) for i in range(40)]
+    rows, real = [], crops.decode_part
+
+    def whole(content, at_least, bottom):
+        pixels, factor = real(content, at_least, math.inf)
+        rows.append(pixels.shape[0] / factor - bottom)
+        return pixels, factor
+
+    monkeypatch.setattr(crops, "decode_part", whole)
+    np.testing.assert_array_equal(
+        short, [random_crop(encoded, np.random.default_rng(i), 256, 512, 224) for i in range(40)]
+    )
+    assert max(rows) > size[1] / 5, "nothing was left out"
 
 
 @pytest.mark.parametrize("size", [(500, 375), (1300, 1100), (300, 411)])

@@ -5,9 +5,11 @@ import hashlib
 import re
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
+import psutil
 import pytest
 import tensorflow_datasets as tfds
 
@@ -127,6 +129,34 @@ def test_validation_holds_every_image_once(tiny_config, dataset, batch_size):
     assert {b["image"].shape for b in found} == {(batch_size, 32, 32, 3)}
     labels = np.concatenate([np.asarray(b["label"])[np.asarray(b["mask"])] for b in found])
     assert sorted(labels) == list(range(31))
+
+
+@pytest.mark.slow
+def test_decoding_processes_end_with_a_killed_program(tiny_config):
+    tiny_config.data.processes = 2
+    code = f"""
+if __name__ == "__main__":
+    import json, multiprocessing, time
+    from ml_collections import ConfigDict
+    from vgg_jax.data.pipeline import batches, train_examples
+    from vgg_jax.data.sources import open_dataset
+    from vgg_jax.sharding import make_mesh
+    config = ConfigDict(json.loads({tiny_config.to_json()!r}))
+    stream = batches(config, train_examples(config, open_dataset(config).train), make_mesh())
+    for _ in range(4):
+        next(stream)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    children = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(children) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(psutil.pid_exists(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(pid) for pid in children)
 
 
 def readable(source, index):

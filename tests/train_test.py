@@ -28,8 +28,8 @@ def metrics(workdir):
 
 @pytest.fixture
 def longer(tiny_config):
-    """270 steps, a checkpoint every 4 and a line at each: time enough to be killed at any of them."""
-    tiny_config.num_epochs = 24.0
+    """405 steps, a checkpoint every 4 and a line at each: time enough to be killed at any of the first 240."""
+    tiny_config.num_epochs = 36.0
     tiny_config.log_every_steps = 1
     return tiny_config
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging as std_logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -39,14 +42,22 @@ def _parse(argv: list[str]) -> list[str]:
         fail(" ".join(str(error.args[0]).split()))
 
 
+def _unraisable(ignored: sys.UnraisableHookArgs) -> None:
+    """Says nothing; but a Ctrl-C that came while the garbage collector had called Python back comes again."""
+    if ignored.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
 def _guarded(main: Callable[[list[str]], None], arguments: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # what libraries log would bury what this project says
     # When a checkpoint cannot be written, Orbax's threads print a traceback for every array; the error says it once.
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
+    sys.unraisablehook = _unraisable
     try:
         main(arguments)
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("stopped; nothing that was saved is lost, the same command goes on.", 130)
+        print("error: stopped; nothing that was saved is lost, the same command goes on.", file=sys.stderr, flush=True)
+        # At once: XLA's threads may be in the middle of compiling, and crash where Python takes itself down around them.
+        os._exit(130)

@@ -51,8 +51,8 @@ def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_
     left = int(rng.integers(width - crop + 1))
     top = int(rng.integers(height - crop + 1))
     x, y = source[0] / width, source[1] / height
-    # An output pixel depends on input pixels up to one output pixel away from its own place.
-    pixels, f = decode_part(encoded, (width, height), bottom=(top + crop + 1) * y)
+    # The last row of the crop depends on what lies below it, as far as an output row, or an input row, is high.
+    pixels, f = decode_part(encoded, (width, height), bottom=(top + crop) * y + max(1.0, y))
     box = (f * x * left, f * y * top, f * x * (left + crop), f * y * (top + crop))
     return _resize_fast(pixels, box, (crop, crop))
 

@@ -64,7 +64,7 @@ def faults(root: Path, listing: Listing) -> dict[str, str]:
             return str(file.relative_to(root)), str(error)
         return None
 
-    checked = progress(parallel_map(fault, files), len(files), f"checking the pictures in {root}")
+    checked = progress(parallel_map(fault, files), len(files), "checking")
     return dict(found for found in checked if found)
 
 

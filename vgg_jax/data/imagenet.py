@@ -236,7 +236,7 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
     try:
         with tarfile.open(path, "r:") as tar:
             members = _train_members(tar, path, edition) if split == "train" else _flat_members(tar)
-            rows = list(progress(members, expected.images, f"reading the table of contents of {path.name}"))
+            rows = list(progress(members, expected.images, f"contents of {path.name}"))
     except tarfile.TarError as error:
         raise UserError(f"{path} cannot be read as a tar ({error}); download it again.") from error
     rows.sort()
@@ -317,9 +317,7 @@ def _write_shards(
                 return name, label, b"", str(error)
 
         total = sum(len(index.names) for index in indices.values())
-        fetched = progress(
-            parallel_map(fetch, todo), total, f"checking and packing into {unfinished}", done=total - len(todo)
-        )
+        fetched = progress(parallel_map(fetch, todo), total, "checking and packing", done=total - len(todo))
         with contextlib.closing(fetched):
             for shard in missing:
                 bad, lengths = {}, []

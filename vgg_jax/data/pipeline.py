@@ -7,7 +7,11 @@ same global batches: process p of P reads the p-th P-th of each.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from typing import Any
 
 import grain
@@ -81,12 +85,30 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
         # The last batches' shared memory is freed at the end by Python's resource tracker, which need not say so.
         sys.warnoptions.append("ignore:resource_tracker")
         decoded = decoded.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=data.processes, per_worker_buffer_size=1)
+            grain.MultiprocessingOptions(num_workers=data.processes, per_worker_buffer_size=1), _end_with_parent
         )
     placed = decoded.map(
         lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
     )
-    return iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
+    iterator = iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
+    # Ctrl-C in a terminal reaches every process. This one wants to save first, and needs its helpers until then: they
+    # are begun by a thread that inherits what is blocked here, and inherit it too.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        iterator.start_prefetch()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return iterator
+
+
+def _end_with_parent(*_) -> None:
+    """Ends a decoding process when the one that began it is gone, however that was killed."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def local_batches(config: ConfigDict, examples: grain.MapDataset, process: int, processes: int) -> grain.MapDataset:
