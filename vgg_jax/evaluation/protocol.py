@@ -20,7 +20,7 @@ from vgg_jax.data.sources import expanded, open_split, prepared_builder
 from vgg_jax.errors import UserError, writing_to
 from vgg_jax.evaluation import maps, paper, results
 from vgg_jax.evaluation.compute import Costs, reading
-from vgg_jax.evaluation.nets import Net, load_net
+from vgg_jax.evaluation.nets import Net, load_net, load_weights_net
 from vgg_jax.evaluation.posteriors import UNLABELLED, Source, directory, posteriors_of
 from vgg_jax.evaluation.store import Posteriors
 from vgg_jax.evaluation.views import PROTOCOLS, View, views
@@ -45,6 +45,7 @@ class Request(NamedTuple):
     num_maps: int = 8
     class_numbers: str = ""  # a file, see `results.class_numbers`
     output: str = ""  # a file for the results; "" beside the posteriors
+    weights: tuple[str, ...] = ()  # files, see `weights.file`; they come after the workdirs
 
 
 def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
 
     # Which nets, on which pictures, how; refused here if they do not go together.
     nets = [load_net(Path(workdir), request.dtype) for workdir in request.workdirs]
+    nets += [load_weights_net(Path(file), request.dtype) for file in request.weights]
     for net in nets[1:]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]
