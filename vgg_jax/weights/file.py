@@ -84,6 +84,12 @@ def load_weights(source: str | os.PathLike) -> Weights:
         return own(contents)
 
 
+def load_titles(source: str | os.PathLike) -> list[str] | None:
+    """What a person calls the classes of a file that `load_weights` reads; None where that is not known."""
+    with containers.opened(Path(source).expanduser()) as contents:
+        return _description(json.loads(contents.metadata[KEY]))["class_titles"]
+
+
 def own(contents: Contents) -> Weights:
     """Takes this project's own net out of an opened file; raises Unreadable as `load_weights` does UserError."""
     try:
