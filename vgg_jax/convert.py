@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
             unfinished.write_bytes(program)
             unfinished.replace(dest)
         print(
-            f"jax.export.deserialize(open({str(dest)!r}, 'rb').read()).call(images): uint8 RGB [b, {weights.crop}, "
+            f"jax.export.deserialize(bytearray(open({str(dest)!r}, 'rb').read())).call(images): uint8 RGB [b, {weights.crop}, "
             f"{weights.crop}, 3] -> probabilities [b, {weights.num_classes}], on {', '.join(PLATFORMS)}"
         )
         print("JAX promises to read it for six months; docs/weights.md says more. Keep the weights beside it.")
