@@ -22,6 +22,7 @@ from vgg_jax.augment import IMAGENET_STATISTICS, normalize
 from vgg_jax.config import default_config
 from vgg_jax.data.sources import expanded, open_split, prepared_builder
 from vgg_jax.evaluation.compute import Computer, Costs, rescaled_sizes, survey
+from vgg_jax.evaluation.forward import make_crops, make_dense
 from vgg_jax.evaluation.nets import Net
 from vgg_jax.evaluation.views import View
 from vgg_jax.sharding import make_mesh, replicated
@@ -65,19 +66,28 @@ def seconds_of(function, *inputs, least=0.5):
 
 
 def unpadded(net, shape, slots):
-    """(seconds to compile, seconds to run a picture) of whole pictures of one shape, without frame or mask."""
+    """Dense evaluation of whole pictures of one shape, without frame or mask: (function, shapes of its arguments)."""
 
     def dense(params, images):
         pair = jax.numpy.stack([images, images[:, :, ::-1]], 1).reshape(-1, *images.shape[1:])
         scores = net.model.apply({"params": params}, normalize(pair, net.statistics))
         return jax.nn.softmax(scores).reshape(slots, 2, -1).mean(1)
 
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), net.params)
+    return dense, (net.params, np.zeros((slots, *shape, 3), np.uint8))
+
+
+def in_frame(net, computer, batch):
+    frames, sizes = computer._frames(batch.frame, batch.slots, [])
+    return make_dense(net.model, net.statistics), (net.params, frames, sizes, computer._flag(False))
+
+
+def timed(function, inputs):
+    """(seconds to compile, seconds of one call)."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     began = time.perf_counter()
-    compiled = compile_step(dense, shapes, jax.ShapeDtypeStruct((slots, *shape, 3), np.uint8))
-    seconds = time.perf_counter() - began
-    images = jax.device_put(np.random.default_rng(0).integers(0, 256, (slots, *shape, 3)).astype(np.uint8))
-    return seconds, seconds_of(compiled, net.params, images) / slots
+    compiled = compile_step(function, *shapes)
+    compiling = time.perf_counter() - began
+    return compiling, seconds_of(compiled, *jax.tree.map(jax.numpy.asarray, inputs))
 
 
 def main():
@@ -123,61 +133,51 @@ def main():
         f"too) in {ours['run']:.1f} s"
     )
 
-    # The devices' part alone, in frames and without.
-    alone, shapes, sampled = {"compile": [], "run": 0.0}, 0, []
-    in_frames = 0.0
+    # The devices' part, in frames and unpadded and by crops, one right after the other so that they share conditions.
+    crops = View("multi_crop", views[0].scale, args.crop, True)
+    slots = computer._crop_slots(crops)
+    crop_inputs = (net.params, np.zeros((slots, 25, args.crop, args.crop, 3), np.uint8))
+    timed(*unpadded(net, (args.crop, args.crop), 1))  # what is slow the first time only
+    shapes, compiled = 0, {"frame": [], "shape": []}
+    ran = {"frame": 0.0, "shape": 0.0, "crops": 0.0}  # seconds for all pictures
     for view in views:
         sizes = rescaled_sizes(looked.sizes, view.scale)
         shapes += len(np.unique(sizes, axis=0))
         batches, _ = computer.planned(view, sizes, everything)
-        frame_of = {int(i): batch for batch in batches for i in batch.indices}
-        for frame in {batch.frame for batch in batches}:
-            some = next(batch for batch in batches if batch.frame == frame)
-            step = computer._compiled["dense", (some.slots, *frame, 3)]
-            inputs = (
-                net.params,
-                *computer._frames(frame, some.slots, []),
-                computer._flag(False),
-            )
-            in_frames += seconds_of(step, *inputs) * sum(batch.frame == frame for batch in batches)
-        seconds = []
-        for index in rng.choice([i for i in everything if int(i) in frame_of], args.sample, replace=False):
-            batch = frame_of[int(index)]
-            compiling, running = unpadded(net, tuple(map(int, sizes[index])), batch.slots)
-            alone["compile"].append(compiling)
-            seconds.append(running)
-        alone["run"] += float(np.mean(seconds)) * len(records)
-        sampled += seconds
-    compile_all = float(np.mean(alone["compile"])) * shapes
-    print(
-        f"one compilation a shape (sample of {len(sampled)}): {np.mean(alone['compile']):.2f} s each, {shapes} shapes, "
-        f"{compile_all:.0f} s: {compile_all / ours['compile']:.0f} x as much"
-    )
-    print(
-        f"running, the devices' part: in frames {in_frames:.1f} s, unpadded in batches as large {alone['run']:.1f} s: "
-        f"{in_frames / alone['run']:.2f} x"
-    )
-
-    # 150 crops.
-    crops = View("multi_crop", views[0].scale, args.crop, True)
-    slots = computer._crop_slots(crops)
-    step = computer._crops(crops, (slots, 25, args.crop, args.crop, 3))
-    images = computer._placed(np.zeros((slots, 25, args.crop, args.crop, 3), np.uint8))
-    running = seconds_of(step, net.params, images) / slots * len(views) * len(records)
+        batch_of = {int(i): batch for batch in batches for i in batch.indices}
+        seconds = {"frame": [], "shape": []}
+        for index in rng.choice(list(batch_of), args.sample, replace=False):
+            batch = batch_of[int(index)]
+            for kind, work in (
+                ("frame", in_frame(net, computer, batch)),
+                ("shape", unpadded(net, tuple(map(int, sizes[index])), batch.slots)),
+            ):
+                compiling, running = timed(*work)
+                compiled[kind].append(compiling)
+                seconds[kind].append(running / batch.slots)
+        for kind, its in seconds.items():
+            ran[kind] += float(np.mean(its)) * len(records)
+        crop_step = make_crops(net.model, net.statistics, mirror=True)
+        ran["crops"] += timed(crop_step, crop_inputs)[1] / slots * len(records)
+    ran["frame"] *= (1 + figures["padding_and_empty_slots"]) / (1 + figures["padding"])  # empty slots
+    each = {kind: float(np.mean(its)) for kind, its in compiled.items()}
+    compile_all = {"frame": each["frame"] * costs.frames, "shape": each["shape"] * shapes}
     promised = 50 * len(views) * len(records) * computer._cost(args.crop, args.crop) / costs.computed
     print(
-        f"{50 * len(views)} crops, the devices' part: {running:.1f} s, {running / in_frames:.1f} x dense in frames; "
-        f"multiplications promise {promised:.1f} x"
-    )
-    total = ours["compile"] + in_frames
-    print(
-        f"from a cold start, the devices' part: frames {total:.0f} s, a compilation a shape "
-        f"{compile_all + alone['run']:.0f} s ({(compile_all + alone['run']) / total:.1f} x)"
+        f"measured side by side on {len(compiled['shape'])} sampled pictures, extrapolated to all:\n"
+        f"compiling: {each['frame']:.2f} s a frame, {each['shape']:.2f} s a shape; {costs.frames} frames "
+        f"{compile_all['frame']:.1f} s, {shapes} shapes {compile_all['shape']:.0f} s: "
+        f"{compile_all['shape'] / compile_all['frame']:.0f} x as much\n"
+        f"running: in frames {ran['frame']:.1f} s, unpadded in batches as large {ran['shape']:.1f} s "
+        f"({ran['frame'] / ran['shape']:.2f} x), {50 * len(views)} crops {ran['crops']:.0f} s "
+        f"({ran['crops'] / ran['frame']:.1f} x frames; multiplications promise {promised:.1f} x)\n"
+        f"from a cold start: frames {compile_all['frame'] + ran['frame']:.0f} s, a compilation a shape "
+        f"{compile_all['shape'] + ran['shape']:.0f} s, {50 * len(views)} crops {each['shape'] + ran['crops']:.0f} s"
     )
     figures |= {
-        "frames": ours["frames"], "frames_compile_seconds": ours["compile"], "frames_end_to_end_seconds": ours["run"],
-        "frames_device_seconds": in_frames, "shapes": shapes, "shapes_compile_seconds": compile_all,
-        "unpadded_device_seconds": alone["run"], "crops_device_seconds": running, "crops_promised_ratio": promised,
+        "frames": costs.frames, "frames_compile_seconds": costs.compile_seconds, "frames_end_to_end_seconds": ours["run"],
+        "shapes": shapes, "compile_seconds_each": each, "compile_seconds": compile_all, "run_seconds": ran,
+        "crops_promised_ratio": promised,
     }  # fmt: skip
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")

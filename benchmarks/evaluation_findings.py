@@ -4,13 +4,20 @@
 
 Errors of every run by protocol, and of all runs fused. Differences are paired, over the same pictures: the mean of the
 difference of top-1 errors, and 1.96 standard errors of it. Posteriors kept from before are used.
+
+Below the table: what the surroundings of a window do. The same crop-sized window is classified as a crop, with zero padding
+at its borders, as in training, and as one place of a dense map, with 32 pixels of picture around it.
 """
 
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from vgg_jax.augment import normalize
+from vgg_jax.data.crops import center_crop
+from vgg_jax.data.sources import expanded, open_split, prepared_builder
 from vgg_jax.evaluation.nets import load_net
 from vgg_jax.evaluation.posteriors import view_name
 from vgg_jax.evaluation.protocol import Request, evaluate
@@ -25,6 +32,7 @@ ROWS = (
     ("dense, three scales", "dense", "multi", "", 1),
     ("multi-crop, three scales", "multi_crop", "multi", "", 3),
     ("dense + multi-crop, three scales", "dense+multi_crop", "multi", "", 3),
+    ("dense + multi-crop, three scales", "dense+multi_crop", "multi", "", 4),
 )
 
 
@@ -40,6 +48,27 @@ def posteriors_of(run, protocol, scales, dtype):
             parts[view.part].append(arrays["posteriors"])
             labels = arrays["labels"]
     return average(average(part) for part in parts.values()), labels
+
+
+def window_errors(run):
+    """Top-1 errors of the central window of every picture, at Q = crop + 64, as a place of the map and as a crop."""
+    net = load_net(Path(run))
+    data, crop = net.config.data, net.config.image.crop
+    builder = prepared_builder(data.name, expanded(data.dir), data.root)
+    records = open_split(builder, data.val_split, "split")
+
+    def places(params, images):
+        return net.model.apply({"params": params}, normalize(images, net.statistics), endpoints=("score_map",))[1][
+            "score_map"
+        ]
+
+    step, wrong = jax.jit(places), {"place": [], "crop": []}
+    for index in range(len(records)):
+        record = records[index]
+        picture = center_crop(record["image"], crop + 64, crop + 64)[None]
+        for kind, pixels, place in (("place", picture, 1), ("crop", picture[:, 32:-32, 32:-32], 0)):
+            wrong[kind].append(int(step(net.params, pixels)[0, place, place].argmax()) != record["label"])
+    return {kind: float(np.mean(its)) for kind, its in wrong.items()}
 
 
 def main(runs):
@@ -73,6 +102,12 @@ def main(runs):
                 f"{against} | {difference} |",
                 flush=True,
             )
+    for run in runs:
+        errors = window_errors(run)
+        print(
+            f"\n{names[run]}: the central window as a crop {errors['crop']:.1%} top-1 error, as one place of the dense map "
+            f"{errors['place']:.1%}"
+        )
 
 
 if __name__ == "__main__":

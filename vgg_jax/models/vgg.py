@@ -117,10 +117,11 @@ class VGG(nn.Module):
         found: dict[str, jax.Array] = {}
         sizes = sizes_Bx2
 
-        def keep(name: str, x: jax.Array) -> jax.Array:
-            # Whatever lies outside an image's true size is zero after every layer, as the padding of an unpadded
-            # image is, so the true part never sees that there is more.
-            if sizes is not None:
+        def keep(name: str, x: jax.Array, seen_by_neighbours: bool = True) -> jax.Array:
+            # Whatever lies outside an image's true size is zero when a convolution comes to it, as the padding of an
+            # unpadded image is, so the true part never sees that there is more. Where what follows looks at each place
+            # alone, or is zero for zero, it may wait: every mask takes time to compile.
+            if sizes is not None and (seen_by_neighbours or name in endpoints):
                 x = x * _inside(sizes, x.shape[1], x.shape[2])[..., None].astype(x.dtype)
             if name in endpoints:
                 found[name] = x
@@ -130,10 +131,10 @@ class VGG(nn.Module):
         for i, block in enumerate(blocks, start=1):
             for j, (channels, size) in enumerate(block, start=1):
                 channels = max(1, round(channels * self.width_multiplier))
-                x = keep(f"conv{i}_{j}", Convolution(channels, size, name=f"conv{i}_{j}", **options)(x))
+                x = keep(f"conv{i}_{j}", Convolution(channels, size, name=f"conv{i}_{j}", **options)(x), False)
                 x = keep(f"relu{i}_{j}", nn.relu(x))
                 if lrn and (i, j) == (1, 1):
-                    x = keep("lrn1_1", local_response_norm(x))
+                    x = keep("lrn1_1", local_response_norm(x), False)
             x = max_pool_2x2(x)
             sizes = None if sizes is None else sizes // 2
             x = keep(f"pool{i}", x)
@@ -144,10 +145,10 @@ class VGG(nn.Module):
         x = FullyConnected(self.fc_width, name="fc6", **options)(x)
         if sizes is not None:  # a kernel of n rows fits at size - n + 1 places
             sizes = sizes - jnp.asarray(last_map) + jnp.asarray(x.shape[1:3])
-        x = keep("relu6", nn.relu(keep("fc6", x)))
+        x = keep("relu6", nn.relu(keep("fc6", x, False)), False)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout6")(x)
         x = FullyConnected(self.fc_width, size=1, name="fc7", **options)(x)
-        x = keep("relu7", nn.relu(keep("fc7", x)))
+        x = keep("relu7", nn.relu(keep("fc7", x, False)), False)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout7")(x)
         x = FullyConnected(self.num_classes, size=1, name="fc8", **options)(x)
         score_map = keep("score_map", x.astype(jnp.float32))
