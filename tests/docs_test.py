@@ -4,6 +4,7 @@ import re
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.command import run_module
@@ -27,6 +28,7 @@ def test_the_examples_of_features_run(tmp_path, monkeypatch):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(names["net"].params))
 
 
+@pytest.mark.slow
 def test_style_transfer_brings_the_style_nearer_and_keeps_the_picture(tmp_path):
     save_weights(tmp_path / "net.safetensors", some_weights("A"))
     for i in (0, 5):

@@ -80,7 +80,7 @@ def write_pth(path, tensors, pickle=None):
     return path
 
 
-def write_old_pth(path, tensors):
+def write_old_pth(path, tensors, pickle=None):
     """The form before torch 1.6."""
     magic = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
     protocol = b"\x80\x02M\xe9\x03."
@@ -96,7 +96,7 @@ def write_old_pth(path, tensors):
         + b"K\x04uu."
     )
     keys = b"\x80\x02](" + b"".join(_text(str(i)) for i in range(len(tensors))) + b"e."
-    body = pickled({name: a.shape for name, a in tensors.items()}, view_metadata=b"N")
+    body = pickle or pickled({name: a.shape for name, a in tensors.items()}, view_metadata=b"N")
     data = b"".join(struct.pack("<q", a.size) + a.tobytes() for a in tensors.values())
     path.write_bytes(magic + protocol + system + body + keys + data)
     return path

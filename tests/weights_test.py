@@ -264,6 +264,56 @@ def test_plain_values_are_read():
         assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))) == value
 
 
+def python2_pickle(shapes):
+    """As torch 0.1 wrote it under Python 2: byte strings, an OrderedDict of pairs, the first form of a tensor."""
+
+    def text(word):
+        return b"U" + bytes([len(word)]) + word.encode()
+
+    def ints(numbers):
+        return b"(" + b"".join(b"J" + struct.pack("<i", n) for n in numbers) + b"t"
+
+    out = b"\x80\x02ccollections\nOrderedDict\n]("
+    for key, (name, shape) in enumerate(shapes.items()):
+        numel = struct.pack("<i", int(np.prod(shape)))
+        identity = (
+            b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(str(key)) + text("cpu") + b"J" + numel + b"NtQ"
+        )
+        strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+        tensor = b"ctorch._utils\n_rebuild_tensor\n(" + identity + b"K\0" + ints(shape) + ints(strides) + b"tR"
+        out += b"](" + text(name) + tensor + b"e"
+    return out + b"e\x85R."
+
+
+def test_what_python_2_wrote_is_read(tmp_path):
+    params = random_params()
+    tensors = as_laid_out(params, "torchvision")
+    pickled_so = python2_pickle({name: a.shape for name, a in tensors.items()})
+    write_old_pth(tmp_path / "a.pth", tensors, pickled_so)
+    assert equal(read(tmp_path / "a.pth", preprocessing_flag="torchvision").params, params)
+    twice = pickled_so.replace(b"features.0.bias", b"features.2.bias")
+    write_old_pth(tmp_path / "b.pth", tensors, twice)
+    with pytest.raises(UserError, match="has a name twice"):
+        read(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"preprocessing_flag": "x"}, "--preprocessing=x is neither of torchvision, caffe, mean_rgb"),
+        ({"configuration": "E"}, "comes nearest to torchvision's configuration E"),
+        ({"configuration": "F"}, "there is no configuration 'F'; there are A, A-LRN"),
+        ({"training_scales": "32"}, "must be at least the crop, 64"),
+        ({"training_scales": "90,80"}, "and ascending"),
+        ({"training_scales": "a"}, "is neither a number nor two with a comma"),
+    ],
+)
+def test_what_is_said_of_a_file_and_cannot_be_is_refused(options, sentence, tmp_path):
+    path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
+    with pytest.raises(UserError, match=sentence):
+        read(path, **{"preprocessing_flag": "caffe", **options})
+
+
 # Damage of other kinds.
 
 

@@ -133,10 +133,13 @@ def _opened(request: Request, net: Net, screen: Screen) -> Source:
     class_names = list(builder.info.features["label"].names)
     strange = sorted(set(class_names) - set(net.class_names))
     if strange and class_names != [UNLABELLED]:
+        names = ""
+        if net.checkpoint.is_file():  # weights from elsewhere may lack the names of their classes
+            names = " If it does: python -m vgg_jax.convert ... --class_names=FILE gives weights the names of their classes."
         raise UserError(
             f"{builder.info.full_name} has {len(strange)} classes that the net in {net.workdir} does not know, among them "
             f"{strange[0]!r}; evaluate it on pictures of the {len(net.class_names)} classes it was trained on "
-            "(--data_name, --data_root, --data_dir)."
+            f"(--data_name, --data_root, --data_dir).{names}"
         )
     return Source(builder.info.full_name, split, records, class_names, screen)
 

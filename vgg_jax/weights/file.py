@@ -203,6 +203,6 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
         except SafetensorError as error:  # how the package says that a disk is full
             unfinished.unlink(missing_ok=True)
             raise OSError(str(error)) from error
-        except OSError:
+        except BaseException:  # Ctrl-C too
             unfinished.unlink(missing_ok=True)
             raise

@@ -60,10 +60,15 @@ class _Mark:
 _MARK = _Mark()
 
 
-def _ordered_dict(*arguments: Any) -> dict:
-    if arguments:
-        raise Unreadable("an OrderedDict that is not made empty")
-    return {}
+def _ordered_dict(items: Any = ()) -> dict:
+    # Python 3 makes it empty and sets its items afterwards; Python 2 gives a list of [key, value].
+    pairs = isinstance(items, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in items)
+    if not pairs or not all(isinstance(key, str) for key, _ in items):
+        raise Unreadable("its pickle makes an OrderedDict of something else than pairs")
+    found = dict(items)
+    if len(found) < len(items):
+        raise Unreadable("it has a name twice")
+    return found
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:
@@ -92,6 +97,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINSTRING", "SHORT_BINSTRING"),  # of Python 2, in which old files were written
 }
 _EMPTY: dict[str, type] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}

@@ -20,7 +20,7 @@ from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, s
 ZIP_START = b"PK\x03\x04"
 # The first pickle of the older form: protocol 2, the number 0x1950a86a20f9469cfc6c.
 OLD_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-_MAX_PICKLE = 4 * 2**20  # that of a VGG has six thousand bytes
+_MAX_PICKLE = 2**20  # that of a VGG has six thousand bytes
 _DTYPES = {
     name: np.dtype(name) for name in ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8")
 }
