@@ -69,7 +69,9 @@ def test_what_is_written_is_read_and_twice_the_same_bytes(tmp_path):
     assert found._replace(params=None) == weights._replace(params=None)
     save_weights(tmp_path / "b.safetensors", found)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    (tmp_path / "as usual").write_text("")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "as usual").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "as usual", "b.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -133,13 +133,16 @@ def _opened(request: Request, net: Net, screen: Screen) -> Source:
     class_names = list(builder.info.features["label"].names)
     strange = sorted(set(class_names) - set(net.class_names))
     if strange and class_names != [UNLABELLED]:
-        names = ""
+        place, names = net.workdir, ""
         if net.checkpoint.is_file():  # weights from elsewhere may lack the names of their classes
-            names = " If it does: python -m vgg_jax.convert ... --class_names=FILE gives weights the names of their classes."
+            place, names = (
+                net.checkpoint,
+                ", or name its classes with: python -m vgg_jax.convert ... --class_names=FILE",
+            )
         raise UserError(
-            f"{builder.info.full_name} has {len(strange)} classes that the net in {net.workdir} does not know, among them "
+            f"{builder.info.full_name} has {len(strange)} classes that the net in {place} does not know, among them "
             f"{strange[0]!r}; evaluate it on pictures of the {len(net.class_names)} classes it was trained on "
-            f"(--data_name, --data_root, --data_dir).{names}"
+            f"(--data_name, --data_root, --data_dir){names}."
         )
     return Source(builder.info.full_name, split, records, class_names, screen)
 

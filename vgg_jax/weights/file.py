@@ -197,6 +197,9 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, unfinished, metadata)
+            mask = os.umask(0)
+            os.umask(mask)
+            unfinished.chmod(0o666 & ~mask)  # the package lets nobody else read what it writes
             with open(unfinished, "rb") as file:
                 os.fsync(file.fileno())
             unfinished.replace(path)
