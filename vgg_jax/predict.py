@@ -57,7 +57,9 @@ def main(arguments: list[str]) -> None:
     if _JSON.value:
         with writing_to(output.parent, "choose another --json"):
             output.parent.mkdir(parents=True, exist_ok=True)
-    found, failures = predict(net, pictures, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, Screen())
+    found, failures = predict(
+        net, pictures, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, Screen(), titles
+    )
     for prediction in found:
         print(prediction.picture)
         for index, probability in zip(prediction.classes, prediction.probabilities, strict=True):

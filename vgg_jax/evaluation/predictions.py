@@ -91,6 +91,7 @@ def predict(
     batch_size: int = 0,
     maps_place: str = "",
     screen: Screen | None = None,
+    titles: list[str] | None = None,
 ) -> tuple[list[Prediction], list[Failure]]:
     """Runs the test protocol (Paper §3.2, §4) on pictures.
 
@@ -102,6 +103,7 @@ def predict(
       batch_size: images of the crop's size at once, over all devices; 0 for 64 a device, or as many as there are.
       maps_place: a directory for score maps, see `maps.draw`; "" draws none.
       screen: shows progress.
+      titles: of all classes, to be written on the maps; None: their names.
 
     Returns:
       Predictions and failures, each in the order of the pictures.
@@ -126,7 +128,8 @@ def predict(
         drawn = ""
         if maps_place:
             place = Path(maps_place).expanduser() / f"{i:03d}-{picture.stem}.png"
-            drawn = _draw(net, params, max(view.scale for view in wanted), records[i]["image"], best[i], place)
+            scale = max(view.scale for view in wanted)
+            drawn = _draw(net, params, scale, records[i]["image"], mean[i], titles or net.class_names, place)
         found.append(Prediction(picture, best[i], mean[i, best[i]], drawn))
     return found, failures
 
@@ -185,13 +188,19 @@ def _posteriors(
     return results.average(results.average(parts) for parts in by_part.values())
 
 
-def _draw(net: Net, params: dict, scale: int, encoded: bytes, best: np.ndarray, place: Path) -> str:
-    """Score maps of the two likeliest classes over the picture; "" for one too long to look at."""
+def _draw(
+    net: Net, params: dict, scale: int, encoded: bytes, posterior_K: np.ndarray, titles: list[str], place: Path
+) -> str:
+    """Score maps of the two likeliest classes over the picture; "" for one too long to look at.
+
+    The maps are of the picture at one scale, not mirrored; the posteriors beside them are those that were predicted.
+    """
     picture = rescaled(encoded, scale)
     if max(picture.shape) > _LONGEST_MAP * scale:
         return ""
-    scores, posterior = maps.score_map(net, params, picture)
-    classes = [("predicted", int(best[0])), ("second", int(best[1]))]
+    scores, _ = maps.score_map(net, params, picture)
+    first, second = (int(i) for i in results.best(posterior_K[None])[0, :2])
+    classes = [("predicted", first), ("second", second)]
     with writing_to(place, "choose another --maps"):
-        maps.draw(picture, scores, posterior, classes, net.class_names, net.config.image.crop).save(place)
+        maps.draw(picture, scores, posterior_K, classes, titles, net.config.image.crop).save(place)
     return str(place)

@@ -146,7 +146,6 @@ def _tensors(value: Any, num_bytes: int, storage_bytes: Callable[[Storage], byte
 
         return Tensor(view.shape, view.storage.dtype, read)
 
-    views = _views(value)
-    # Sizes first: a shape of many zeros and strides of zero is no harm, a large one is.
-    check_sizes({name: Tensor(v.shape, v.storage.dtype, bytearray) for name, v in views.items()}, num_bytes, _ITEMSIZES)  # type: ignore[arg-type]
-    return {name: tensor(name, view) for name, view in views.items()}
+    tensors = {name: tensor(name, view) for name, view in _views(value).items()}
+    check_sizes(tensors, num_bytes, _ITEMSIZES)
+    return tensors
