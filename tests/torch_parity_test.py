@@ -126,7 +126,6 @@ def test_what_comes_from_torchvision_goes_back_bit_for_bit(tmp_path):
 
 
 def test_a_keras_h5_gives_the_logits_that_kerass_order_and_pixels_give(tmp_path):
-    pytest.importorskip("h5py", reason="reads .h5, which needs h5py (pip install 'vgg-jax[h5]')")
     rng, kernels = np.random.default_rng(0), {}
     channels = 3
     for block, (features, depth) in enumerate([(4, 2), (8, 2), (16, 3), (32, 3), (32, 3)], start=1):

@@ -4,6 +4,7 @@ import struct
 import zipfile
 
 import numpy as np
+import pytest
 
 from vgg_jax.weights.layouts import LAYOUTS, Size, form_of, kernel_shapes, layers
 
@@ -144,8 +145,7 @@ def write_caffemodel(path, tensors, name="VGG_ILSVRC_16_layers", old=True):
 
 def write_h5(path, tensors, form="2016"):
     """`save_weights` of 2016 (fc1/fc1_W_1:0), of later versions (fc1/fc1/kernel:0), or a whole model of those."""
-    import h5py
-
+    h5py = pytest.importorskip("h5py", reason="writes .h5, which needs h5py (pip install 'vgg-jax[h5]')")
     with h5py.File(path, "w") as file:
         root = file.create_group("model_weights") if form == "model" else file
         root.create_group("flatten")

@@ -145,8 +145,6 @@ def ask(process, path, seconds):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_files_end_in_a_sentence(kind, tmp_path):
-    if kind == "h5":
-        pytest.importorskip("h5py", reason="reads .h5, which needs h5py (pip install 'vgg-jax[h5]')")
     layout, writer = KINDS[kind]
     sound = writer(tmp_path / "sound", as_laid_out(random_params("D", SIZE), layout))
     whole, rng = sound.read_bytes(), random.Random(kind)
@@ -202,8 +200,6 @@ def structural(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own"])
 def test_structural_damage_is_always_refused(kind, tmp_path):
-    if kind == "h5":
-        pytest.importorskip("h5py", reason="reads .h5, which needs h5py (pip install 'vgg-jax[h5]')")
     count = 0
     for what, writer, tensors in structural(kind):
         path = writer(tmp_path / f"{what}-{count}", tensors)
