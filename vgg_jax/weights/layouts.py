@@ -54,6 +54,7 @@ class Layout(NamedTuple):
     configurations: tuple[str, ...]  # that it has, the usual one first where names and shapes are those of several
     names: Callable[[str], dict[str, tuple[str, str]]]  # configuration -> {our layer: (kernel's name, bias's name)}
     forms: dict[str, Form]  # of fc6, fc7 and fc8; and of all convolutions, under "conv"
+    leading_ones: bool = False  # do not count: Caffe of 2014 writes a bias [1, 1, 1, F] and a matrix [1, 1, F, C]
 
 
 def convolutions(configuration: str) -> list[tuple[int, int]]:
@@ -101,6 +102,7 @@ LAYOUTS: dict[str, Layout] = {
         tuple(CONFIGURATIONS),
         lambda c: {layer: (f"{layer}/0", f"{layer}/1") for layer in layers(c)},
         {"conv": OIHW} | dict.fromkeys(FC_LAYERS, ROWS_OF_CHW),
+        leading_ones=True,
     ),
     "vgg_jax": Layout(
         tuple(CONFIGURATIONS),
@@ -199,13 +201,16 @@ def _wrong_shapes(tensors: dict[str, Tensor], layout: Layout, configuration: str
     for layer, shape in kernel_shapes(configuration, size).items():
         expected = (form_of(layout, layer).shape(shape), (shape[3],))
         for name, theirs in zip(layout.names(configuration)[layer], expected, strict=True):
-            if _plain(tensors[name].shape) != _plain(theirs):
+            shape_there = tensors[name].shape
+            if layout.leading_ones:
+                shape_there, theirs = _plain(shape_there), _plain(theirs)
+            if shape_there != theirs:
                 wrong.append(f"{name} is {short(list(tensors[name].shape))} and should be {list(theirs)}")
     return wrong
 
 
 def _plain(shape: Iterable[int]) -> Shape:
-    """Without leading ones: Caffe of 2014 writes a bias [1, 1, 1, F] and a matrix [1, 1, F, C]."""
+    """Without leading ones."""
     found = list(shape)
     while found[:1] == [1]:
         del found[0]
