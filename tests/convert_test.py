@@ -127,6 +127,17 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
 
     assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision")[0] == 0
     assert load_file(tmp_path / "out.safetensors")["classifier.6.weight"].shape == (3, 16)
+    # It says itself what it expects of pixels, and comes back as the same net.
+    status, out, err = run_module("vgg_jax.convert", tmp_path / "out.safetensors", tmp_path / "back.safetensors")
+    assert (status, err) == (0, "")
+    assert "preprocessing as the file says" in out
+    back = load_weights_net(tmp_path / "back.safetensors")
+    np.testing.assert_allclose(back.statistics.mean_rgb, of_run.statistics.mean_rgb, rtol=1e-6)
+    for name in ("conv1_1", "fc6"):
+        np.testing.assert_allclose(back.params[name]["kernel"], of_run.params[name]["kernel"], rtol=1e-6)
+    first = sha256(tmp_path / "out.safetensors")
+    assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision", "--overwrite")[0] == 0
+    assert sha256(tmp_path / "out.safetensors") == first
     status, _, err = run_module("vgg_jax.convert", run, tmp_path / "x.safetensors", "--preprocessing=caffe")
     assert (status, err.startswith("error: --preprocessing is for files")) == (2, True)
 

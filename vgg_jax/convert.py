@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
 
     weights = _read(source)  # and imports JAX, after --help and mistakes have been answered
     from vgg_jax.weights import containers, imports
-    from vgg_jax.weights.file import save_weights, write_safetensors
+    from vgg_jax.weights.file import EXPORTED_KEY, save_weights, write_safetensors
 
     if _CLASS_NAMES.value:
         weights = imports.with_class_names(weights, _listing(_CLASS_NAMES.value), _CLASS_NAMES.value)
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
         from vgg_jax.weights.exports import TORCHVISION_NETS, to_torchvision
 
         tensors, expected = to_torchvision(weights)
-        write_safetensors(dest, tensors, {"format": "pt", "preprocessing": json.dumps(expected._asdict())})
+        write_safetensors(dest, tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})
         net = TORCHVISION_NETS[weights.configuration]
         classes = "" if weights.num_classes == 1000 else f"num_classes={weights.num_classes}"
         print(f"torchvision.models.{net}({classes}).load_state_dict(safetensors.torch.load_file({str(dest)!r}))")

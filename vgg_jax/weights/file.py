@@ -27,6 +27,8 @@ from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.weights.tensors import Contents, Unreadable, short
 
 KEY, FORM = "vgg_jax", 1
+# In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any order.
+EXPORTED_KEY = "vgg_jax_preprocessing"
 SUFFIX = ".safetensors"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 from vgg_jax.errors import UserError
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing
-from vgg_jax.weights.file import KEY, Weights, own
-from vgg_jax.weights.tensors import Contents
+from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, own
+from vgg_jax.weights.tensors import Contents, Unreadable, short
 
 
 class Digests(NamedTuple):
@@ -86,13 +87,15 @@ def import_weights(
             return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
         layout, found, size = layouts.recognise(contents.tensors, configuration)
         what, known = _provenance(contents, layout, digests)
-        name = preprocessing_flag or known
+        told = contents.metadata.get(EXPORTED_KEY, "")
+        name = preprocessing_flag or ("as the file says" if told else known)
         if not name:
             usual, why = _USUAL[layout]
             raise UserError(
                 f"{path} does not say how its pixels are prepared; say it with --preprocessing={usual} or another of "
                 f"{', '.join(preprocessing.KNOWN)}, or ORDER:SCALE:MEAN:STD ({why})."
             )
+        expected = _told(told) if told and not preprocessing_flag else preprocessing.parse(name)
         params = containers.take(contents, layout, found, size)
     crop = layouts.crop_of(size)
     # The authors' two published nets were trained with jitter; all others, as far as their makers say, at 256.
@@ -105,7 +108,7 @@ def import_weights(
         fc_width=size.fc_width,
         crop=crop,
         training_scales=_scales(scales, crop, factor),
-        preprocessing=preprocessing.parse(name),
+        preprocessing=expected,
         class_names=_imagenet() if known and size.num_classes == 1000 else None,
         class_titles=None,
         source=f"{what}, {path.name}, sha256 {digests.sha256}",
@@ -150,6 +153,14 @@ def with_class_names(weights: Weights, listing: str, place: str) -> Weights:
         )
     titles = [line.removeprefix(word).strip() or word for line, word in zip(lines, first, strict=True)]
     return weights._replace(class_names=names, class_titles=titles if wnids else None)
+
+
+def _told(text: str) -> preprocessing.Preprocessing:
+    """The preprocessing in the metadata of a file that this project wrote for others."""
+    try:
+        return preprocessing.from_json(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"its preprocessing is damaged ({short(str(error))})") from error
 
 
 def _provenance(contents: Contents, layout: str, digests: Digests) -> tuple[str, str]:
