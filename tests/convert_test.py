@@ -191,10 +191,18 @@ def test_other_classes_are_refused_with_the_way_to_replace_the_head(tmp_path):
         UserError, match=r"fc8/kernel is \[1, 1, 16, 5\] there and \[1, 1, 16, 10\] here.*To keep the body"
     ):
         start_from(str(tmp_path / "a.safetensors"), ten, np.zeros(3))
+    (tmp_path / "ten").write_text("".join(f"class number {i}\n" for i in range(10)))
     status, _, _ = run_module(
-        "vgg_jax.convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--num_classes=10"
+        "vgg_jax.convert",
+        *(
+            tmp_path / "a.safetensors",
+            tmp_path / "b.safetensors",
+            "--num_classes=10",
+            f"--class_names={tmp_path / 'ten'}",
+        ),
     )
     assert status == 0
+    assert load_weights(tmp_path / "b.safetensors").class_names[9] == "class number 9"
     params, _ = start_from(str(tmp_path / "b.safetensors"), ten, ODD.mean_rgb())
     assert params["fc8"]["bias"].shape == (10,)
 

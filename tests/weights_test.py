@@ -117,6 +117,18 @@ def test_anothers_file_is_not_taken_for_ones_own(tmp_path):
         load_weights(tmp_path / "timm.safetensors")
 
 
+def test_a_file_that_lost_its_description_is_asked_about(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, some_weights())
+    save_file(load_file(path), path)
+    with pytest.raises(UserError, match="has lost its description; nets trained here take `mean_rgb`"):
+        read(path)
+    assert read(path, preprocessing_flag="mean_rgb").preprocessing == KNOWN["mean_rgb"]
+    save_file(load_file(path), path, {"vgg_jax_preprocessing": "{}"})
+    with pytest.raises(UserError, match="its preprocessing is damaged"):
+        read(path)
+
+
 # Preprocessing.
 
 

@@ -71,12 +71,12 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.weights import containers, imports
     from vgg_jax.weights.file import EXPORTED_KEY, save_weights, write_safetensors
 
-    if _CLASS_NAMES.value:
-        weights = imports.with_class_names(weights, _listing(_CLASS_NAMES.value), _CLASS_NAMES.value)
     if _NUM_CLASSES.value:
         before = weights.num_classes
         weights = imports.with_new_head(weights, _NUM_CLASSES.value, _SEED.value)
         print(f"new head: {_NUM_CLASSES.value} classes in place of {before}, random; fine-tune it with init_from")
+    if _CLASS_NAMES.value:
+        weights = imports.with_class_names(weights, _listing(_CLASS_NAMES.value), _CLASS_NAMES.value)
 
     if _TO.value == "torchvision":
         from vgg_jax.weights.exports import TORCHVISION_NETS, to_torchvision

@@ -50,6 +50,10 @@ _USUAL = {
     "torchvision": ("torchvision", "torchvision's own take `torchvision`, ports of the authors' Caffe nets `caffe`"),
     "Keras": ("caffe", "keras.applications.vgg16.preprocess_input is `caffe`"),
     "Caffe": ("caffe", "the authors' own take `caffe`"),
+    "vgg_jax": (
+        "mean_rgb",
+        "it has this project's names, but has lost its description; nets trained here take `mean_rgb`",
+    ),
 }
 
 
