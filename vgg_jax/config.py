@@ -24,7 +24,8 @@ def default_config() -> ConfigDict:
     """The paper's values for ImageNet (Paper §3.1), configuration D at S = 256. Files in configs/ change what they need."""
     config = ConfigDict()
     config.seed = 0  # of everything random: initialisation, order, crops, flips, colours, dropout
-    # Parameters to start from: a workdir, or one of its checkpoints/<step>; "" or "none" starts from model.init.
+    # Parameters to start from: a workdir, one of its checkpoints/<step>, or a weights file of `python -m vgg_jax.convert`;
+    # "" or "none" starts from model.init.
     config.init_from = ""
     config.start_required = False  # True where the paper starts from another net: init_from must then say something
 
@@ -114,7 +115,7 @@ def eval_scale(config: ConfigDict) -> int:
 
 
 def init_from(config: ConfigDict) -> str:
-    """The checkpoint or workdir to start from; "" where none is meant."""
+    """The checkpoint, workdir or weights file to start from; "" where none is meant."""
     return "" if config.init_from == NO_INIT_FROM else config.init_from
 
 

@@ -10,6 +10,10 @@ _WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "A run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP. Several, by commas or by "
     "giving the flag again, are fused: the mean of their posteriors, each net at its own scales."
 )  # fmt: skip
+_WEIGHTS = flags.DEFINE_multi_string(
+    "weights", [], "A file of weights (python -m vgg_jax.convert) in place of a run; several as for --workdir. Its test "
+    "data is ImageNet's validation split unless --data_name, --data_root, --data_dir or --split say otherwise."
+)  # fmt: skip
 _PROTOCOL = flags.DEFINE_enum(
     "protocol", "dense", ["center_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged: one crop; the "
     "class score map of the whole picture (Paper 3.2); 5 x 5 crops (Paper 4.3); both. All but center_crop also over the "
@@ -45,8 +49,10 @@ _JSON = flags.DEFINE_string(
 def main(arguments: list[str]) -> None:
     if arguments:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --workdir=runs/vgg16.")
-    workdirs = tuple(part for value in _WORKDIR.value for part in value.split(",") if part)
-    if not workdirs:
+    workdirs, weights = (
+        tuple(part for value in flag.value for part in value.split(",") if part) for flag in (_WORKDIR, _WEIGHTS)
+    )
+    if not workdirs and not weights:
         cli.fail("say what to evaluate: --workdir=runs/quickstart, for example; --help lists the flags.")
     from vgg_jax.evaluation.protocol import Request, evaluate  # here, so that --help answers at once
 
@@ -65,6 +71,7 @@ def main(arguments: list[str]) -> None:
             num_maps=_NUM_MAPS.value,
             class_numbers=_CLASS_NUMBERS.value,
             output=_JSON.value,
+            weights=weights,
         )
     )
 

@@ -19,6 +19,8 @@ from vgg_jax.errors import UserError
 from vgg_jax.models import CONFIGURATIONS, VGG
 from vgg_jax.sharding import make_mesh, tree_shardings
 from vgg_jax.state import make_model, params_sha256
+from vgg_jax.weights.file import Weights, folded_params, load_weights
+from vgg_jax.weights.preprocessing import Preprocessing
 
 
 class Net(NamedTuple):
@@ -66,6 +68,60 @@ def load_net(source: Path, dtype: str = "") -> Net:
     digest = params_sha256(params)
     params = jax.device_put(params, tree_shardings(params, mesh, config.sharding))
     return Net(workdir, checkpoint, config, make_model(config), params, digest, class_names, statistics, mesh)
+
+
+def load_weights_net(source: Path, dtype: str = "") -> Net:
+    """Reads a weights file. Its preprocessing becomes part of conv1_1, so that all nets here see pixels alike.
+
+    Args:
+      source: of `python -m vgg_jax.convert`. What is computed with it is kept in a directory of its name beside it.
+      dtype: of the computation; "" for float32.
+
+    Raises:
+      UserError: as `load_weights`.
+    """
+    source = source.expanduser()
+    weights = load_weights(source)
+    config = default_config()
+    config.model.configuration = weights.configuration
+    config.model.num_classes = weights.num_classes
+    config.model.width_multiplier = weights.width_multiplier
+    config.model.fc_width = weights.fc_width
+    config.model.dtype = dtype or "float32"
+    config.image.crop = weights.crop
+    config.image.scale_min, config.image.scale_max = weights.training_scales
+    names = weights.class_names or [f"class {i}" for i in range(weights.num_classes)]
+    # Colours are shifted in training only, which a file knows nothing of.
+    statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
+    mesh, params = make_mesh(1), folded_params(weights)
+    digest = params_sha256(params)
+    params = jax.device_put(params, tree_shardings(params, mesh, config.sharding))
+    return Net(source.with_suffix(""), source, config, make_model(config), params, digest, names, statistics, mesh)
+
+
+def weights_of_run(source: Path) -> Weights:
+    """A run's checkpoint as a weights file holds it.
+
+    Args:
+      source: a workdir, which stands for its best checkpoint, or one of its checkpoints/<step>.
+
+    Raises:
+      UserError: as `load_net`.
+    """
+    net = load_net(source)
+    red, green, blue = map(float, net.statistics.mean_rgb)
+    return Weights(
+        params=jax.tree.map(lambda x: np.asarray(x, np.float32), net.params),
+        configuration=net.config.model.configuration,
+        width_multiplier=net.config.model.width_multiplier,
+        fc_width=net.config.model.fc_width,
+        crop=net.config.image.crop,
+        training_scales=(net.config.image.scale_min, net.config.image.scale_max),
+        preprocessing=Preprocessing("RGB", 255.0, (red, green, blue), (1.0, 1.0, 1.0)),
+        class_names=net.class_names,
+        class_titles=None,
+        source=f"the run {net.workdir.name}, checkpoint {net.checkpoint.name}",
+    )
 
 
 def _config(path: Path) -> ConfigDict:

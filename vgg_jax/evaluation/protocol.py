@@ -20,7 +20,7 @@ from vgg_jax.data.sources import expanded, open_split, prepared_builder
 from vgg_jax.errors import UserError, writing_to
 from vgg_jax.evaluation import maps, paper, results
 from vgg_jax.evaluation.compute import Costs, reading
-from vgg_jax.evaluation.nets import Net, load_net
+from vgg_jax.evaluation.nets import Net, load_net, load_weights_net
 from vgg_jax.evaluation.posteriors import UNLABELLED, Source, directory, posteriors_of
 from vgg_jax.evaluation.store import Posteriors
 from vgg_jax.evaluation.views import PROTOCOLS, View, views
@@ -45,6 +45,7 @@ class Request(NamedTuple):
     num_maps: int = 8
     class_numbers: str = ""  # a file, see `results.class_numbers`
     output: str = ""  # a file for the results; "" beside the posteriors
+    weights: tuple[str, ...] = ()  # files, see `weights.file`; they come after the workdirs
 
 
 def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
 
     # Which nets, on which pictures, how; refused here if they do not go together.
     nets = [load_net(Path(workdir), request.dtype) for workdir in request.workdirs]
+    nets += [load_weights_net(Path(file), request.dtype) for file in request.weights]
     for net in nets[1:]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]
@@ -131,10 +133,16 @@ def _opened(request: Request, net: Net, screen: Screen) -> Source:
     class_names = list(builder.info.features["label"].names)
     strange = sorted(set(class_names) - set(net.class_names))
     if strange and class_names != [UNLABELLED]:
+        place, names = net.workdir, ""
+        if net.checkpoint.is_file():  # weights from elsewhere may lack the names of their classes
+            place, names = (
+                net.checkpoint,
+                ", or name its classes with: python -m vgg_jax.convert ... --class_names=FILE",
+            )
         raise UserError(
-            f"{builder.info.full_name} has {len(strange)} classes that the net in {net.workdir} does not know, among them "
+            f"{builder.info.full_name} has {len(strange)} classes that the net in {place} does not know, among them "
             f"{strange[0]!r}; evaluate it on pictures of the {len(net.class_names)} classes it was trained on "
-            "(--data_name, --data_root, --data_dir)."
+            f"(--data_name, --data_root, --data_dir){names}."
         )
     return Source(builder.info.full_name, split, records, class_names, screen)
 

@@ -80,6 +80,7 @@ class VGG(nn.Module):
         train: bool = False,
         sizes_Bx2: jax.Array | None = None,
         endpoints: Sequence[str] = (),
+        logits: bool = True,
     ):
         """Class scores of images.
 
@@ -90,10 +91,12 @@ class VGG(nn.Module):
           sizes_Bx2: int, true (height, width) of images that are padded at the bottom and the right to a common
             size; the logits are those of the unpadded images. Every size is at least the crop.
           endpoints: names of layers whose activations are wanted too, see `endpoint_names`.
+          logits: False ends with the block of the last endpoint, so that the images may be smaller than the crop if no
+            FC layer is among the endpoints.
 
         Returns:
           logits [B, K] in float32, the class scores averaged over space; with endpoints a pair (logits, {name: map}),
-          maps [B, h, w, C] in `dtype`, `score_map` [B, h, w, K] in float32.
+          maps [B, h, w, C] in `dtype`, `score_map` [B, h, w, K] in float32. Without logits {name: map} alone.
 
         Raises:
           ValueError: an unknown configuration or endpoint, or images smaller than the crop.
@@ -135,6 +138,8 @@ class VGG(nn.Module):
             x = max_pool_2x2(x)
             sizes = None if sizes is None else sizes // 2
             x = keep(f"pool{i}", x)
+            if not logits and len(found) == len(set(endpoints)):
+                return found
 
         last_map = x.shape[1:3]
         x = FullyConnected(self.fc_width, name="fc6", **options)(x)
@@ -151,6 +156,8 @@ class VGG(nn.Module):
             logits_BxK = score_map.mean((1, 2))
         else:
             logits_BxK = score_map.sum((1, 2)) / sizes.prod(-1, keepdims=True)
+        if not logits:
+            return found
         return (logits_BxK, found) if endpoints else logits_BxK
 
 

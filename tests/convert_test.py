@@ -1,0 +1,227 @@
+"""The command line of converting: help, what it prints, mistakes, and files that work wherever a run does."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.command import as_flags, run_main, run_module
+from tests.conftest import REPOSITORY
+from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
+from tests.weights_test import ODD, some_weights
+from vgg_jax.checkpoints import load_params
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation.nets import load_net, load_weights_net
+from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.transplant import start_from
+from vgg_jax.weights.file import folded_params, load_weights, make_model, save_weights
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def pth(tmp_path):
+    return write_pth(tmp_path / "net.pth", as_laid_out(random_params(), "torchvision"))
+
+
+def test_help_answers_without_loading_jax():
+    code = (
+        "import sys, runpy; sys.argv = ['convert', '--help']\n"
+        "try: runpy.run_module('vgg_jax.convert', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'safetensors', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for flag in ("--to", "--sha256", "--preprocessing", "--class_names", "--num_classes", "--[no]overwrite"):
+        assert flag in result.stdout
+
+
+def test_it_says_what_it_read_and_wrote(pth, tmp_path):
+    dest = tmp_path / "new" / "net.safetensors"
+    digest = sha256(pth)
+    status, out, err = run_module(
+        "vgg_jax.convert",
+        pth,
+        dest,
+        "--preprocessing=torchvision",
+        f"--sha256={digest[:12]}",
+        "--training_scales=80,90",
+    )
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"read: {pth}, {pth.stat().st_size:,} bytes, sha256 {digest}"
+    assert lines[1] == "a .pth of torch: torchvision's layout, configuration D, preprocessing torchvision"
+    assert re.fullmatch(r"[\d,]+ parameters, crop 64, S 80 to 90, 5 classes, without names .*", lines[2])
+    assert lines[3] == f"written: {dest}, {dest.stat().st_size:,} bytes, sha256 {sha256(dest)}"
+    weights = load_weights(dest)
+    assert digest in weights.source
+    np.testing.assert_array_equal(weights.params["fc6"]["kernel"], random_params()["fc6"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "give two names, from what and to what"),
+        (("PTH",), "give two names"),
+        (("/nowhere.pth", "DEST"), "/nowhere.pth: there is no such file or run."),
+        (("PTH", "x.npz"), "x.npz: what is written is a safetensors file"),
+        (("PTH", "PTH"), "give it a name that ends in .safetensors"),
+        (("PTH", "DEST", "--too=x"), "Unknown command line flag 'too'"),
+        (("PTH", "DEST", "--to=onnx"), "value should be one of <vgg_jax|torchvision|stablehlo>"),
+        (("PTH", "DEST"), "does not say how its pixels are prepared; say it with --preprocessing=torchvision"),
+        (("PTH", "DEST", "--sha256=00000000"), "is not the file that was meant: its SHA-256 is "),
+        (("PTH", "DEST", "--sha256=12"), "is not at least eight hexadecimal digits"),
+        (("PTH", "DEST", "--preprocessing=caffe", "--class_names=/nowhere"), "--class_names=/nowhere cannot be read"),
+        (("PTH", "DEST", "--num_classes=1"), "a net tells at least two classes apart"),
+        (("PTH", "/proc/x/y.safetensors", "--preprocessing=caffe"), "cannot write to /proc/x/y.safetensors"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_a_status_and_leaves_nothing(arguments, sentence, pth, tmp_path):
+    names = {"PTH": str(pth), "DEST": str(tmp_path / "dest.safetensors")}
+    status, out, err = run_module("vgg_jax.convert", *(names.get(a, a) for a in arguments))
+    assert status in (1, 2)
+    assert sentence in out + err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
+
+
+def test_what_exists_is_left_unless_one_says_otherwise(pth, tmp_path):
+    dest = tmp_path / "dest.safetensors"
+    dest.write_text("precious")
+    status, _, err = run_module("vgg_jax.convert", pth, dest, "--preprocessing=caffe")
+    assert (status, err) == (2, f"error: {dest} exists; choose another name, or say --overwrite.\n")
+    assert dest.read_text() == "precious"
+    assert run_module("vgg_jax.convert", pth, dest, "--preprocessing=caffe", "--overwrite")[0] == 0
+    assert load_weights(dest).configuration == "D"
+
+
+def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_config, tmp_path):
+    dest = tmp_path / "run.safetensors"
+    status, out, err = run_module("vgg_jax.convert", run, dest)
+    assert (status, err) == (0, "")
+    assert "3 classes, their names are known" in out
+    of_run, of_file = load_net(run), load_weights_net(dest)
+    assert of_file.digest == of_run.digest
+    assert of_file.class_names == of_run.class_names
+    assert (of_file.statistics.mean_rgb == of_run.statistics.mean_rgb).all()
+    assert of_file.config.image.to_dict() == of_run.config.image.to_dict()
+
+    data = {"data_root": net_config.data.root, "data_dir": net_config.data.dir}
+    both = [
+        evaluate(Request(workdirs=(str(run),), **data), quiet=True),
+        evaluate(Request(workdirs=(), weights=(str(dest),), **data), quiet=True),
+    ]
+    rows = [{k: v for k, v in summary["rows"][0].items() if k != "nets"} for summary in both]
+    assert rows[0] == rows[1]
+    fused = evaluate(Request(workdirs=(str(run),), weights=(str(dest),), **data), quiet=True)
+    assert fused["rows"][-1]["nets"] == "fusion of 2"
+
+    assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision")[0] == 0
+    assert load_file(tmp_path / "out.safetensors")["classifier.6.weight"].shape == (3, 16)
+    # It says itself what it expects of pixels, and comes back as the same net.
+    status, out, err = run_module("vgg_jax.convert", tmp_path / "out.safetensors", tmp_path / "back.safetensors")
+    assert (status, err) == (0, "")
+    assert "preprocessing as the file says" in out
+    back = load_weights_net(tmp_path / "back.safetensors")
+    np.testing.assert_allclose(back.statistics.mean_rgb, of_run.statistics.mean_rgb, rtol=1e-6)
+    for name in ("conv1_1", "fc6"):
+        np.testing.assert_allclose(back.params[name]["kernel"], of_run.params[name]["kernel"], rtol=1e-6)
+    first = sha256(tmp_path / "out.safetensors")
+    assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision", "--overwrite")[0] == 0
+    assert sha256(tmp_path / "out.safetensors") == first
+    status, _, err = run_module("vgg_jax.convert", run, tmp_path / "x.safetensors", "--preprocessing=caffe")
+    assert (status, err.startswith("error: --preprocessing is for files")) == (2, True)
+
+
+def test_a_program_and_a_new_head_from_the_command_line(tmp_path):
+    pytest.importorskip("flatbuffers", reason="exports, which needs flatbuffers (pip install 'vgg-jax[export]')")
+    save_weights(tmp_path / "a.safetensors", some_weights("A"))
+    status, out, err = run_module(
+        "vgg_jax.convert", tmp_path / "a.safetensors", tmp_path / "a.stablehlo", "--to=stablehlo", "--num_classes=7"
+    )
+    assert (status, err) == (0, "")
+    assert "new head: 7 classes in place of 5, random" in out
+    program = jax.export.deserialize(bytearray((tmp_path / "a.stablehlo").read_bytes()))
+    assert program.call(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 7)
+
+
+# Starting from a file.
+
+
+def test_training_starts_from_a_file_with_its_preprocessing(tmp_path):
+    weights = some_weights("A")
+    save_weights(tmp_path / "a.safetensors", weights)
+    fresh = {layer: dict(leaves) for layer, leaves in random_params("A", seed=9).items()}
+    fresh = {
+        layer: {k: __import__("jax").numpy.asarray(v) for k, v in leaves.items()} for layer, leaves in fresh.items()
+    }
+    mean = ODD.mean_rgb()
+    params, report = start_from(str(tmp_path / "a.safetensors"), fresh, mean)
+    assert report == f"all layers start from {tmp_path / 'a.safetensors'}"
+    for layer, leaves in folded_params(weights).items():
+        for name, array in leaves.items():
+            np.testing.assert_array_equal(params[layer][name], array)
+
+    # Another mean: the same inside a picture, and not at its border, where zero padding stands for the new mean.
+    other, _ = start_from(str(tmp_path / "a.safetensors"), fresh, mean + np.float32([10, -5, 3]))
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.float32)
+
+    def first(p, x):
+        return np.asarray(make_model(weights).apply({"params": p}, x, endpoints=("conv1_1",))[1]["conv1_1"])
+
+    wanted, found = first(params, images - mean), first(other, images - mean - np.float32([10, -5, 3]))
+    np.testing.assert_allclose(found[:, 1:-1, 1:-1], wanted[:, 1:-1, 1:-1], atol=1e-4 * np.abs(wanted).max())
+    assert np.abs(found - wanted)[:, 0].max() > 1e-3 * np.abs(wanted).max()
+    assert (other["conv1_1"]["bias"] != params["conv1_1"]["bias"]).any()
+
+
+def test_other_classes_are_refused_with_the_way_to_replace_the_head(tmp_path):
+    save_weights(tmp_path / "a.safetensors", some_weights("A"))
+    ten = jax.tree.map(jax.numpy.asarray, random_params("A", NARROW._replace(num_classes=10)))
+    with pytest.raises(
+        UserError, match=r"fc8/kernel is \[1, 1, 16, 5\] there and \[1, 1, 16, 10\] here.*To keep the body"
+    ):
+        start_from(str(tmp_path / "a.safetensors"), ten, np.zeros(3))
+    (tmp_path / "ten").write_text("".join(f"class number {i}\n" for i in range(10)))
+    status, _, _ = run_module(
+        "vgg_jax.convert",
+        *(
+            tmp_path / "a.safetensors",
+            tmp_path / "b.safetensors",
+            "--num_classes=10",
+            f"--class_names={tmp_path / 'ten'}",
+        ),
+    )
+    assert status == 0
+    assert load_weights(tmp_path / "b.safetensors").class_names[9] == "class number 9"
+    params, _ = start_from(str(tmp_path / "b.safetensors"), ten, ODD.mean_rgb())
+    assert params["fc8"]["bias"].shape == (10,)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_file(net_config, tmp_path):
+    save_weights(tmp_path / "a.safetensors", some_weights("A", class_names=None, params=random_params("A")))
+    assert (
+        run_module("vgg_jax.convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--num_classes=3")[0] == 0
+    )
+    net_config.init_from = str(tmp_path / "b.safetensors")
+    net_config.num_epochs = 0.01
+    net_config.optimizer.learning_rate = 1e-12
+    net_config.data.train_split = "validation"
+    flags = as_flags(net_config)
+    status, out, err = run_main("--config=configs/quickstart.py", f"--workdir={tmp_path / 'w'}", *flags)
+    assert (status, err) == (0, "")
+    assert f"all layers start from {tmp_path / 'b.safetensors'}" in out
+    _, params = load_params(tmp_path / "w")
+    np.testing.assert_allclose(params["fc6"]["kernel"], random_params("A")["fc6"]["kernel"], rtol=1e-5, atol=1e-8)
+    description = json.loads((tmp_path / "w" / "dataset.json").read_text())
+    assert description["mean_rgb"] != ODD.mean_rgb().tolist()

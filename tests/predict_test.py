@@ -1,0 +1,141 @@
+"""Predictions on one's own pictures: those of the test protocol, and one bad picture does not spoil the others."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import run_module
+from tests.conftest import REPOSITORY
+from tests.reference import Reference
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation.nets import load_net, load_weights_net, weights_of_run
+from vgg_jax.evaluation.predictions import listed, predict
+from vgg_jax.weights.file import save_weights
+
+WNIDS = ["n01440764", "n01443537", "n01484850"]
+TITLES = ["tench, Tinca tinca", "goldfish", "great white shark"]
+
+
+@pytest.fixture
+def weights(run, tmp_path):
+    """Those of `run`, with names."""
+    found = weights_of_run(run)._replace(class_names=WNIDS, class_titles=TITLES)
+    save_weights(tmp_path / "net.safetensors", found)
+    return tmp_path / "net.safetensors"
+
+
+def test_help_answers_without_loading_jax():
+    code = (
+        "import sys, runpy; sys.argv = ['predict', '--help']\n"
+        "try: runpy.run_module('vgg_jax.predict', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for flag in ("--weights", "--workdir", "--protocol", "--scales", "--maps", "--json"):
+        assert flag in result.stdout
+
+
+def test_probabilities_are_those_of_a_slow_reference(run, photos):
+    net = load_net(run)
+    reference = Reference(net.params, photos)
+    found, failures = predict(net, reference.files[:3], "dense+multi_crop", "64,82")
+    assert failures == []
+    for prediction in found:
+        each = [[reference.dense(prediction.picture, q), reference.multi_crop(prediction.picture, q)] for q in (64, 82)]
+        wanted = np.mean(each, (0, 1))
+        assert list(prediction.classes) == list(np.argsort(-wanted))
+        np.testing.assert_allclose(prediction.probabilities, np.sort(wanted)[::-1], atol=2e-3)
+    assert np.ptp([p.probabilities[0] for p in found]) > 0.005  # they differ by picture
+
+
+def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, photos, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "deeper").mkdir(parents=True)
+    good = sorted(photos.glob("validation/*/*"))[:3]
+    for i, file in enumerate(good):
+        Image.open(file).convert("RGB").save(folder / ("deeper" if i else ".") / f"{i}.jpg")
+    whole = (folder / "0.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.PNG").write_text("no picture")
+    (folder / "notes.txt").write_text("not looked at")
+    output = tmp_path / "deep" / "found.json"
+    status, out, err = run_module(
+        "vgg_jax.predict",
+        *(f"--weights={weights}", f"--json={output}", f"--maps={tmp_path / 'maps'}", folder, tmp_path / "missing.jpg"),
+    )
+    assert status == 1
+    lines = err.splitlines()
+    assert lines[0] == "error: 3 of 6 pictures could not be read:"
+    assert [line.split(": ")[0].strip() for line in lines[1:]] == [
+        str(folder / "cut.jpg"),
+        str(folder / "text.PNG"),
+        str(tmp_path / "missing.jpg"),
+    ]
+    assert "Traceback" not in err
+    shown = out.splitlines()
+    assert shown[0] == str(folder / "0.jpg")
+    assert len(shown) == 3 * (1 + 3)
+    assert {line.split("%  ")[1] for line in shown[1:4]} == set(TITLES)
+    summary = json.loads(output.read_text())
+    assert [one["picture"] for one in summary["predictions"]] == [s for s in shown if s.startswith("/")]
+    first = summary["predictions"][0]["classes"]
+    assert [one["class"] for one in first] == [WNIDS[TITLES.index(one["title"])] for one in first]
+    assert sum(one["probability"] for one in first) == pytest.approx(1, abs=1e-5)
+    assert [f["reason"] for f in summary["failures"]][1:] == ["not a picture", "No such file or directory"]
+    for one in summary["predictions"]:
+        assert Image.open(one["map"]).size[0] > 700  # the picture and two maps beside one another
+
+
+def test_a_run_serves_as_well_as_a_file(weights, run, photos):
+    pictures = sorted(photos.glob("validation/*/*"))[:1]
+    (of_run,), (of_file,) = (
+        predict(net, pictures, "center_crop")[0] for net in (load_net(run), load_weights_net(weights))
+    )
+    assert (of_run.probabilities == of_file.probabilities).all()
+    status, out, err = run_module("vgg_jax.predict", f"--workdir={run}", "--protocol=center_crop", *pictures)
+    assert (status, err) == (0, "")
+    assert [line.split("%")[0].strip() for line in out.splitlines()[1:]] == [
+        f"{100 * p:.1f}" for p in of_run.probabilities
+    ]
+
+
+def test_files_folders_and_patterns(photos, tmp_path):
+    all_of = sorted(photos.rglob("*.png"))
+    assert listed([str(photos)]) == all_of
+    assert listed([str(photos / "**" / "00[12].png")]) == [p for p in all_of if p.stem in ("001", "002")]
+    assert listed([str(all_of[3]), str(photos)]) == [all_of[3], *(p for p in all_of if p != all_of[3])]
+    (tmp_path / "odd[1].png").write_bytes(b"")
+    assert listed([str(tmp_path / "odd[1].png")]) == [tmp_path / "odd[1].png"]  # a name, not a pattern
+    with pytest.raises(UserError, match="no file matches this pattern"):
+        listed([str(tmp_path / "*.jpg")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="there is no picture in this folder"):
+        listed([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("a.jpg",), "say which net, one of: --weights=FILE, --workdir=RUN"),
+        (("--weights=x", "--workdir=y", "a.jpg"), "say which net, one of"),
+        (("--weights=x",), "say which pictures: files, folders or patterns"),
+        (("--weights=README.md", "README.md"), "README.md: it is of an unknown kind"),
+        (("--weight=x", "a.jpg"), "Unknown command line flag 'weight'"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
+    status, out, err = run_module("vgg_jax.predict", *arguments)
+    assert status in (1, 2)
+    assert sentence in out + err
+    assert "Traceback" not in err
+
+
+def test_a_scale_below_the_crop_is_refused(run, photos):
+    with pytest.raises(UserError, match="the test scale Q=32"):
+        predict(load_net(run), sorted(photos.rglob("*.png")), "dense", "32")

@@ -1,0 +1,509 @@
+"""Weights files: what is read, what is refused, that nothing in them is ever run, and what they say of pixels."""
+
+import io
+import json
+import pickle
+import struct
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.weights_files import (
+    NARROW,
+    as_laid_out,
+    pickled,
+    random_params,
+    write_caffemodel,
+    write_h5,
+    write_old_pth,
+    write_pth,
+)
+from vgg_jax.errors import UserError
+from vgg_jax.models import VGG
+from vgg_jax.weights import containers, layouts, preprocessing
+from vgg_jax.weights.exports import to_stablehlo, to_torchvision
+from vgg_jax.weights.file import KEY, Weights, folded_params, load_weights, make_model, save_weights
+from vgg_jax.weights.imports import Digests, import_weights, with_class_names, with_new_head
+from vgg_jax.weights.pickles import read_pickle
+from vgg_jax.weights.preprocessing import KNOWN, Preprocessing
+
+NO_DIGESTS = Digests("0" * 64, "")
+ODD = Preprocessing("BGR", 2.0, (0.9, 1.1, 0.8), (0.5, 0.25, 2.0))
+
+
+def some_weights(configuration="D", expected=ODD, seed=0, **changes):
+    return Weights(
+        params=random_params(configuration, seed=seed),
+        configuration=configuration,
+        width_multiplier=1 / 16,
+        fc_width=16,
+        crop=64,
+        training_scales=(73, 146),
+        preprocessing=expected,
+        class_names=list("abcde"),
+        class_titles=None,
+        source="drawn at random",
+    )._replace(**changes)
+
+
+def read(path, **options):
+    return import_weights(path, NO_DIGESTS, **options)[0]
+
+
+def equal(a, b):
+    return all((a[layer][name] == b[layer][name]).all() for layer in a for name in ("kernel", "bias"))
+
+
+# The project's own file.
+
+
+def test_what_is_written_is_read_and_twice_the_same_bytes(tmp_path):
+    weights = some_weights()
+    save_weights(tmp_path / "a.safetensors", weights)
+    found = load_weights(tmp_path / "a.safetensors")
+    assert equal(found.params, weights.params)
+    assert found._replace(params=None) == weights._replace(params=None)
+    save_weights(tmp_path / "b.safetensors", found)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    (tmp_path / "as usual").write_text("")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "as usual").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "as usual", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"form": 2}, "not of form 1"),
+        ({"configuration": "F"}, "has F for configuration"),
+        ({"num_classes": 6}, "for class_names"),
+        ({"num_classes": 6, "class_names": None}, r"fc8/kernel is \[1, 1, 16, 5\], but should be \[1, 1, 16, 6\]"),
+        ({"fc_width": 10**9}, "has 1000000000 for fc_width"),
+        ({"width_multiplier": "1"}, "for width_multiplier"),
+        ({"width_multiplier": 0.125}, r"conv1_1/kernel is \[3, 3, 3, 4\], but should be \[3, 3, 3, 8\]"),
+        ({"crop": 96, "training_scales": [96, 96]}, "fc6/kernel is"),
+        ({"training_scales": [60, 73]}, r"has \[60, 73\] for training_scales"),
+        ({"preprocessing": {"order": "RGB"}}, "its preprocessing is damaged"),
+        ({"class_names": list("abc")}, "for class_names"),
+        ({"params_sha256": "0" * 64}, "its numbers are not those that were written"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(change, sentence, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, some_weights())
+    with containers.opened(path) as contents:
+        description = json.loads(contents.metadata[KEY])
+    save_file(load_file(path), path, {KEY: json.dumps(description | change)})
+    with pytest.raises(UserError, match=sentence):
+        load_weights(path)
+
+
+def test_a_changed_number_is_found(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, some_weights())
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"its numbers are not those that were written \(their digest differs\)"):
+        load_weights(path)
+
+
+def test_anothers_file_is_not_taken_for_ones_own(tmp_path):
+    save_file(as_laid_out(random_params(), "timm"), tmp_path / "timm.safetensors")
+    with pytest.raises(UserError, match=r"make one of it with: python -m vgg_jax.convert .*timm.safetensors NAME"):
+        load_weights(tmp_path / "timm.safetensors")
+
+
+def test_a_file_that_lost_its_description_is_asked_about(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, some_weights())
+    save_file(load_file(path), path)
+    with pytest.raises(UserError, match="has lost its description; nets trained here take `mean_rgb`"):
+        read(path)
+    assert read(path, preprocessing_flag="mean_rgb").preprocessing == KNOWN["mean_rgb"]
+    save_file(load_file(path), path, {"vgg_jax_preprocessing": "{}"})
+    with pytest.raises(UserError, match="its preprocessing is damaged"):
+        read(path)
+
+
+# Preprocessing.
+
+
+@pytest.mark.parametrize("expected", [*KNOWN.values(), ODD])
+def test_preprocessing_moves_into_conv1_1_exactly(expected):
+    """The net on its own input equals the changed net on RGB minus the mean, borders included."""
+    weights = some_weights(expected=expected)
+    images = np.random.default_rng(0).integers(0, 256, (2, 70, 81, 3)).astype(np.float32)
+    ordered = images if expected.order == "RGB" else images[..., ::-1]
+    own_input = (ordered * expected.scale / 255 - np.array(expected.mean)) / np.array(expected.std)
+    model = make_model(weights)
+    names = ("relu1_1", "score_map")
+    _, wanted = model.apply({"params": weights.params}, jnp.asarray(own_input, jnp.float32), endpoints=names)
+    _, found = model.apply({"params": folded_params(weights)}, images - expected.mean_rgb(), endpoints=names)
+    for name in names:
+        scale = float(jnp.abs(wanted[name]).max())
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-4 * scale)
+        border = np.abs(np.asarray(wanted["relu1_1"][:, 0]))
+        assert border.max() > 0
+    # Unlike in the order of channels or without the division:
+    _, wrong = model.apply({"params": weights.params}, jnp.asarray(images - expected.mean_rgb()), endpoints=names)
+    if expected != KNOWN["mean_rgb"]:
+        assert float(jnp.abs(wrong["relu1_1"] - wanted["relu1_1"]).max()) > 0.1 * float(wanted["relu1_1"].max())
+    back = preprocessing.unfolded(folded_params(weights)["conv1_1"]["kernel"], expected)
+    np.testing.assert_allclose(back, weights.params["conv1_1"]["kernel"], rtol=1e-6)
+
+
+def test_means_are_those_of_the_makers():
+    np.testing.assert_allclose(KNOWN["caffe"].mean_rgb(), [123.68, 116.779, 103.939])
+    np.testing.assert_allclose(KNOWN["torchvision"].mean_rgb(), [123.675, 116.28, 103.53])
+    assert preprocessing.parse("RGB:1:0.485,0.456,0.406:0.229,0.224,0.225") == KNOWN["torchvision"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "rgb", "RGB:1:0,0:1,1,1", "GBR:1:0,0,0:1,1,1", "RGB:0:0,0,0:1,1,1", "RGB:1:nan,0,0:1,1,1", "RGB:1:0,0,0"],
+)
+def test_a_preprocessing_that_cannot_be_is_refused(text):
+    with pytest.raises(UserError, match="is neither of torchvision, caffe, mean_rgb nor of the form"):
+        preprocessing.parse(text)
+
+
+def test_preprocessing_is_taken_where_it_is_known_and_asked_for_where_not(tmp_path):
+    pth = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
+    with pytest.raises(
+        UserError, match=r"does not say how its pixels are prepared; say it with --preprocessing=torchvi"
+    ):
+        read(pth)
+    assert read(pth, preprocessing_flag="caffe").preprocessing == KNOWN["caffe"]
+    published = Digests("397923af" + "0" * 56, "")
+    weights, what = import_weights(pth, published)
+    assert weights.preprocessing == KNOWN["torchvision"]
+    assert what.startswith("torchvision's vgg16-397923af.pth")
+    assert weights.training_scales == (73, 73)
+    caffe = as_laid_out(random_params(), "Caffe")
+    weights = read(write_caffemodel(tmp_path / "a.caffemodel", caffe))
+    assert (weights.preprocessing, weights.training_scales) == (KNOWN["caffe"], (73, 146))
+    with pytest.raises(UserError, match="say it with --preprocessing=caffe"):
+        read(write_caffemodel(tmp_path / "b.caffemodel", caffe, name="mine"))
+
+
+# Heads and names.
+
+
+def test_a_new_head_leaves_the_body(tmp_path):
+    weights = some_weights()
+    other = with_new_head(weights, 10, seed=0)
+    assert other.num_classes == 10
+    assert other.class_names is None
+    assert other.params["fc8"]["kernel"].shape == (1, 1, 16, 10)
+    assert other.params["fc8"]["kernel"].std() == pytest.approx((2 / 26) ** 0.5, rel=0.2)
+    assert equal(*({k: v for k, v in w.params.items() if k != "fc8"} for w in (weights, other)))
+    save_weights(tmp_path / "a.safetensors", other)
+    assert load_weights(tmp_path / "a.safetensors").num_classes == 10
+
+
+def test_names_of_classes():
+    wnids = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n\nn01484850 shark\nn01491361\nn01494475 hammerhead\n"
+    named = with_class_names(some_weights(), wnids, "x")
+    assert named.class_names[:2] == ["n01440764", "n01443537"]
+    assert named.class_titles == ["tench, Tinca tinca", "goldfish", "shark", "n01491361", "hammerhead"]
+    plain = with_class_names(some_weights(), "a b\nc\nd\ne\nf", "x")
+    assert (plain.class_names, plain.class_titles) == (["a b", "c", "d", "e", "f"], None)
+    with pytest.raises(UserError, match=r"--class_names=x has 5 names \(4 different\) for 5 classes"):
+        with_class_names(some_weights(), "a\nc\nd\ne\na", "x")
+
+
+# Nothing is run.
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("was-here",)
+
+
+class EvilEval:
+    def __reduce__(self):
+        return eval, ("open('was-here', 'w')",)
+
+
+@pytest.mark.parametrize(
+    ("payload", "named"),
+    [
+        (pickle.dumps({"features.0.weight": Evil()}, 2), r"posix.mkdir"),
+        (pickle.dumps({"features.0.weight": EvilEval()}, 2), r"__builtin__.eval"),
+        (pickle.dumps({"features.0.weight": EvilEval()}, 4), r"builtins.eval"),
+        (b"cos\nsystem\n(S'touch was-here'\ntR.", "os.system"),
+        (b"\x80\x02(S'touch was-here'\nios\nsystem\n.", "the instruction STRING"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.", "no state dictionary"),
+        (b"\x80\x02X\x05\0\0\0torchctorch\nFloatStorage\n)R.", "calls something that cannot be called"),
+        (b"\x80\x02\x82\x01.", "the instruction EXT1"),
+        (b"\x80\x04\x96" + struct.pack("<Q", 2**40) + b".", "damaged"),  # BYTEARRAY8 of a terabyte
+        (b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".", "no state dictionary"),  # a memo of 64 GB
+        (b"\x80\x02N" + b"\x85" * 100_000 + b".", "no state dictionary"),  # deeper than any stack
+        (b"\x80\x02(" * 3 + b".", "damaged"),
+        (b"", "damaged"),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pth_that_tries_to_do_something_is_refused_and_named(payload, named, old, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pth"
+    if old:
+        head = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+        system = pickle.dumps({"little_endian": True}, 2)
+        path.write_bytes(head + b"\x80\x02M\xe9\x03." + system + payload + b"\x80\x02].")
+    else:
+        write_pth(path, {}, payload or b"\x80")
+    with pytest.raises(UserError, match=named) as refused:
+        read(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_the_payload_would_have_been_run_by_an_ordinary_unpickler(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(Evil(), 2))
+    assert (tmp_path / "was-here").exists()
+
+
+def test_plain_values_are_read():
+    value = {"a": (1, -2, 300_000, 2**40), "b": [True, None, 1.5, "ü"], "c": {}, "d": ((),)}
+    for protocol in (2, 4, 5):
+        assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))) == value
+
+
+def python2_pickle(shapes):
+    """As torch 0.1 wrote it under Python 2: byte strings, an OrderedDict of pairs, the first form of a tensor."""
+
+    def text(word):
+        return b"U" + bytes([len(word)]) + word.encode()
+
+    def ints(numbers):
+        return b"(" + b"".join(b"J" + struct.pack("<i", n) for n in numbers) + b"t"
+
+    out = b"\x80\x02ccollections\nOrderedDict\n]("
+    for key, (name, shape) in enumerate(shapes.items()):
+        numel = struct.pack("<i", int(np.prod(shape)))
+        identity = (
+            b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(str(key)) + text("cpu") + b"J" + numel + b"NtQ"
+        )
+        strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+        tensor = b"ctorch._utils\n_rebuild_tensor\n(" + identity + b"K\0" + ints(shape) + ints(strides) + b"tR"
+        out += b"](" + text(name) + tensor + b"e"
+    return out + b"e\x85R."
+
+
+def test_what_python_2_wrote_is_read(tmp_path):
+    params = random_params()
+    tensors = as_laid_out(params, "torchvision")
+    pickled_so = python2_pickle({name: a.shape for name, a in tensors.items()})
+    write_old_pth(tmp_path / "a.pth", tensors, pickled_so)
+    assert equal(read(tmp_path / "a.pth", preprocessing_flag="torchvision").params, params)
+    twice = pickled_so.replace(b"features.0.bias", b"features.2.bias")
+    write_old_pth(tmp_path / "b.pth", tensors, twice)
+    with pytest.raises(UserError, match="has a name twice"):
+        read(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"preprocessing_flag": "x"}, "--preprocessing=x is neither of torchvision, caffe, mean_rgb"),
+        ({"configuration": "E"}, "comes nearest to torchvision's configuration E"),
+        ({"configuration": "F"}, "there is no configuration 'F'; there are A, A-LRN"),
+        ({"training_scales": "32"}, "must be at least the crop, 64"),
+        ({"training_scales": "90,80"}, "and ascending"),
+        ({"training_scales": "a"}, "is neither a number nor two with a comma"),
+    ],
+)
+def test_what_is_said_of_a_file_and_cannot_be_is_refused(options, sentence, tmp_path):
+    path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
+    with pytest.raises(UserError, match=sentence):
+        read(path, **{"preprocessing_flag": "caffe", **options})
+
+
+# Damage of other kinds.
+
+
+def test_a_zip_that_is_compressed_or_no_pth_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10**6)
+    with pytest.raises(UserError, match="is compressed or encrypted"):
+        read(tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+        archive.writestr("hello", b"world")
+    with pytest.raises(UserError, match="not one of torch.save"):
+        read(tmp_path / "b.pth")
+    write_pth(tmp_path / "c.pth", {})
+    with zipfile.ZipFile(tmp_path / "c.pth", "a") as archive:
+        archive.writestr("archive/constants.pkl", b"")
+    with pytest.raises(UserError, match="TorchScript program"):
+        read(tmp_path / "c.pth")
+
+
+def test_a_changed_byte_of_a_pth_is_found_by_its_crc(tmp_path):
+    path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="storage .* is damaged .*CRC"):
+        read(path, preprocessing_flag="torchvision")
+
+
+@pytest.mark.parametrize("writer", [write_pth, write_old_pth])
+def test_wrong_dtypes_and_sizes_are_refused(writer, tmp_path):
+    tensors = as_laid_out(random_params(), "torchvision")
+    shapes = {name: a.shape for name, a in tensors.items()}
+    wider = {name: a.astype(np.float64) for name, a in tensors.items()}
+    if writer is write_pth:
+        write_pth(tmp_path / "a.pth", wider, pickled(shapes, "DoubleStorage"))
+        with pytest.raises(UserError, match=r"features.0.weight is of float64; weights are float32, float16, bfloat16"):
+            read(tmp_path / "a.pth", preprocessing_flag="caffe")
+        write_pth(tmp_path / "b.pth", wider)
+        with pytest.raises(UserError, match="storage 0 has another size than the pickle says"):
+            read(tmp_path / "b.pth", preprocessing_flag="caffe")
+        write_pth(tmp_path / "c.pth", tensors, pickled(shapes | {"classifier.0.weight": (2**15, 2**15)}))
+        with pytest.raises(UserError, match=r"classifier.0.weight of shape \[32768, 32768\] cannot be in a file of"):
+            read(tmp_path / "c.pth", preprocessing_flag="caffe")
+    else:
+        path = writer(tmp_path / "a.pth", tensors)
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(UserError, match=r"it should have [\d,]+ bytes and has [\d,]+"):
+            read(path, preprocessing_flag="caffe")
+        path.write_bytes(path.read_bytes()[:-2000])
+        with pytest.raises(UserError, match=r"cut off|it should have"):
+            read(path, preprocessing_flag="caffe")
+
+
+def test_a_safetensors_with_a_huge_header_or_a_gap_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**60) + b"{" + b" " * 100)
+    with pytest.raises(UserError, match="its header claims"):
+        load_weights(path)
+    save_file(as_laid_out(random_params(), "timm"), path)
+    for damaged in (path.read_bytes()[:-1], path.read_bytes() + b"x", path.read_bytes().replace(b'"F32"', b'"F33"', 1)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="header is damaged"):
+            load_weights(path)
+
+
+def test_caffes_both_forms_are_read_and_others_refused(tmp_path):
+    params = random_params()
+    tensors = as_laid_out(params, "Caffe")
+    for old in (True, False):
+        path = write_caffemodel(tmp_path / "a.caffemodel", tensors, old=old)
+        assert equal(read(path).params, params)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-5])
+        with pytest.raises(UserError, match="bytes too far|has no end"):
+            read(path)
+        path.write_bytes(whole + b"\x0b")  # a kind of field that there is not
+        with pytest.raises(UserError, match="is no field of a protocol buffer"):
+            read(path)
+    path = tmp_path / "any name"
+    path.write_bytes(whole)  # told by its content
+    assert equal(read(path).params, params)
+
+
+def test_kerass_forms_are_read_and_nothing_else_in_an_h5_is(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="reads .h5, which needs h5py (pip install 'vgg-jax[h5]')")
+    params = random_params()
+    tensors = as_laid_out(params, "Keras")
+    for form in ("2016", "later", "model"):
+        path = write_h5(tmp_path / f"{form}.h5", tensors, form)
+        assert equal(read(path, preprocessing_flag="caffe").params, params)
+
+    def refused(change, sentence):
+        path = write_h5(tmp_path / "changed.h5", tensors)
+        with h5py.File(path, "a") as file:
+            change(file)
+        with pytest.raises(UserError, match=sentence):
+            read(path, preprocessing_flag="caffe")
+
+    kernel = "fc2/fc2_W_1:0"
+
+    def replace(file, **options):
+        del file[kernel]
+        file.create_dataset(kernel, data=tensors["fc2/kernel"], **options)
+
+    def outside(file):
+        del file[kernel]
+        file.create_dataset(kernel, (16, 16), "f4", external=[(str(tmp_path / "later.h5"), 0, 1024)])
+
+    def external_link(file):
+        file["fc9"] = h5py.ExternalLink(str(tmp_path / "later.h5"), "/fc2")
+
+    def virtual(file):
+        del file[kernel]
+        layout = h5py.VirtualLayout((16, 16), "f4")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "later.h5"), "fc2/fc2/kernel:0", (16, 16))
+        file.create_virtual_dataset(kernel, layout)
+
+    def circle(file):
+        file["fc1/again"] = file["/"]
+
+    refused(lambda file: replace(file, compression="gzip"), "is compressed")
+    refused(outside, "lies in another file")
+    refused(virtual, "lies in another file")
+    refused(external_link, "is a link, which is not followed")
+    refused(lambda file: file.__setitem__("soft", h5py.SoftLink("/fc2")), "is a link, which is not followed")
+    refused(circle, "its groups are none of Keras's")
+    refused(lambda file: replace(file, dtype="f8"), "is of float64")
+    refused(lambda file: file.__setitem__("lambda", np.void(b"code")), "lambda too many")
+
+
+def test_without_h5py_one_is_told_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'vgg-jax\[h5\]'"):
+        read(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x80\x02}q\x00.", b"hello\n"])
+def test_an_unknown_kind_is_refused_with_the_known_ones(content, tmp_path):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(UserError, match=r"of an unknown kind \(.*\); known are \.safetensors, \.pth"):
+        read(tmp_path / "x")
+
+
+# Out.
+
+
+def test_a_net_that_torchvision_has_not_is_not_written_for_it():
+    with pytest.raises(UserError, match="torchvision has no net of configuration C; it has those of A, B, D, E"):
+        to_torchvision(some_weights("C"))
+
+
+def test_an_exported_program_gives_the_posteriors_of_the_net():
+    pytest.importorskip("flatbuffers", reason="exports, which needs flatbuffers (pip install 'vgg-jax[export]')")
+    weights = some_weights("A")
+    program = jax.export.deserialize(bytearray(to_stablehlo(weights)))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    scores = make_model(weights).apply({"params": folded_params(weights)}, images.astype(np.float32) - ODD.mean_rgb())
+    found = program.call(images)
+    np.testing.assert_allclose(found, jax.nn.softmax(scores), atol=1e-5)
+    assert np.ptp(np.asarray(found), axis=0).max() > 1e-3
+    assert program.call(images[:1]).shape == (1, 5)  # any number of images
+
+
+def test_without_flatbuffers_one_is_told_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "flatbuffers", None)
+    monkeypatch.delitem(__import__("sys").modules, "jax._src.export.serialization", raising=False)
+    with pytest.raises(UserError, match=r"pip install 'vgg-jax\[export\]'"):
+        to_stablehlo(some_weights("A"))
+
+
+def test_a_model_of_weights_is_that_of_the_project():
+    weights = some_weights("B")
+    shapes = jax.eval_shape(
+        VGG("B", num_classes=5, width_multiplier=1 / 16, fc_width=16).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+    )["params"]
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, weights.params)
+    assert layouts.crop_of(NARROW) == 64

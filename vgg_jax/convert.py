@@ -1,0 +1,158 @@
+"""`python -m vgg_jax.convert SOURCE DEST`: weights of other frameworks into this project's file, and out again.
+
+    python -m vgg_jax.convert vgg16-397923af.pth vgg16.safetensors              torchvision's, timm's, Keras's or Caffe's
+    python -m vgg_jax.convert runs/vgg16 vgg16.safetensors                      a run's best checkpoint
+    python -m vgg_jax.convert vgg16.safetensors mine.safetensors --num_classes=10   the same body, a new head
+    python -m vgg_jax.convert runs/vgg16 torch.safetensors --to=torchvision
+    python -m vgg_jax.convert vgg16.safetensors vgg16.stablehlo --to=stablehlo
+
+The kind is told by the content. Names, shapes, dtypes and finiteness are checked, and no code of a file is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from absl import flags
+
+from vgg_jax import cli
+
+_TO = flags.DEFINE_enum(
+    "to", "vgg_jax", ["vgg_jax", "torchvision", "stablehlo"], "What to write: this project's file, torchvision's names "
+    "(.safetensors), or a program for jax.export."
+)  # fmt: skip
+_SHA256 = flags.DEFINE_string("sha256", "", "What the SHA-256 of SOURCE must be, or at least its first eight digits.")
+_PREPROCESSING = flags.DEFINE_string(
+    "preprocessing", "", "What the net expects of pixels, where the file does not say: torchvision, caffe, mean_rgb, or "
+    "ORDER:SCALE:MEAN:STD, as RGB:1:0.485,0.456,0.406:0.229,0.224,0.225."
+)  # fmt: skip
+_CONFIGURATION = flags.DEFINE_string(
+    "configuration", "", "The configuration of the paper that SOURCE is. Default: what its names and shapes say (A, "
+    "where they would do for A-LRN as well)."
+)  # fmt: skip
+_CLASS_NAMES = flags.DEFINE_string(
+    "class_names", "", "A file with the names of the classes, one a line, in the net's order; or with lines as "
+    "`n01440764 tench`. Default: as known of SOURCE."
+)  # fmt: skip
+_TRAINING_SCALES = flags.DEFINE_string(
+    "training_scales", "", "S, the shorter side in pixels that the net was trained at: 256, or 256,512 for jitter. "
+    "Default: as known of SOURCE, else 256 at crop 224."
+)  # fmt: skip
+_NUM_CLASSES = flags.DEFINE_integer(
+    "num_classes", 0, "Keep the body and replace the head by a random one for so many classes, to be fine-tuned.",
+    lower_bound=0,
+)  # fmt: skip
+_SEED = flags.DEFINE_integer("seed", 0, "Of the new head.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace DEST where it exists.")
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        cli.fail(
+            "give two names, from what and to what: python -m vgg_jax.convert vgg16-397923af.pth vgg16.safetensors; "
+            "--help lists the flags."
+        )
+    source, dest = (Path(argument).expanduser() for argument in arguments)
+    if not source.exists():
+        cli.fail(f"{source}: there is no such file or run.")
+    if _TO.value != "stablehlo" and dest.suffix != ".safetensors":
+        cli.fail(f"{dest}: what is written is a safetensors file; give it a name that ends in .safetensors.")
+    if dest.exists() and (dest.is_dir() or dest.samefile(source)):
+        cli.fail(f"{dest} is a directory, or SOURCE itself; choose another name.")
+    if dest.exists() and not _OVERWRITE.value:
+        cli.fail(f"{dest} exists; choose another name, or say --overwrite.")
+    if _NUM_CLASSES.value == 1:
+        cli.fail("--num_classes=1: a net tells at least two classes apart.")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here wants a device, and a busy one would be in the way
+
+    weights = _read(source)  # and imports JAX, after --help and mistakes have been answered
+    from vgg_jax.weights import containers, imports
+    from vgg_jax.weights.file import EXPORTED_KEY, save_weights, write_safetensors
+
+    if _NUM_CLASSES.value:
+        before = weights.num_classes
+        weights = imports.with_new_head(weights, _NUM_CLASSES.value, _SEED.value)
+        print(f"new head: {_NUM_CLASSES.value} classes in place of {before}, random; fine-tune it with init_from")
+    if _CLASS_NAMES.value:
+        weights = imports.with_class_names(weights, _listing(_CLASS_NAMES.value), _CLASS_NAMES.value)
+
+    if _TO.value == "torchvision":
+        from vgg_jax.weights.exports import TORCHVISION_NETS, to_torchvision
+
+        tensors, expected = to_torchvision(weights)
+        write_safetensors(dest, tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})
+        net = TORCHVISION_NETS[weights.configuration]
+        classes = "" if weights.num_classes == 1000 else f"num_classes={weights.num_classes}"
+        print(f"torchvision.models.{net}({classes}).load_state_dict(safetensors.torch.load_file({str(dest)!r}))")
+        print(f"its pixels: torchvision.transforms.Normalize(mean={list(expected.mean)}, std={list(expected.std)})")
+        if (weights.width_multiplier, weights.fc_width, weights.crop // 32) != (1.0, 4096, 7):
+            print("this net is not of the published width and crop, so torchvision's class must be changed to take it")
+    elif _TO.value == "stablehlo":
+        from vgg_jax.errors import writing_to
+        from vgg_jax.weights.exports import PLATFORMS, to_stablehlo
+
+        program = to_stablehlo(weights)
+        with writing_to(dest, "free some space or choose another place"):
+            unfinished = dest.with_name(dest.name + ".unfinished")
+            unfinished.write_bytes(program)
+            unfinished.replace(dest)
+        print(
+            f"jax.export.deserialize(bytearray(open({str(dest)!r}, 'rb').read())).call(images): uint8 RGB [b, {weights.crop}, "
+            f"{weights.crop}, 3] -> probabilities [b, {weights.num_classes}], on {', '.join(PLATFORMS)}"
+        )
+        print("JAX promises to read it for six months; docs/weights.md says more. Keep the weights beside it.")
+    else:
+        save_weights(dest, weights)
+    print(f"written: {dest}, {dest.stat().st_size:,} bytes, sha256 {containers.sha256(dest)[0]}")
+
+
+def _read(source: Path):
+    """Weights of a file or a run; says what they are."""
+    if source.is_dir():
+        for flag in (_SHA256, _PREPROCESSING, _CONFIGURATION, _TRAINING_SCALES):
+            if flag.value:
+                cli.fail(f"--{flag.name} is for files; {source} is a run, which says it itself.")
+        from vgg_jax.evaluation.nets import weights_of_run
+
+        weights = weights_of_run(source)
+        print(f"{source}: configuration {weights.configuration}, {weights.source}")
+    else:
+        from vgg_jax.weights import containers, imports
+
+        digests = imports.Digests(*containers.sha256(source, also_md5=True))
+        print(f"read: {source}, {source.stat().st_size:,} bytes, sha256 {digests.sha256}", flush=True)
+        _check_digest(source, digests.sha256)
+        weights, what = imports.import_weights(
+            source, digests, _CONFIGURATION.value, _PREPROCESSING.value, _TRAINING_SCALES.value
+        )
+        print(what)
+    parameters = sum(array.size for layer in weights.params.values() for array in layer.values())
+    named = "their names are known" if weights.class_names else "without names (--class_names=FILE)"
+    print(
+        f"{parameters:,} parameters, crop {weights.crop}, S {' to '.join(map(str, weights.training_scales))}, "
+        f"{weights.num_classes} classes, {named}"
+    )
+    return weights
+
+
+def _check_digest(source: Path, found: str) -> None:
+    wanted = _SHA256.value.lower()
+    if not wanted:
+        return
+    if len(wanted) < 8 or set(wanted) - set("0123456789abcdef"):
+        cli.fail(f"--sha256={_SHA256.value} is not at least eight hexadecimal digits.")
+    if not found.startswith(wanted):
+        cli.fail(f"{source} is not the file that was meant: its SHA-256 is {found}, not {wanted}; fetch it again.")
+
+
+def _listing(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text()
+    except (OSError, ValueError) as error:
+        cli.fail(f"--class_names={file} cannot be read: {error}.")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,163 @@
+"""The net as a backbone: activations of named layers, and losses made of them, as pure functions.
+
+    net = features.load("vgg16.safetensors")
+    maps = features.activations(net, images, ("relu2_2", "relu4_3"))
+    loss, gradient = jax.value_and_grad(features.perceptual_loss, argnums=1)(net, x, y, ("relu2_2",))
+
+Images are float RGB on 0 to 255, [..., H, W, 3]; what the weights expect of pixels is taken care of. Everything works
+under jit, grad and vmap; `net` is a pytree, so it can be an argument of a jitted function.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.errors import UserError
+from vgg_jax.models import VGG, endpoint_names
+from vgg_jax.weights.file import folded_params, load_weights, make_model
+
+
+@flax.struct.dataclass
+class Backbone:
+    """A net for its activations.
+
+    Attributes:
+      params: {layer: {"kernel", "bias"}}, for RGB on 0 to 255 minus `mean_rgb`.
+      mean_rgb: [3] float32.
+      model: the module that takes them.
+    """
+
+    params: dict
+    mean_rgb: jax.Array
+    model: VGG = flax.struct.field(pytree_node=False)
+
+
+def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
+    """A backbone from a weights file of `python -m vgg_jax.convert`.
+
+    Args:
+      source: the file.
+      dtype: of the computation: float32 or bfloat16.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    weights = load_weights(source)
+    return Backbone(
+        params=jax.tree.map(jnp.asarray, folded_params(weights)),
+        mean_rgb=jnp.asarray(weights.preprocessing.mean_rgb()),
+        model=make_model(weights, dtype),
+    )
+
+
+def activations(net: Backbone, images: jax.Array, layers: Sequence[str]) -> dict[str, jax.Array]:
+    """What layers give for images.
+
+    Args:
+      net: of `load`.
+      images: [..., H, W, 3], RGB on 0 to 255, any number dtype, any size that leaves the layers a pixel; the FC layers
+        want one of at least the net's crop.
+      layers: names as `models.endpoint_names` lists them: conv1_1, relu1_1, pool1, ..., relu7, score_map.
+
+    Returns:
+      {layer: [..., h, w, C]} in the net's dtype.
+
+    Raises:
+      UserError: a layer that the net does not have, none at all, or images too small or of another shape.
+    """
+    known = endpoint_names(net.model.configuration)
+    if unknown := [layer for layer in layers if layer not in known]:
+        raise UserError(
+            f"configuration {net.model.configuration} has no layer {unknown[0]!r}; it has {', '.join(known)}."
+        )
+    if isinstance(layers, str) or not layers:
+        raise UserError(f"the layers are {layers!r}; name one or several, as ('relu3_3',).")
+    if images.ndim < 3 or images.shape[-1] != 3:
+        raise UserError(f"images of shape {list(images.shape)}: they must be [..., height, width, 3], RGB on 0 to 255.")
+    _check_size(net, images.shape[-3:-1], layers)
+    outer = images.shape[:-3]
+    x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - net.mean_rgb
+    found: Any = net.model.apply({"params": net.params}, x, endpoints=tuple(layers), logits=False)
+    return {layer: found[layer].reshape(*outer, *found[layer].shape[1:]) for layer in layers}
+
+
+def _check_size(net: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:
+    """Raises UserError where images are too small for the last of the layers."""
+    fc = any(layer in ("fc6", "relu6", "fc7", "relu7", "score_map") for layer in layers)
+    pools = 5 if fc else max(int(layer[4]) if layer.startswith("pool") else _block(layer) - 1 for layer in layers)
+    least = 2**pools * (net.params["fc6"]["kernel"].shape[0] if fc else 1)
+    if min(size) < least:
+        raise UserError(
+            f"images of {size[0]} x {size[1]} pixels are too small for {', '.join(layers)}; they must be at least "
+            f"{least} x {least}."
+        )
+
+
+def _block(layer: str) -> int:
+    """1 to 5; 1 for "images" itself."""
+    return int(layer[-3]) if layer[-3].isdigit() else 1
+
+
+def perceptual_loss(
+    net: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
+) -> jax.Array:
+    """How far two images are apart in what layers see (Johnson et al. 2016, feature reconstruction).
+
+    Args:
+      net, layers: as for `activations`.
+      x, y: images of one shape.
+      weights: of the layers; None: 1 each.
+
+    Returns:
+      A float32 scalar: the weighted sum over layers of the mean squared difference of their activations.
+    """
+    return _weighted(net, x, y, layers, weights, lambda a: a)
+
+
+def style_loss(
+    net: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
+) -> jax.Array:
+    """How far two images are apart in which features occur together, wherever they are (Gatys et al. 2016).
+
+    Args:
+      net, layers, weights: as for `perceptual_loss`.
+      x, y: images; they may differ in height and width.
+
+    Returns:
+      A float32 scalar: the weighted sum over layers of the mean squared difference of their `gram` matrices.
+    """
+    return _weighted(net, x, y, layers, weights, gram)
+
+
+def gram(map_HxWxC: jax.Array) -> jax.Array:
+    """The Gram matrix of a map [..., H, W, C]: [..., C, C] float32, products of channels averaged over places."""
+    f = map_HxWxC.reshape(*map_HxWxC.shape[:-3], -1, map_HxWxC.shape[-1]).astype(jnp.float32)
+    return jnp.einsum("...nc,...nd->...cd", f, f) / f.shape[-2]
+
+
+def total_variation(image_HxWx3: jax.Array) -> jax.Array:
+    """The mean squared difference of neighbouring pixels, a float32 scalar: what keeps a drawn image smooth."""
+    x = image_HxWx3.astype(jnp.float32)
+    return jnp.square(jnp.diff(x, axis=-2)).mean() + jnp.square(jnp.diff(x, axis=-3)).mean()
+
+
+def _weighted(net, x, y, layers, weights, function) -> jax.Array:
+    if weights is not None and len(weights) != len(layers):
+        raise UserError(f"{len(weights)} weights for {len(layers)} layers; give one for each.")
+    of_x, of_y = activations(net, x, layers), activations(net, y, layers)
+    factors = [1.0] * len(layers) if weights is None else weights
+    total = jnp.float32(0)
+    for layer, factor in zip(layers, factors, strict=True):
+        a, b = function(of_x[layer]).astype(jnp.float32), function(of_y[layer]).astype(jnp.float32)
+        if a.shape != b.shape:
+            raise UserError(
+                f"images of {list(x.shape)} and {list(y.shape)} cannot be compared at {layer}; make them of one shape."
+            )
+        total += factor * jnp.square(a - b).mean()
+    return total

@@ -1,0 +1,95 @@
+"""`python -m vgg_jax.predict --weights=FILE PICTURE...`: what a net sees in pictures, its five likeliest classes.
+
+    python -m vgg_jax.predict --weights=vgg16.safetensors photo.jpg folder 'more/*.png'
+    python -m vgg_jax.predict --workdir=runs/vgg16 --protocol=dense+multi_crop --maps=maps --json=found.json photo.jpg
+
+A picture that cannot be read is reported, the others are done all the same, and the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from vgg_jax import cli
+
+_WEIGHTS = flags.DEFINE_string("weights", "", "A file of weights (python -m vgg_jax.convert).")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Or a run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP."
+)
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "dense", ["center_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged, as in evaluate: "
+    "one crop; the class score map of the whole picture (Paper 3.2); 5 x 5 crops (Paper 4.3); both."
+)  # fmt: skip
+_SCALES = flags.DEFINE_string(
+    "scales",
+    "",
+    "Test scales Q, the shorter side in pixels, as in evaluate: `single`, `multi`, or numbers: 256,384,512.",
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 0, "Images of the crop's size that the net sees at once, over all devices; it bounds memory and changes "
+    "no result. Default: 64 a device.", lower_bound=0
+)  # fmt: skip
+_DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "Of the computation. Default: as trained.")
+_MAPS = flags.DEFINE_string("maps", "", "A directory for the class score maps laid over each picture (PNG).")
+_JSON = flags.DEFINE_string("json", "", "A file for the same as JSON.")
+
+
+def main(arguments: list[str]) -> None:
+    if bool(_WEIGHTS.value) == bool(_WORKDIR.value):
+        cli.fail("say which net, one of: --weights=FILE, --workdir=RUN; --help lists the flags.")
+    if not arguments:
+        cli.fail("say which pictures: files, folders or patterns, as photo.jpg or 'photos/*.jpg'.")
+    from vgg_jax.errors import writing_to  # here, so that --help answers at once
+    from vgg_jax.evaluation.nets import load_net, load_weights_net
+    from vgg_jax.evaluation.predictions import listed, predict
+    from vgg_jax.logbook import Screen, write_json
+    from vgg_jax.weights.file import load_titles
+
+    pictures = listed(arguments)
+    if _WEIGHTS.value:
+        net, titles = load_weights_net(Path(_WEIGHTS.value), _DTYPE.value), load_titles(_WEIGHTS.value)
+    else:
+        net, titles = load_net(Path(_WORKDIR.value), _DTYPE.value), None
+    titles = titles or net.class_names
+    output = Path(_JSON.value).expanduser()
+    if _JSON.value:
+        with writing_to(output.parent, "choose another --json"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+    found, failures = predict(
+        net, pictures, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, Screen(), titles
+    )
+    for prediction in found:
+        print(prediction.picture)
+        for index, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+            print(f"  {probability:6.1%}  {titles[index]}")
+    if _JSON.value:
+        write_json(
+            output,
+            {
+                "net": str(net.checkpoint),
+                "params_sha256": net.digest,
+                "protocol": _PROTOCOL.value,
+                "scales": _SCALES.value,
+                "predictions": [
+                    {
+                        "picture": str(one.picture),
+                        "classes": [
+                            {"class": net.class_names[i], "title": titles[i], "probability": float(p)}
+                            for i, p in zip(one.classes, one.probabilities, strict=True)
+                        ],
+                        **({"map": one.map} if one.map else {}),
+                    }
+                    for one in found
+                ],
+                "failures": [{"picture": str(one.picture), "reason": one.reason} for one in failures],
+            },
+        )
+    if failures:
+        lines = "".join(f"\n  {failure.picture}: {failure.reason}" for failure in failures)
+        cli.fail(f"{len(failures)} of {len(pictures)} pictures could not be read:{lines}", status=1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

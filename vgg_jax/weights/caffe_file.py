@@ -1,0 +1,169 @@
+"""`.caffemodel`: the few fields of Caffe's NetParameter that hold weights, read straight from the protocol buffer.
+
+Field numbers, from caffe.proto. NetParameter: name 1, layers 2 (as in 2014), layer 100 (since 2015). V1LayerParameter:
+name 4, blobs 6. LayerParameter: name 1, blobs 7. BlobProto: num, channels, height, width 1 to 4 (as in 2014), data 5,
+diff 6, shape 7, double_data 8, double_diff 9. BlobShape: dim 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, short
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+# Where a layer's name and blobs are, by the field that the layer itself is.
+_LAYERS = {2: (4, 6), 100: (1, 7)}
+_MOST = 1000  # layers
+
+
+class _Field(NamedTuple):
+    number: int
+    kind: int
+    value: int  # of a varint
+    start: int  # of the bytes, in the file
+    end: int
+
+
+def looks_so(start: bytes, path: Path) -> bool:
+    """Protocol buffers have no mark: told by the name, or by a first field as Caffe writes it, a net's name."""
+    if path.suffix == ".caffemodel":
+        return True
+    return len(start) > 2 and start[0] == 0x0A and 0 < start[1] < 128 and start[2 : 2 + start[1]].isascii()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Contents]:
+    """The tensors, named <layer>/0 (kernel) and <layer>/1 (bias); metadata: the net's name under "name".
+
+    Raises:
+      Unreadable: damage, or the layers of a Caffe before 2014.
+    """
+    num_bytes = path.stat().st_size
+    with open(path, "rb") as file:
+        if not num_bytes:
+            raise Unreadable("it is empty")
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Not closed here: arrays that were made of it may live on, and it goes with the last of them.
+    try:
+        yield _read(content)
+    except UnicodeDecodeError as error:
+        raise Unreadable("a name in it is no text") from error
+
+
+def _read(content: mmap.mmap) -> Contents:
+    tensors: dict[str, Tensor] = {}
+    metadata = {}
+    layers = 0
+    for field in _fields(content, 0, len(content)):
+        if field.number == 1 and field.kind == _BYTES:
+            metadata["name"] = short(_text(content, field))
+        if field.number not in _LAYERS or field.kind != _BYTES:
+            continue
+        layers += 1
+        name_at, blobs_at = _LAYERS[field.number]
+        name, blobs = "", []
+        for part in _fields(content, field.start, field.end):
+            if part.number == name_at and part.kind == _BYTES:
+                name = _text(content, part)
+            elif part.number == blobs_at and part.kind == _BYTES:
+                blobs.append(_blob(content, part))
+        for i, blob in enumerate(blobs):
+            if f"{name}/{i}" in tensors:
+                raise Unreadable(f"it has {short(name)} twice")
+            tensors[f"{name}/{i}"] = blob
+        if layers > _MOST or len(tensors) > _MOST:
+            raise Unreadable("it has more layers than any VGG")
+    check_sizes(tensors, len(content), {"float32": 4})
+    return Contents("a .caffemodel of Caffe", tensors, metadata)
+
+
+def _blob(content: mmap.mmap, blob: _Field) -> Tensor:
+    old, shape, data, doubles = {}, None, None, False
+    for field in _fields(content, blob.start, blob.end):
+        if field.number <= 4 and field.kind == _VARINT:
+            old[field.number] = field.value
+        elif field.number == 7 and field.kind == _BYTES:
+            shape = _dims(content, field)
+        elif field.number in (5, 8):
+            if field.kind != _BYTES or data is not None:
+                raise Unreadable("the numbers of a blob are not in one piece")
+            data, doubles = field, field.number == 8
+    if shape is None:
+        shape = tuple(old.get(i, 1) for i in range(1, 5)) if old else ()
+    if data is None or doubles:
+        size = data.end - data.start if data else 0
+        return Tensor(shape, "float64" if size else "nothing", lambda: np.zeros(0))
+    count = int(np.prod(shape, dtype=object))
+    if count * 4 != data.end - data.start:
+        raise Unreadable(f"a blob of shape {short(list(shape))} has {data.end - data.start:,} bytes")
+
+    def read() -> np.ndarray:
+        return np.frombuffer(content, "<f4", count, data.start).reshape(shape)
+
+    return Tensor(shape, "float32", read)
+
+
+def _dims(content: mmap.mmap, shape: _Field) -> tuple[int, ...]:
+    dims: list[int] = []
+    for field in _fields(content, shape.start, shape.end):
+        if field.number != 1:
+            continue
+        if field.kind == _VARINT:
+            dims.append(field.value)
+            continue
+        at = field.start
+        while at < field.end and len(dims) < 9:
+            value, at = _varint(content, at, field.end)
+            dims.append(value)
+    if len(dims) > 8:
+        raise Unreadable("a blob has more than eight dimensions")
+    return tuple(dims)
+
+
+def _fields(content: mmap.mmap, at: int, end: int) -> Iterator[_Field]:
+    """The fields of a message that lies at these bytes."""
+    while at < end:
+        tag, at = _varint(content, at, end)
+        number, kind = tag >> 3, tag & 7
+        if number == 0:
+            raise Unreadable(f"byte {at - 1:,} is no field of a protocol buffer")
+        if kind == _VARINT:
+            value, at = _varint(content, at, end)
+            yield _Field(number, kind, value, at, at)
+            continue
+        if kind == _BYTES:
+            length, at = _varint(content, at, end)
+        elif kind in (_FIXED32, _FIXED64):
+            length = 4 if kind == _FIXED32 else 8
+        else:
+            raise Unreadable(f"byte {at - 1:,} is no field of a protocol buffer")
+        if length > end - at:
+            raise Unreadable(f"the field at byte {at:,} reaches {length - (end - at):,} bytes too far")
+        yield _Field(number, kind, 0, at, at + length)
+        at += length
+
+
+def _varint(content: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            break
+        byte = content[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise Unreadable(f"the number at byte {at:,} has no end")
+
+
+def _text(content: mmap.mmap, field: _Field) -> str:
+    if field.end - field.start > 1000:
+        raise Unreadable("a name in it is longer than 1,000 bytes")
+    return content[field.start : field.end].decode()

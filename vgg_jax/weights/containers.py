@@ -1,0 +1,104 @@
+"""Opens a weights file of any kind, told by its first bytes, and takes a net out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vgg_jax.errors import UserError
+from vgg_jax.weights import caffe_file, keras_file, layouts, safetensors_file, torch_file
+from vgg_jax.weights.tensors import Contents, Unreadable, short
+
+KINDS = ".safetensors, .pth of torch, .h5 of Keras, .caffemodel of Caffe"
+_DTYPES = ("float32", "float16", "bfloat16")  # the last two become float32, which holds all their values
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Contents]:
+    """The contents of a file; whatever is found wrong with it within the `with` becomes a UserError that names it.
+
+    Raises:
+      UserError: it cannot be read, is of an unknown kind, or is damaged.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            yield stack.enter_context(_kind(path)(path))
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _kind(path: Path):
+    if path.is_dir():
+        raise Unreadable("it is a directory; give a file of weights, or to convert a run, its workdir")
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start.startswith(torch_file.ZIP_START):
+        return torch_file.opened_zip
+    if start.startswith(torch_file.OLD_START):
+        return torch_file.opened_old
+    if start.startswith(keras_file.START):
+        return keras_file.opened
+    if safetensors_file.looks_so(start):
+        return safetensors_file.opened
+    if caffe_file.looks_so(start, path):
+        return caffe_file.opened
+    what = "it is empty" if not start else f"it begins with {short(repr(start[:8]))}"
+    raise Unreadable(f"it is of an unknown kind ({what}); known are {KINDS}")
+
+
+def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:
+    """The SHA-256 of a file and, where wanted, its MD5 (else ""), as hexadecimal digits.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    digest, other = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+                if also_md5:
+                    other.update(block)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; give a file of weights.") from error
+    return digest.hexdigest(), other.hexdigest() if also_md5 else ""
+
+
+def take(contents: Contents, layout: str, configuration: str, size: layouts.Size) -> dict:
+    """A net's parameters, laid out as this project's: {layer: {"kernel": [h, w, C, F], "bias": [F]}}, float32 NumPy.
+
+    Args:
+      contents: of `opened`.
+      layout, configuration, size: of `layouts.recognise`.
+
+    Raises:
+      Unreadable: a tensor of another dtype, or one that is not finite.
+    """
+    source, params = layouts.LAYOUTS[layout], {}
+    for layer, shape in layouts.kernel_shapes(configuration, size).items():
+        kernel, bias = source.names(configuration)[layer]
+        form = layouts.form_of(source, layer)
+        params[layer] = {
+            "kernel": np.ascontiguousarray(form.to_ours(_array(contents, kernel), shape)),
+            "bias": np.ascontiguousarray(_array(contents, bias).reshape(shape[3])),
+        }
+    return params
+
+
+def _array(contents: Contents, name: str) -> np.ndarray:
+    tensor = contents.tensors[name]
+    if tensor.dtype not in _DTYPES:
+        raise Unreadable(f"{short(name)} is of {short(tensor.dtype)}; weights are {', '.join(_DTYPES)}")
+    array = tensor.read()
+    if array.shape != tensor.shape:
+        raise Unreadable(f"{short(name)} is not all there")
+    array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise Unreadable(f"{short(name)} has numbers that are not finite")
+    return array

@@ -1,0 +1,213 @@
+"""This project's own weights file: safetensors, with everything that using the net takes beside its parameters.
+
+The tensors are `conv1_1/kernel` and so on, float32, as in the params of `models.VGG`, for the net's own input. The
+metadata has one entry, `vgg_jax`, a JSON object: form, configuration, num_classes, width_multiplier, fc_width, crop,
+training_scales (S, from and to), preprocessing, class_names and class_titles (or null), source, params_sha256.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from vgg_jax.errors import UserError, writing_to
+from vgg_jax.models import CONFIGURATIONS, STRIDE, VGG
+from vgg_jax.state import params_sha256
+from vgg_jax.weights import containers, preprocessing
+from vgg_jax.weights.layouts import LAYOUTS, Size, kernel_shapes, recognise
+from vgg_jax.weights.preprocessing import Preprocessing
+from vgg_jax.weights.tensors import Contents, Unreadable, short
+
+KEY, FORM = "vgg_jax", 1
+# In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any order.
+EXPORTED_KEY = "vgg_jax_preprocessing"
+SUFFIX = ".safetensors"
+
+
+class Weights(NamedTuple):
+    """A net, its parameters and what belongs to them."""
+
+    params: dict  # {layer: {"kernel", "bias"}}, NumPy float32, for the input that `preprocessing` gives
+    configuration: str  # a key of models.CONFIGURATIONS
+    width_multiplier: float
+    fc_width: int
+    crop: int  # pixels
+    training_scales: tuple[int, int]  # S, pixels, from and to
+    preprocessing: Preprocessing
+    class_names: list[str] | None  # in the order of the classes; None: not known
+    class_titles: list[str] | None  # what a person calls them
+    source: str  # where they come from, for a person
+
+    @property
+    def num_classes(self) -> int:
+        return self.params["fc8"]["bias"].shape[0]
+
+
+def make_model(weights: Weights, dtype: str = "float32") -> VGG:
+    """The module that takes the parameters."""
+    return VGG(
+        configuration=weights.configuration,
+        num_classes=weights.num_classes,
+        width_multiplier=weights.width_multiplier,
+        fc_width=weights.fc_width,
+        dtype=jnp.dtype(dtype),
+    )
+
+
+def folded_params(weights: Weights) -> dict:
+    """The parameters for RGB on 0 to 255 minus `preprocessing.mean_rgb()`: what `models.VGG` expects."""
+    first = weights.params["conv1_1"]
+    kernel = preprocessing.folded(first["kernel"], weights.preprocessing)
+    return {**weights.params, "conv1_1": {"kernel": kernel, "bias": first["bias"]}}
+
+
+def load_weights(source: str | os.PathLike) -> Weights:
+    """Reads a file that `save_weights` or `python -m vgg_jax.convert` wrote.
+
+    Raises:
+      UserError: it cannot be read, is another framework's, or is damaged: shapes, dtypes, finiteness and a digest of
+        all parameters are checked.
+    """
+    path = Path(source).expanduser()
+    with containers.opened(path) as contents:
+        if KEY not in contents.metadata:
+            raise UserError(
+                f"{path} is {contents.kind}, but not of this project; make one of it with: python -m vgg_jax.convert "
+                f"{path} NAME{SUFFIX}"
+            )
+        return own(contents)
+
+
+def load_titles(source: str | os.PathLike) -> list[str] | None:
+    """What a person calls the classes of a file that `load_weights` reads; None where that is not known."""
+    with containers.opened(Path(source).expanduser()) as contents:
+        return _description(json.loads(contents.metadata[KEY]))["class_titles"]
+
+
+def own(contents: Contents) -> Weights:
+    """Takes this project's own net out of an opened file; raises Unreadable as `load_weights` does UserError."""
+    try:
+        given = json.loads(contents.metadata[KEY])
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"its description is damaged ({short(str(error))})") from error
+    found = _description(given)
+    size = Size(found["width_multiplier"], found["fc_width"], found["num_classes"], found["crop"] // STRIDE)
+    # Exactly its own names, with the shapes that the description gives; `recognise` says what is missing.
+    shapes = kernel_shapes(found["configuration"], size)
+    layout, configuration, _ = recognise(contents.tensors, found["configuration"])
+    for layer, (kernel, bias) in LAYOUTS[KEY].names(configuration).items():
+        for name, shape in ((kernel, shapes[layer]), (bias, shapes[layer][3:])):
+            if layout != KEY or contents.tensors[name].shape != shape:
+                raise Unreadable(f"{name} is {short(list(contents.tensors[name].shape))}, but should be {list(shape)}")
+    params = containers.take(contents, KEY, configuration, size)
+    if params_sha256(params) != found["params_sha256"]:
+        raise Unreadable("its numbers are not those that were written (their digest differs); take a sound copy")
+    return Weights(
+        params=params,
+        **{key: found[key] for key in ("configuration", "width_multiplier", "fc_width", "crop", "training_scales")},
+        **{key: found[key] for key in ("preprocessing", "class_names", "class_titles", "source")},
+    )
+
+
+def _description(given: Any) -> dict[str, Any]:
+    """The checked description.
+
+    Raises:
+      Unreadable: a value that is missing or cannot be.
+    """
+
+    def whole(key: str, least: int, most: int) -> int:
+        return value if isinstance(value := found[key], int) and least <= value <= most else _refuse(key, value)
+
+    if not isinstance(given, dict) or given.get("form") != FORM:
+        raise Unreadable(f"its description is not of form {FORM}, the only one this version knows")
+    found: dict[str, Any] = dict.fromkeys(
+        ("configuration", "num_classes", "width_multiplier", "fc_width", "crop", "training_scales", "preprocessing")
+    )
+    found |= dict.fromkeys(("class_names", "class_titles", "source", "params_sha256"))
+    found |= {key: value for key, value in given.items() if key in found}
+    if not isinstance(found["configuration"], str) or found["configuration"] not in CONFIGURATIONS:
+        _refuse("configuration", found["configuration"])
+    classes = whole("num_classes", 1, 2**24)
+    whole("fc_width", 1, 2**24)
+    crop = whole("crop", STRIDE, 2**16)
+    width = found["width_multiplier"]
+    if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < 100 or not math.isfinite(width):
+        _refuse("width_multiplier", width)
+    scales = found["training_scales"]
+    if not isinstance(scales, list) or len(scales) != 2 or not all(isinstance(n, int) for n in scales):
+        _refuse("training_scales", scales)
+    if not crop <= scales[0] <= scales[1] <= 2**16:
+        _refuse("training_scales", scales)
+    try:
+        found["preprocessing"] = preprocessing.from_json(found["preprocessing"])
+    except ValueError as error:
+        raise Unreadable(f"its preprocessing is damaged ({error})") from error
+    for key in ("class_names", "class_titles"):
+        names = found[key]
+        if names is not None and not (
+            isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)
+        ):
+            _refuse(key, names)
+    for key in ("source", "params_sha256"):
+        if not isinstance(found[key], str):
+            _refuse(key, found[key])
+    return found | {"training_scales": tuple(scales), "width_multiplier": float(width)}
+
+
+def _refuse(key: str, value: Any) -> Any:
+    raise Unreadable(f"its description has {short(value)} for {key}, which cannot be")
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Writes the file, whole or not at all; the same weights give the same bytes.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    description = {
+        "form": FORM,
+        **{
+            key: getattr(weights, key)
+            for key in ("configuration", "num_classes", "width_multiplier", "fc_width", "crop")
+        },
+        "training_scales": list(weights.training_scales),
+        "preprocessing": weights.preprocessing._asdict(),
+        **{key: getattr(weights, key) for key in ("class_names", "class_titles", "source")},
+        "params_sha256": params_sha256(weights.params),
+    }
+    tensors = {f"{layer}/{name}": array for layer, leaf in weights.params.items() for name, array in leaf.items()}
+    write_safetensors(path, tensors, {KEY: json.dumps(description)})
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    with writing_to(path, "free some space or choose another place"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, unfinished, metadata)
+            mask = os.umask(0)
+            os.umask(mask)
+            unfinished.chmod(0o666 & ~mask)  # the package lets nobody else read what it writes
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except SafetensorError as error:  # how the package says that a disk is full
+            unfinished.unlink(missing_ok=True)
+            raise OSError(str(error)) from error
+        except BaseException:  # Ctrl-C too
+            unfinished.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,201 @@
+"""From any file of weights to `Weights`: whose it is, which net, and what it expects of pixels, asked for where unknown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.errors import UserError
+from vgg_jax.models.initializers import PRESETS
+from vgg_jax.weights import containers, layouts, preprocessing
+from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, own
+from vgg_jax.weights.tensors import Contents, Unreadable, short
+
+
+class Digests(NamedTuple):
+    """Of a file, hexadecimal."""
+
+    sha256: str
+    md5: str
+
+
+class Published(NamedTuple):
+    """A file whose makers say how its pixels are prepared, and by what it is known."""
+
+    name: str
+    sha256: str = ""  # first digits
+    md5: str = ""
+
+
+# torchvision writes the first eight digits of the SHA-256 into the file's name; Keras has MD5 sums in its code.
+_TORCHVISION = (
+    "vgg11-8a719046",
+    "vgg11-bbd30ac9",
+    "vgg13-19584684",
+    "vgg13-c768596a",
+    "vgg16-397923af",
+    "vgg19-dcbb9e9d",
+)
+PUBLISHED: tuple[tuple[Published, str], ...] = (
+    *((Published(f"torchvision's {name}.pth", sha256=name.split("-")[1]), "torchvision") for name in _TORCHVISION),
+    (Published("Keras's VGG16", md5="64373286793e3c8b2b4e3219cbf3544b"), "caffe"),
+    (Published("Keras's VGG19", md5="cbe5617147190e668d6c5d5026f83318"), "caffe"),
+)
+# What is usual for files of a layout that are not known one by one, and why it is not simply taken.
+_USUAL = {
+    "torchvision": ("torchvision", "torchvision's own take `torchvision`, ports of the authors' Caffe nets `caffe`"),
+    "Keras": ("caffe", "keras.applications.vgg16.preprocess_input is `caffe`"),
+    "Caffe": ("caffe", "the authors' own take `caffe`"),
+    "vgg_jax": (
+        "mean_rgb",
+        "it has this project's names, but has lost its description; nets trained here take `mean_rgb`",
+    ),
+}
+
+
+def import_weights(
+    path: Path,
+    digests: Digests,
+    configuration: str = "",
+    preprocessing_flag: str = "",
+    training_scales: str = "",
+) -> tuple[Weights, str]:
+    """Reads a file of weights of any kind.
+
+    Args:
+      path: of the file.
+      digests: of it.
+      configuration: that it must be; "" for the one that its names and shapes are those of.
+      preprocessing_flag: see `preprocessing.parse`; "" where the file says it or is a published one.
+      training_scales: S in pixels, one number or two with a comma; "" for what is known of it, else 256 at crop 224.
+
+    Returns:
+      The weights, and in words what they were found to be.
+
+    Raises:
+      UserError: whatever `containers.opened` and `layouts.recognise` refuse, or an unknown preprocessing.
+    """
+    with containers.opened(path) as contents:
+        if KEY in contents.metadata:
+            if configuration or preprocessing_flag:
+                raise UserError(
+                    f"{path} says itself what it is, so --configuration and --preprocessing are not for it; leave them out."
+                )
+            weights = own(contents)
+            if training_scales:
+                weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
+            return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
+        layout, found, size = layouts.recognise(contents.tensors, configuration)
+        what, known = _provenance(contents, layout, digests)
+        told = contents.metadata.get(EXPORTED_KEY, "")
+        name = preprocessing_flag or ("as the file says" if told else known)
+        if not name:
+            usual, why = _USUAL[layout]
+            raise UserError(
+                f"{path} does not say how its pixels are prepared; say it with --preprocessing={usual} or another of "
+                f"{', '.join(preprocessing.KNOWN)}, or ORDER:SCALE:MEAN:STD ({why})."
+            )
+        expected = _told(told) if told and not preprocessing_flag else preprocessing.parse(name)
+        params = containers.take(contents, layout, found, size)
+    crop = layouts.crop_of(size)
+    # The authors' two published nets were trained with jitter; all others, as far as their makers say, at 256.
+    scales = training_scales or ("256,512" if known == "caffe" else "256")
+    factor = 1 if training_scales else crop / 224
+    weights = Weights(
+        params=params,
+        configuration=found,
+        width_multiplier=size.width_multiplier,
+        fc_width=size.fc_width,
+        crop=crop,
+        training_scales=_scales(scales, crop, factor),
+        preprocessing=expected,
+        class_names=_imagenet() if known and size.num_classes == 1000 else None,
+        class_titles=None,
+        source=f"{what}, {path.name}, sha256 {digests.sha256}",
+    )
+    return weights, f"{what}: {layout}'s layout, configuration {found}, preprocessing {name}"
+
+
+def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
+    """The same body with a last layer for other classes, drawn at random as at the start of training (`glorot`)."""
+    width = weights.params["fc8"]["kernel"].shape[2]
+    kernel_init, bias_init = PRESETS["glorot"](width, num_classes)
+    kernel = kernel_init(jax.random.key(seed), (1, 1, width, num_classes), jnp.float32)
+    head = jax.device_get({"kernel": kernel, "bias": bias_init(jax.random.key(seed), (num_classes,), jnp.float32)})
+    return weights._replace(
+        params={**weights.params, "fc8": head},
+        class_names=None,
+        class_titles=None,
+        source=f"{weights.source}; a new head of {num_classes} classes, seed {seed}",
+    )
+
+
+def with_class_names(weights: Weights, listing: str, place: str) -> Weights:
+    """Names for the classes.
+
+    Args:
+      weights: any.
+      listing: one name a line, in the order of the classes; where every line begins with a WNID (n01440764 tench), that
+        is the name, by which data sets know a class, and the rest is what a person reads.
+      place: where the listing came from, for the message.
+
+    Raises:
+      UserError: another number of names, or one of them twice.
+    """
+    lines = [line.strip() for line in listing.splitlines() if line.strip()]
+    first = [line.split()[0] for line in lines]
+    wnids = all(len(word) == 9 and word[0] == "n" and word[1:].isdigit() for word in first)
+    names = first if wnids else lines
+    if len(names) != weights.num_classes or len(set(names)) != len(names):
+        raise UserError(
+            f"--class_names={place} has {len(names)} names ({len(set(names))} different) for {weights.num_classes} "
+            "classes; give one a line, in the order of the net's classes."
+        )
+    titles = [line.removeprefix(word).strip() or word for line, word in zip(lines, first, strict=True)]
+    return weights._replace(class_names=names, class_titles=titles if wnids else None)
+
+
+def _told(text: str) -> preprocessing.Preprocessing:
+    """The preprocessing in the metadata of a file that this project wrote for others."""
+    try:
+        return preprocessing.from_json(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"its preprocessing is damaged ({short(str(error))})") from error
+
+
+def _provenance(contents: Contents, layout: str, digests: Digests) -> tuple[str, str]:
+    """What is known of a file: in words, and the name of its preprocessing ("" where it is not known)."""
+    for published, name in PUBLISHED:
+        if (published.sha256 and digests.sha256.startswith(published.sha256)) or (
+            published.md5 and digests.md5 == published.md5
+        ):
+            return published.name, name
+    net = contents.metadata.get("name", "")
+    if layout == "Caffe" and net.startswith("VGG_ILSVRC_"):  # the authors' two nets are named so in their files
+        return f"Caffe's {net}", "caffe"
+    if layout == "timm":  # all of timm's VGGs are prepared alike, and nobody else names layers so
+        return contents.kind, "torchvision"
+    return contents.kind, ""
+
+
+def _scales(text: str, crop: int, factor: float = 1) -> tuple[int, int]:
+    try:
+        numbers = [round(int(word) * factor) for word in text.split(",")]
+        low, high = numbers if len(numbers) == 2 else numbers * 2
+    except ValueError:
+        raise UserError(
+            f"--training_scales={text} is neither a number nor two with a comma, as 256 or 256,512."
+        ) from None
+    if not crop <= low <= high:
+        raise UserError(f"--training_scales={text} must be at least the crop, {crop}, and ascending.")
+    return low, high
+
+
+def _imagenet() -> list[str]:
+    from vgg_jax.data.imagenet import ILSVRC2012  # here, since it takes seconds and only known nets need it
+
+    return list(ILSVRC2012.classes)

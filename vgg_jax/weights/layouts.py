@@ -1,0 +1,252 @@
+"""How other frameworks name and lay out a VGG's layers: one table, read in both directions.
+
+This project's kernels are [h, w, C, F] for convolutions and FC layers alike (fc6 spans the last map, fc7 and fc8 are
+1x1). What differs elsewhere is the order of axes, and for fc6 in which order a matrix's columns run over the last map:
+channels, rows, columns in Caffe and torch; rows, columns, channels in Keras.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from vgg_jax.models import CONFIGURATIONS, STRIDE
+from vgg_jax.weights.tensors import Tensor, Unreadable, short
+
+Shape = tuple[int, ...]
+FC_LAYERS = ("fc6", "fc7", "fc8")
+
+
+class Form(NamedTuple):
+    """How a kernel of shape [h, w, C, F] is laid out elsewhere."""
+
+    shape: Callable[[Shape], Shape]  # ours -> theirs
+    to_ours: Callable[[np.ndarray, Shape], np.ndarray]  # (theirs, our shape) -> ours
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+HWIO = Form(lambda s: s, lambda a, s: a, lambda k: k)
+OIHW = Form(
+    lambda s: (s[3], s[2], s[0], s[1]),
+    lambda a, s: a.reshape(s[3], s[2], s[0], s[1]).transpose(2, 3, 1, 0),
+    lambda k: k.transpose(3, 2, 0, 1),
+)
+# [F, C h w]
+ROWS_OF_CHW = Form(
+    lambda s: (s[3], s[2] * s[0] * s[1]),
+    lambda a, s: a.reshape(s[3], s[2], s[0], s[1]).transpose(2, 3, 1, 0),
+    lambda k: k.transpose(3, 2, 0, 1).reshape(k.shape[3], -1),
+)
+# [h w C, F]
+COLUMNS_OF_HWC = Form(
+    lambda s: (s[0] * s[1] * s[2], s[3]),
+    lambda a, s: a.reshape(s),
+    lambda k: k.reshape(-1, k.shape[3]),
+)
+
+
+class Layout(NamedTuple):
+    """How a framework keeps these nets."""
+
+    configurations: tuple[str, ...]  # that it has, the usual one first where names and shapes are those of several
+    names: Callable[[str], dict[str, tuple[str, str]]]  # configuration -> {our layer: (kernel's name, bias's name)}
+    forms: dict[str, Form]  # of fc6, fc7 and fc8; and of all convolutions, under "conv"
+    leading_ones: bool = False  # do not count: Caffe of 2014 writes a bias [1, 1, 1, F] and a matrix [1, 1, F, C]
+
+
+def convolutions(configuration: str) -> list[tuple[int, int]]:
+    """(block, place in the block) of every convolution, both from 1, in order."""
+    blocks = CONFIGURATIONS[configuration].blocks
+    return [(i, j) for i, block in enumerate(blocks, start=1) for j in range(1, len(block) + 1)]
+
+
+def layers(configuration: str) -> list[str]:
+    """conv1_1, ..., fc8."""
+    return [*(f"conv{i}_{j}" for i, j in convolutions(configuration)), *FC_LAYERS]
+
+
+def _torch_names(configuration: str, fc: tuple[str, str, str]) -> dict[str, tuple[str, str]]:
+    # In `features` every convolution is followed by its ReLU, and every block by its pooling.
+    stems = [f"features.{2 * place + i - 1}" for place, (i, _) in enumerate(convolutions(configuration))]
+    return {
+        layer: (f"{stem}.weight", f"{stem}.bias")
+        for layer, stem in zip(layers(configuration), [*stems, *fc], strict=True)
+    }
+
+
+def _keras_names(configuration: str) -> dict[str, tuple[str, str]]:
+    stems = [f"block{i}_conv{j}" for i, j in convolutions(configuration)] + ["fc1", "fc2", "predictions"]
+    return {layer: (f"{stem}/kernel", f"{stem}/bias") for layer, stem in zip(layers(configuration), stems, strict=True)}
+
+
+LAYOUTS: dict[str, Layout] = {
+    "torchvision": Layout(
+        ("A", "B", "D", "E"),
+        lambda c: _torch_names(c, ("classifier.0", "classifier.3", "classifier.6")),
+        {"conv": OIHW} | dict.fromkeys(FC_LAYERS, ROWS_OF_CHW),
+    ),
+    "timm": Layout(
+        ("A", "B", "D", "E"),
+        lambda c: _torch_names(c, ("pre_logits.fc1", "pre_logits.fc2", "head.fc")),
+        {"conv": OIHW, "fc6": OIHW, "fc7": OIHW, "fc8": ROWS_OF_CHW},
+    ),
+    "Keras": Layout(
+        ("D", "E"),
+        _keras_names,
+        {"conv": HWIO} | dict.fromkeys(FC_LAYERS, COLUMNS_OF_HWC),
+    ),
+    "Caffe": Layout(
+        tuple(CONFIGURATIONS),
+        lambda c: {layer: (f"{layer}/0", f"{layer}/1") for layer in layers(c)},
+        {"conv": OIHW} | dict.fromkeys(FC_LAYERS, ROWS_OF_CHW),
+        leading_ones=True,
+    ),
+    "vgg_jax": Layout(
+        tuple(CONFIGURATIONS),
+        lambda c: {layer: (f"{layer}/kernel", f"{layer}/bias") for layer in layers(c)},
+        {"conv": HWIO} | dict.fromkeys(FC_LAYERS, HWIO),
+    ),
+}
+
+
+class Size(NamedTuple):
+    """What else, beside the configuration, the shapes of a net follow from."""
+
+    width_multiplier: float
+    fc_width: int
+    num_classes: int
+    side: int  # rows and columns of fc6's kernel: crop // 32
+
+
+def kernel_shapes(configuration: str, size: Size) -> dict[str, Shape]:
+    """Of every layer, in order, as `VGG.init` makes them: [h, w, C, F]."""
+    shapes: dict[str, Shape] = {}
+    channels = 3
+    for i, block in enumerate(CONFIGURATIONS[configuration].blocks, start=1):
+        for j, (full, kernel) in enumerate(block, start=1):
+            features = max(1, round(full * size.width_multiplier))
+            shapes[f"conv{i}_{j}"] = (kernel, kernel, channels, features)
+            channels = features
+    shapes["fc6"] = (size.side, size.side, channels, size.fc_width)
+    shapes["fc7"] = (1, 1, size.fc_width, size.fc_width)
+    shapes["fc8"] = (1, 1, size.fc_width, size.num_classes)
+    return shapes
+
+
+def form_of(layout: Layout, layer: str) -> Form:
+    return layout.forms.get(layer, layout.forms["conv"])
+
+
+def recognise(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, str, Size]:
+    """Finds out whose net it is: every name and every shape must be right, and none too many.
+
+    Args:
+      tensors: of a file.
+      configuration: a key of models.CONFIGURATIONS that it must be; "" for the first that fits.
+
+    Returns:
+      A key of LAYOUTS, the configuration, and the net's size.
+
+    Raises:
+      Unreadable: none fits; with what comes nearest and where it differs.
+    """
+    names = set(tensors)
+    candidates = [
+        (len(names ^ _names(layout, c)), name, c)
+        for name, layout in LAYOUTS.items()
+        for c in layout.configurations
+        if not configuration or c == configuration
+    ]
+    if not candidates:
+        raise Unreadable(f"there is no configuration {configuration!r}; there are {', '.join(CONFIGURATIONS)}")
+    apart, name, nearest = min(candidates, key=lambda candidate: candidate[0])
+    if apart:
+        raise Unreadable(_foreign(names, name, nearest, _names(LAYOUTS[name], nearest)))
+    faults = []
+    for _, name, found in (candidate for candidate in candidates if not candidate[0]):
+        size = _size(tensors, LAYOUTS[name], found)
+        wrong = _wrong_shapes(tensors, LAYOUTS[name], found, size)
+        if not wrong:
+            return name, found, size
+        faults.append((len(wrong), f"it has the names of {name}'s configuration {found}, but {_some(wrong)}"))
+    raise Unreadable(min(faults)[1])
+
+
+def _names(layout: Layout, configuration: str) -> set[str]:
+    return {name for pair in layout.names(configuration).values() for name in pair}
+
+
+def _size(tensors: dict[str, Tensor], layout: Layout, configuration: str) -> Size:
+    """The size that fits best; whether it fits is seen from the shapes."""
+    names = layout.names(configuration)
+
+    def bias(layer: str) -> int:
+        return math.prod(tensors[names[layer][1]].shape)
+
+    channels = {
+        f"conv{i}_{j}": CONFIGURATIONS[configuration].blocks[i - 1][j - 1][0] for i, j in convolutions(configuration)
+    }
+    # Rounding hides a width in few channels more than in many.
+    widths = sorted({bias(layer) / full for layer, full in channels.items()})
+    width = min(widths, key=lambda w: sum(max(1, round(full * w)) != bias(layer) for layer, full in channels.items()))
+    cells = math.prod(tensors[names["fc6"][0]].shape) // max(1, bias("fc6") * bias(layers(configuration)[-4]))
+    return Size(width, bias("fc6"), bias("fc8"), max(1, math.isqrt(cells)))
+
+
+def _wrong_shapes(tensors: dict[str, Tensor], layout: Layout, configuration: str, size: Size) -> list[str]:
+    wrong = []
+    for layer, shape in kernel_shapes(configuration, size).items():
+        expected = (form_of(layout, layer).shape(shape), (shape[3],))
+        for name, theirs in zip(layout.names(configuration)[layer], expected, strict=True):
+            shape_there = tensors[name].shape
+            if layout.leading_ones:
+                shape_there, theirs = _plain(shape_there), _plain(theirs)
+            if shape_there != theirs:
+                wrong.append(f"{name} is {short(list(tensors[name].shape))} and should be {list(theirs)}")
+    return wrong
+
+
+def _plain(shape: Iterable[int]) -> Shape:
+    """Without leading ones."""
+    found = list(shape)
+    while found[:1] == [1]:
+        del found[0]
+    return tuple(found)
+
+
+def _foreign(names: set[str], layout: str, configuration: str, expected: set[str]) -> str:
+    if any(name.startswith(("layer1.0.", "layer4.", "conv2_block1", "res2a_")) for name in names):
+        return "it holds the weights of a ResNet, and this project's nets are VGGs"
+    if any(name.endswith(("running_mean", "moving_mean")) for name in names) and any(
+        name.startswith("features.") for name in names
+    ):
+        return "it holds a VGG with batch normalisation, which this project does not have yet; take the one without"
+    if len(names & expected) * 2 < len(expected):
+        some = f"its tensors are {_some(sorted(names))}" if names else "it holds no tensors"
+        return f"it is none of the nets known here ({', '.join(LAYOUTS)}): {some}"
+    missing, strange = sorted(expected - names), sorted(names - expected)
+    if missing and not strange and all(name in _ends(layout, configuration) for name in missing):
+        return (
+            f"it is {layout}'s configuration {configuration} without its FC layers ({_some(missing)} missing); take the "
+            "file with them, also for features"
+        )
+    parts = [f"{_some(missing)} missing"] * bool(missing) + [f"{_some(strange)} too many"] * bool(strange)
+    return f"it comes nearest to {layout}'s configuration {configuration}, with {' and '.join(parts)}"
+
+
+def _ends(layout: str, configuration: str) -> set[str]:
+    names = LAYOUTS[layout].names(configuration)
+    return {name for layer in FC_LAYERS for name in names[layer]}
+
+
+def _some(words: list[str]) -> str:
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    return ", ".join(short(word, 120) for word in words[:3]) + more
+
+
+def crop_of(size: Size) -> int:
+    """The smallest crop whose last map fc6's kernel spans."""
+    return size.side * STRIDE

@@ -1,0 +1,237 @@
+"""Reads the pickles that torch.save writes, and runs nothing: a small machine that knows their few instructions.
+
+Python's own unpickler imports and calls what a file names; restricting what it may import still leaves it open to
+instructions that take gigabytes. Here the standard library's disassembler (`pickletools.genops`, which carries nothing
+out) gives the instructions, and this machine knows those that make numbers, strings, tuples, lists, dictionaries and
+tensors. Any other instruction, and any name that is not in the table, ends the reading.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
+
+from vgg_jax.weights.tensors import Unreadable, short
+
+# What `torch.FloatStorage` and so on hold, as NumPy calls it.
+STORAGES = {
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.DoubleStorage": "float64",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+}
+STORAGES |= {name.replace("torch.", "torch.cuda."): dtype for name, dtype in STORAGES.items()}
+
+
+class Storage(NamedTuple):
+    """A run of numbers that lies elsewhere in the file."""
+
+    dtype: str
+    key: str
+    numel: int
+
+
+class View(NamedTuple):
+    """A tensor: part of a storage."""
+
+    storage: Storage
+    offset: int  # numbers, as are strides
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Name(NamedTuple):
+    """What a pickle calls by name; a word, never the thing itself."""
+
+    text: str
+
+
+class _Mark:
+    pass
+
+
+_MARK = _Mark()
+
+
+def _ordered_dict(items: Any = ()) -> dict:
+    # Python 3 makes it empty and sets its items afterwards; Python 2 gives a list of [key, value].
+    pairs = isinstance(items, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in items)
+    if not pairs or not all(isinstance(key, str) for key, _ in items):
+        raise Unreadable("its pickle makes an OrderedDict of something else than pairs")
+    found = dict(items)
+    if len(found) < len(items):
+        raise Unreadable("it has a name twice")
+    return found
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:
+    sound = isinstance(storage, Storage) and isinstance(offset, int) and offset >= 0
+    for numbers in (shape, strides):
+        sound = sound and isinstance(numbers, tuple) and len(numbers) <= 8
+        sound = sound and all(isinstance(n, int) and 0 <= n < 2**40 for n in numbers)
+    if not sound or len(shape) != len(strides):
+        raise Unreadable("a tensor whose storage, shape or strides are not such")
+    return View(storage, offset, shape, strides)
+
+
+def _parameter(data: Any, *_: Any) -> View:
+    if not isinstance(data, View):
+        raise Unreadable("a parameter that is not a tensor")
+    return data
+
+
+# The only names that a pickle may call, and what is done in their place.
+_CALLS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor": _tensor,  # before torch 0.4
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_ARGUMENTS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINSTRING", "SHORT_BINSTRING"),  # of Python 2, in which old files were written
+}
+_EMPTY: dict[str, type] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def read_pickle(stream: BinaryIO) -> Any:
+    """The value of one pickle; the stream stands behind it afterwards.
+
+    Args:
+      stream: whose `read` and `readline` cannot give more than the caller wants to hold in memory.
+
+    Returns:
+      None, bool, int, float, str, tuple, list, dict, `View`, or these within one another.
+
+    Raises:
+      Unreadable: anything else in it, and what.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "STOP":
+                return machine.pop()
+            machine.step(opcode.name, argument)
+    except Unreadable:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
+        raise Unreadable(f"its pickle is damaged ({short(str(error))})") from error
+    raise Unreadable("its pickle has no end")
+
+
+class _Machine:
+    """A pickle's stack and memo."""
+
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        value = self._stack.pop()
+        if value is _MARK:
+            raise Unreadable("its pickle is damaged (a mark where a value should be)")
+        return value
+
+    def _pop_to_mark(self) -> list[Any]:
+        at = len(self._stack) - 1
+        while self._stack[at] is not _MARK:  # IndexError below the bottom, once around
+            at -= 1
+            if at < 0:
+                raise Unreadable("its pickle is damaged (no mark)")
+        values = self._stack[at + 1 :]
+        del self._stack[at:]
+        return values
+
+    def step(self, name: str, argument: Any) -> None:
+        push = self._stack.append
+        if name in ("PROTO", "FRAME"):
+            return
+        if name in _ARGUMENTS:
+            push(argument)
+        elif name in _CONSTANTS:
+            push(_CONSTANTS[name])
+        elif name == "MARK":
+            push(_MARK)
+        elif name in _EMPTY:
+            push(_EMPTY[name]())
+        elif name == "TUPLE":
+            push(tuple(self._pop_to_mark()))
+        elif name in _TUPLES:
+            push(tuple([self.pop() for _ in range(_TUPLES[name])][::-1]))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = self._stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = self._stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            push(self._memo[argument])
+        elif name in ("APPEND", "APPENDS"):
+            values = self._pop_to_mark() if name == "APPENDS" else [self.pop()]
+            self._top(list).extend(values)
+        elif name in ("SETITEM", "SETITEMS"):
+            values = self._pop_to_mark() if name == "SETITEMS" else [self.pop(), self.pop()][::-1]
+            self._set_items(values)
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            text = argument.replace(" ", ".") if name == "GLOBAL" else ".".join([self._word(), self._word()][::-1])
+            push(_named(text))
+        elif name == "REDUCE":
+            arguments, called = self.pop(), self.pop()
+            if not isinstance(called, _Name) or called.text not in _CALLS or not isinstance(arguments, tuple):
+                raise Unreadable("its pickle calls something that cannot be called")
+            push(_CALLS[called.text](*arguments))
+        elif name == "BINPERSID":
+            push(_storage(self.pop()))
+        elif name == "BUILD":  # a state dictionary's `_metadata`: versions of torch's own layers
+            self.pop()
+            self._top(dict)
+        else:
+            raise Unreadable(f"its pickle has the instruction {name}, which no weights need")
+
+    def _top(self, kind: type) -> Any:
+        if not isinstance(self._stack[-1], kind):
+            raise Unreadable(f"its pickle is damaged (no {kind.__name__} where one should be)")
+        return self._stack[-1]
+
+    def _word(self) -> str:
+        word = self.pop()
+        if not isinstance(word, str):
+            raise Unreadable("its pickle is damaged (a name that is no string)")
+        return word
+
+    def _set_items(self, values: list[Any]) -> None:
+        target = self._top(dict)
+        if len(values) % 2 or not all(isinstance(key, str | int) for key in values[::2]):
+            raise Unreadable("its pickle is damaged (keys that are no strings)")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            if key in target:
+                raise Unreadable(f"it has {short(key)} twice")
+            target[key] = value
+
+
+def _named(text: str) -> _Name:
+    if text not in _CALLS and text not in STORAGES:
+        raise Unreadable(
+            f"it asks for {short(text)}, which is neither a tensor nor a dictionary; no code of a weights file is ever run"
+        )
+    return _Name(text)
+
+
+def _storage(identity: Any) -> Storage:
+    if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
+        raise Unreadable("its pickle refers to something that is no storage")
+    _, kind, key, _, numel = identity[:5]
+    if not isinstance(kind, _Name) or kind.text not in STORAGES or not isinstance(key, str):
+        raise Unreadable("its pickle refers to a storage of an unknown kind")
+    if not isinstance(numel, int) or isinstance(numel, bool) or not 0 <= numel < 2**40:
+        raise Unreadable("its pickle refers to a storage of an impossible size")
+    if len(identity) == 6 and identity[5] is not None:
+        raise Unreadable("its tensors share parts of storages, as torch wrote them before 0.4; save it anew with torch")
+    return Storage(STORAGES[kind.text], key, numel)

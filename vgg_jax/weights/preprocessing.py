@@ -1,0 +1,112 @@
+"""What a net was taught to expect of pixels, as data, and how it becomes part of the first convolution.
+
+Inside this project a net sees RGB on the scale 0 to 255 with a mean subtracted and nothing divided (Paper §2.1). Others
+divide by 255 and by a standard deviation, or take blue first. All of these are linear, channel by channel, so they can be
+moved into conv1_1's kernel without changing what the net computes, borders included: zero padding stands for the mean
+colour before and after.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vgg_jax.errors import UserError
+
+ORDERS = ("RGB", "BGR")
+
+
+class Preprocessing(NamedTuple):
+    """A net's input is (channels of a picture in `order` * scale / 255 - mean) / std.
+
+    mean and std are in the order of `order` and on the scale of `scale`, as the net's makers write them.
+    """
+
+    order: str  # a word of ORDERS
+    scale: float  # the value of a full channel: 255 or 1
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def mean_rgb(self) -> np.ndarray:
+        """The picture that the net sees as zero, [3] float32, RGB on the scale 0 to 255."""
+        mean = np.array(self.mean, np.float64) * 255 / self.scale
+        return (mean if self.order == "RGB" else mean[::-1]).astype(np.float32)
+
+    def factors_rgb(self) -> np.ndarray:
+        """[3] float64: the net's input over (RGB on 0 to 255 minus `mean_rgb`), channel by channel in RGB's order."""
+        factors = self.scale / 255 / np.array(self.std, np.float64)
+        return factors if self.order == "RGB" else factors[::-1]
+
+
+# Names for --preprocessing.
+KNOWN: dict[str, Preprocessing] = {
+    # torchvision and, for its VGGs, timm.
+    "torchvision": Preprocessing("RGB", 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # The authors' own nets: "the following BGR values should be subtracted: [103.939, 116.779, 123.68]".
+    "caffe": Preprocessing("BGR", 255.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
+    # This project's own on ImageNet (PAPER.md §5.8).
+    "mean_rgb": Preprocessing("RGB", 255.0, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
+}
+
+
+def folded(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """conv1_1's kernel for RGB on 0 to 255 minus `mean_rgb`, from the one for a net's own input; float32."""
+    kernel = kernel_HxWx3xC if preprocessing.order == "RGB" else kernel_HxWx3xC[:, :, ::-1]
+    return (kernel * preprocessing.factors_rgb()[:, None]).astype(np.float32)
+
+
+def unfolded(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """The inverse of `folded`; float32."""
+    kernel = kernel_HxWx3xC / preprocessing.factors_rgb()[:, None]
+    return (kernel if preprocessing.order == "RGB" else kernel[:, :, ::-1]).astype(np.float32)
+
+
+def parse(text: str, flag: str = "--preprocessing") -> Preprocessing:
+    """A name of KNOWN, or ORDER:SCALE:MEAN:STD with commas within MEAN and STD.
+
+    Raises:
+      UserError: neither.
+    """
+    if text in KNOWN:
+        return KNOWN[text]
+    try:
+        order, scale, mean, std = text.split(":")
+        found = {
+            "order": order,
+            "scale": float(scale),
+            "mean": list(map(float, mean.split(","))),
+            "std": list(map(float, std.split(","))),
+        }
+        return from_json(found)
+    except ValueError as error:
+        raise UserError(
+            f"{flag}={text} is neither of {', '.join(KNOWN)} nor of the form ORDER:SCALE:MEAN:STD, as "
+            "RGB:1:0.485,0.456,0.406:0.229,0.224,0.225 is."
+        ) from error
+
+
+def from_json(value: Any) -> Preprocessing:
+    """From what `_asdict` gives, once it has been through JSON.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if not isinstance(value, dict) or set(value) != set(Preprocessing._fields):
+        raise ValueError(f"preprocessing must have exactly {', '.join(Preprocessing._fields)}")
+    if value["order"] not in ORDERS:
+        raise ValueError("the order of channels is neither RGB nor BGR")
+    numbers = [value["scale"], *_three(value["mean"]), *_three(value["std"])]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        raise ValueError("scale, mean and std must be finite numbers")
+    if value["scale"] <= 0 or min(value["std"]) <= 0:
+        raise ValueError("scale and std must be above zero")
+    mean, std = ((float(r), float(g), float(b)) for r, g, b in (value["mean"], value["std"]))
+    return Preprocessing(value["order"], float(value["scale"]), mean, std)
+
+
+def _three(value: Any) -> list:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError("mean and std must be three numbers")
+    return list(value)

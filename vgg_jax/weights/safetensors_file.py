@@ -1,0 +1,62 @@
+"""`.safetensors`: read by the safetensors package, which checks every offset against the file; the header's length first."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, short
+
+# A header has about 100 bytes for each tensor, and in this project's own files the class names. The package would read
+# one of 100 MB, which takes many times its size.
+_MAX_HEADER = 4 * 2**20
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+}  # others keep their own name
+_ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2}
+
+
+def looks_so(start: bytes) -> bool:
+    """Whether a file begins as one of safetensors: the header's length, then a JSON object."""
+    return len(start) > 8 and start[8:9] == b"{"
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Contents]:
+    """The tensors and the metadata.
+
+    Raises:
+      Unreadable: a damaged header, or one that does not describe the file to its last byte. There are no checksums.
+    """
+    num_bytes = path.stat().st_size
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > min(_MAX_HEADER, num_bytes - 8):
+        raise Unreadable(f"its header claims {header:,} bytes")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            check_sizes(tensors, num_bytes, _ITEMSIZES)
+            yield Contents("a .safetensors", tensors, dict(file.metadata() or {}))
+    except SafetensorError as error:
+        raise Unreadable(f"its header is damaged ({short(str(error))})") from error
+
+
+def _tensor(file, name: str) -> Tensor:
+    part = file.get_slice(name)
+    dtype = _DTYPES.get(part.get_dtype(), part.get_dtype())
+
+    def read() -> np.ndarray:
+        return file.get_tensor(name)
+
+    return Tensor(tuple(part.get_shape()), dtype, read)
