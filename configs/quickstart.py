@@ -17,6 +17,7 @@ def get_config():
     config.image.scale_min = 55  # 256/224 of the crop
     config.image.scale_max = 55
     config.batch_size = 32
+    config.optimizer.learning_rate = 5e-3  # at 1e-2 so small a batch may fall back to guessing in the first epochs
     config.num_epochs = 14.0
     config.log_every_steps = 25
     config.checkpoint_every_steps = 0
