@@ -39,3 +39,16 @@ def start_main(*arguments, **options) -> subprocess.Popen:
 
 def run_main(*arguments, devices: int = 1) -> tuple[int, str, str]:
     return run_module("vgg_jax.main", *arguments, devices=devices)
+
+
+def help_of(tool: str) -> str:
+    """What `python -m vgg_jax.<tool> --help` prints, without loading what takes seconds to load."""
+    code = (
+        f"import sys, runpy; sys.argv = ['{tool}', '--help']\n"
+        f"try: runpy.run_module('vgg_jax.{tool}', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'safetensors', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout

@@ -1,15 +1,12 @@
 """Predictions on one's own pictures: those of the test protocol, and one bad picture does not spoil the others."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import run_module
-from tests.conftest import REPOSITORY
+from tests.command import help_of, run_module
 from tests.reference import Reference
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.nets import load_net, load_weights_net, weights_of_run
@@ -29,16 +26,9 @@ def weights(run, tmp_path):
 
 
 def test_help_answers_without_loading_jax():
-    code = (
-        "import sys, runpy; sys.argv = ['predict', '--help']\n"
-        "try: runpy.run_module('vgg_jax.predict', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert not {'jax', 'tensorflow_datasets'} & set(sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    shown = help_of("predict")
     for flag in ("--weights", "--workdir", "--protocol", "--scales", "--maps", "--json"):
-        assert flag in result.stdout
+        assert flag in shown
 
 
 def test_probabilities_are_those_of_a_slow_reference(run, photos):

@@ -3,29 +3,21 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.conftest import REPOSITORY
+from tests.command import help_of, run_module, start_module
 from vgg_jax.data import space
 from vgg_jax.data.sources import open_dataset, prepared_builder
 from vgg_jax.errors import UserError
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "vgg_jax.prepare", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def run(*arguments):
-    process = start(*arguments)
-    out, err = process.communicate(timeout=300)
+    status, out, err = run_module("vgg_jax.prepare", *arguments)
     assert "Traceback" not in err
-    return process.returncode, out, " ".join(err.split())
+    return status, out, " ".join(err.split())
 
 
 @pytest.fixture
@@ -41,15 +33,8 @@ def spoilt(tmp_path, pictures):
 
 
 def test_help_answers_without_loading_jax():
-    code = (
-        "import sys, runpy; sys.argv = ['prepare', '--help']\n"
-        "try: runpy.run_module('vgg_jax.prepare', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert not {'jax', 'tensorflow_datasets'} & set(sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "--tars" in result.stdout
+    shown = help_of("prepare")
+    assert "--tars" in shown
 
 
 @pytest.mark.parametrize(
@@ -104,7 +89,7 @@ def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, t
 
 @pytest.mark.slow
 def test_an_interrupted_preparation_begins_anew(tmp_path):
-    process = start("builtin", f"--data_dir={tmp_path}")
+    process = start_module("vgg_jax.prepare", "builtin", f"--data_dir={tmp_path}")
     while not list(tmp_path.rglob("*incomplete*")):
         time.sleep(0.05)
     time.sleep(1)
