@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vgg_jax.errors import UserError
-from vgg_jax.models import CONFIGURATIONS, STRIDE
+from vgg_jax.models import CONFIGURATIONS, STRIDE, layer_names
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.sharding import RULES
 
@@ -27,6 +28,9 @@ def default_config() -> ConfigDict:
     # Parameters to start from: a workdir, one of its checkpoints/<step>, or a weights file of `python -m vgg_jax.convert`;
     # "" or "none" starts from model.init.
     config.init_from = ""
+    # Layers to take from there, with commas between: names, patterns ("conv*"), or what to leave out ("-fc6,-fc7"). "": all
+    # from a net of the same convolutions, else those of the net-A transplant (Paper §3.1); never a head of other classes.
+    config.init_layers = ""
     config.start_required = False  # True where the paper starts from another net: init_from must then say something
 
     config.batch_size = 256  # images in a step, over all devices (Paper §3.1)
@@ -60,6 +64,8 @@ def default_config() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-2  # at the start (Paper §3.1)
+    # Factors on it by layer, the first that fits counts: "fc8=10,conv1_*=0,conv*=0.1"; 0 freezes, layers not named have 1.
+    config.optimizer.lr_factors = ""
     config.optimizer.momentum = 0.9  # (Paper §3.1)
     config.optimizer.l2 = 5e-4  # weight decay that joins the gradient (Paper §3.1)
     config.optimizer.l2_mask = "kernels"  # what it decays: kernels, or all parameters (PAPER.md §5.3)
@@ -117,6 +123,34 @@ def eval_scale(config: ConfigDict) -> int:
 def init_from(config: ConfigDict) -> str:
     """The checkpoint, workdir or weights file to start from; "" where none is meant."""
     return "" if config.init_from == NO_INIT_FROM else config.init_from
+
+
+def lr_factors(config: ConfigDict) -> list[tuple[str, float]]:
+    """`optimizer.lr_factors` as (pattern of a layer's name, factor on the learning rate), in its order.
+
+    Raises:
+      UserError: anything but `pattern=factor` with commas between, or a pattern that fits no layer.
+    """
+    text, found = config.optimizer.lr_factors, []
+    layers = layer_names(config.model.configuration)
+    for part in filter(None, text.split(",")):
+        pattern, _, number = (word.strip() for word in part.partition("="))
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = math.nan
+        if not 0 <= factor < math.inf:
+            raise UserError(
+                f"config.optimizer.lr_factors is {text!r}, in which {part!r} is not layer=factor with a factor of at least "
+                '0; write for example "fc8=10,conv*=0.1".'
+            )
+        if not fnmatch.filter(layers, pattern):
+            raise UserError(
+                f"config.optimizer.lr_factors is {text!r}, and no layer of configuration {config.model.configuration} is "
+                f"called {pattern!r}; there are {', '.join(layers)}."
+            )
+        found.append((pattern, factor))
+    return found
 
 
 def resumed_run_may_differ_in() -> tuple[str, ...]:
@@ -192,6 +226,12 @@ def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> No
     for key in ("model.dropout_rate", "optimizer.momentum"):
         if not 0 <= given[key] < 1:
             raise UserError(f"config.{key} is {given[key]}; it must be at least 0 and less than 1.")
+    if config.init_layers and not init_from(config):
+        raise UserError(
+            f"config.init_layers is {config.init_layers!r}, but there is nothing to take layers from; give "
+            "--config.init_from=DIR as well."
+        )
+    lr_factors(config)
     if not 0 < config.plateau.factor < 1:
         raise UserError(f"config.plateau.factor is {config.plateau.factor}; it must lie between 0 and 1.")
 

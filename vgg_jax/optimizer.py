@@ -6,12 +6,15 @@ momentum buffer, so a drop of the rate takes effect as the buffer fades, not at 
 
 from __future__ import annotations
 
+import fnmatch
 import math
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+from vgg_jax.config import lr_factors
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -21,9 +24,14 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         # L2 joins the gradient before the momentum: classical, not decoupled. Kernels only (PAPER.md §5.3).
         ("l2", optax.add_decayed_weights(config.optimizer.l2, mask)),
         ("plateau", _scale_by_plateau(config)),
-        ("learning_rate", optax.scale(-config.optimizer.learning_rate)),
+        ("learning_rate", _scale_by_learning_rate(config)),
         ("momentum", optax.trace(config.optimizer.momentum)),
     )
+
+
+def lr_factor(config: ConfigDict, layer: str) -> float:
+    """The factor on the learning rate of a layer, by `config.optimizer.lr_factors`; 0 where it is frozen."""
+    return next((factor for pattern, factor in lr_factors(config) if fnmatch.fnmatchcase(layer, pattern)), 1.0)
 
 
 def observe_error(opt_state: dict, error: jax.typing.ArrayLike, config: ConfigDict) -> dict:
@@ -82,6 +90,16 @@ def _scale_by_plateau(config: ConfigDict) -> optax.GradientTransformation:
         return jax.tree.map(lambda u: (state.scale * u).astype(u.dtype), updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _scale_by_learning_rate(config: ConfigDict) -> optax.GradientTransformation:
+    """Minus the starting rate, times the layer's factor."""
+    rate = config.optimizer.learning_rate
+
+    def scaled(path, update: jax.Array) -> jax.Array:
+        return -rate * lr_factor(config, path[-2].key) * update
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
 
 
 def _is_kernel(params: optax.Params) -> optax.Params:

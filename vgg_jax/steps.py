@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics, augment, normalize
 from vgg_jax.models import VGG
-from vgg_jax.optimizer import learning_rate
+from vgg_jax.optimizer import learning_rate, lr_factor
 from vgg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
@@ -41,8 +41,10 @@ def make_train_step(
     """The function from a state and a batch to the next state and the batch's metrics.
 
     Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars: loss (mean cross-entropy,
-    nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch), lr (of this update), and
-    finite (bool): whether the loss and all new parameters are.
+    nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch), lr (of this update),
+    finite (bool): whether the loss and all new parameters are, and of the kernels of each block (block1 ... block5, fc6,
+    fc7, fc8) gradient_norm/<block>, of the loss alone, and update_ratio/<block>, the norm of the update over that of the
+    kernels before it.
 
     With `accumulation_steps` > 1 the batch is computed in that many parts, one after another; the update is the same
     but for dropout's draws and rounding.
@@ -50,6 +52,11 @@ def make_train_step(
     parts = config.accumulation_steps
 
     def loss_and_logits(params, images, labels_B, key):
+        # What is frozen has no gradient, so nothing computes it.
+        params = {
+            layer: leaves if lr_factor(config, layer) else jax.lax.stop_gradient(leaves)
+            for layer, leaves in params.items()
+        }
         logits_BxK = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
         return optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels_B).mean(), logits_BxK
 
@@ -76,15 +83,27 @@ def make_train_step(
         (loss, logits_BxK), grads = accumulated(state.params, images, batch["label"], dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        before, moved = kernel_norms(state.params), kernel_norms(updates)
         metrics = {
             "loss": loss,
             **{name: wrong_B.mean() for name, wrong_B in errors(logits_BxK, batch["label"]).items()},
             "lr": learning_rate(state.opt_state, config),
             "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params)),
+            **{f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads).items()},
+            **{f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before},
         }
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
+
+
+def kernel_norms(params: dict) -> dict[str, jax.Array]:
+    """The norm of all kernels of each block, float32 scalars: block1 ... block5 are the convolutions', then fc6, fc7, fc8."""
+    blocks: dict[str, list[jax.Array]] = {}
+    for layer in sorted(params):
+        block = f"block{layer[4]}" if layer.startswith("conv") else layer
+        blocks.setdefault(block, []).append(params[layer]["kernel"].astype(jnp.float32))
+    return {block: optax.tree.norm(kernels) for block, kernels in blocks.items()}
 
 
 def make_eval_step(model: VGG, statistics: ColorStatistics) -> Callable[[dict, Batch], EvalMetrics]:

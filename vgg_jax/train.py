@@ -95,7 +95,9 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     else:
         state = init_state(config, model, optimizer, shapes)
         if config_lib.init_from(config):
-            params, report = start_from(config_lib.init_from(config), state.params, dataset.statistics.mean_rgb)
+            params, report = start_from(
+                config_lib.init_from(config), state.params, dataset.statistics.mean_rgb, config.init_layers
+            )
             state = dataclasses.replace(state, params=params)
             screen.say(report)
     metrics_log = MetricsLog(workdir, resume_step or 0)

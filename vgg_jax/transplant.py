@@ -1,7 +1,10 @@
-"""Starting from another net's parameters: pure pytree surgery, by layer name."""
+"""Starting from another net's parameters: pure pytree surgery, by layer name (Paper §3.1, PAPER.md §5.2)."""
 
 from __future__ import annotations
 
+import fnmatch
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -11,58 +14,156 @@ from vgg_jax.checkpoints import load_params
 from vgg_jax.errors import UserError
 from vgg_jax.weights.file import folded_params, load_weights
 
+# "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net A"
+# (Paper §3.1). By name: by position they would not fit the deeper nets (PAPER.md §5.2).
+NET_A_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
+_HEAD = "fc8"
 
-def start_from(source: str, params: dict, mean_rgb: np.ndarray) -> tuple[dict, str]:
-    """Replaces freshly initialised parameters by those of a checkpoint or a weights file of the same configuration.
+
+def start_from(source: str, params: dict, mean_rgb: np.ndarray, layers: str = "") -> tuple[dict, str]:
+    """Replaces layers of freshly initialised parameters by those of a checkpoint or a weights file.
 
     Args:
       source: a run's workdir (its best checkpoint is taken), one of its checkpoints/<step>, or a weights file of
         `python -m vgg_jax.convert`, whose preprocessing becomes part of conv1_1.
       params: of the new net; the result lies on the devices as they do.
-      mean_rgb: that the new net's pixels will be without, [3], 0 to 255.
+      mean_rgb: that the new net's pixels will be without, [3], 0 to 255. Where the source's differs, conv1_1's bias takes
+        up the difference.
+      layers: which, see `chosen_layers`.
 
     Returns:
-      The new parameters, and a line that says what was taken from where.
+      The new parameters, and a text that says what was copied from where and what stayed random.
 
     Raises:
-      UserError: nothing to read there, or layers or shapes that differ: each is named.
+      UserError: nothing to read there, or what `chosen_layers` and `transplant` refuse.
     """
     place = Path(source).expanduser()
     try:
-        path, loaded = (place, _of_file(place, mean_rgb)) if place.is_file() else load_params(place)
+        path, donor, mean_there = _read(place)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
+    chosen = chosen_layers(params, donor, layers, str(path))
+    if "conv1_1" in chosen and mean_there is not None:
+        donor = donor | {"conv1_1": _for_mean(donor["conv1_1"], mean_there, mean_rgb)}
+    return transplant(params, donor, chosen, str(path)), _report(params, donor, chosen, path)
+
+
+def chosen_layers(params: dict, donor: dict, layers: str, place: str = "the source") -> list[str]:
+    """The names of the layers to copy, in the new net's order.
+
+    Args:
+      params: of the new net.
+      donor: of the net to copy from.
+      layers: "" for the default: all layers between nets of the same convolutions, else NET_A_LAYERS; the head fc8 is
+        left out where the number of classes differs. Names with commas between, * and ? as in file names, take its
+        place; those with a minus before them are left out of it: "conv*", "-fc6,-fc7", "conv*,-conv5_*".
+      place: of the donor, for messages.
+
+    Raises:
+      UserError: a name that no layer has, or nothing left.
+    """
+    words = [word.strip() for word in layers.split(",") if word.strip()]
+    wanted, unwanted = [w for w in words if not w.startswith("-")], [w[1:] for w in words if w.startswith("-")]
+    names = sorted({**params, **donor}, key=_order)
+    for word in (*wanted, *unwanted):
+        if not fnmatch.filter(names, word):
+            raise UserError(
+                f"config.init_layers={layers} names {word!r}, and there is no such layer: {', '.join(names)}."
+            )
+    if wanted:
+        # A pattern means what both nets have; a name must be there, and `transplant` says so.
+        both = [name for name in names if name in params and name in donor]
+        chosen = {name for word in wanted for name in (fnmatch.filter(both, word) if _is_pattern(word) else [word])}
+    else:
+        chosen = set(params) | set(donor) if _convolutions(params) == _convolutions(donor) else set(NET_A_LAYERS)
+        if _classes(params) != _classes(donor):
+            chosen.discard(_HEAD)
+    chosen -= {name for word in unwanted for name in fnmatch.filter(names, word)}
+    if not chosen:
+        raise UserError(f"config.init_layers={layers} leaves no layer to copy from {place}.")
+    return sorted(chosen, key=_order)
+
+
+def transplant(params: dict, donor: dict, layers: Iterable[str], place: str = "the source") -> dict:
+    """`params` with these layers' kernels and biases from `donor`, in the dtype and on the devices of those they replace.
+
+    Raises:
+      UserError: a layer that either net lacks, or of another shape: each is named.
+    """
+    layers = list(layers)
     different = [
-        f"{layer}/{name} is {_shape(loaded, layer, name)} there and {_shape(params, layer, name)} here"
-        for layer in sorted({**params, **loaded})
+        f"{layer}/{name} is {_shape(donor, layer, name)} there and {_shape(params, layer, name)} here"
+        for layer in layers
         for name in ("kernel", "bias")
-        if _shape(loaded, layer, name) != _shape(params, layer, name)
+        if _shape(donor, layer, name) != _shape(params, layer, name)
+        or "missing" in (_shape(donor, layer, name), _shape(params, layer, name))
     ]
     if different:
-        advice = ""
-        if place.is_file() and all(text.startswith("fc8/") for text in different):
-            classes = params["fc8"]["bias"].shape[0]
-            advice = (
-                f". To keep the body and replace the head: python -m vgg_jax.convert {source} NAME.safetensors "
-                f"--num_classes={classes}, and start from that"
-            )
-        raise UserError(f"config.init_from: {path} does not fit: {'; '.join(different)}{advice}.")
-    copied = jax.tree.map(lambda new, old: jax.device_put(old.astype(new.dtype), new.sharding), params, loaded)
-    return copied, f"all layers start from {path}"
+        wrong = dict.fromkeys(text.partition("/")[0] for text in different)
+        raise UserError(
+            f"config.init_from: {place} does not fit: {'; '.join(different)}. To leave what does not fit random: "
+            f"--config.init_layers={','.join('-' + layer for layer in wrong)}"
+        )
+    copied = {
+        layer: jax.tree.map(
+            lambda new, old: jax.device_put(old.astype(new.dtype), new.sharding), params[layer], donor[layer]
+        )
+        for layer in layers
+    }
+    return {**params, **copied}
 
 
-def _of_file(path: Path, mean_rgb: np.ndarray) -> dict:
-    """The parameters of a weights file for pixels without another mean than its own.
+def _read(place: Path) -> tuple[Path, dict, np.ndarray | None]:
+    """What was read, its parameters, and the mean RGB that they expect pixels to be without; None where nothing says."""
+    if place.is_file():
+        weights = load_weights(place)
+        return place, folded_params(weights), weights.preprocessing.mean_rgb()
+    path, params = load_params(place)
+    try:
+        mean = np.array(json.loads((path.parent.parent / "dataset.json").read_text())["mean_rgb"], np.float32)
+    except (OSError, ValueError, KeyError, TypeError):
+        mean = None
+    return path, params, mean
 
-    conv1_1's bias takes up the difference of the means, which is exact but at the borders: there zero padding now stands
-    for the new mean. Where both means are equal nothing changes.
+
+def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dict:
+    """conv1_1 for pixels without another mean than its own.
+
+    The bias takes up the difference of the means, which is exact but at the borders: there zero padding now stands for the
+    new mean.
     """
-    weights = load_weights(path)
-    params = folded_params(weights)
-    kernel, bias = params["conv1_1"]["kernel"], params["conv1_1"]["bias"]
-    difference = np.asarray(mean_rgb, np.float64) - weights.preprocessing.mean_rgb()
-    bias = (bias + np.einsum("hwcf,c->f", kernel.astype(np.float64), difference)).astype(np.float32)
-    return {**params, "conv1_1": {"kernel": kernel, "bias": bias}}
+    difference = np.asarray(mean_here, np.float64) - np.asarray(mean_there, np.float64)
+    if not difference.any():
+        return layer
+    bias = layer["bias"] + np.einsum("hwcf,c->f", layer["kernel"].astype(np.float64), difference)
+    return {"kernel": layer["kernel"], "bias": bias.astype(np.float32)}
+
+
+def _report(params: dict, donor: dict, chosen: list[str], path: Path) -> str:
+    random = [name for name in sorted(params, key=_order) if name not in chosen]
+    if not random:
+        return f"all layers start from {path}"
+    head = ""
+    if _HEAD in random and _classes(params) != _classes(donor):
+        head = f" ({_HEAD}: {_classes(donor)} classes there, {_classes(params)} here)"
+    return f"from {path}: {', '.join(chosen)}\nrandom: {', '.join(random)}{head}"
+
+
+def _convolutions(params: dict) -> dict[str, tuple[int, ...]]:
+    """The convolutions by name with their kernel sizes, which tell the configurations apart (A and A-LRN are one)."""
+    return {name: layer["kernel"].shape[:2] for name, layer in params.items() if name.startswith("conv")}
+
+
+def _classes(params: dict) -> int | None:
+    return params[_HEAD]["bias"].shape[0] if _HEAD in params else None
+
+
+def _is_pattern(word: str) -> bool:
+    return any(character in word for character in "*?[")
+
+
+def _order(layer: str) -> tuple[bool, str]:
+    return not layer.startswith("conv"), layer  # the way of the data: convolutions, then FC layers
 
 
 def _shape(params: dict, layer: str, name: str) -> str:

@@ -177,3 +177,8 @@ def endpoint_names(configuration: str) -> list[str]:
             names += [f"conv{i}_{j}", f"relu{i}_{j}"] + (["lrn1_1"] if lrn and (i, j) == (1, 1) else [])
         names.append(f"pool{i}")
     return [*names, "fc6", "relu6", "fc7", "relu7", "score_map"]
+
+
+def layer_names(configuration: str) -> list[str]:
+    """The layers that have parameters, in the order of computation: conv1_1, ..., fc6, fc7, fc8."""
+    return [name for name in endpoint_names(configuration) if name.startswith(("conv", "fc"))] + ["fc8"]
