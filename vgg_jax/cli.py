@@ -30,6 +30,12 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+def default_workdir(config: str) -> Path:
+    """configs/vgg19.py:S=384 -> runs/vgg19-S=384."""
+    file, _, argument = config.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
+
+
 def _parse(argv: list[str]) -> list[str]:
     """absl's parsing, with a sentence in place of a traceback where the configuration file cannot be had."""
     for argument in argv:
