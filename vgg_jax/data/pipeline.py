@@ -41,10 +41,11 @@ def train_examples(config: ConfigDict, records: Records) -> grain.MapDataset:
     Example i is image i mod N of a new order of all N images in every epoch, i div N, so batches run across the edges
     of epochs and nothing is dropped (PAPER.md §5.12). Crop and scale are drawn from a stream of their own for every i.
     """
-    image = config.image
+    # Read once: a ConfigDict takes its time at every attribute.
+    sizes = config.image.scale_min, config.image.scale_max, config.image.crop
 
     def crop(index: int, rng: np.random.Generator) -> Example:
-        return _example(records, index, random_crop, rng, image.scale_min, image.scale_max, image.crop)
+        return _example(records, index, random_crop, rng, *sizes)
 
     # As good as endless; Grain's own endless length overflows when it is batched.
     order = grain.MapDataset.range(len(records)).seed(config.seed).shuffle().repeat(_ENDLESS_EPOCHS)
