@@ -7,11 +7,13 @@ same global batches: process p of P reads the p-th P-th of each.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import grain
@@ -39,10 +41,11 @@ def train_examples(config: ConfigDict, records: Records) -> grain.MapDataset:
     Example i is image i mod N of a new order of all N images in every epoch, i div N, so batches run across the edges
     of epochs and nothing is dropped (PAPER.md §5.12). Crop and scale are drawn from a stream of their own for every i.
     """
-    image = config.image
+    # Read once: a ConfigDict takes its time at every attribute.
+    sizes = config.image.scale_min, config.image.scale_max, config.image.crop
 
     def crop(index: int, rng: np.random.Generator) -> Example:
-        return _example(records, index, random_crop, rng, image.scale_min, image.scale_max, image.crop)
+        return _example(records, index, random_crop, rng, *sizes)
 
     # As good as endless; Grain's own endless length overflows when it is batched.
     order = grain.MapDataset.range(len(records)).seed(config.seed).shuffle().repeat(_ENDLESS_EPOCHS)
@@ -113,7 +116,36 @@ def _end_with_parent(*_) -> None:
 
 def local_batches(config: ConfigDict, examples: grain.MapDataset, process: int, processes: int) -> grain.MapDataset:
     """The part of every global batch that one process reads: the `process`-th of `processes` equal parts, in order."""
-    return examples.batch(config.batch_size // processes)[process::processes]
+    size = config.batch_size // processes
+
+    def batch(number: int) -> Example:
+        first = number * config.batch_size + process * size
+        return _stacked((examples[i] for i in range(first, first + size)), size)
+
+    return grain.MapDataset.range(len(examples) // config.batch_size).map(batch)
+
+
+def _stacked(examples: Iterable[Example], size: int) -> Example:
+    """The next `size` examples as one, every array with a new first axis.
+
+    Grain's own batching would hold all of them and then stack them. Here each is copied while it lies in the cache, and
+    into memory aligned so that a CPU device takes it over as it is.
+    """
+    batch: Example = {}
+    for row, example in enumerate(examples):
+        for key, value in example.items():
+            if row == 0:
+                batch[key] = _aligned((size, *np.shape(value)), np.asarray(value).dtype)
+            batch[key][row] = value
+    return batch
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory that begins at a multiple of 64 bytes, as XLA's CPU devices want it."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _example(records: Records, index: int, cut, *args) -> Example:
