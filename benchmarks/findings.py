@@ -92,6 +92,9 @@ _EPOCHS = flags.DEFINE_float("epochs", 12, "Of every run that a group does not g
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Of all groups but presets.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images in a step.")
 _TRAIN = flags.DEFINE_bool("train", True, "Train what is not there; else only compare.")
+_DROPOUT_RATE = flags.DEFINE_float("dropout_rate", 0.1, "After fc6 and fc7.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
+_THREADS = flags.DEFINE_integer("threads", 2, "That read and decode ahead.")
 _RATE = flags.DEFINE_float("rate", 5e-3, "Learning rate of all groups but presets.")
 
 
@@ -100,7 +103,8 @@ def settings():
     config.model.num_classes = 10
     config.model.width_multiplier = _WIDTH.value
     config.model.fc_width = _FC_WIDTH.value
-    config.model.dropout_rate = 0.1
+    config.model.dropout_rate = _DROPOUT_RATE.value
+    config.model.dtype = _DTYPE.value
     config.image.crop = _CROP.value
     config.batch_size = _BATCH_SIZE.value
     config.num_epochs = float(_EPOCHS.value)
@@ -113,14 +117,14 @@ def settings():
     config.data.root = str(PICTURES / "imagenette-5k")
     config.data.dir = str(Path(_WORKDIR.value).resolve() / "data")
     config.data.val_split = "val"
-    config.data.threads = 2
+    config.data.threads = _THREADS.value
     plan.later_epochs = 6.0
     plan.later_learning_rate = _RATE.value / 5
     return config, plan
 
 
 def train_all(directory):
-    from vgg_jax.train import train
+    from vgg_jax.train import Interrupted, train
 
     config, plan = settings()
     plan.seeds = _SEEDS.value
@@ -135,6 +139,8 @@ def train_all(directory):
         print(f"\n== seed{step.seed}/{step.stage.name} ==", file=sys.stderr, flush=True)
         try:
             train(step.config, step.workdir, quiet=True)
+        except Interrupted as interruption:
+            cli.fail(str(interruption), 128 + interruption.signum)
         except UserError as error:
             if "diverged" not in str(error):
                 raise
