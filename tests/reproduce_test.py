@@ -215,7 +215,7 @@ def test_a_plan_runs_stops_and_goes_on(tiny_config, tmp_path):
     shared, _ = plan_of(tiny_config)
     shared.image.scale_min = shared.image.scale_max = 37
     flags = [flag for flag in as_flags(shared) if not re.match(r"--config\.(init|image\.(crop|scale))", flag)]
-    flags += ["--config=configs/paper.py:crop=32", f"--workdir={tmp_path}", "--config.plan.later_epochs=0.2"]
+    flags = ["--config=configs/paper.py:crop=32", f"--workdir={tmp_path}", "--config.plan.later_epochs=0.2", *flags]
     stages = "--stages=A-256,B-5x5-256,D-256,D-384,D-jitter-fc"
     status, out, err = run_module("vgg_jax.reproduce", *flags, stages, "--dry_run")
     assert (status, err) == (0, "")

@@ -132,7 +132,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = []
     for table in content["tables"]:
         lines += [f"### Table {table['number']}: {table['title']}", ""]
-        lines += ["| net | S | test | Q | top-1/top-5 error, % | images x seeds | paper (ImageNet) |"]
+        lines += ["| net | S at crop 224 | test | Q | top-1/top-5 error, % | images x seeds | paper (ImageNet) |"]
         lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
         for row in table["rows"]:
             figures, count = "not trained", ""
