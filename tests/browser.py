@@ -104,10 +104,13 @@ def browser(profile: Path):
 
     # The browser reads from 3 and writes to 4. A program in between puts them there: forking with a function to call
     # is not for a process with threads, which JAX makes this one.
-    place = "import os, sys; r, w = map(os.dup, map(int, sys.argv[1:3])); os.dup2(r, 3); os.dup2(w, 4); "
+    place = (
+        "import fcntl, os, sys; r, w = (fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3]); "
+        "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
+    )
     process = subprocess.Popen(
         [
-            *(sys.executable, "-c", place + "os.execv(sys.argv[3], sys.argv[3:])", str(theirs_in), str(theirs_out)),
+            *(sys.executable, "-c", place, str(theirs_in), str(theirs_out)),
             *(program, "--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-sandbox"),
             *("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-dev-shm-usage"),
         ],

@@ -82,27 +82,34 @@ def _stage_cell(stage: Stage, seed: int) -> dict[str, str]:
 
 
 def _table(table: dict[str, Any]) -> dict[str, Any]:
+    """Errors in per cent; the protocol is said once where all rows have the same."""
+
     def ours(row: dict[str, Any], name: str) -> str:
         error, spread = row.get(f"{name}_error"), row.get(f"{name}_spread")
         return ABSENT if error is None else f"{100 * error:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
 
+    def theirs(row: dict[str, Any], name: str) -> str:
+        error = (row.get("paper") or {}).get(name)
+        return ABSENT if error is None else f"{error:.1f}"
+
     rows = [
         {
-            **{
-                key: str(row.get(key, "") if row.get(key) is not None else "")
-                for key in ("net", "scales", "test_scales")
-            },
+            "net": str(row["net"]),
+            "scales": str(row.get("scales") or ""),
+            "test_scales": str(row.get("test_scales") or "").replace(",", ", ").replace(",  ", ", "),
             "protocol": str(row.get("protocol") or "").replace("_", " "),
             "images": f"{row['images']:,}" if row.get("images") else "",
             "seeds": row.get("seeds") or "",
             "top1": ours(row, "top1"),
             "top5": ours(row, "top5"),
-            "paper1": (row.get("paper") or {}).get("top1", ABSENT),
-            "paper5": (row.get("paper") or {}).get("top5", ABSENT),
+            "paper1": theirs(row, "top1"),
+            "paper5": theirs(row, "top5"),
         }
         for row in table["rows"]
     ]
-    return {"number": table["number"], "title": table["title"], "rows": rows}
+    protocols = {row["protocol"] for row in rows}
+    protocol = protocols.pop() if len(protocols) == 1 else ""
+    return {"number": table["number"], "title": table["title"], "rows": rows, "protocol": protocol}
 
 
 def _by_configuration(reproduction: Reproduction) -> list[Chart]:

@@ -82,7 +82,7 @@ def _stage_run(workdir: Path, name: str) -> tuple[Run | None, str]:
         return None, f"cannot be read: {error}"
     if run.summary or not run.metrics:
         return run, state(run)
-    return run, state(run).replace("unfinished,", "under way or stopped")
+    return run, state(run).replace("unfinished,", "running or stopped").replace("at most ", "")
 
 
 def _tables(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -17,6 +17,7 @@ from vgg_jax.logbook import duration
 from vgg_jax.reporting import pictures, predictions
 from vgg_jax.reporting.charts import Chart, Line, Mark, chart
 from vgg_jax.reporting.runs import Run, lr_drops, norms, read_run, state
+from vgg_jax.workdir import CHECKPOINTS
 
 _MOST_CLASSES = 20  # of a confusion matrix; of more, the hardest
 _HARDEST = 15
@@ -44,12 +45,19 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return ABSENT if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
+def _rate(rate: float) -> str:
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
 def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str, Any]:
     """Everything about one run. What cannot be had is left out, and a note says why."""
     notes = list(run.notes)
     if run.summary is None:
         since = f"; metrics.jsonl was last written {run.written}" if run.written else ""
-        notes.insert(0, f"This run is not finished: {state(run)}{since}. What follows is of the time until then.")
+        notes.insert(
+            0,
+            f"This run is not finished: {state(run).removeprefix('unfinished, ')}{since}. What follows is of the time until then.",
+        )
     section: dict[str, Any] = {
         "name": run.name,
         "workdir": str(run.workdir),
@@ -59,9 +67,13 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
         "charts": run_charts(run),
         "validations": _validations(run),
         "configuration": _configuration(run),
-        "drops": [(f"{x:.4g}", f"{rate:.0e}") for x, rate in lr_drops(run)],
+        "drops": [(f"{x:.4g}", _rate(rate)) for x, rate in lr_drops(run)],
+        "unit": "epoch" if run.steps_per_epoch() else "step",
         "notes": notes,
     }
+    if not any((run.workdir / CHECKPOINTS).glob("[0-9]*")):
+        notes.append("There is no checkpoint yet, so no filters and no predictions.")
+        return section | _results(run)
     try:
         net = load_net(run.workdir)
     except UserError as error:
@@ -171,9 +183,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     how = stopped.get(run.summary.get("stopped_by", ""), "") if run.summary else "not finished"
     tiles.append((f"{run.step():,}", f"steps, {epochs}" if per_epoch else "steps", how))
     if run.summary:
-        tiles.append(
-            (duration(run.summary["seconds"]), "training time", f"{run.summary['lr_drops']} drops of the rate")
-        )
+        drops = run.summary["lr_drops"]
+        more = f"{drops} drop{'' if drops == 1 else 's'} of the rate"
+        tiles.append((duration(run.summary["seconds"]), "training time", more))
     if speed is not None:
         waited = run.median("train/input_wait")
         wait = "" if waited is None else f"median; input wait {waited:.0%}"
@@ -184,7 +196,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
 def run_charts(run: Run) -> list[Chart]:
     """Loss, error, speed, and norms by block where they are logged."""
     x_label = "epoch" if run.steps_per_epoch() else "step"
-    marks = [Mark(x, f"lr {rate:.0e}".replace("e-0", "e-")) for x, rate in lr_drops(run)]
+    marks = [Mark(x, f"lr {_rate(rate)}") for x, rate in lr_drops(run)]
     drops = " Dashed: drops of the learning rate." if marks else ""
     classes = run.config["model.num_classes"]
     draw = functools.partial(chart, x_label=x_label, marks=marks)
