@@ -13,6 +13,7 @@ from PIL import Image
 from tests.browser import browser
 from tests.command import help_of, run_module
 from tests.runs import make_run
+from vgg_jax.data.builtin import CLASS_NAMES
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.nets import load_net
 from vgg_jax.evaluation.protocol import Request, evaluate
@@ -126,6 +127,24 @@ def test_confusion_best_and_worst_by_hand():
     assert predictions.surest_wrong(found, 5) == [4, 3]
     assert predictions.surest_right(found, 5) == [0, 2]  # one of each class, of class 0 the surer
     assert predictions.surest_wrong(found, 1) == [4]
+
+
+def test_of_many_classes_the_hardest_are_shown(net_config, tmp_path):
+    net_config.model.num_classes = 25
+    names = [*CLASS_NAMES[:3], *(f"other_{i}" for i in range(22))]
+    workdir = logged(make_run(tmp_path / "run", net_config, class_names=names))
+    text = text_of(write_page([workdir], None, quiet=True))
+    (kept,) = workdir.glob("evaluation/7/*/center_crop-Q73.npz")
+    with np.load(kept) as arrays:
+        labels, predicted = arrays["labels"], arrays["posteriors"].argmax(1)
+    assert "The hardest of 25 classes" in text
+    assert "Confusion matrix" not in text
+    for k in range(3):
+        mine = predicted[labels == k]
+        error = f"{100 * (mine != k).mean():.1f} %"
+        assert re.search(rf" {names[k]} {len(mine)} {re.escape(error)} ", text), (names[k], error)
+        for j in np.unique(mine[mine != k])[:1]:
+            assert f"{names[j].replace('_', ' ')} ({(mine == j).sum()})" in text
 
 
 def test_a_point_of_a_curve_lies_where_the_axes_say():

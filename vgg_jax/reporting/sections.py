@@ -46,7 +46,9 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def _rate(rate: float) -> str:
-    return f"{rate:.0e}".replace("e-0", "e-")
+    """ "1e-3", "2.5e-3"."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
         "charts": run_charts(run),
         "validations": _validations(run),
         "configuration": _configuration(run),
-        "drops": [(f"{x:.4g}", _rate(rate)) for x, rate in lr_drops(run)],
+        "drops": [(f"{round(x, 2):g}", _rate(rate)) for x, rate in lr_drops(run)],
         "unit": "epoch" if run.steps_per_epoch() else "step",
         "notes": notes,
     }
@@ -120,7 +122,7 @@ def _seen(run: Run, net: Net, wanted: Wanted, place: Place, quiet: bool, notes: 
         f"{found.data} {found.split}, {len(found.keys):,} pictures",
         "top1": percent(found.top1_error),
         "top5": percent(found.top5_error),
-        "classes": _classes(found, net),
+        "classes": by_class(found, net.class_names),
     }
     try:
         section["predictions"] |= {
@@ -178,7 +180,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
             (percent(best["val/top1_error"]), "validation top-1 error", at),
             (percent(best["val/top5_error"]), "validation top-5 error", "at the same step"),
         ]
-    epochs = f"{run.step() / per_epoch:.4g} epochs" if per_epoch else "steps"
+    epochs = f"{round(run.step() / per_epoch, 1):g} epochs" if per_epoch else "steps"
     stopped = {"plateau": "ended by the last plateau", "num_epochs": "all its epochs"}
     how = stopped.get(run.summary.get("stopped_by", ""), "") if run.summary else "not finished"
     tiles.append((f"{run.step():,}", f"steps, {epochs}" if per_epoch else "steps", how))
@@ -328,9 +330,9 @@ def _reference(run: Run) -> list[tuple[str, str, str]]:
     ]
 
 
-def _classes(found: predictions.Predictions, net: Net) -> dict[str, Any]:
+def by_class(found: predictions.Predictions, class_names: list[str]) -> dict[str, Any]:
     """The confusion matrix of few classes, or the hardest of many."""
-    matrix = predictions.confusion(found, len(net.class_names))
+    matrix = predictions.confusion(found, len(class_names))
     counts = np.bincount(found.labels, minlength=len(matrix))
     errors = 1 - np.diag(matrix) / np.maximum(counts, 1)
     if len(matrix) <= _MOST_CLASSES:
@@ -344,21 +346,23 @@ def _classes(found: predictions.Predictions, net: Net) -> dict[str, Any]:
                 "images": int(counts[i]),
                 "error": percent(float(errors[i]), 0).replace(" ", "\u00a0"),
             }
-            for i, (name, row) in enumerate(zip(net.class_names, zip(matrix, shares, strict=True), strict=True))
+            for i, (name, row) in enumerate(zip(class_names, zip(matrix, shares, strict=True), strict=True))
         ]
-        return {"matrix": rows}
+        return {"matrix": rows, "hardest": [], "count": len(matrix)}
     wrong = matrix - np.diag(np.diag(matrix))
     hardest = [int(i) for i in np.argsort(-errors, kind="stable") if counts[i]][:_HARDEST]
     rows = [
         {
-            "name": net.class_names[i],
+            "name": class_names[i],
             "images": int(counts[i]),
             "error": percent(float(errors[i])),
             "share": round(100 * float(errors[i])),
             "taken_for": ", ".join(
-                f"{net.class_names[j]} ({wrong[i, j]})" for j in np.argsort(-wrong[i], kind="stable")[:3] if wrong[i, j]
+                f"{class_names[j].replace('_', ' ')} ({wrong[i, j]})"
+                for j in np.argsort(-wrong[i], kind="stable")[:3]
+                if wrong[i, j]
             ),
         }
         for i in hardest
     ]
-    return {"hardest": rows, "count": len(matrix)}
+    return {"matrix": [], "hardest": rows, "count": len(matrix)}
