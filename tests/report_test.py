@@ -304,6 +304,11 @@ def test_a_whole_reproduction(net_config, tmp_path):
     assert not list(directory.glob("seed0/B-73/evaluation"))
     assert "it was not evaluated yet" in text
 
+    content = json.loads((directory / "tables.json").read_text())
+    content["tables"][0]["rows"][0]["top1_error"] = "41"
+    (directory / "tables.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="tables.json holds no tables of a reproduction .*top1_error is '41'"):
+        write_page([directory], None, quiet=True)
     (directory / "tables.json").unlink()
     assert "The paper's tables are not made yet." in text_of(write_page([directory], None, quiet=True))
 
@@ -325,6 +330,15 @@ def broken(path, content):
             "model.configuration is None, and there are A, A-LRN",
         ),
         (lambda run: broken(run / "dataset.json", '{"class_names": 3}'), "dataset.json has 'class_names' as 3"),
+        (
+            lambda run: broken(run / "dataset.json", '{"class_names": [], "train_images": "9"}'),
+            "has 'train_images' as '9'",
+        ),
+        (
+            lambda run: broken(run / "config.json", '{"model": {"configuration": "A"}, "batch_size": 0}'),
+            "batch_size is 0",
+        ),
+        (lambda run: broken(run / "config.json", '{"model": {"configuration": "A"}, "seed": "x"}'), "seed is 'x'"),
         (lambda run: broken(run / "summary.json", "{}"), "summary.json has 'steps' as None"),
         (lambda run: broken(run / "metrics.jsonl", '{"step": 1}\n{"st\n'), "metrics.jsonl, line 2: '{\"st' is no line"),
         (lambda run: broken(run / "metrics.jsonl", '{"loss": 1}\n'), "metrics.jsonl, line 1"),
@@ -360,10 +374,22 @@ def test_what_does_not_go_together_gets_one_sentence(trained, net_config, tmp_pa
 def test_a_broken_evaluation_is_noted_and_left_out(trained):
     evaluate(Request((str(trained),), protocol="dense"), quiet=True)
     (results,) = trained.glob("evaluation/7/*/results-dense-*.json")
-    results.write_text("{")
+    content = json.loads(results.read_text())
+    del content["rows"][0]["protocol"]
+    for spoilt, sentence in (("{", "cannot be read"), (json.dumps(content), "has 'protocol' as None")):
+        results.write_text(spoilt)
+        text = text_of(write_page([trained], None, quiet=True))
+        assert f"An evaluation is left out: {results} {sentence}".replace("'", "&#39;") in text
+        assert "From center crop, Q = 73" in text
+
+
+def test_a_checkpoint_that_cannot_be_read_leaves_the_curves(trained):
+    for directory in trained.glob("checkpoints/7/*"):
+        if directory.is_dir():
+            shutil.rmtree(directory)
     text = text_of(write_page([trained], None, quiet=True))
-    assert f"An evaluation is left out: {results} cannot be read" in text
-    assert "From center crop, Q = 73" in text
+    assert "No filters and no predictions: " in text
+    assert "Learning curves" in text
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def write_page(
     output = output.expanduser() if output else Path("" if len(directories) > 1 else directories[0], "report.html")
     _check_output(output)
     content: dict[str, Any] = {"comparison": None, "reproduction": None, "runs": [], "folded": True}
-    content |= {"made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), "environment": environment()}
+    content |= {"made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), "environment": _environment()}
     if isinstance(found, Reproduction):
         first = found.seeds[0]
         runs = [run for stage in found.stages if (run := stage.runs.get(first)) and run.summary]
@@ -80,10 +80,22 @@ def write_page(
     return output
 
 
+def _environment() -> dict[str, Any]:
+    try:
+        return environment()
+    except RuntimeError as error:
+        raise UserError(
+            f"the devices cannot be had ({' '.join(str(error).split())}); where a run is using them, make the report with "
+            "JAX_PLATFORMS=cpu before the command."
+        ) from error
+
+
 def _read(directories: Sequence[Path]) -> list[Run] | Reproduction:
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"{directory}: there is no such directory; give one that a training run has made.")
+        if not os.access(directory, os.R_OK | os.X_OK):
+            raise UserError(f"{directory} cannot be read: no permission; mend it, or leave it out of the report.")
         if not is_run(directory) and not is_reproduction(directory):
             what = "is empty" if not any(directory.iterdir()) else "holds no config.json of a run and no plan.json"
             raise UserError(

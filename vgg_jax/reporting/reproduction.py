@@ -94,6 +94,9 @@ def _tables(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             table["number"], table["title"]
             for row in table["rows"]:
                 row["net"], row["top1_error"], row["top5_error"]
+                for key in ("images", "top1_error", "top1_spread", "top5_error", "top5_spread"):
+                    if not isinstance(row.get(key, 0), int | float | None):
+                        raise TypeError(f"{key} is {row[key]!r}")
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds no tables of a reproduction ({error!r}); make them again.") from error
     return content.get("tables", []), [str(line) for line in content.get("missing", [])]

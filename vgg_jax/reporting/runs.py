@@ -73,7 +73,9 @@ def read_run(workdir: Path, name: str) -> Run:
     """
     config = _config(workdir / "config.json")
     dataset = read_json(workdir / "dataset.json") if (workdir / "dataset.json").exists() else {}
-    _known(workdir / "dataset.json", dataset, {} if not dataset else {"class_names": list})
+    if dataset:
+        counts = [key for key in ("train_images", "validation_images") if key in dataset]
+        _known(workdir / "dataset.json", dataset, {"class_names": list} | dict.fromkeys(counts, int))
     summary = read_json(workdir / "summary.json") if (workdir / "summary.json").exists() else None
     if summary is not None:
         _known(workdir / "summary.json", summary, {"steps": int, "seconds": (int, float), "lr_drops": int})
@@ -168,14 +170,18 @@ def _config(path: Path) -> dict[str, Any]:
     for key, value in flat.items():
         if isinstance(default.get(key), int | float) and not isinstance(value, int | float):
             raise UserError(f"{path} is no run's configuration: {key} is {value!r}, which is no number.")
+    if flat.get("batch_size", 1) < 1:
+        raise UserError(f"{path} is no run's configuration: batch_size is {flat['batch_size']}, which is not above 0.")
     return default | flat
 
 
-def _known(path: Path, content: dict[str, Any], kinds: dict[str, Any]) -> None:
+def _known(path: Path, content: Any, kinds: dict[str, Any]) -> None:
+    """Raises UserError where a value is not of its kind."""
     for key, kind in kinds.items():
-        if not isinstance(content.get(key), kind):
+        value = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(value, kind):
             raise UserError(
-                f"{path} has {key!r} as {content.get(key)!r}, which no training run writes; bring it back from a copy."
+                f"{path} has {key!r} as {value!r}, which is not of this program; bring it back from a copy."
             )
 
 
@@ -205,6 +211,11 @@ def _evaluations(workdir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list
         try:
             content = read_json(path)
             _known(path, content, {"rows": list, "nets": list, "data": dict, "request": dict})
+            for net in content["nets"]:
+                _known(path, net, {"checkpoint": str, "views": list})
+            for row in content["rows"]:
+                text, number = dict.fromkeys(("nets", "protocol", "scales"), str), (int, float)
+                _known(path, row, {**text, "images": int, "top1_error": number, "top5_error": number})
             found.append((path, content))
         except UserError as error:
             notes.append(f"An evaluation is left out: {error}")
