@@ -113,7 +113,11 @@ def _best_step(directory: Path) -> int:
         latest = manager.latest_step()
         if latest is None:
             raise UserError(f"there is no finished checkpoint in {directory}.")
-        progress = manager.restore(latest, args=ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()}))[_PROGRESS]
+        try:
+            args = ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()})
+            progress = manager.restore(latest, args=args)[_PROGRESS]
+        except Exception as error:
+            raise UserError(f"the checkpoint {directory / str(latest)} cannot be read: {_first_line(error)}") from error
     return progress["best_step"] or latest
 
 

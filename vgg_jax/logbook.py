@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import tensorboardX
 from tqdm import tqdm
 
+from vgg_jax import __version__
 from vgg_jax.errors import writing_to
 
 _REMEDY = "free some space or mend the permissions and give the same command again"
@@ -26,6 +29,15 @@ def write_json(path: Path, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """What a result was computed with: versions, devices ("cpu x 1"), host ("Linux x86_64, 2 processors")."""
+    return {
+        "versions": {"vgg_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+        "devices": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+    }
 
 
 class MetricsLog:

@@ -30,7 +30,7 @@ from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.center_crop import evaluate
-from vgg_jax.logbook import MetricsLog, Screen, duration, write_json
+from vgg_jax.logbook import MetricsLog, Screen, duration, environment, write_json
 from vgg_jax.models import VGG
 from vgg_jax.optimizer import lr_drops, make_optimizer, observe_error, plateaued_for_good
 from vgg_jax.sharding import batch_sharding, make_mesh, replicated
@@ -174,6 +174,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         "params_sha256": params_sha256(state.params),
         "checkpoint": str(checkpoints.path(step)),
         "best_checkpoint": str(checkpoints.path(progress["best_step"])),
+        **environment(),
     }
     write_json(workdir / "summary.json", summary)
     screen.say(_closing(summary))

@@ -73,11 +73,8 @@ def draw(
     font = ImageFont.load_default(15)
     panels = [(photograph, [f"{height} x {width} pixels", f"map of {shown.shape[0]} x {shown.shape[1]} places"])]
     for i, (what, index) in enumerate(classes):
-        heat = _enlarged(shown[..., i], (height, width), size, crop)
-        colors = _colored((heat - low) / max(high - low, 1e-9))
-        grey = np.asarray(photograph.convert("L").convert("RGB"), np.float64)
-        overlay = Image.fromarray((0.45 * grey + 0.55 * colors).astype(np.uint8))
-        panels.append((overlay, [f"{what}: {class_names[index]}", f"posterior {posterior_K[index]:.1%}"]))
+        panel = overlay(photograph, shown[..., i], (low, high), (height, width), crop)
+        panels.append((panel, [f"{what}: {class_names[index]}", f"posterior {posterior_K[index]:.1%}"]))
     panel_width = max(size[0], 230)
     canvas = Image.new("RGB", (_GAP + len(panels) * (panel_width + _GAP), size[1] + 2 * _GAP + 78), "white")
     pen = ImageDraw.Draw(canvas)
@@ -88,6 +85,25 @@ def draw(
             pen.text((left, 2 * _GAP + size[1] + 19 * j), line, "black", font)
     _draw_legend(canvas, pen, font, low, high, 2 * _GAP + size[1] + 44)
     return canvas
+
+
+def overlay(
+    photograph: Image.Image, map_hxw: np.ndarray, ends: tuple[float, float], seen: tuple[int, int], crop: int
+) -> Image.Image:
+    """One class's score map over a photograph of any size.
+
+    Args:
+      photograph: RGB.
+      map_hxw: of one class.
+      ends: the scores of the first and the last colour.
+      seen: (height, width) of the picture as the net saw it.
+      crop: the net's, pixels.
+    """
+    low, high = ends
+    heat = _enlarged(map_hxw, seen, photograph.size, crop)
+    colors = _colored((heat - low) / max(high - low, 1e-9))
+    grey = np.asarray(photograph.convert("L").convert("RGB"), np.float64)
+    return Image.fromarray((0.45 * grey + 0.55 * colors).astype(np.uint8))
 
 
 def _enlarged(map_hxw: np.ndarray, seen: tuple[int, int], size: tuple[int, int], crop: int) -> np.ndarray:

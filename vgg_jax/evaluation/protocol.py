@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import re
 import time
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vgg_jax import __version__
 from vgg_jax.data.crops import rescaled, rescaled_size
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.sources import expanded, open_split, prepared_builder
@@ -24,7 +22,7 @@ from vgg_jax.evaluation.nets import Net, load_net, load_weights_net
 from vgg_jax.evaluation.posteriors import UNLABELLED, Source, directory, posteriors_of
 from vgg_jax.evaluation.store import Posteriors
 from vgg_jax.evaluation.views import PROTOCOLS, View, views
-from vgg_jax.logbook import Screen, duration, write_json
+from vgg_jax.logbook import Screen, duration, environment, write_json
 
 _LONGEST_MAP = 8  # times Q: pictures longer than that are not drawn
 
@@ -66,7 +64,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     for net in nets[1:]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]
-    source = _opened(request, nets[0], screen)
+    source = opened(request, nets[0], screen)
     output = _output(request, nets, source)
     for place, flag in ((output.parent, "--json"), (request.maps and Path(request.maps).expanduser(), "--maps")):
         if place:
@@ -92,8 +90,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         "data": {"name": source.data, "split": source.split, "images": len(first.keys)},
         "nets": [_description(net, its_views) for net, its_views in zip(nets, wanted, strict=True)],
         "computing": {**vars(costs), "seconds": round(seconds, 1), "kept_from_before": costs.computed == 0},
-        "versions": {"vgg_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
-        "devices": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        **environment(),
     }
     if refused.any():
         screen.say(
@@ -114,8 +111,12 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     return summary
 
 
-def _opened(request: Request, net: Net, screen: Screen) -> Source:
-    """The split: the run's validation split, or what was asked for."""
+def opened(request: Request, net: Net, screen: Screen) -> Source:
+    """The split: the run's validation split, or what was asked for.
+
+    Raises:
+      UserError: there is none, or it has classes that the net does not know.
+    """
     data = net.config.data
     name, root = data.name, data.root
     if request.data_name or request.data_root:

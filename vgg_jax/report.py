@@ -1,0 +1,41 @@
+"""`python -m vgg_jax.report WORKDIR...`: a run, several side by side, or a whole reproduction as one HTML page.
+
+    python -m vgg_jax.report runs/vgg16
+    python -m vgg_jax.report runs/vgg16 runs/vgg19 --output=both.html
+
+It never trains. It shows the evaluations that are kept; where there is none it computes and keeps a centre crop's. While
+a run uses the devices, make its report with JAX_PLATFORMS=cpu before the command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from vgg_jax import cli
+
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "The page. Default: WORKDIR/report.html; of several workdirs, report.html in the current directory."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where prepared data lies, if not where it lay for the run.")
+_DATA_ROOT = flags.DEFINE_string(
+    "data_root", "", "The folder of pictures, <split>/<class>/<picture>, if not where it lay for the run."
+)
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments:
+        cli.fail("say what to report on: a run's directory, as runs/quickstart, several, or a reproduction's.")
+    from vgg_jax.reporting.page import write_page  # here, so that --help answers at once
+
+    write_page(
+        [Path(argument) for argument in arguments],
+        Path(_OUTPUT.value) if _OUTPUT.value else None,
+        _DATA_DIR.value,
+        _DATA_ROOT.value,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

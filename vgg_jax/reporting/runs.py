@@ -1,0 +1,222 @@
+"""What a training run has left in its workdir, read as it is: also where it is unfinished, or still being written."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from vgg_jax.config import default_config, flatten
+from vgg_jax.errors import UserError
+from vgg_jax.models import CONFIGURATIONS
+
+Point = tuple[float, float]
+
+
+class Run(NamedTuple):
+    """A workdir's files; what is not there yet is None or empty."""
+
+    workdir: Path
+    name: str  # for a person, as short as the runs beside it allow
+    config: dict[str, Any]  # flat: {"model.configuration": "D", ...}
+    dataset: dict[str, Any]  # dataset.json; {} before it is written
+    metrics: list[dict[str, float]]  # lines of metrics.jsonl, in the order of steps
+    summary: dict[str, Any] | None  # of a finished run only
+    written: str  # when metrics.jsonl was last written, local time; "" where there is none
+    evaluations: list[tuple[Path, dict[str, Any]]]  # files results-*.json below evaluation/, and what they say
+    notes: list[str]  # what could not be read, in sentences
+
+    def step(self) -> int:
+        """The last step that is known of."""
+        last = int(self.metrics[-1]["step"]) if self.metrics else 0
+        return max(last, self.summary["steps"] if self.summary else 0)
+
+    def steps_per_epoch(self) -> float | None:
+        images = self.dataset.get("train_images")
+        return images / self.config["batch_size"] if images else None
+
+    def total_steps(self) -> int | None:
+        """Steps that the epochs allow; a plateau may end the run before."""
+        per_epoch = self.steps_per_epoch()
+        return math.ceil(self.config["num_epochs"] * per_epoch) if per_epoch else None
+
+    def series(self, name: str) -> list[Point]:
+        """(epoch, or step where the epoch's length is unknown; value) of a metric, finite values only."""
+        unit = self.steps_per_epoch() or 1
+        found = ((line["step"] / unit, line[name]) for line in self.metrics if name in line)
+        return [(x, y) for x, y in found if math.isfinite(y)]
+
+    def best(self) -> dict[str, float] | None:
+        """The validation line of least top-1 error, the later of equals, as checkpoints are chosen."""
+        lines = [line for line in self.metrics if "val/top1_error" in line]
+        return min(reversed(lines), key=lambda line: line["val/top1_error"], default=None)
+
+    def median(self, name: str) -> float | None:
+        values = sorted(line[name] for line in self.metrics if name in line)
+        return values[len(values) // 2] if values else None
+
+
+def is_run(directory: Path) -> bool:
+    return (directory / "config.json").is_file()
+
+
+def read_run(workdir: Path, name: str) -> Run:
+    """Reads a workdir.
+
+    Raises:
+      UserError: a file of the run that is broken. Broken results of evaluations are noted and left out.
+    """
+    config = _config(workdir / "config.json")
+    dataset = read_json(workdir / "dataset.json") if (workdir / "dataset.json").exists() else {}
+    if dataset:
+        counts = [key for key in ("train_images", "validation_images") if key in dataset]
+        _known(workdir / "dataset.json", dataset, {"class_names": list} | dict.fromkeys(counts, int))
+    summary = read_json(workdir / "summary.json") if (workdir / "summary.json").exists() else None
+    if summary is not None:
+        _known(workdir / "summary.json", summary, {"steps": int, "seconds": (int, float), "lr_drops": int})
+    path = workdir / "metrics.jsonl"
+    metrics = _metrics(path)
+    if summary and metrics and metrics[-1]["step"] > summary["steps"]:
+        summary = None  # of before the run was continued
+    written = ""
+    if path.exists():
+        written = datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    evaluations, notes = _evaluations(workdir)
+    return Run(workdir, name, config, dataset, metrics, summary, written, evaluations, notes)
+
+
+def lr_drops(run: Run) -> list[tuple[float, float]]:
+    """(epoch or step, new rate) of each drop. It happens at a validation, the last before the first line that shows it."""
+    unit = run.steps_per_epoch() or 1
+    found: list[tuple[float, float]] = []
+    rate, before, validated = None, 0.0, None
+    for line in run.metrics:
+        if "val/top1_error" in line:
+            validated = line["step"]
+        if "train/lr" in line:
+            if rate is not None and line["train/lr"] < 0.999 * rate:
+                at = validated if validated is not None and validated >= before else before
+                found.append((at / unit, line["train/lr"]))
+            rate, before = line["train/lr"], line["step"]
+    return found
+
+
+def norms(run: Run, prefix: str) -> dict[str, list[Point]]:
+    """{block: series} of what is logged by block, as `train/gradient_norm/block1`, in the order it is logged."""
+    names = dict.fromkeys(name for line in run.metrics for name in line if name.startswith(prefix + "/"))
+    return {name.removeprefix(prefix + "/"): run.series(name) for name in names}
+
+
+def state(run: Run) -> str:
+    """finished, or how far it is, in words."""
+    if run.summary:
+        return "finished"
+    if not run.metrics:
+        return "nothing logged yet"
+    total = run.total_steps()
+    return f"unfinished, at step {run.step():,}" + (f" of at most {total:,}" if total else "")
+
+
+def check_same_data(runs: Sequence[Run]) -> None:
+    """Raises UserError where runs have other classes or another validation split than the first."""
+    known = [run for run in runs if run.dataset]
+    for run in known[1:]:
+        first, other = ((one.dataset["class_names"], one.dataset.get("validation_images")) for one in (known[0], run))
+        if first != other:
+            raise UserError(
+                f"{known[0].workdir} and {run.workdir} are runs on different data ({_data(known[0])}; {_data(run)}), so "
+                "their errors cannot stand side by side; write a report of each."
+            )
+
+
+def _data(run: Run) -> str:
+    images = run.dataset.get("validation_images")
+    return f"{run.dataset.get('name', 'no name')}, {len(run.dataset['class_names'])} classes" + (
+        f", {images:,} validation pictures" if images else ""
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); bring it back from a copy, or leave its directory out of the report."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object, but {type(content).__name__}; it is not a file of this program.")
+    return content
+
+
+def _config(path: Path) -> dict[str, Any]:
+    flat = flatten(ConfigDict(read_json(path)))
+    configuration = flat.get("model.configuration")
+    if configuration not in CONFIGURATIONS:
+        raise UserError(
+            f"{path} is no run's configuration: model.configuration is {configuration!r}, and there are "
+            f"{', '.join(CONFIGURATIONS)}."
+        )
+    default = flatten(default_config())
+    for key, value in flat.items():
+        if isinstance(default.get(key), int | float) and not isinstance(value, int | float):
+            raise UserError(f"{path} is no run's configuration: {key} is {value!r}, which is no number.")
+    if flat.get("batch_size", 1) < 1:
+        raise UserError(f"{path} is no run's configuration: batch_size is {flat['batch_size']}, which is not above 0.")
+    return default | flat
+
+
+def _known(path: Path, content: Any, kinds: dict[str, Any]) -> None:
+    """Raises UserError where a value is not of its kind."""
+    for key, kind in kinds.items():
+        value = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(value, kind):
+            raise UserError(
+                f"{path} has {key!r} as {value!r}, which is not of this program; bring it back from a copy."
+            )
+
+
+def _metrics(path: Path) -> list[dict[str, float]]:
+    """All whole lines; the last may be half, in a run that is being written."""
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); mend its permissions or bring it back.") from error
+    found = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            content = json.loads(line)
+            found.append({"step": content["step"]} | {name: float(value) for name, value in content.items()})
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(
+                f"{path}, line {number}: {line[:60]!r} is no line of metrics; remove it, or bring the file back from a copy."
+            ) from error
+    return sorted(found, key=lambda line: line["step"])
+
+
+def _evaluations(workdir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    found, notes = [], []
+    for path in sorted(workdir.glob("evaluation/*/*/results-*.json")):
+        try:
+            content = read_json(path)
+            _known(path, content, {"rows": list, "nets": list, "data": dict, "request": dict})
+            for net in content["nets"]:
+                _known(path, net, {"checkpoint": str, "views": list})
+            for row in content["rows"]:
+                text, number = dict.fromkeys(("nets", "protocol", "scales"), str), (int, float)
+                _known(path, row, {**text, "images": int, "top1_error": number, "top5_error": number})
+            found.append((path, content))
+        except UserError as error:
+            notes.append(f"An evaluation is left out: {error}")
+    return found, notes

@@ -1,0 +1,368 @@
+"""From what was read to what the page shows: figures, tables and sentences, plain values for the template."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vgg_jax.config import default_config, flatten
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation import paper
+from vgg_jax.evaluation.nets import Net, load_net
+from vgg_jax.logbook import duration
+from vgg_jax.reporting import pictures, predictions
+from vgg_jax.reporting.charts import Chart, Line, Mark, chart
+from vgg_jax.reporting.runs import Run, lr_drops, norms, read_run, state
+from vgg_jax.workdir import CHECKPOINTS
+
+_MOST_CLASSES = 20  # of a confusion matrix; of more, the hardest
+_HARDEST = 15
+_MOST_EPOCHS = 100  # rows of the table of validations
+ABSENT = "\N{EN DASH}"
+
+
+class Wanted(NamedTuple):
+    """How much a page shows of a run."""
+
+    right: int = 0  # pictures of the surest right predictions
+    wrong: int = 0  # likewise of the wrong ones
+    maps: int = 0  # pictures with score maps
+    may_compute: bool = False  # a centre crop's posteriors, where no evaluation is kept
+
+
+class Place(NamedTuple):
+    """Where data lies, if not where it lay for the runs; "" for that."""
+
+    data_dir: str = ""
+    data_root: str = ""
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    return ABSENT if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def _rate(rate: float) -> str:
+    """ "1e-3", "2.5e-3"."""
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str, Any]:
+    """Everything about one run. What cannot be had is left out, and a note says why."""
+    notes = list(run.notes)
+    if run.summary is None:
+        since = f"; metrics.jsonl was last written {run.written}" if run.written else ""
+        notes.insert(
+            0,
+            f"This run is not finished: {state(run).removeprefix('unfinished, ')}{since}. What follows is of the time until then.",
+        )
+    section: dict[str, Any] = {
+        "name": run.name,
+        "workdir": str(run.workdir),
+        "title": title(run),
+        "state": state(run),
+        "tiles": _tiles(run),
+        "charts": run_charts(run),
+        "validations": _validations(run),
+        "configuration": _configuration(run),
+        "drops": [(f"{round(x, 2):g}", _rate(rate)) for x, rate in lr_drops(run)],
+        "unit": "epoch" if run.steps_per_epoch() else "step",
+        "notes": notes,
+    }
+    if not any((run.workdir / CHECKPOINTS).glob("[0-9]*")):
+        notes.append("There is no checkpoint yet, so no filters and no predictions.")
+        return section | _results(run)
+    try:
+        net = load_net(run.workdir)
+    except UserError as error:
+        notes.append(f"No filters and no predictions: {error}")
+        return section | _results(run)
+    section["checkpoint"] = str(net.checkpoint)
+    section["step_of_checkpoint"] = net.checkpoint.name
+    kernel = np.asarray(net.params["conv1_1"]["kernel"])
+    size = "{} x {}".format(*kernel.shape[:2])
+    section["filters"] = {
+        "picture": pictures.filters(kernel),
+        "count": kernel.shape[3],
+        "size": size,
+        "layer": "conv1_1",
+    }
+    section["parameters"] = f"{sum(x.size for x in jax.tree.leaves(net.params)):,}"
+    return section | _seen(run, net, wanted, place, quiet, notes)
+
+
+def _seen(run: Run, net: Net, wanted: Wanted, place: Place, quiet: bool, notes: list[str]) -> dict[str, Any]:
+    """Errors, confusion, predictions and maps of one net."""
+    found = predictions.kept(net, run.evaluations)
+    if found is None and wanted.may_compute:
+        try:
+            predictions.compute(net, *place, quiet=quiet)
+            run = run._replace(evaluations=read_run(run.workdir, run.name).evaluations)
+            found = predictions.kept(net, run.evaluations)
+        except UserError as error:
+            notes.append(f"No predictions: {error}")
+    section = _results(run)
+    if found is None:
+        if not wanted.may_compute:
+            notes.append(
+                f"No predictions: it was not evaluated yet (python -m vgg_jax.evaluate --workdir={run.workdir})."
+            )
+        return section
+    source = None
+    try:
+        source = predictions.source_of(found, net, *place)
+    except UserError as error:
+        notes.append(f"The pictures cannot be shown: {error}")
+    section["predictions"] = {
+        "of": f"{found.protocol.replace('_', ' ')}, Q = {found.scales}, checkpoint {net.checkpoint.name}, "
+        f"{found.data} {found.split}, {len(found.keys):,} pictures",
+        "top1": percent(found.top1_error),
+        "top5": percent(found.top5_error),
+        "classes": by_class(found, net.class_names),
+    }
+    try:
+        section["predictions"] |= {
+            "right": [predictions.shown(found, net, source, i) for i in predictions.surest_right(found, wanted.right)],
+            "wrong": [predictions.shown(found, net, source, i) for i in predictions.surest_wrong(found, wanted.wrong)],
+        }
+        if source is not None and wanted.maps:
+            section["maps"] = predictions.score_maps(found, net, source, wanted.maps)
+            section["map_scale"] = predictions.map_scale(net)
+    except UserError as error:  # a picture that can no longer be read
+        notes.append(f"Some pictures cannot be shown: {error}")
+    return section
+
+
+def _results(run: Run) -> dict[str, Any]:
+    """What evaluations say, those that are kept."""
+    return {"errors": _error_rows(run), "reference": _reference(run), "machine": _machine(run)}
+
+
+def title(run: Run) -> str:
+    """What kind of net it is: "VGG D, 0.25 x as wide, crop 64, S = 73"."""
+    low, high = run.config["image.scale_min"], run.config["image.scale_max"]
+    width = run.config["model.width_multiplier"]
+    return ", ".join(
+        [
+            f"VGG {run.config['model.configuration']}",
+            *([] if width == 1 else [f"{width:g} x as wide"]),
+            f"crop {run.config['image.crop']}",
+            f"S = {low}" if low == high else f"S = {low} to {high}",
+        ]
+    )
+
+
+def data_name(run: Run) -> str:
+    """The data set as a person calls it."""
+    root = run.config["data.root"]
+    name = Path(root).name if run.config["data.name"] == "folder" and root else run.config["data.name"]
+    classes = f"{len(run.dataset.get('class_names', ())) or run.config['model.num_classes']} classes"
+    counts = [
+        f"{run.dataset[key]:,} {word}"
+        for key, word in (("train_images", "training"), ("validation_images", "validation"))
+        if run.dataset.get(key)
+    ]
+    return f"{name}: {classes}" + (f", {' and '.join(counts)} pictures" if counts else "")
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    """(figure, what it is, more) of what one looks for first."""
+    best, speed = run.best(), run.median("train/images_per_second")
+    per_epoch = run.steps_per_epoch()
+    tiles = []
+    if best is not None:
+        at = f"best, step {int(best['step']):,}; centre crop"
+        tiles += [
+            (percent(best["val/top1_error"]), "validation top-1 error", at),
+            (percent(best["val/top5_error"]), "validation top-5 error", "at the same step"),
+        ]
+    epochs = f"{round(run.step() / per_epoch, 1):g} epochs" if per_epoch else "steps"
+    stopped = {"plateau": "ended by the last plateau", "num_epochs": "all its epochs"}
+    how = stopped.get(run.summary.get("stopped_by", ""), "") if run.summary else "not finished"
+    tiles.append((f"{run.step():,}", f"steps, {epochs}" if per_epoch else "steps", how))
+    if run.summary:
+        drops = run.summary["lr_drops"]
+        more = f"{drops} drop{'' if drops == 1 else 's'} of the rate"
+        tiles.append((duration(run.summary["seconds"]), "training time", more))
+    if speed is not None:
+        waited = run.median("train/input_wait")
+        wait = "" if waited is None else f"median; input wait {waited:.0%}"
+        tiles.append((f"{speed:,.0f}", "images a second", wait))
+    return tiles
+
+
+def run_charts(run: Run) -> list[Chart]:
+    """Loss, error, speed, and norms by block where they are logged."""
+    x_label = "epoch" if run.steps_per_epoch() else "step"
+    marks = [Mark(x, f"lr {_rate(rate)}") for x, rate in lr_drops(run)]
+    drops = " Dashed: drops of the learning rate." if marks else ""
+    classes = run.config["model.num_classes"]
+    draw = functools.partial(chart, x_label=x_label, marks=marks)
+    charts = [
+        draw(
+            "Error",
+            [
+                Line("training, top-1", run.series("train/top1_error"), 7, "thin"),
+                Line("validation, top-1", run.series("val/top1_error"), 0, dots=True),
+                Line("validation, top-5", run.series("val/top5_error"), 1, dots=True),
+            ],
+            percent=True,
+            caption="Training error is of augmented crops, with dropout; validation of a centre crop. Guessing is wrong in "
+            f"{percent(1 - 1 / classes)}.{drops}",
+        ),
+        draw(
+            "Loss",
+            [
+                Line("training", run.series("train/loss"), 7, "thin"),
+                Line("validation", run.series("val/loss"), 0, dots=True),
+            ],
+            caption=f"Cross-entropy without L2; guessing has ln {classes} = {np.log(classes):.2f}.{drops}",
+        ),
+        draw("Gradient norm by block", _by_block(run, "train/gradient_norm"), log=True),
+        draw(
+            "Update relative to parameters, by block",
+            _by_block(run, "train/update_ratio"),
+            log=True,
+            caption="Norm of an update over the norm of what it updates.",
+        ),
+        draw("Images a second", [Line("images a second", run.series("train/images_per_second"), 2, "thin")]),
+        draw(
+            "Time spent waiting for input",
+            [Line("input wait", run.series("train/input_wait"), 3, "thin")],
+            percent=True,
+            top=max((y for _, y in run.series("train/input_wait")), default=0) or 0.01,
+        ),
+    ]
+    return [one for one in charts if one is not None]
+
+
+def _by_block(run: Run, prefix: str) -> list[Line]:
+    return [Line(block, points, i, "thin") for i, (block, points) in enumerate(norms(run, prefix).items())]
+
+
+def _validations(run: Run) -> list[tuple[str, ...]]:
+    """Rows of the table behind the curves: epoch, step, loss, top-1, top-5."""
+    unit = run.steps_per_epoch()
+    lines = [line for line in run.metrics if "val/top1_error" in line]
+    every = -(-len(lines) // _MOST_EPOCHS) or 1
+    kept = lines[::-every][::-1] if every > 1 else lines  # the last is among them
+    return [
+        (
+            f"{line['step'] / unit:.4g}" if unit else ABSENT,
+            f"{int(line['step']):,}",
+            f"{line.get('val/loss', float('nan')):.4f}",
+            percent(line["val/top1_error"], 2),
+            percent(line.get("val/top5_error"), 2),
+        )
+        for line in kept
+    ]
+
+
+def _configuration(run: Run) -> list[tuple[str, str, bool]]:
+    """(key, value, whether it differs from the paper's defaults)."""
+    default = flatten(default_config())
+    return [(key, str(value), key in default and value != default[key]) for key, value in run.config.items()]
+
+
+def _machine(run: Run) -> list[tuple[str, str]]:
+    """What it was computed with, as far as the run or its evaluations say."""
+    rows: list[tuple[str, str]] = []
+    latest = run.evaluations[-1][1] if run.evaluations else {}
+    for what, content in (("training", run.summary or {}), ("evaluation", latest)):
+        versions = content.get("versions")
+        if isinstance(versions, dict):
+            rows.append((f"{what}: versions", ", ".join(f"{name} {value}" for name, value in versions.items())))
+        rows += [(f"{what}: {key}", str(content[key])) for key in ("devices", "host") if content.get(key)]
+    if not any(name.startswith("training") for name, _ in rows):
+        why = "not recorded" if run.summary else "recorded when the run is finished"
+        rows.insert(0, ("training: versions, devices", why))
+    speed, wait = run.median("train/images_per_second"), run.median("train/input_wait")
+    if speed is not None:
+        rows.append(("throughput", f"{speed:,.0f} images a second (median over the log)"))
+    if wait is not None:
+        rows.append(("input wait", f"{wait:.1%} of the time (median)"))
+    if run.summary:
+        rows.append(("training time", duration(run.summary["seconds"])))
+        rows.append(("parameters, sha256", str(run.summary.get("params_sha256", ABSENT))))
+    return rows
+
+
+def _error_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of all evaluations that are kept, each once, and the paper's figures where results name them."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    for path, content in run.evaluations:
+        for row in content["rows"]:
+            published = row.get("paper") or {}
+            shown = {
+                "net": row["nets"],
+                "checkpoint": path.parent.parent.name,
+                "data": f"{content['data'].get('name', '')} {content['data'].get('split', '')}",
+                "protocol": row["protocol"].replace("_", " "),
+                "scales": row["scales"].replace(",", ", "),
+                "images": f"{row['images']:,}",
+                "top1": percent(row["top1_error"], 2),
+                "top5": percent(row["top5_error"], 2),
+                "paper": f"{published['top1']} / {published['top5']} %" if published else "",
+            }
+            rows.setdefault(tuple(shown.values()), shown)
+    return list(rows.values())
+
+
+def _reference(run: Run) -> list[tuple[str, str, str]]:
+    """The paper's figures of this configuration: (training scale, single scale, multi-scale), top-1 / top-5."""
+    configuration = run.config["model.configuration"]
+
+    def text(errors: paper.Errors | None) -> str:
+        return f"{errors.top1} / {errors.top5} %" if errors else ABSENT
+
+    return [
+        (
+            scale,
+            text(paper.SINGLE_SCALE.get((configuration, scale))),
+            text(paper.MULTI_SCALE.get((configuration, scale))),
+        )
+        for scale in ("S=256", "S=384", "jitter")
+        if (configuration, scale) in paper.SINGLE_SCALE
+    ]
+
+
+def by_class(found: predictions.Predictions, class_names: list[str]) -> dict[str, Any]:
+    """The confusion matrix of few classes, or the hardest of many."""
+    matrix = predictions.confusion(found, len(class_names))
+    counts = np.bincount(found.labels, minlength=len(matrix))
+    errors = 1 - np.diag(matrix) / np.maximum(counts, 1)
+    if len(matrix) <= _MOST_CLASSES:
+        shares = matrix / np.maximum(counts, 1)[:, None]
+        rows = [
+            {
+                "name": name,
+                "cells": [
+                    (int(n), round(100 * float(share)), i == j) for j, (n, share) in enumerate(zip(*row, strict=True))
+                ],
+                "images": int(counts[i]),
+                "error": percent(float(errors[i]), 0).replace(" ", "\u00a0"),
+            }
+            for i, (name, row) in enumerate(zip(class_names, zip(matrix, shares, strict=True), strict=True))
+        ]
+        return {"matrix": rows, "hardest": [], "count": len(matrix)}
+    wrong = matrix - np.diag(np.diag(matrix))
+    hardest = [int(i) for i in np.argsort(-errors, kind="stable") if counts[i]][:_HARDEST]
+    rows = [
+        {
+            "name": class_names[i],
+            "images": int(counts[i]),
+            "error": percent(float(errors[i])),
+            "share": round(100 * float(errors[i])),
+            "taken_for": ", ".join(
+                f"{class_names[j].replace('_', ' ')} ({wrong[i, j]})"
+                for j in np.argsort(-wrong[i], kind="stable")[:3]
+                if wrong[i, j]
+            ),
+        }
+        for i in hardest
+    ]
+    return {"matrix": [], "hardest": rows, "count": len(matrix)}
