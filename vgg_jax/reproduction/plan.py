@@ -107,7 +107,7 @@ def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: 
     config.model.configuration = stage.configuration
     config.image.scale_min, config.image.scale_max = (scaled(s, config.image.crop) for s in stage.scales)
     if stage.starts_from:
-        config.init_from = str(workdir_of(directory, stage.starts_from, seed))
+        config.init_from = str(workdir_of(directory.absolute(), stage.starts_from, seed))
     if stage.scales != _S256:
         config.optimizer.learning_rate = plan.later_learning_rate
         config.num_epochs = plan.later_epochs
