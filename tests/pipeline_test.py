@@ -92,8 +92,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_share_the_same_global_batches(tiny_config, dataset, processes):
     examples = train_examples(tiny_config, dataset.train)
-    parts = [local_batches(tiny_config, examples, p, processes) for p in range(processes)]
-    (whole,) = [local_batches(tiny_config, examples, 0, 1)]
+    parts = [local_batches(tiny_config, examples, rows) for rows in np.split(np.arange(8), processes)]
+    whole = local_batches(tiny_config, examples, np.arange(8))
     for step in (0, 1, 11, 12, 40):
         joined = [np.concatenate([part[step][key] for part in parts]) for key in ("image", "label")]
         np.testing.assert_array_equal(joined[0], whole[step]["image"])
@@ -102,7 +102,7 @@ def test_processes_share_the_same_global_batches(tiny_config, dataset, processes
 
 def test_every_image_once_an_epoch_in_a_new_order_across_batches(tiny_config, dataset):
     marked = Marked(dataset.train)
-    local = local_batches(tiny_config, train_examples(tiny_config, marked), 0, 1)
+    local = local_batches(tiny_config, train_examples(tiny_config, marked), np.arange(8))
     stream = np.concatenate([local[step]["label"] for step in range(45)])  # four epochs of 90 are 45 batches of 8
     epochs = stream.reshape(4, 90)
     for epoch in epochs:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.models import VGG
-from vgg_jax.sharding import tree_shardings
+from vgg_jax.sharding import tree_shardings, whole
 
 
 @flax.struct.dataclass
@@ -74,11 +74,14 @@ def _init(config: ConfigDict, model: VGG, optimizer: optax.GradientTransformatio
 
 
 def params_sha256(params: dict) -> str:
-    """A digest over names, shapes, dtypes and bytes of all parameters, in the order of their names."""
+    """A digest over names, shapes, dtypes and bytes of all parameters, in the order of their names.
+
+    Where they are split over several processes, all of these call it.
+    """
     digest = hashlib.sha256()
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     for path, leaf in sorted(leaves, key=lambda item: jax.tree_util.keystr(item[0])):
-        array = np.asarray(leaf)
+        array = np.asarray(whole(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
