@@ -75,6 +75,8 @@ def joined(address: str = "", count: int | None = None, index: int | None = None
     jax.distributed.shutdown()
     signal.signal(signal.SIGTERM, before)
     if together is not None:
+        if run.index:  # process 0 says it for all
+            sys.exit(128 + together.signum)
         raise together
 
 

@@ -33,8 +33,8 @@ from vgg_jax.evaluation.center_crop import evaluate
 from vgg_jax.logbook import MetricsLog, Screen, duration, write_json
 from vgg_jax.models import VGG
 from vgg_jax.optimizer import lr_drops, make_optimizer, observe_error, plateaued_for_good
-from vgg_jax.sharding import batch_sharding, make_mesh, replicated
-from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_shapes
+from vgg_jax.sharding import batch_sharding, bytes_a_device, make_mesh, replicated
+from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import compile_step, make_eval_step, make_train_step
 from vgg_jax.transplant import start_from
 
@@ -218,6 +218,7 @@ def _compiled(
     memory: Any = train_step.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    screen.say(_state_line(config, model, optimizer, shapes))
     screen.say(
         f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "
         f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
@@ -382,6 +383,19 @@ def _heading(config: ConfigDict, workdir: Path, dataset: Dataset, mesh: Mesh, sh
         f"jax {jax.__version__}, Python {platform.python_version()}\n"
         f"everything is written to {workdir}; watch it with: tensorboard --logdir {workdir}"
     )
+
+
+def _state_line(config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, shapes: TrainState) -> str:
+    """What parameters and momentum take on each device, exactly, and what they would with the other choices."""
+    here = f"parameters and momentum a device: {bytes_a_device(shapes) / 2**20:,.0f} MiB ({config.sharding})"
+    if jax.device_count() == 1:
+        return here
+    others = [
+        f"{rules}{f' over {parallel}' if parallel > 1 else ''} {size / 2**20:,.0f}"
+        for rules, parallel, size in state_bytes_by_sharding(config, model, optimizer)
+        if rules != config.sharding
+    ]
+    return f"{here}; with --config.sharding {', '.join(others)}"
 
 
 def _evaluation_line(epoch: float, step: int, val: dict[str, float], progress: dict[str, Any]) -> str:
