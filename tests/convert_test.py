@@ -13,7 +13,6 @@ from tests.command import as_flags, help_of, run_main, run_module
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
 from tests.weights_test import ODD, some_weights
 from vgg_jax.checkpoints import load_params
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.nets import load_net, load_weights_net
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.transplant import start_from
@@ -174,13 +173,12 @@ def test_training_starts_from_a_file_with_its_preprocessing(tmp_path):
     assert (other["conv1_1"]["bias"] != params["conv1_1"]["bias"]).any()
 
 
-def test_other_classes_are_refused_with_the_way_to_replace_the_head(tmp_path):
+def test_a_new_head_with_names_can_be_made_beforehand(tmp_path):
     save_weights(tmp_path / "a.safetensors", some_weights("A"))
     ten = jax.tree.map(jax.numpy.asarray, random_params("A", NARROW._replace(num_classes=10)))
-    with pytest.raises(
-        UserError, match=r"fc8/kernel is \[1, 1, 16, 5\] there and \[1, 1, 16, 10\] here.*To keep the body"
-    ):
-        start_from(str(tmp_path / "a.safetensors"), ten, np.zeros(3))
+    params, report = start_from(str(tmp_path / "a.safetensors"), ten, ODD.mean_rgb())
+    assert params["fc8"]["kernel"] is ten["fc8"]["kernel"]
+    assert report.endswith("random: fc8 (fc8: 5 classes there, 10 here)")
     (tmp_path / "ten").write_text("".join(f"class number {i}\n" for i in range(10)))
     status, _, _ = run_module(
         "vgg_jax.convert",

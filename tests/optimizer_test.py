@@ -85,3 +85,25 @@ def test_only_the_evaluation_moves_the_schedule():
         _, state = optimizer.update(params, state, params)
     assert float(state["plateau"].scale) == 1.0
     assert np.isinf(state["plateau"].best_value)
+
+
+def test_layers_have_their_own_rates():
+    config = config_with()
+    config.model.configuration = "A"
+    config.optimizer.lr_factors = "fc8=10, conv1_*=0,conv*=0.5"
+    layers = {"conv1_1": 0.0, "conv2_1": 0.5, "fc6": 1.0, "fc8": 10.0}
+    rng = np.random.RandomState(1)
+    params = {layer: {"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for layer in layers}
+    gradients = [{layer: {"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for layer in layers} for _ in range(3)]
+    optimizer = make_optimizer(config)
+    state, found = optimizer.init(params), params
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, found)
+        found = optax.apply_updates(found, updates)
+    for layer, factor in layers.items():  # each as if it were alone, at a rate of its own
+        w, v = params[layer]["kernel"].astype(np.float64), 0.0
+        for gradient in gradients:
+            v = 0.9 * v - 1e-2 * factor * (gradient[layer]["kernel"] + 5e-4 * w)
+            w = w + v
+        np.testing.assert_allclose(found[layer]["kernel"], w, rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(found["conv1_1"]["kernel"], params["conv1_1"]["kernel"])

@@ -14,11 +14,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.conftest import REPOSITORY
-from vgg_jax.data.pipeline import batches, eval_examples, local_batches, train_examples
+from vgg_jax.data.pipeline import batches, eval_examples, local_batches, placed, train_examples
 from vgg_jax.data.records import Records
 from vgg_jax.data.sources import open_dataset, prepared_builder
 from vgg_jax.errors import UserError
-from vgg_jax.sharding import make_mesh
+from vgg_jax.sharding import batch_sharding, make_mesh
 
 
 @pytest.fixture
@@ -100,6 +100,22 @@ def test_processes_share_the_same_global_batches(tiny_config, dataset, processes
         np.testing.assert_array_equal(joined[1], whole[step]["label"])
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_are_those_of_grain_where_a_cpu_device_takes_them_without_a_copy(tiny_config, dataset, processes):
+    examples = eval_examples(tiny_config, dataset.validation)
+    ours = local_batches(tiny_config, examples, np.split(np.arange(8), processes)[-1])
+    theirs = examples.batch(tiny_config.batch_size // processes)[processes - 1 :: processes]
+    assert len(ours) == len(theirs) == 4
+    for step in range(4):
+        jax.tree.map(np.testing.assert_array_equal, ours[step], theirs[step])
+        assert jax.tree.map(lambda x: (x.dtype, x.shape), ours[step]) == jax.tree.map(
+            lambda x: (x.dtype, x.shape), theirs[step]
+        )
+    image = ours[0]["image"]
+    on_device = placed(image, np.arange(len(image)), len(image), batch_sharding(make_mesh(devices=jax.devices()[:1])))
+    assert on_device.unsafe_buffer_pointer() == image.ctypes.data
+
+
 def test_every_image_once_an_epoch_in_a_new_order_across_batches(tiny_config, dataset):
     marked = Marked(dataset.train)
     local = local_batches(tiny_config, train_examples(tiny_config, marked), np.arange(8))
@@ -140,7 +156,7 @@ if __name__ == "__main__":
     from ml_collections import ConfigDict
     from vgg_jax.data.pipeline import batches, train_examples
     from vgg_jax.data.sources import open_dataset
-    from vgg_jax.sharding import make_mesh
+    from vgg_jax.sharding import batch_sharding, make_mesh
     config = ConfigDict(json.loads({tiny_config.to_json()!r}))
     stream = batches(config, train_examples(config, open_dataset(config).train), make_mesh())
     for _ in range(4):

@@ -66,6 +66,30 @@ def test_golden_first_steps(tiny_config):
     )
 
 
+def test_norms_by_block_are_those_of_the_gradient_and_the_update(tiny_config):
+    tiny_config.model.dropout_rate, tiny_config.augment.flip, tiny_config.augment.color_std = 0.0, False, 0.0
+    config, batch = tiny_config, one_batch(tiny_config.batch_size, tiny_config.image.crop)
+    model, optimizer = make_model(config), make_optimizer(config)
+    state = init_state(
+        config, model, optimizer, state_shapes(config, model, optimizer, make_mesh(1, jax.devices()[:1]))
+    )
+
+    def loss(params):
+        logits = model.apply({"params": params}, batch["image"] - STATISTICS.mean_rgb)
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch["label"]].mean()
+
+    gradient = jax.grad(loss)(state.params)
+    new, metrics = jax.jit(make_train_step(config, model, optimizer, STATISTICS))(state, batch)
+    for block, layers in {"block1": ["conv1_1"], "block3": ["conv3_1", "conv3_2"], "fc7": ["fc7"]}.items():
+        wanted = np.sqrt(sum((np.asarray(gradient[layer]["kernel"], np.float64) ** 2).sum() for layer in layers))
+        assert float(metrics[f"gradient_norm/{block}"]) == pytest.approx(wanted, rel=1e-3)
+        before, after = ([np.asarray(s.params[layer]["kernel"]) for layer in layers] for s in (state, new))
+        moved = np.sqrt(sum(((b - a) ** 2).sum() for a, b in zip(before, after, strict=True)))
+        wanted = moved / np.sqrt(sum((a**2).sum() for a in before))
+        assert float(metrics[f"update_ratio/{block}"]) == pytest.approx(wanted, rel=2e-3)
+    assert sum(name.startswith("gradient_norm/") for name in metrics) == 8
+
+
 def test_accumulation_is_the_whole_batch_at_once(tiny_config):
     tiny_config.model.dropout_rate = 0.0
     whole_losses, whole = some_steps(tiny_config, 3, with_state=True)

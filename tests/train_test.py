@@ -5,9 +5,11 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from tests.command import as_flags, run_main, start_main
+from vgg_jax.checkpoints import load_params
 from vgg_jax.errors import UserError
 from vgg_jax.train import train
 
@@ -68,10 +70,10 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     assert [line["step"] for line in lines if "val/loss" in line] == [12, 23, 34]  # ends of epochs of 11.25 steps
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == [5, 10, 15, 20, 25, 30]
-    names = {"step"} | {
-        f"train/{n}" for n in ["loss", "top1_error", "top5_error", "lr", "images_per_second", "input_wait"]
-    }
-    assert set(training[0]) == names
+    blocks = [*(f"block{i}" for i in range(1, 6)), "fc6", "fc7", "fc8"]
+    names = ["loss", "top1_error", "top5_error", "lr", "images_per_second", "input_wait"]
+    names += [f"{norm}/{block}" for norm in ("gradient_norm", "update_ratio") for block in blocks]
+    assert set(training[0]) == {"step"} | {f"train/{name}" for name in names}
     best = min(line["val/top1_error"] for line in lines if "val/loss" in line)
     assert found["best_top1_error"] == best
     assert 0 <= found["final_top1_error"] * 31 == pytest.approx(round(found["final_top1_error"] * 31))
@@ -157,7 +159,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config
 
 
 def test_guessing_is_noticed_and_explained(tiny_config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vgg_jax.train._STEPS_TO_LEAVE_CHANCE", 10)
+    monkeypatch.setattr("vgg_jax.alarms.STEPS_TO_LEAVE_CHANCE", 10)
     tiny_config.num_epochs = 1.0
     tiny_config.model.init = "std001"
     tiny_config.optimizer.learning_rate = 1e-6
@@ -165,6 +167,24 @@ def test_guessing_is_noticed_and_explained(tiny_config, tmp_path, capsys, monkey
     out = capsys.readouterr().out
     assert "the loss is still 1.0986, which is guessing (ln 3 = 1.0986)" in out
     assert "--config.init_from=DIR" in out
+
+
+def test_a_run_of_a_deeper_net_starts_from_net_a_with_frozen_layers(tiny_config, tmp_path, capsys):
+    tiny_config.num_epochs = 0.5
+    train(tiny_config, tmp_path / "a", quiet=True)
+    tiny_config.model.configuration = "B"
+    tiny_config.init_from, tiny_config.optimizer.lr_factors = str(tmp_path / "a"), "conv*=0"
+    train(tiny_config, tmp_path / "b")
+    assert (
+        "conv1_1, conv2_1, conv3_1, conv3_2, fc6, fc7, fc8\nrandom: conv1_2, conv2_2, conv4_1"
+        in capsys.readouterr().out
+    )
+    (_, a), (_, b) = load_params(tmp_path / "a"), load_params(tmp_path / "b")
+    for layer in ("conv1_1", "conv2_1", "conv3_1", "conv3_2"):  # frozen: still net A's, to the last bit
+        np.testing.assert_array_equal(b[layer]["kernel"], a[layer]["kernel"])
+    assert (b["fc6"]["kernel"] != a["fc6"]["kernel"]).any()
+    line = [line for line in metrics(tmp_path / "b") if "train/loss" in line][-1]
+    assert line["train/update_ratio/block1"] == line["train/gradient_norm/block5"] == 0 < line["train/update_ratio/fc6"]
 
 
 def test_starting_from_another_run(tiny_config, tmp_path, capsys):

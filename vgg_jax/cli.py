@@ -77,6 +77,12 @@ def _check_processes(address: str, count: int, index: int) -> None:
         fail(f"--process_id={index} is not below --num_processes={count}; processes are numbered from 0.")
 
 
+def default_workdir(config: str) -> Path:
+    """configs/vgg19.py:S=384 -> runs/vgg19-S=384."""
+    file, _, argument = config.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
+
+
 def _parse(argv: list[str]) -> list[str]:
     """absl's parsing, with a sentence in place of a traceback where the configuration file cannot be had."""
     for argument in argv:

@@ -31,7 +31,7 @@ def default_config() -> ConfigDict:
     # Layers to take from there, with commas between: names, patterns ("conv*"), or what to leave out ("-fc6,-fc7"). "": all
     # from a net of the same convolutions, else those of the net-A transplant (Paper §3.1); never a head of other classes.
     config.init_layers = ""
-    config.start_required = False  # True where the paper starts from another net: init_from must then say something
+    config.start_required = False  # True where a start from another net is meant: init_from must then say something
 
     config.batch_size = 256  # images in a step, over all devices (Paper §3.1)
     config.accumulation_steps = 1  # parts a batch is computed in, one after another, to need less memory
@@ -186,6 +186,10 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     Raises:
       UserError: the first value that cannot work: its key, the value, and what is allowed.
     """
+    if "plan" in config:
+        raise UserError(
+            "this configuration has config.plan, so it is of many runs: python -m vgg_jax.reproduce trains them."
+        )
     known, given = flatten(default_config()), flatten(config)
     for key in given:
         if key not in known:
@@ -294,8 +298,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         )
     if config.start_required and not config.init_from:
         raise UserError(
-            f"the paper starts this stage (S={_scales(config)}, learning rate {config.optimizer.learning_rate:g}) from a "
-            "trained net: give its workdir with --config.init_from=DIR, or say --config.init_from=none to start afresh."
+            f"this stage (S={_scales(config)}, learning rate {config.optimizer.learning_rate:g}) starts from a trained net: "
+            "give its workdir with --config.init_from=DIR, or say --config.init_from=none to start afresh."
         )
 
 

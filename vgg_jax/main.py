@@ -21,12 +21,6 @@ _WORKDIR = flags.DEFINE_string(
 _joined = cli.process_flags()
 
 
-def default_workdir(config: str) -> Path:
-    """configs/vgg19.py:S=384 -> runs/vgg19-S=384."""
-    file, _, argument = config.partition(":")
-    return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
-
-
 def main(arguments: list[str]) -> None:
     if arguments:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --config=configs/quickstart.py.")
@@ -37,7 +31,7 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.train import train  # here, so that --help answers at once
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_file)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else cli.default_workdir(config_file)
     try:
         with joined:
             train(_CONFIG.value, workdir)

@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vgg_jax import alarms, processes
 from vgg_jax import config as config_lib
-from vgg_jax import processes
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import Checkpoints
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
@@ -239,9 +239,9 @@ class _Window:
         self._metrics_log, self._screen = metrics_log, screen
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since_log: list[dict[str, float]] = []
-        self._losses: list[float] = []  # since the last evaluation
+        self._since_evaluation: list[dict[str, float]] = []
         self._steps_seen = 0
-        self._warned = False
+        self._warned: set[Callable] = set()
         self._line = ""
         self.resume()
 
@@ -272,16 +272,16 @@ class _Window:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values.pop("finite"):
             self._screen.close()
-            raise UserError(_not_finite(self._config, step, values["loss"]))
+            raise alarms.diverged(self._config, step, values["loss"])
         self._since_log.append(values)
-        self._losses.append(values["loss"])
+        self._since_evaluation.append(values)
         self._steps_seen += 1
         elapsed = max(time.monotonic() - self._started, 1e-9)
         # This step and, while one is pending, the next have been asked for since the clock was started.
         speed = max(self._timed_steps, 1) * self._config.batch_size / elapsed
         waited = self._waited / elapsed
         if step % self._config.log_every_steps == 0:
-            mean = {name: float(np.mean([v[name] for v in self._since_log])) for name in values}
+            mean = _mean(self._since_log)
             mean["lr"] = values["lr"]
             self._line = (
                 f"epoch {step / self._steps_per_epoch:.2f} | loss {mean['loss']:.4f} | top-1 error "
@@ -291,6 +291,7 @@ class _Window:
             scalars = {**mean, "images_per_second": speed, "input_wait": waited}
             self._metrics_log.write(step, {f"train/{name}": value for name, value in scalars.items()})
             self._since_log.clear()
+            self._warn(alarms.exploding, step, mean)
             self.resume()
         elif not self._line:
             self._line = f"epoch {step / self._steps_per_epoch:.2f} | loss {values['loss']:.4f} | lr {values['lr']:.0e}"
@@ -301,33 +302,20 @@ class _Window:
         return f"{speed:.0f} images/s | input wait {waited:.0%} | at most {duration(left)} left"
 
     def warn_if_stuck(self, step: int) -> None:
-        """Says so, once, where the loss since the last evaluation is still that of guessing (PAPER.md §5.1)."""
-        chance = math.log(self._config.model.num_classes)
-        mean = float(np.mean(self._losses))
-        self._losses.clear()
-        if self._warned or self._steps_seen < _STEPS_TO_LEAVE_CHANCE or mean < 0.99 * chance:
-            return
-        self._warned = True
-        rate = self._config.optimizer.learning_rate
-        self._screen.say(
-            f"WARNING: at step {step} the loss is still {mean:.4f}, which is guessing (ln {self._config.model.num_classes}"
-            f" = {chance:.4f}). A deep VGG often does not leave it at a rate that suits a shallow one. Try a lower rate "
-            f"(--config.optimizer.learning_rate={rate / 10:g}), --config.model.init=glorot, or start from a trained "
-            "net A (--config.init_from=DIR); in a new --workdir."
-        )
+        """At an evaluation: says so where the loss since the last one is still that of guessing."""
+        if self._since_evaluation:
+            self._warn(alarms.stuck, step, self._steps_seen, _mean(self._since_evaluation))
+        self._since_evaluation.clear()
+
+    def _warn(self, alarm: Callable[..., str | None], *arguments) -> None:
+        """Once in a run."""
+        if alarm not in self._warned and (text := alarm(self._config, *arguments)):
+            self._warned.add(alarm)
+            self._screen.say(text)
 
 
-# Steps after which a loss that is still ln K is no longer a slow start.
-_STEPS_TO_LEAVE_CHANCE = 200
-
-
-def _not_finite(config: ConfigDict, step: int, loss: float) -> str:
-    return (
-        f"training has diverged: at step {step} the loss is {loss:.4g} and the loss or a parameter is not finite. Nothing "
-        "was saved after that; the last checkpoint is as it was. Try a lower rate "
-        f"(--config.optimizer.learning_rate={config.optimizer.learning_rate / 10:g}) or --config.model.init=glorot, in a "
-        "new --workdir."
-    )
+def _mean(metrics: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([values[name] for values in metrics])) for name in metrics[0]}
 
 
 def _every(steps: float, total_steps: int):

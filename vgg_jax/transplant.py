@@ -100,10 +100,11 @@ def transplant(params: dict, donor: dict, layers: Iterable[str], place: str = "t
     ]
     if different:
         wrong = dict.fromkeys(text.partition("/")[0] for text in different)
-        raise UserError(
-            f"config.init_from: {place} does not fit: {'; '.join(different)}. To leave what does not fit random: "
-            f"--config.init_layers={','.join('-' + layer for layer in wrong)}"
-        )
+        remedy = f"To leave what does not fit random: --config.init_layers={','.join('-' + layer for layer in wrong)}"
+        if len(wrong) > 4:
+            remedy = "Is the width another? config.model.width_multiplier and fc_width must be as they are there."
+            different[4:] = [f"and {len(different) - 4} more"]
+        raise UserError(f"config.init_from: {place} does not fit: {'; '.join(different)}. {remedy}")
     copied = {
         layer: jax.tree.map(
             lambda new, old: jax.device_put(old.astype(new.dtype), new.sharding), params[layer], donor[layer]

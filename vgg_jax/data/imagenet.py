@@ -322,7 +322,8 @@ def _write_shards(
             for shard in missing:
                 bad, lengths = {}, []
                 being_written = unfinished / "work" / shard.file
-                writer = ArrayRecordWriter(str(being_written), "group_size:1")
+                # JPEGs do not get smaller, and unpacking them would cost time at every reading.
+                writer = ArrayRecordWriter(str(being_written), "group_size:1,uncompressed")
                 for _ in shard.members:
                     name, label, encoded, reason = next(fetched)
                     if reason is not None:

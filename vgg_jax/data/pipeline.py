@@ -7,11 +7,13 @@ same global batches: each reads of every batch the rows that its devices hold.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import grain
@@ -19,7 +21,7 @@ import grain.experimental
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vgg_jax.config import eval_scale
@@ -39,10 +41,11 @@ def train_examples(config: ConfigDict, records: Records) -> grain.MapDataset:
     Example i is image i mod N of a new order of all N images in every epoch, i div N, so batches run across the edges
     of epochs and nothing is dropped (PAPER.md §5.12). Crop and scale are drawn from a stream of their own for every i.
     """
-    image = config.image
+    # Read once: a ConfigDict takes its time at every attribute.
+    sizes = config.image.scale_min, config.image.scale_max, config.image.crop
 
     def crop(index: int, rng: np.random.Generator) -> Example:
-        return _example(records, index, random_crop, rng, image.scale_min, image.scale_max, image.crop)
+        return _example(records, index, random_crop, rng, *sizes)
 
     # As good as endless; Grain's own endless length overflows when it is batched.
     order = grain.MapDataset.range(len(records)).seed(config.seed).shuffle().repeat(_ENDLESS_EPOCHS)
@@ -87,17 +90,7 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
         decoded = decoded.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=data.processes, per_worker_buffer_size=1), _end_with_parent
         )
-
-    def placed(local: np.ndarray) -> jax.Array:
-        def of_device(index) -> np.ndarray:
-            # A device's rows follow one another, in the batch and in this process's part of it.
-            start, stop, _ = index[0].indices(config.batch_size)
-            first = np.searchsorted(rows, start)
-            return local[first : first + stop - start]
-
-        return jax.make_array_from_callback((config.batch_size, *local.shape[1:]), sharding, of_device)
-
-    on_devices = decoded.map(lambda batch: jax.tree.map(placed, batch))
+    on_devices = decoded.map(lambda batch: jax.tree.map(lambda x: placed(x, rows, config.batch_size, sharding), batch))
     iterator = iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=2))
     # Ctrl-C in a terminal reaches every process. This one wants to save first, and needs its helpers until then: they
     # are begun by a thread that inherits what is blocked here, and inherit it too.
@@ -107,6 +100,18 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return iterator
+
+
+def placed(local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> jax.Array:
+    """The global array of `batch_size` rows of which `local` are those that this process has, numbered `rows`."""
+
+    def of_device(index) -> np.ndarray:
+        # A device's rows follow one another, in the batch and in this process's part of it.
+        start, stop, _ = index[0].indices(batch_size)
+        first = np.searchsorted(rows, start)
+        return local[first : first + stop - start]
+
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, of_device)
 
 
 def _end_with_parent(*_) -> None:
@@ -121,12 +126,35 @@ def _end_with_parent(*_) -> None:
 
 def local_batches(config: ConfigDict, examples: grain.MapDataset, rows: np.ndarray) -> grain.MapDataset:
     """The part of every global batch that one process reads: these rows, in this order."""
-    total = len(examples) // config.batch_size * len(rows)
 
-    def example(i: int) -> Example:
-        return examples[i // len(rows) * config.batch_size + int(rows[i % len(rows)])]
+    def batch(number: int) -> Example:
+        first = number * config.batch_size
+        return _stacked((examples[first + int(row)] for row in rows), len(rows))
 
-    return grain.MapDataset.range(total).map(example).batch(len(rows))
+    return grain.MapDataset.range(len(examples) // config.batch_size).map(batch)
+
+
+def _stacked(examples: Iterable[Example], size: int) -> Example:
+    """The next `size` examples as one, every array with a new first axis.
+
+    Grain's own batching would hold all of them and then stack them. Here each is copied while it lies in the cache, and
+    into memory aligned so that a CPU device takes it over as it is.
+    """
+    batch: Example = {}
+    for row, example in enumerate(examples):
+        for key, value in example.items():
+            if row == 0:
+                batch[key] = _aligned((size, *np.shape(value)), np.asarray(value).dtype)
+            batch[key][row] = value
+    return batch
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory that begins at a multiple of 64 bytes, as XLA's CPU devices want it."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _example(records: Records, index: int, cut, *args) -> Example:

@@ -1,0 +1,34 @@
+"""Fine-tuning a trained VGG on pictures of one's own: a new head, and rates by layer.
+
+    python -m vgg_jax.main --config=configs/finetune.py:D --config.init_from=vgg16.safetensors \\
+      --config.data.root=/path/to/folder --config.model.num_classes=5
+
+The argument is the configuration of the net that `init_from` names: a run's workdir, one of its checkpoints, or a weights
+file. Its layers are taken over but for a head of other classes. The folder is laid out <split>/<class>/<picture>.
+
+    --config.optimizer.lr_factors='conv1_*=0,conv2_*=0,conv*=0.1,fc8=10'   # the first two blocks frozen, the others slow
+    --config.optimizer.lr_factors='conv*=0'                                # FC layers alone, as in Paper §4.4
+    --config.init_layers='conv*'                                           # only convolutions are taken over
+    --config.image.crop=64 --config.image.scale_min=73 --config.image.scale_max=73   # a net of another crop
+
+Hardware, time, figures: those of README.md, "Fine-tune".
+"""
+
+from vgg_jax.config import default_config
+
+
+def get_config(argument=None):
+    config = default_config()
+    config.start_required = True
+    config.model.configuration = argument or "D"
+    config.data.name = "folder"
+    config.batch_size = 32  # folders of one's own are small
+    config.num_epochs = 20.0
+    config.checkpoint_every_steps = 0
+    config.log_every_steps = 20
+    config.optimizer.learning_rate = 1e-3  # that of the paper's later stages (Paper §3.1)
+    config.optimizer.lr_factors = "fc8=10"  # the new head starts at random, all else does not
+    config.plateau.patience = 2
+    config.plateau.min_improvement = 0.002
+    config.plateau.max_drops = 2
+    return config

@@ -1,0 +1,130 @@
+"""The transplant (Paper §3.1, PAPER.md §5.2): which layers, to the last bit, on any layout; refusals by layer and shape."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.runs import make_run
+from vgg_jax.errors import UserError
+from vgg_jax.models import CONFIGURATIONS, layer_names
+from vgg_jax.optimizer import make_optimizer
+from vgg_jax.sharding import make_mesh
+from vgg_jax.state import init_state, make_model, state_shapes
+from vgg_jax.transplant import chosen_layers, start_from, transplant
+
+PAPER = ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"]
+DEEPER = ("B", "C", "D", "E")
+
+
+def shapes_of(config, configuration, classes=3, crop=32):
+    config = config.copy_and_resolve_references()
+    config.model.configuration, config.model.num_classes = configuration, classes
+    images = jnp.zeros((1, crop, crop, 3))
+    return jax.eval_shape(make_model(config).init, jax.random.key(0), images)["params"]
+
+
+def filled(shapes, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+
+
+@pytest.mark.parametrize("configuration", DEEPER)
+def test_deeper_nets_take_the_papers_layers_from_a_and_no_others(tiny_config, configuration):
+    a, deeper = (filled(shapes_of(tiny_config, name), seed) for seed, name in enumerate(("A", configuration)))
+    chosen = chosen_layers(deeper, a, "")
+    assert chosen == PAPER
+    found = transplant(deeper, a, chosen)
+    assert sorted(found) == sorted(layer_names(configuration))
+    for layer, name in itertools.product(found, ("kernel", "bias")):
+        source = a if layer in PAPER else deeper
+        np.testing.assert_array_equal(found[layer][name], source[layer][name])
+        if layer in PAPER:
+            assert (np.asarray(a[layer][name]) != np.asarray(deeper[layer][name])).any()
+
+
+@pytest.mark.parametrize(("there", "here"), list(itertools.product(CONFIGURATIONS, repeat=2)))
+def test_every_pair_of_configurations_has_its_default(tiny_config, there, here):
+    donor, new = shapes_of(tiny_config, there), shapes_of(tiny_config, here)
+    alike = there == here or {there, here} == {"A", "A-LRN"}
+    assert chosen_layers(new, donor, "") == (layer_names(here) if alike else PAPER)
+    # Another number of classes: the head is left alone.
+    head = chosen_layers(shapes_of(tiny_config, here, classes=5), donor, "")
+    assert head == [name for name in (layer_names(here) if alike else PAPER) if name != "fc8"]
+
+
+def test_layers_by_name_and_pattern(tiny_config):
+    a, d = shapes_of(tiny_config, "A"), shapes_of(tiny_config, "D")
+    for layers, wanted in {
+        "conv1_1, fc7": ["conv1_1", "fc7"],
+        "conv*": ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2", "conv5_1", "conv5_2"],
+        "conv*,-conv[45]_*": ["conv1_1", "conv2_1", "conv3_1", "conv3_2"],
+        "-fc6,-fc7": ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc8"],
+    }.items():
+        assert chosen_layers(d, a, layers) == wanted
+    with pytest.raises(
+        UserError, match=r"init_layers=conv1_1,conv9_1 names 'conv9_1', and there is no such layer: conv1_1"
+    ):
+        chosen_layers(d, a, "conv1_1,conv9_1")
+    with pytest.raises(UserError, match=r"init_layers=fc8,-fc\* leaves no layer to copy"):
+        chosen_layers(d, a, "fc8,-fc*")
+
+
+def test_what_does_not_fit_is_refused_by_layer_and_shape_unless_left_out(tiny_config):
+    donor = filled(shapes_of(tiny_config, "A", crop=64), 0)
+    new = filled(shapes_of(tiny_config, "A", crop=32), 1)
+    with pytest.raises(
+        UserError,
+        match=r"does not fit: fc6/kernel is \[2, 2, 32, 16\] there and \[1, 1, 32, 16\] here.*init_layers=-fc6$",
+    ):
+        transplant(new, donor, chosen_layers(new, donor, ""))
+    found = transplant(new, donor, chosen_layers(new, donor, "-fc6"))
+    np.testing.assert_array_equal(found["fc7"]["kernel"], donor["fc7"]["kernel"])
+    assert found["fc6"] is new["fc6"]
+    # A layer asked for by name must be in both nets, and a head asked for by name must fit.
+    with pytest.raises(UserError, match=r"conv1_2/kernel is missing there and \[3, 3, 4, 4\] here; conv1_2/bias"):
+        transplant(filled(shapes_of(tiny_config, "B"), 1), donor, ["conv1_2"])
+    with pytest.raises(UserError, match=r"fc8/kernel is \[1, 1, 16, 3\] there and \[1, 1, 16, 5\] here"):
+        transplant(filled(shapes_of(tiny_config, "A", classes=5), 1), donor, ["fc8"])
+
+
+@pytest.mark.parametrize("sharding", ["replicated", "fsdp", "fc_model_parallel"])
+def test_it_works_on_sharded_parameters(tiny_config, tmp_path, sharding):
+    tiny_config.model.width_multiplier = 1 / 8
+    run = make_run(tmp_path / "a", tiny_config)
+    tiny_config.model.configuration, tiny_config.sharding = "B", sharding
+    tiny_config.model_parallel = 2 if sharding == "fc_model_parallel" else 1
+    model, optimizer = make_model(tiny_config), make_optimizer(tiny_config)
+    mesh = make_mesh(tiny_config.model_parallel)
+    state = init_state(tiny_config, model, optimizer, state_shapes(tiny_config, model, optimizer, mesh))
+    found, report = start_from(str(run), state.params, np.float32([120, 110, 100]))
+    assert report.splitlines()[0].endswith(f"checkpoints/7: {', '.join(PAPER)}")
+    assert report.splitlines()[1].startswith("random: conv1_2, conv2_2, conv4_1")
+    jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail("moved"), found, state.params)
+    assert sharding == "replicated" or not found["fc6"]["kernel"].sharding.is_fully_replicated
+    from vgg_jax.checkpoints import load_params
+
+    _, there = load_params(run)
+    for layer in PAPER:
+        np.testing.assert_array_equal(found[layer]["kernel"], there[layer]["kernel"])
+
+
+def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_path):
+    run = make_run(tmp_path / "a", tiny_config)
+    mean = np.float32(json.loads((run / "dataset.json").read_text())["mean_rgb"])
+    fresh = filled(shapes_of(tiny_config, "A"), 1)
+    same, _ = start_from(str(run), fresh, mean)
+    other, _ = start_from(str(run), fresh, mean + np.float32([8, -4, 2]))
+    model, images = make_model(tiny_config), np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+
+    def first(params, x):
+        return np.asarray(model.apply({"params": params}, x, endpoints=("conv1_1",))[1]["conv1_1"])[:, 1:-1, 1:-1]
+
+    wanted = first(same, images - mean)
+    np.testing.assert_allclose(
+        first(other, images - mean - np.float32([8, -4, 2])), wanted, atol=1e-4 * np.abs(wanted).max()
+    )
+    assert np.abs(first(same, images - mean - np.float32([8, -4, 2])) - wanted).max() > 1e-2

@@ -1,0 +1,80 @@
+"""Signs that a run learns nothing, said in words with what helps: loss at ln K, gradients that vanish or explode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from vgg_jax.config import lr_factors
+from vgg_jax.errors import UserError
+
+# Steps after which a loss that is still ln K is no longer a slow start.
+STEPS_TO_LEAVE_CHANCE = 200
+# Updates that change kernels by more than this part of themselves, over many steps, leave nothing of a start. Runs that
+# learn stay under 0.015, the He start's that die at 1e-3 begin at 0.1 (benchmarks/findings.md, the presets).
+_LARGEST_UPDATE_RATIO = 0.05
+
+
+def stuck(config: ConfigDict, step: int, steps_seen: int, means: Mapping[str, float]) -> str | None:
+    """What to say at an evaluation of a run whose loss is still that of guessing (PAPER.md §5.1); None if it is not.
+
+    Args:
+      config: the run's.
+      step: updates made.
+      steps_seen: of these, by this process.
+      means: a step's metrics, averaged since the evaluation before.
+    """
+    chance = math.log(config.model.num_classes)
+    if steps_seen < STEPS_TO_LEAVE_CHANCE or means["loss"] < 0.99 * chance:
+        return None
+    # A layer that no gradient reaches changes by its weight decay alone, which is known: rate x l2 / (1 - momentum).
+    decay = means["lr"] * config.optimizer.l2 / (1 - config.optimizer.momentum)
+    unreached = [
+        name.partition("/")[2]
+        for name, ratio in means.items()
+        if name.startswith("update_ratio/") and ratio <= max(1.5 * decay, 1e-8)
+    ]
+    cause = "A deep VGG often does not leave it at a rate that suits a shallow one. "
+    if unreached and not lr_factors(config):
+        cause = f"The gradient does not reach {', '.join(unreached)}: their weights only decay (update_ratio/* in metrics.jsonl). "
+    return (
+        f"WARNING: at step {step} the loss is still {means['loss']:.4f}, which is guessing (ln {config.model.num_classes} = "
+        f"{chance:.4f}). {cause}{_remedies(config)}"
+    )
+
+
+def exploding(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | None:
+    """What to say where updates are so large that nothing of the start is left; None where they are not.
+
+    Args:
+      config: the run's.
+      step: updates made.
+      means: a step's metrics, averaged over the steps since the last log line.
+    """
+    ratios = {name: value for name, value in means.items() if name.startswith("update_ratio/")}
+    worst = max(ratios, key=lambda name: ratios[name])
+    if ratios[worst] <= _LARGEST_UPDATE_RATIO:
+        return None
+    block = worst.partition("/")[2]
+    return (
+        f"WARNING: at step {step} the gradients explode: an update changes the weights of {block} by {ratios[worst]:.0%} "
+        f"(gradient norm {means[f'gradient_norm/{block}']:.3g}). {_remedies(config)}"
+    )
+
+
+def diverged(config: ConfigDict, step: int, loss: float) -> UserError:
+    """The end of a run whose loss or parameters are not finite."""
+    return UserError(
+        f"training has diverged: at step {step} the loss is {loss:.4g} and the loss or a parameter is not finite. Nothing "
+        f"was saved after that; the last checkpoint is as it was. {_remedies(config)}"
+    )
+
+
+def _remedies(config: ConfigDict) -> str:
+    preset = "" if config.model.init == "glorot" else "--config.model.init=glorot, "
+    return (
+        f"Try {preset}a lower rate (--config.optimizer.learning_rate={config.optimizer.learning_rate / 10:g}), or start from "
+        "a trained net A (--config.init_from=DIR); in a new --workdir."
+    )

@@ -1,0 +1,58 @@
+"""`python -m vgg_jax.reproduce --config=configs/paper.py`: the paper's nets one after another, and its Tables 3 to 6."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from vgg_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A configuration file of a whole plan: configs/paper.py, or configs/paper.py:crop=64. Any value can be "
+    "overridden for all stages: --config.data.dir=DIR, --config.plan.seeds=3."
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "Where all runs go, as seed<k>/<stage>; the same workdir goes on. Default: runs/<config>[-<argument>].",
+)
+_NETS = flags.DEFINE_list("nets", [], "Only these configurations, with what they start from: A,D.")
+_STAGES = flags.DEFINE_list("stages", [], "Only these stages: A-256,D-256. What they start from must be finished.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, its lengths and what is finished; train nothing.")
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --config=configs/paper.py.")
+    if _CONFIG.value is None:
+        cli.fail("say what to reproduce: --config=configs/paper.py, for example; --help lists the flags.")
+    if _NETS.value and _STAGES.value:
+        cli.fail("--nets and --stages both choose a part of the plan; give one of them.")
+    from vgg_jax.errors import Interrupted
+    from vgg_jax.reproduction import plan, run, tables  # here, so that --help answers at once
+
+    shared, own = plan.split_config(_CONFIG.value)
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    directory = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else cli.default_workdir(file)
+    chosen = plan.chosen_stages(plan.STAGES, _NETS.value, _STAGES.value)
+    steps = run.steps_of(chosen, shared, own, directory, plan.STAGES)
+    print(run.describe(steps), flush=True)
+    if _DRY_RUN.value:
+        return
+    run.write_plan(steps, plan.STAGES, own.seeds, directory)
+    try:
+        run.run(steps)
+    except Interrupted as interruption:
+        cli.fail(str(interruption), 128 + interruption.signum)
+    print("\n== tables ==", flush=True)
+    content = tables.fill(directory, range(own.seeds), plan.STAGES, lambda line: print(line, flush=True))
+    print(tables.write(content, directory))
+    print(
+        f"the same: {directory / 'tables.md'}, {directory / 'tables.json'}; all of it: python -m vgg_jax.report {directory}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

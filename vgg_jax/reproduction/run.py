@@ -1,0 +1,206 @@
+"""Running a plan: stage after stage, each an ordinary workdir; what is finished stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from vgg_jax import config as config_lib
+from vgg_jax.data.sources import open_dataset
+from vgg_jax.errors import UserError, writing_to
+from vgg_jax.logbook import duration, write_json
+from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
+from vgg_jax.train import train
+
+# What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
+_STANDS_FOR_STAGE = (
+    *("model.configuration", "model.num_classes", "model.width_multiplier", "model.fc_width"),
+    *("image.crop", "image.scale_min", "image.scale_max", "data.name", "data.train_split", "data.val_split"),
+)
+
+
+class Step(NamedTuple):
+    """One stage with one seed, and how far it is."""
+
+    stage: Stage
+    seed: int
+    config: ConfigDict
+    workdir: Path
+    summary: dict[str, Any] | None  # of a finished run
+    steps: int  # made so far, as its checkpoints say
+
+
+def steps_of(
+    stages: Sequence[Stage], shared: ConfigDict, plan: ConfigDict, directory: Path, everything: Sequence[Stage] = ()
+) -> list[Step]:
+    """The runs of these stages in the order in which they are made, seed after seed.
+
+    Args:
+      stages: chosen ones, see `plan.chosen_stages`.
+      shared, plan: of `plan.split_config`.
+      directory: of the plan.
+      everything: all stages of the plan; a start that is not among `stages` must be finished.
+
+    Raises:
+      UserError: a configuration that cannot work, a start that is neither planned nor finished, or a directory of a stage
+        that holds a run of another net, S or data.
+    """
+    found = []
+    for seed in range(plan.seeds):
+        for stage in stages:
+            config = stage_config(shared, plan, stage, directory, seed)
+            try:
+                config_lib.validate(config, jax.device_count())
+            except UserError as error:
+                raise UserError(f"stage {stage.name}: {error}") from error
+            workdir = workdir_of(directory, stage.name, seed)
+            summary = _read(workdir / "summary.json")
+            if summary is not None:
+                _check_stands_for(stage, config, workdir)
+            found.append(Step(stage, seed, config, workdir, summary, _steps_made(workdir)))
+    names = {stage.name for stage in stages}
+    for step in found:
+        start = step.stage.starts_from
+        if start and start not in names and step.summary is None:
+            place = workdir_of(directory, start, step.seed)
+            if _read(place / "summary.json") is None:
+                known = start in {stage.name for stage in everything}
+                raise UserError(
+                    f"stage {step.stage.name} starts from {start}, and there is no finished run in {place}; "
+                    + (
+                        f"train it first, by adding it to --stages: --stages={start},{step.stage.name}."
+                        if known
+                        else "the plan has no such stage."
+                    )
+                )
+    return found
+
+
+def describe(steps: Sequence[Step]) -> str:
+    """The plan for a person: a line a run, with its length and the time it took or is known to take."""
+    images = None
+    known: dict[str, list[float]] = {}
+    for step in steps:
+        if step.summary:
+            known.setdefault(step.stage.name, []).append(step.summary["seconds"])
+    with contextlib.suppress(UserError):  # the plan can be looked at before there is data
+        images = len(open_dataset(steps[0].config).train)
+    lines = [("run", "configuration", "S", "starts from", "rate", "at most", "state")]
+    left, unknown = 0.0, False
+    for step in steps:
+        config, low, high = step.config, step.config.image.scale_min, step.config.image.scale_max
+        length = f"{config.num_epochs:g} epochs"
+        total = None if images is None else math.ceil(config.num_epochs * images / config.batch_size)
+        if total is not None:
+            length += f", {total:,} steps"
+        if step.summary:
+            state = f"finished: {step.summary['steps']:,} steps, {duration(step.summary['seconds'])}"
+        else:
+            state = f"stopped at step {step.steps:,}" if step.steps else "not begun"
+            if step.stage.name in known:
+                mean = sum(known[step.stage.name]) / len(known[step.stage.name])
+                share = 1 - step.steps / total if total else 1.0
+                left += mean * max(share, 0.0)
+                state += f", about {duration(mean)} by the other seeds"
+            else:
+                unknown = True
+        lines.append(
+            (
+                *(f"seed{step.seed}/{step.stage.name}", step.stage.configuration),
+                *(str(low) if low == high else f"{low} to {high}", step.stage.starts_from or "random"),
+                *(f"{config.optimizer.learning_rate:g}", length, state),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+    unfinished = sum(step.summary is None for step in steps)
+    more = f"about {duration(left)} left" + (" and what no finished run tells yet" if unknown else "")
+    return f"{table}\n{len(steps) - unfinished} of {len(steps)} runs finished" + (f"; {more}" if unfinished else "")
+
+
+def write_plan(steps: Sequence[Step], stages: Sequence[Stage], seeds: int, directory: Path) -> None:
+    """`plan.json`: what the directory is.
+
+    Raises:
+      UserError: it is another plan's, or cannot be written.
+    """
+    content = {
+        "stages": [stage._asdict() | {"scales": list(stage.scales)} for stage in stages],
+        "seeds": list(range(seeds)),
+        "crop": steps[0].config.image.crop,
+    }
+    kept = _read(directory / "plan.json")
+    if kept is None and directory.is_dir() and any(directory.iterdir()):
+        raise UserError(
+            f"--workdir={directory} holds files, but no plan.json, so it is no plan's directory; choose another."
+        )
+    if kept is not None:
+        old = {stage["name"]: stage for stage in kept.get("stages", [])}
+        for stage in content["stages"]:
+            if (stage["name"] in old and old[stage["name"]] != stage) or kept.get("crop") != content["crop"]:
+                raise UserError(
+                    f"--workdir={directory} holds another plan (its stage {stage['name']} or crop differs); choose another "
+                    "--workdir. Nothing there was changed."
+                )
+        content["seeds"] = sorted({*kept.get("seeds", []), *content["seeds"]})
+    with writing_to(directory, "choose another --workdir"):
+        directory.mkdir(parents=True, exist_ok=True)
+    if content != kept:
+        write_json(directory / "plan.json", content)
+
+
+def run(steps: Sequence[Step], quiet: bool = False) -> None:
+    """Trains what is not finished, one after another.
+
+    Raises:
+      UserError: of `train`, with the stage's name.
+      Interrupted: by a signal, after saving; the same plan goes on.
+    """
+    for number, step in enumerate(steps, start=1):
+        if step.summary is not None:
+            continue
+        if not quiet:
+            print(f"\n== run {number} of {len(steps)}: seed{step.seed}/{step.stage.name} ==", flush=True)
+        try:
+            train(step.config, step.workdir, quiet)
+        except UserError as error:
+            raise UserError(f"stage {step.stage.name}, seed {step.seed}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); mend it or move it away.") from error
+
+
+def _steps_made(workdir: Path) -> int:
+    checkpoints = workdir / "checkpoints"
+    made = [int(entry.name) for entry in checkpoints.iterdir() if entry.name.isdigit()] if checkpoints.is_dir() else []
+    return max(made, default=0)
+
+
+def _check_stands_for(stage: Stage, config: ConfigDict, workdir: Path) -> None:
+    there = config_lib.flatten(ConfigDict(_read(workdir / "config.json") or {}))
+    here = config_lib.flatten(config)
+    different = [
+        f"{key} is {here[key]}, there it is {there.get(key)}"
+        for key in _STANDS_FOR_STAGE
+        if here[key] != there.get(key)
+    ]
+    if different:
+        raise UserError(
+            f"{workdir} holds a run that is not stage {stage.name} of this plan: {'; '.join(different)}. Choose another "
+            "--workdir, or move that run away. Nothing there was changed."
+        )

@@ -1,0 +1,191 @@
+"""Paper Tables 3 to 6 with this data's figures beside the paper's: mean and spread over seeds of what is trained."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vgg_jax.errors import writing_to
+from vgg_jax.evaluation import paper
+from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.logbook import write_json
+from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, workdir_of
+
+_CROPS = ("dense", "multi_crop", "dense+multi_crop")
+
+
+class Cell(NamedTuple):
+    """One figure of a table: which nets, how they are tested, and what the paper has."""
+
+    stages: tuple[str, ...]  # more than one: fused
+    protocol: str
+    scales: str  # single or multi
+    paper: paper.Errors | None
+
+
+def _training_scale(stage: Stage) -> str:
+    return "jitter" if stage.scales[0] != stage.scales[1] else f"S={stage.scales[0]}"
+
+
+_BY_NAME = {stage.name: stage for stage in STAGES}
+_LISTED = [stage for stage in STAGES if stage.name != "D-jitter-fc" and stage.configuration != "B-5x5"]
+
+TABLES: tuple[tuple[int, str, tuple[Cell, ...]], ...] = (
+    (
+        3,
+        "single test scale, dense",
+        tuple(
+            Cell((s.name,), "dense", "single", paper.SINGLE_SCALE[s.configuration, _training_scale(s)]) for s in _LISTED
+        ),
+    ),
+    (
+        4,
+        "three test scales, dense",
+        tuple(
+            Cell((s.name,), "dense", "multi", paper.MULTI_SCALE[s.configuration, _training_scale(s)])
+            for s in _LISTED
+            if (s.configuration, _training_scale(s)) in paper.MULTI_SCALE
+        ),
+    ),
+    (
+        5,
+        "dense and multi-crop, three test scales",
+        tuple(
+            Cell((f"{net}-jitter",), protocol, "multi", paper.CROPS[net, protocol])
+            for net in "DE"
+            for protocol in _CROPS
+        ),
+    ),
+    (
+        6,
+        "fusion, three test scales",
+        (
+            Cell(SUBMISSION, "dense", "multi", paper.SEVEN_NETS),
+            *(Cell(("D-jitter", "E-jitter"), protocol, "multi", paper.FUSION[protocol]) for protocol in _CROPS),
+        ),
+    ),
+)
+
+
+def fill(
+    directory: Path,
+    seeds: Sequence[int],
+    stages: Sequence[Stage],
+    say: Callable[[str], None],
+    data_dir: str = "",
+) -> dict[str, Any]:
+    """Evaluates whatever the tables can have of these stages; posteriors that are there are not computed again.
+
+    Args:
+      directory: of the plan.
+      seeds: of its runs.
+      stages: of the plan; cells that need others are left out.
+      say: for a line about each cell.
+      data_dir: where prepared data lies, if not where it lay for the runs.
+
+    Returns:
+      {"tables": [{"number", "title", "rows": [...]}], "missing": [...]}, errors as fractions, spread the sample standard
+      deviation over seeds (null for one). A row without a finished run has no errors.
+    """
+    there = {stage.name for stage in stages}
+    missing: dict[str, None] = {}
+    tables = []
+    for number, title, cells in TABLES:
+        rows = []
+        for cell in cells:
+            if not there.issuperset(cell.stages):
+                continue
+            found = []
+            for seed in seeds:
+                workdirs = [workdir_of(directory, name, seed) for name in cell.stages]
+                absent = [
+                    name
+                    for name, workdir in zip(cell.stages, workdirs, strict=True)
+                    if not (workdir / "summary.json").exists()
+                ]
+                missing |= dict.fromkeys(f"{name}, seed {seed}: not finished yet" for name in absent)
+                if not absent:
+                    found.append(_row(workdirs, cell, data_dir))
+            rows.append(_merged(cell, found))
+            if found:
+                say(f"Table {number}: {_line(rows[-1])}")
+        if rows:
+            tables.append({"number": number, "title": title, "rows": rows})
+    return {"tables": tables, "missing": list(missing)}
+
+
+def write(content: dict[str, Any], directory: Path) -> str:
+    """tables.json and tables.md in `directory`; returns the latter's text."""
+    text = markdown(content)
+    write_json(directory / "tables.json", content)
+    with writing_to(directory, "free some space or mend the permissions and give the same command again"):
+        unfinished = directory / "tables.md.unfinished"
+        unfinished.write_text(text)
+        unfinished.replace(directory / "tables.md")
+    return text
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The tables as Markdown; errors in per cent, top-1/top-5."""
+    lines = []
+    for table in content["tables"]:
+        lines += [f"### Table {table['number']}: {table['title']}", ""]
+        lines += ["| net | S at crop 224 | test | Q | top-1/top-5 error, % | images x seeds | paper (ImageNet) |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        for row in table["rows"]:
+            figures, count = "not trained", ""
+            if row["top1_error"] is not None:
+                figures = "/".join(_per_cent(row, which) for which in ("top1", "top5"))
+                count = f"{row['images']:,} x {row['seeds']}"
+            published = f"{row['paper']['top1']}/{row['paper']['top5']}" if row["paper"] else ""
+            lines.append(
+                f"| {row['net']} | {row['scales']} | {row['protocol']} | {row['test_scales']} | {figures} | {count} | "
+                f"{published} |"
+            )
+        lines.append("")
+    if content["missing"]:
+        lines += ["Missing:", "", *(f"- {text}" for text in content["missing"]), ""]
+    return "\n".join(lines)
+
+
+def _row(workdirs: list[Path], cell: Cell, data_dir: str) -> dict[str, Any]:
+    # Both parts at once where any is wanted: their posteriors are kept, and one compilation serves.
+    request = Request(tuple(map(str, workdirs)), cell.protocol, cell.scales, data_dir=data_dir)
+    rows = evaluate(request, quiet=True)["rows"]
+    # The last row is the average of everything that was asked for.
+    return rows[-1]
+
+
+def _merged(cell: Cell, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row over seeds."""
+    stages = [_BY_NAME[name] for name in cell.stages]
+    trained = list(dict.fromkeys(_training_scale(stage).removeprefix("S=") for stage in stages))
+    merged: dict[str, Any] = {
+        "net": stages[0].configuration if len(stages) == 1 else " + ".join(cell.stages),
+        "stages": list(cell.stages),
+        "scales": ", ".join(trained),
+        "test_scales": found[0]["scales"] if found else "",
+        "protocol": cell.protocol,
+        "images": found[0]["images"] if found else 0,
+        "seeds": len(found),
+        "paper": cell.paper and cell.paper._asdict(),
+    }
+    for which in ("top1", "top5"):
+        errors = [row[f"{which}_error"] for row in found]
+        merged[f"{which}_error"] = statistics.fmean(errors) if errors else None
+        merged[f"{which}_spread"] = statistics.stdev(errors) if len(errors) > 1 else None
+    return merged
+
+
+def _per_cent(row: dict[str, Any], which: str) -> str:
+    spread = row[f"{which}_spread"]
+    return f"{100 * row[f'{which}_error']:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['net']}, S {row['scales']}, {row['protocol']} at Q {row['test_scales']}: "
+        f"{'/'.join(_per_cent(row, which) for which in ('top1', 'top5'))} % ({row['seeds']} seeds)"
+    )
