@@ -74,11 +74,12 @@ def children(pid: int) -> dict[int, int]:
 
 def wait_for_step(process, workdir, step):
     path = workdir / "metrics.jsonl"
-    until = time.monotonic() + 240
+    until = time.monotonic() + 480
     while process.poll() is None and time.monotonic() < until:
         if path.exists() and path.read_text().count("train/loss") >= step:
             return
         time.sleep(0.02)
+    process.terminate()
     pytest.fail(f"step {step} was not reached: {process.communicate()}")
 
 

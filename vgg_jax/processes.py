@@ -319,10 +319,10 @@ def _fail(error: BaseException) -> NoReturn:
         )
     else:
         status, message = 1, f"{name}: {_first_line(error)}"
-        traceback.print_exc()
+        _say(traceback.format_exc())
     if _run is not None:
         _run.close()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    _say(f"error: {message}")
     if _run is not None:
         _run.set(_FAILURE, json.dumps({"process": _run.index, "status": status, "message": message}))
         _depart(_run)
@@ -333,9 +333,14 @@ def _heed(run: _Run, failure: dict[str, Any]) -> None:
     """Ends this process for a failure of another one."""
     if failure["process"] == run.index:
         return
-    print(f"error: process {failure['process']}: {failure['message']}", file=sys.stderr, flush=True)
+    _say(f"error: process {failure['process']}: {failure['message']}")
     _depart(run)
     _exit(failure["status"])
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads any more, which must not keep the process alive
+        print(text, file=sys.stderr, flush=True)
 
 
 def _depart(run: _Run) -> None:
@@ -350,7 +355,8 @@ def _depart(run: _Run) -> None:
 
 
 def _exit(status: int) -> NoReturn:
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
     # At once: threads wait for processes that are gone, and would wait for ever.
     os._exit(status)
 

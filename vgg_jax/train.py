@@ -375,11 +375,11 @@ def _heading(config: ConfigDict, workdir: Path, dataset: Dataset, mesh: Mesh, sh
 
 def _state_line(config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, shapes: TrainState) -> str:
     """What parameters and momentum take on each device, exactly, and what they would with the other choices."""
-    here = f"parameters and momentum a device: {bytes_a_device(shapes) / 2**20:,.0f} MiB ({config.sharding})"
+    here = f"parameters and momentum a device: {bytes_a_device(shapes) / 2**20:,.1f} MiB ({config.sharding})"
     if jax.device_count() == 1:
         return here
     others = [
-        f"{rules}{f' over {parallel}' if parallel > 1 else ''} {size / 2**20:,.0f}"
+        f"{rules}{f' over {parallel}' if parallel > 1 else ''} {size / 2**20:,.1f}"
         for rules, parallel, size in state_bytes_by_sharding(config, model, optimizer)
         if rules != config.sharding
     ]
