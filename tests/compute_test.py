@@ -210,11 +210,11 @@ def test_posteriors_of_another_training_are_not_taken_for_this_ones(run, net_con
 
 
 _ONE_OF_TWO = """
-import sys, jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import sys
 from vgg_jax.evaluation.protocol import Request, evaluate
-evaluate(Request((sys.argv[3],), "dense+multi_crop", "73"), quiet=True)
+from vgg_jax.processes import joined
+with joined(sys.argv[1], 2, int(sys.argv[2])):
+    evaluate(Request((sys.argv[3],), "dense+multi_crop", "73"), quiet=True)
 """
 
 

@@ -94,6 +94,7 @@ def test_every_configuration_file_is_valid_on_eight_devices():
         ("log_every_steps", 0, "must be at least 1"),
         ("sharding", "zero", "one of replicated, fsdp, fc_model_parallel"),
         ("model_parallel", 3, "which does not divide the 8 devices"),
+        ("model_parallel", 2, "but config.sharding is 'replicated', which splits nothing over the `model` axis"),
         ("data.name", "", "must be `builtin`, `folder`, or the name of a TFDS data set"),
         ("data.name", "folder", "--config.data.root=DIR"),
         ("data.root", "/nowhere", "a root goes with --config.data.name=folder"),

@@ -6,6 +6,7 @@ from tests.command import help_of, run_main
 from vgg_jax.cli import default_workdir
 
 QUICKSTART = "--config=configs/quickstart.py"
+TWO = ("--coordinator_address=localhost:1", "--num_processes=2", "--process_id=0")
 
 
 def test_help_answers_without_loading_jax():
@@ -30,6 +31,19 @@ def test_the_default_workdir_is_named_after_the_configuration():
         ((QUICKSTART, "--config.batch_size=many"), "flag --config.batch_size=many: invalid literal for int()"),
         ((QUICKSTART, "--config.batch_size=33"), "config.batch_size is 33, which 2 devices do not divide; 32 or 34"),
         ((QUICKSTART, "--config.model.configuration=F"), "config.model.configuration is 'F'; it must be one of A,"),
+        (
+            (
+                QUICKSTART,
+                "--config.sharding=fc_model_parallel",
+                "--config.model_parallel=2",
+                "--config.model.fc_width=9",
+            ),
+            "config.model_parallel is 2, which does not divide config.model.fc_width, 9; 1 would do",
+        ),
+        ((QUICKSTART, "--process_id=1"), "go together; missing: --coordinator_address, --num_processes."),
+        ((QUICKSTART, *TWO, "--coordinator_address=here"), "--coordinator_address=here has no port; write HOST:PORT"),
+        ((QUICKSTART, *TWO, "--process_id=2"), "--process_id=2 is not below --num_processes=2"),
+        ((QUICKSTART, "--distributed"), "--distributed alone works where JAX finds the processes by itself"),
         (("--config=configs/vgg19.py:S=7",), "write S=256, S=384 or S=jitter after the colon"),
         (("--config=configs/vgg19.py:S=384",), "give its workdir with --config.init_from=DIR"),
         ((QUICKSTART, "--workdir=/proc/1/run"), "--workdir=/proc/1/run cannot be written"),

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.conftest import REPOSITORY
-from vgg_jax.data.pipeline import batches, eval_examples, local_batches, train_examples
+from vgg_jax.data.pipeline import batches, eval_examples, local_batches, placed, train_examples
 from vgg_jax.data.records import Records
 from vgg_jax.data.sources import open_dataset, prepared_builder
 from vgg_jax.errors import UserError
@@ -92,8 +92,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_share_the_same_global_batches(tiny_config, dataset, processes):
     examples = train_examples(tiny_config, dataset.train)
-    parts = [local_batches(tiny_config, examples, p, processes) for p in range(processes)]
-    (whole,) = [local_batches(tiny_config, examples, 0, 1)]
+    parts = [local_batches(tiny_config, examples, rows) for rows in np.split(np.arange(8), processes)]
+    whole = local_batches(tiny_config, examples, np.arange(8))
     for step in (0, 1, 11, 12, 40):
         joined = [np.concatenate([part[step][key] for part in parts]) for key in ("image", "label")]
         np.testing.assert_array_equal(joined[0], whole[step]["image"])
@@ -103,7 +103,7 @@ def test_processes_share_the_same_global_batches(tiny_config, dataset, processes
 @pytest.mark.parametrize("processes", [1, 2])
 def test_batches_are_those_of_grain_where_a_cpu_device_takes_them_without_a_copy(tiny_config, dataset, processes):
     examples = eval_examples(tiny_config, dataset.validation)
-    ours = local_batches(tiny_config, examples, processes - 1, processes)
+    ours = local_batches(tiny_config, examples, np.split(np.arange(8), processes)[-1])
     theirs = examples.batch(tiny_config.batch_size // processes)[processes - 1 :: processes]
     assert len(ours) == len(theirs) == 4
     for step in range(4):
@@ -112,13 +112,13 @@ def test_batches_are_those_of_grain_where_a_cpu_device_takes_them_without_a_copy
             lambda x: (x.dtype, x.shape), theirs[step]
         )
     image = ours[0]["image"]
-    placed = jax.make_array_from_process_local_data(batch_sharding(make_mesh(devices=jax.devices()[:1])), image)
-    assert placed.unsafe_buffer_pointer() == image.ctypes.data
+    on_device = placed(image, np.arange(len(image)), len(image), batch_sharding(make_mesh(devices=jax.devices()[:1])))
+    assert on_device.unsafe_buffer_pointer() == image.ctypes.data
 
 
 def test_every_image_once_an_epoch_in_a_new_order_across_batches(tiny_config, dataset):
     marked = Marked(dataset.train)
-    local = local_batches(tiny_config, train_examples(tiny_config, marked), 0, 1)
+    local = local_batches(tiny_config, train_examples(tiny_config, marked), np.arange(8))
     stream = np.concatenate([local[step]["label"] for step in range(45)])  # four epochs of 90 are 45 batches of 8
     epochs = stream.reshape(4, 90)
     for epoch in epochs:

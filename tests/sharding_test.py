@@ -1,14 +1,16 @@
 """Sharding is a table: what lies where, and that it changes nothing but that."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from tests.steps_test import one_batch, some_steps
 from vgg_jax.errors import UserError
 from vgg_jax.optimizer import make_optimizer
-from vgg_jax.sharding import batch_sharding, make_mesh
+from vgg_jax.sharding import batch_sharding, bytes_a_device, local_rows, make_mesh
 from vgg_jax.state import init_state, make_model, state_shapes
 
 
@@ -66,7 +68,43 @@ def test_a_batch_is_split_over_the_devices():
 
 
 def test_what_the_devices_do_not_divide_is_named(tiny_config):
+    tiny_config.sharding, tiny_config.model_parallel, tiny_config.model.fc_width = "fc_model_parallel", 8, 12
+    with pytest.raises(UserError, match=r"fc_model_parallel splits .*fc6/bias \[12\] over 8 devices, which do not"):
+        shapes_for(tiny_config)
+
+
+def test_fsdp_leaves_whole_what_the_devices_do_not_divide(tiny_config):
     tiny_config.sharding = "fsdp"
     tiny_config.model.width_multiplier = 1 / 16
-    with pytest.raises(UserError, match=r"config.sharding=fsdp splits .*conv1_1/kernel \[3, 3, 3, 4\] over 8 devices"):
-        shapes_for(tiny_config)
+    kernels = {name: layer["kernel"].sharding.spec for name, layer in shapes_for(tiny_config).params.items()}
+    assert kernels["conv1_1"] == PartitionSpec()  # of 4 filters over 8 devices
+    assert kernels["conv2_1"] == PartitionSpec(None, None, None, "data")  # of 8
+
+
+def test_processes_read_the_rows_of_their_devices():
+    devices = np.array(jax.devices())
+    for shape, mine, rows in [
+        ((8, 1), [2, 3], [4, 5, 6, 7]),
+        ((4, 2), [2, 3], [4, 5, 6, 7]),  # both of one row of the mesh: the same images
+        ((2, 4), [2, 3], range(8)),  # and so have the processes of devices 0 and 1
+    ]:
+        mesh = Mesh(devices.reshape(shape), ("data", "model"))
+        of_all = batch_sharding(mesh).devices_indices_map((16,))
+        here = mock.Mock(
+            **{"addressable_devices_indices_map.return_value": {devices[i]: of_all[devices[i]] for i in mine}}
+        )
+        with mock.patch("vgg_jax.sharding.batch_sharding", return_value=here):
+            assert list(local_rows(mesh, 16)) == list(rows)
+
+
+def test_bytes_a_device(tiny_config):
+    tiny_config.model.width_multiplier, tiny_config.model.fc_width = 1 / 8, 64
+    alone = bytes_a_device(shapes_for(tiny_config, devices=1))
+    assert bytes_a_device(shapes_for(tiny_config)) == alone
+    tiny_config.sharding = "fsdp"
+    shapes = shapes_for(tiny_config)
+    kernels = sum(4 * layer["kernel"].size for layer in shapes.params.values())  # bytes; momentum has as many
+    assert bytes_a_device(shapes) == alone - 2 * kernels * 7 // 8
+    placed = init_state(tiny_config, make_model(tiny_config), make_optimizer(tiny_config), shapes)
+    on_first = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(placed))
+    assert on_first == bytes_a_device(shapes)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging as std_logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from vgg_jax.errors import UserError
 
@@ -28,6 +30,51 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """Prints one sentence and exits."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def process_flags() -> Callable[[], AbstractContextManager[None]]:
+    """Defines the flags of tools that several processes run together; returns what joins this one to the others."""
+    distributed = flags.DEFINE_bool(
+        "distributed", False, "One of several processes that train or evaluate together. Alone where JAX finds them by "
+        "itself (Cloud TPU, GKE, SLURM); elsewhere each is given the next three, which imply it. launch/local.sh starts "
+        "several on this machine."
+    )  # fmt: skip
+    address = flags.DEFINE_string("coordinator_address", "", "HOST:PORT at which process 0 listens for the others.")
+    count = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+    index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+    seconds = flags.DEFINE_integer(
+        "join_timeout", 0, "Seconds to wait for the others at the start. Default: 60 with an address, else 300.",
+        lower_bound=0,
+    )  # fmt: skip
+
+    def joined() -> AbstractContextManager[None]:
+        given = {
+            "--coordinator_address": address.value or None,
+            "--num_processes": count.value,
+            "--process_id": index.value,
+        }
+        missing = [name for name, value in given.items() if value is None]
+        if not missing:
+            _check_processes(address.value, count.value or 0, index.value or 0)
+        elif len(missing) < len(given):
+            fail(
+                "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I go together; missing: "
+                f"{', '.join(missing)}."
+            )
+        elif not distributed.value:
+            return nullcontext()
+        from vgg_jax import processes  # here, so that --help answers at once
+
+        return processes.joined(address.value, count.value, index.value, seconds.value)
+
+    return joined
+
+
+def _check_processes(address: str, count: int, index: int) -> None:
+    if not re.fullmatch(r".+:\d+", address):
+        fail(f"--coordinator_address={address} has no port; write HOST:PORT, as localhost:1234.")
+    if index >= count:
+        fail(f"--process_id={index} is not below --num_processes={count}; processes are numbered from 0.")
 
 
 def default_workdir(config: str) -> Path:

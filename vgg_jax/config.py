@@ -156,7 +156,7 @@ def lr_factors(config: ConfigDict) -> list[tuple[str, float]]:
 def resumed_run_may_differ_in() -> tuple[str, ...]:
     """Keys that may change when a run is continued: they do not alter what is computed, only for how long or where."""
     return (
-        *("num_epochs", "log_every_steps", "checkpoint_every_steps"),
+        *("num_epochs", "log_every_steps", "checkpoint_every_steps", "sharding", "model_parallel"),
         *("data.dir", "data.root", "data.threads", "data.processes"),
     )
 
@@ -176,13 +176,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> None:
+def validate(config: ConfigDict, num_devices: int) -> None:
     """Refuses impossible values before anything is built.
 
     Args:
       config: as `default_config` makes it, changed by a file and the command line.
       num_devices: devices the run would use, over all processes.
-      num_processes: processes that share the work.
 
     Raises:
       UserError: the first value that cannot work: its key, the value, and what is allowed.
@@ -263,8 +262,18 @@ def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> No
         raise UserError(
             f"config.model_parallel is {config.model_parallel}, which does not divide the {num_devices} devices."
         )
+    if config.model_parallel > 1 and config.sharding != "fc_model_parallel":
+        raise UserError(
+            f"config.model_parallel is {config.model_parallel}, but config.sharding is {config.sharding!r}, which splits "
+            "nothing over the `model` axis; say --config.sharding=fc_model_parallel, or --config.model_parallel=1."
+        )
+    if model.fc_width % config.model_parallel:
+        raise UserError(
+            f"config.model_parallel is {config.model_parallel}, which does not divide config.model.fc_width, "
+            f"{model.fc_width}; {math.gcd(model.fc_width, num_devices)} would do."
+        )
     parts = num_devices // config.model_parallel * config.accumulation_steps
-    if config.batch_size % math.lcm(parts, num_processes):
+    if config.batch_size % parts:
         below = config.batch_size // parts * parts
         raise UserError(
             f"config.batch_size is {config.batch_size}, which {num_devices // config.model_parallel} devices"

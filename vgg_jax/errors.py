@@ -14,6 +14,14 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM was heeded: the state is saved and the message says how to go on."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
 @contextlib.contextmanager
 def writing_to(place: os.PathLike | str, remedy: str) -> Iterator[None]:
     """Turns an OSError within (full disk, no permission, ...) into a UserError that names the place and the remedy."""

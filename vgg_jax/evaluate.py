@@ -44,6 +44,7 @@ _CLASS_NUMBERS = flags.DEFINE_string(
 _JSON = flags.DEFINE_string(
     "json", "", "File for the results. Default: RUN/evaluation/CHECKPOINT/DATA-SPLIT/results-....json."
 )
+_joined = cli.process_flags()
 
 
 def main(arguments: list[str]) -> None:
@@ -54,26 +55,29 @@ def main(arguments: list[str]) -> None:
     )
     if not workdirs and not weights:
         cli.fail("say what to evaluate: --workdir=runs/quickstart, for example; --help lists the flags.")
+    joined = _joined()
+    from vgg_jax import processes
     from vgg_jax.evaluation.protocol import Request, evaluate  # here, so that --help answers at once
 
-    evaluate(
-        Request(
-            workdirs=workdirs,
-            protocol=_PROTOCOL.value,
-            scales=_SCALES.value,
-            split=_SPLIT.value,
-            data_name=_DATA_NAME.value,
-            data_dir=_DATA_DIR.value,
-            data_root=_DATA_ROOT.value,
-            batch_size=_BATCH_SIZE.value,
-            dtype=_DTYPE.value,
-            maps=_MAPS.value,
-            num_maps=_NUM_MAPS.value,
-            class_numbers=_CLASS_NUMBERS.value,
-            output=_JSON.value,
-            weights=weights,
-        )
+    request = Request(
+        workdirs=workdirs,
+        protocol=_PROTOCOL.value,
+        scales=_SCALES.value,
+        split=_SPLIT.value,
+        data_name=_DATA_NAME.value,
+        data_dir=_DATA_DIR.value,
+        data_root=_DATA_ROOT.value,
+        batch_size=_BATCH_SIZE.value,
+        dtype=_DTYPE.value,
+        maps=_MAPS.value,
+        num_maps=_NUM_MAPS.value,
+        class_numbers=_CLASS_NUMBERS.value,
+        output=_JSON.value,
+        weights=weights,
     )
+    with joined:
+        processes.check_same({"the code": processes.code_version(), **request._asdict()})
+        evaluate(request)
 
 
 if __name__ == "__main__":

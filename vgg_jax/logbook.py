@@ -43,10 +43,14 @@ def environment() -> dict[str, Any]:
 class MetricsLog:
     """`metrics.jsonl`, one object a line with "step" and scalars by name, and the same as TensorBoard events.
 
-    Opening it cuts back what a run wrote beyond the step it resumes from, so a step never stands there twice.
+    Opening it cuts back what a run wrote beyond the step it resumes from, so a step never stands there twice. With
+    `write` False it does nothing: another process writes.
     """
 
-    def __init__(self, workdir: Path, resume_step: int):
+    def __init__(self, workdir: Path, resume_step: int, write: bool = True):
+        self._write = write
+        if not write:
+            return
         path = workdir / "metrics.jsonl"
         with writing_to(workdir, _REMEDY):
             kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
@@ -58,12 +62,16 @@ class MetricsLog:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Adds one line: scalars by name, at a step."""
+        if not self._write:
+            return
         with writing_to(self._file.name, _REMEDY):
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             for name, value in scalars.items():
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
+        if not self._write:
+            return
         with writing_to(self._file.name, _REMEDY):
             self._file.close()
             self._events.close()

@@ -18,6 +18,7 @@ _WORKDIR = flags.DEFINE_string(
     "",
     "Where checkpoints and logs go; the same workdir continues a run. Default: runs/<config>[-<argument>].",
 )
+_joined = cli.process_flags()
 
 
 def main(arguments: list[str]) -> None:
@@ -25,12 +26,15 @@ def main(arguments: list[str]) -> None:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --config=configs/quickstart.py.")
     if _CONFIG.value is None:
         cli.fail("say what to train: --config=configs/quickstart.py, for example; --help lists the flags.")
-    from vgg_jax.train import Interrupted, train  # here, so that --help answers at once
+    joined = _joined()
+    from vgg_jax.errors import Interrupted
+    from vgg_jax.train import train  # here, so that --help answers at once
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else cli.default_workdir(config_file)
     try:
-        train(_CONFIG.value, workdir)
+        with joined:
+            train(_CONFIG.value, workdir)
     except Interrupted as interruption:
         cli.fail(str(interruption), 128 + interruption.signum)
 

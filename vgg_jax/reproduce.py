@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> None:
         cli.fail("say what to reproduce: --config=configs/paper.py, for example; --help lists the flags.")
     if _NETS.value and _STAGES.value:
         cli.fail("--nets and --stages both choose a part of the plan; give one of them.")
+    from vgg_jax.errors import Interrupted
     from vgg_jax.reproduction import plan, run, tables  # here, so that --help answers at once
-    from vgg_jax.train import Interrupted
 
     shared, own = plan.split_config(_CONFIG.value)
     file = config_flags.get_config_filename(flags.FLAGS["config"])

@@ -6,9 +6,12 @@ names neither devices nor their number: it gives arrays these shardings, and the
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vgg_jax.errors import UserError
@@ -18,6 +21,7 @@ from vgg_jax.errors import UserError
 RULES: dict[str, tuple[tuple[str, PartitionSpec], ...]] = {
     "replicated": (),
     # ZeRO-3/FSDP: every kernel split over the devices that share the batch; fc8 by inputs, as K often does not divide.
+    # What they do not divide stays whole: the first convolutions on a large slice, which are small.
     "fsdp": (
         (r"fc8/kernel$", PartitionSpec(None, None, "data", None)),
         (r"/kernel$", PartitionSpec(None, None, None, "data")),
@@ -48,6 +52,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, ascending.
+
+    Processes may share rows: those along the `model` axis see the same images.
+    """
+    indices: Any = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
+
+
+def whole(array: Any) -> Any:
+    """The array with all of it on every device, so that each process can read it; called by all processes alike."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return array
+    sharding: Any = array.sharding
+    return jax.jit(lambda x: x, out_shardings=replicated(sharding.mesh))(array)
+
+
+def bytes_a_device(tree) -> int:
+    """Bytes that one device holds of a tree of arrays or of jax.ShapeDtypeStruct with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def tree_shardings(tree, mesh: Mesh, rules: str):
     """NamedSharding for each array of a tree of parameters, or of a train state.
 
@@ -57,7 +83,7 @@ def tree_shardings(tree, mesh: Mesh, rules: str):
       rules: a key of RULES.
 
     Raises:
-      UserError: a dimension that its mesh axis does not divide.
+      UserError: a dimension that its mesh axis does not divide, where that cannot be left whole.
     """
 
     def of(path, leaf) -> NamedSharding:
@@ -65,6 +91,8 @@ def tree_shardings(tree, mesh: Mesh, rules: str):
         spec = next((spec for pattern, spec in RULES[rules] if re.search(pattern, name)), PartitionSpec())
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
+                if rules == "fsdp":
+                    return replicated(mesh)
                 raise UserError(
                     f"config.sharding={rules} splits {name} {list(leaf.shape)} over {mesh.shape[axis]} devices, which "
                     f"do not divide {size}; use another width or number of devices, or --config.sharding=replicated."

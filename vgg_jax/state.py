@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 
 import flax.struct
 import jax
@@ -13,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.models import VGG
-from vgg_jax.sharding import tree_shardings
+from vgg_jax.sharding import RULES, bytes_a_device, make_mesh, tree_shardings, whole
 
 
 @flax.struct.dataclass
@@ -59,6 +61,24 @@ def state_shapes(config: ConfigDict, model: VGG, optimizer: optax.GradientTransf
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
+def state_bytes_by_sharding(
+    config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation
+) -> list[tuple[str, int, int]]:
+    """(key of sharding.RULES, devices along `model`, bytes of the state that one device holds) for every choice.
+
+    FC layers are split over the configuration's `model_parallel`, or, where that is 1, over two devices.
+    """
+    found = []
+    for rules in RULES:
+        choice = copy.deepcopy(config)
+        choice.sharding, parallel = rules, 1
+        if rules == "fc_model_parallel":
+            two = math.gcd(2, config.model.fc_width, jax.device_count())
+            parallel = config.model_parallel if config.model_parallel > 1 else two
+        found.append((rules, parallel, bytes_a_device(state_shapes(choice, model, optimizer, make_mesh(parallel)))))
+    return found
+
+
 def init_state(
     config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, shapes: TrainState
 ) -> TrainState:
@@ -74,11 +94,14 @@ def _init(config: ConfigDict, model: VGG, optimizer: optax.GradientTransformatio
 
 
 def params_sha256(params: dict) -> str:
-    """A digest over names, shapes, dtypes and bytes of all parameters, in the order of their names."""
+    """A digest over names, shapes, dtypes and bytes of all parameters, in the order of their names.
+
+    Where they are split over several processes, all of these call it.
+    """
     digest = hashlib.sha256()
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     for path, leaf in sorted(leaves, key=lambda item: jax.tree_util.keystr(item[0])):
-        array = np.asarray(leaf)
+        array = np.asarray(whole(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

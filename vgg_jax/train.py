@@ -22,29 +22,21 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax import alarms
+from vgg_jax import alarms, processes
 from vgg_jax import config as config_lib
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import Checkpoints
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
-from vgg_jax.errors import UserError
+from vgg_jax.errors import Interrupted, UserError
 from vgg_jax.evaluation.center_crop import evaluate
 from vgg_jax.logbook import MetricsLog, Screen, duration, environment, write_json
 from vgg_jax.models import VGG
 from vgg_jax.optimizer import lr_drops, make_optimizer, observe_error, plateaued_for_good
-from vgg_jax.sharding import batch_sharding, make_mesh, replicated
-from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_shapes
+from vgg_jax.sharding import batch_sharding, bytes_a_device, make_mesh, replicated
+from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import compile_step, make_eval_step, make_train_step
 from vgg_jax.transplant import start_from
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM was heeded: the state is saved and the message says how to go on."""
-
-    def __init__(self, message: str, signum: int):
-        super().__init__(message)
-        self.signum = signum
 
 
 def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, Any]:
@@ -64,12 +56,14 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
       Interrupted: by a signal, after saving.
     """
     began = time.monotonic()
-    screen = Screen(quiet)
+    processes.check_same(_facts(config, workdir))
+    leading = processes.leading()
+    screen = Screen(quiet or not leading)
 
     # What will run, where, on what data; refused here if it cannot.
-    config_lib.validate(config, jax.device_count(), jax.process_count())
+    config_lib.validate(config, jax.device_count())
     workdir_lib.check(workdir, config)
-    dataset = open_dataset(config)
+    dataset = processes.leader_first(lambda: open_dataset(config))
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = math.ceil(config.num_epochs * steps_per_epoch)
 
@@ -81,9 +75,11 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     train_step, eval_step, observe = _compiled(config, model, optimizer, dataset, mesh, shapes, screen)
 
     # Where to begin: resume > init_from > preset.
-    workdir_lib.claim(workdir, config, dataset.description())
+    processes.leader_first(lambda: workdir_lib.claim(workdir, config, dataset.description(), write=leading))
+    processes.check_shared(workdir, "--workdir")
     checkpoints = Checkpoints(workdir)
     resume_step = checkpoints.latest_step()
+    processes.check_same({"the step to go on from": resume_step, **dataset.description()})
     progress: dict[str, Any] = {"seconds": 0.0, "best_top1_error": None, "best_step": None, "last": None}
     if resume_step is not None:
         state, progress = checkpoints.restore(resume_step, shapes)
@@ -101,7 +97,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             )
             state = dataclasses.replace(state, params=params)
             screen.say(report)
-    metrics_log = MetricsLog(workdir, resume_step or 0)
+    metrics_log = MetricsLog(workdir, resume_step or 0, write=leading)
 
     # The loop.
     step = resume_step or 0
@@ -113,6 +109,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     finished = plateaued_for_good(state.opt_state, config)
     screen.start(step, total_steps)
     with contextlib.closing(train_batches), contextlib.closing(checkpoints), _signals() as received:
+        stop = processes.Stop(received)
         while step < total_steps and not finished:
             with window.waiting_for_input():
                 batch = next(train_batches)
@@ -120,7 +117,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                 state, metrics = train_step(state, batch)
             step += 1
             window.add(step, metrics)
-            if not (evaluation_due(step) or checkpoint_due(step) or received):
+            stopping = stop.after(step)
+            if not (evaluation_due(step) or checkpoint_due(step) or stopping):
                 continue
 
             # Nothing is saved before the last update is known to be finite.
@@ -148,14 +146,14 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                     screen.say(_drop_line(config, lr_drops(state.opt_state, config)))
             progress["seconds"] = seconds_before + time.monotonic() - began
             checkpoints.save(step, state, progress, top1_error)
-            if received and step < total_steps and not finished:
+            if stopping and step < total_steps and not finished:
                 checkpoints.wait()
                 metrics_log.close()
                 screen.close()
                 raise Interrupted(
-                    f"stopped by {signal.Signals(received[0]).name} after step {step} of {total_steps}; everything is "
+                    f"stopped by {signal.Signals(stop.signum).name} after step {step} of {total_steps}; everything is "
                     f"saved in {checkpoints.path(step)}. Give the same command again to go on.",
-                    received[0],
+                    stop.signum,
                 )
             window.resume()
         checkpoints.wait()
@@ -176,7 +174,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         "best_checkpoint": str(checkpoints.path(progress["best_step"])),
         **environment(),
     }
-    write_json(workdir / "summary.json", summary)
+    if leading:
+        write_json(workdir / "summary.json", summary)
     screen.say(_closing(summary))
     return summary
 
@@ -220,6 +219,7 @@ def _compiled(
     memory: Any = train_step.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    screen.say(_state_line(config, model, optimizer, shapes))
     screen.say(
         f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "
         f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
@@ -348,6 +348,16 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
 
+# Keys in which the processes of a run may differ: machines of their own may keep the same data at other places.
+_MAY_DIFFER = ("data.dir", "data.root", "data.threads", "data.processes")
+
+
+def _facts(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What all processes of a run must have in common before they begin."""
+    values = {f"config.{key}": value for key, value in config_lib.flatten(config).items() if key not in _MAY_DIFFER}
+    return {"the code": processes.code_version(), "jax": jax.__version__, "--workdir": str(workdir), **values}
+
+
 def _heading(config: ConfigDict, workdir: Path, dataset: Dataset, mesh: Mesh, shapes: TrainState) -> str:
     device = jax.devices()[0]
     low, high = config.image.scale_min, config.image.scale_max
@@ -362,6 +372,19 @@ def _heading(config: ConfigDict, workdir: Path, dataset: Dataset, mesh: Mesh, sh
         f"jax {jax.__version__}, Python {platform.python_version()}\n"
         f"everything is written to {workdir}; watch it with: tensorboard --logdir {workdir}"
     )
+
+
+def _state_line(config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, shapes: TrainState) -> str:
+    """What parameters and momentum take on each device, exactly, and what they would with the other choices."""
+    here = f"parameters and momentum a device: {bytes_a_device(shapes) / 2**20:,.1f} MiB ({config.sharding})"
+    if jax.device_count() == 1:
+        return here
+    others = [
+        f"{rules}{f' over {parallel}' if parallel > 1 else ''} {size / 2**20:,.1f}"
+        for rules, parallel, size in state_bytes_by_sharding(config, model, optimizer)
+        if rules != config.sharding
+    ]
+    return f"{here}; with --config.sharding {', '.join(others)}"
 
 
 def _evaluation_line(epoch: float, step: int, val: dict[str, float], progress: dict[str, Any]) -> str:

@@ -38,13 +38,14 @@ def check(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
+def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any], write: bool = True) -> None:
     """Makes the workdir a run's: `config.json` and `dataset.json`.
 
     Args:
       workdir: that `check` has let pass.
       config: the run's.
       dataset: what `dataset.json` shall say.
+      write: False in a process that leaves writing to another one, and only finds out whether it is the same run.
 
     Raises:
       UserError: the run in it was begun on other data, or nothing can be written there.
@@ -53,6 +54,8 @@ def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
     if _has_checkpoint(workdir):
         # Prepared anew, the same data may have another name.
         _same_run(kept, _read(kept) | {"name": ""}, dataset | {"name": ""})
+    if not write:
+        return
     with writing_to(workdir, "choose another --workdir"):
         workdir.mkdir(parents=True, exist_ok=True)
     write_json(kept, dataset)

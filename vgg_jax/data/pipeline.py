@@ -2,7 +2,7 @@
 
 Grain's MapDataset gives that: shuffling by index with another order every epoch, a random stream for every index. So
 nothing about the data needs saving, a restart goes on at the very next image, and any number of processes sees the
-same global batches: process p of P reads the p-th P-th of each.
+same global batches: each reads of every batch the rows that its devices hold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import grain.experimental
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vgg_jax.config import eval_scale
@@ -29,7 +29,7 @@ from vgg_jax.data.crops import center_crop, random_crop
 from vgg_jax.data.decode import DecodeError
 from vgg_jax.data.records import Records
 from vgg_jax.errors import UserError
-from vgg_jax.sharding import batch_sharding
+from vgg_jax.sharding import batch_sharding, local_rows
 
 Example = dict[str, Any]
 _ENDLESS_EPOCHS = 1_000_000
@@ -78,8 +78,8 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
       UserError: while iterating, a record that cannot be read or decoded, by name and place.
     """
     data = config.data
-    sharding = batch_sharding(mesh)
-    local = local_batches(config, examples, jax.process_index(), jax.process_count())[start:]
+    sharding, rows = batch_sharding(mesh), local_rows(mesh, config.batch_size)
+    local = local_batches(config, examples, rows)[start:]
     decoded = local.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.threads))
     if data.processes:
         if not flags.FLAGS.is_parsed():
@@ -90,10 +90,8 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
         decoded = decoded.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=data.processes, per_worker_buffer_size=1), _end_with_parent
         )
-    placed = decoded.map(
-        lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-    )
-    iterator = iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=2))
+    on_devices = decoded.map(lambda batch: jax.tree.map(lambda x: placed(x, rows, config.batch_size, sharding), batch))
+    iterator = iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=2))
     # Ctrl-C in a terminal reaches every process. This one wants to save first, and needs its helpers until then: they
     # are begun by a thread that inherits what is blocked here, and inherit it too.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -102,6 +100,18 @@ def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: i
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return iterator
+
+
+def placed(local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> jax.Array:
+    """The global array of `batch_size` rows of which `local` are those that this process has, numbered `rows`."""
+
+    def of_device(index) -> np.ndarray:
+        # A device's rows follow one another, in the batch and in this process's part of it.
+        start, stop, _ = index[0].indices(batch_size)
+        first = np.searchsorted(rows, start)
+        return local[first : first + stop - start]
+
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, of_device)
 
 
 def _end_with_parent(*_) -> None:
@@ -114,13 +124,12 @@ def _end_with_parent(*_) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def local_batches(config: ConfigDict, examples: grain.MapDataset, process: int, processes: int) -> grain.MapDataset:
-    """The part of every global batch that one process reads: the `process`-th of `processes` equal parts, in order."""
-    size = config.batch_size // processes
+def local_batches(config: ConfigDict, examples: grain.MapDataset, rows: np.ndarray) -> grain.MapDataset:
+    """The part of every global batch that one process reads: these rows, in this order."""
 
     def batch(number: int) -> Example:
-        first = number * config.batch_size + process * size
-        return _stacked((examples[i] for i in range(first, first + size)), size)
+        first = number * config.batch_size
+        return _stacked((examples[first + int(row)] for row in rows), len(rows))
 
     return grain.MapDataset.range(len(examples) // config.batch_size).map(batch)
 

@@ -23,6 +23,7 @@ from vgg_jax.evaluation.posteriors import UNLABELLED, Source, directory, posteri
 from vgg_jax.evaluation.store import Posteriors
 from vgg_jax.evaluation.views import PROTOCOLS, View, views
 from vgg_jax.logbook import Screen, duration, environment, write_json
+from vgg_jax.processes import leader_first, leading
 
 _LONGEST_MAP = 8  # times Q: pictures longer than that are not drawn
 
@@ -56,7 +57,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
       UserError: anything that only the user can put right. What was computed before is kept.
     """
     began = time.monotonic()
-    screen = Screen(quiet)
+    screen = Screen(quiet or not leading())
 
     # Which nets, on which pictures, how; refused here if they do not go together.
     nets = [load_net(Path(workdir), request.dtype) for workdir in request.workdirs]
@@ -64,7 +65,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     for net in nets[1:]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]
-    source = opened(request, nets[0], screen)
+    source = leader_first(lambda: opened(request, nets[0], screen))
     output = _output(request, nets, source)
     for place, flag in ((output.parent, "--json"), (request.maps and Path(request.maps).expanduser(), "--maps")):
         if place:

@@ -57,7 +57,7 @@ def steps_of(
         for stage in stages:
             config = stage_config(shared, plan, stage, directory, seed)
             try:
-                config_lib.validate(config, jax.device_count(), jax.process_count())
+                config_lib.validate(config, jax.device_count())
             except UserError as error:
                 raise UserError(f"stage {stage.name}: {error}") from error
             workdir = workdir_of(directory, stage.name, seed)

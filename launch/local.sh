@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Starts several processes on this machine that train, or evaluate, together.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+Usage: launch/local.sh -n PROCESSES [--devices-per-process D] [--module M] [--dry-run] -- ARGUMENTS...
+
+Starts PROCESSES processes of `python -m vgg_jax.main ARGUMENTS` on this machine, which train together:
+
+  launch/local.sh -n 4 --devices-per-process 2 -- --config=configs/quickstart.py
+
+  -n PROCESSES               how many
+  --devices-per-process D    GPUs of each, or virtual devices of the CPU; default 1
+  --module M                 another module in place of vgg_jax.main: vgg_jax.evaluate
+  --dry-run                  print the commands and start nothing
+  --help                     this text
+
+Process 0 speaks; what the others have to say has their number in front. Ctrl-C and SIGTERM reach every process once: they
+save after one common step, and the same launch goes on. When a process ends with an error or is killed, the others have
+10 seconds to end by themselves, and are killed then. The exit status is that of the first that failed.
+
+PYTHON names the interpreter (default: python), PORT the coordinator's port (default: a free one).
+END
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+positive() {
+  [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 is '$2'; it must be a whole number of at least 1."
+}
+
+python=${PYTHON:-python}
+processes='' devices=1 module=vgg_jax.main dry_run=''
+while (($#)); do
+  case $1 in
+    -n | --devices-per-process | --module)
+      (($# > 1)) || fail "$1 wants a value; --help says more."
+      case $1 in
+        -n) positive "$1" "$2" && processes=$2 ;;
+        --devices-per-process) positive "$1" "$2" && devices=$2 ;;
+        --module) module=$2 ;;
+      esac
+      shift 2
+      ;;
+    --dry-run) dry_run=yes && shift ;;
+    -h | --help) usage && exit 0 ;;
+    --) shift && break ;;
+    *) fail "'$1' is not known; arguments of $module come after --, as in: launch/local.sh -n 2 -- --config=..." ;;
+  esac
+done
+[[ -n $processes ]] || fail "say how many processes: -n 2, for example; --help says more."
+(($#)) || fail "say after -- what to run, as in: launch/local.sh -n $processes -- --config=configs/quickstart.py"
+command -v "$python" >/dev/null || fail "there is no '$python' here; name an interpreter with PYTHON=..."
+
+port=${PORT:-}
+if [[ -z $port ]]; then
+  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+fi
+
+# The command of process $1, in `command`.
+command_of() {
+  local first=$(($1 * devices)) ids
+  ids=$(seq -s, "$first" $((first + devices - 1)))
+  command=(env "JAX_NUM_CPU_DEVICES=$devices" "JAX_LOCAL_DEVICE_IDS=$ids" "$python" -m "$module"
+    "--coordinator_address=localhost:$port" "--num_processes=$processes" "--process_id=$1" "${arguments[@]}")
+}
+
+arguments=("$@")
+if [[ -n $dry_run ]]; then
+  for ((i = 0; i < processes; i++)); do
+    command_of "$i"
+    echo "${command[*]@Q}"
+  done
+  exit 0
+fi
+
+pids=()
+stopping=''
+# shellcheck disable=SC2329 # the traps call it
+# To the processes alone, not to their helpers, which end with them.
+forward() {
+  stopping=yes
+  kill "-$1" "${pids[@]}" 2>/dev/null || true
+}
+trap 'forward INT' INT
+trap 'forward TERM' TERM
+trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
+
+# With job control each process has a group of its own, so that Ctrl-C comes from here and not from the terminal too.
+set -m
+for ((i = 0; i < processes; i++)); do
+  command_of "$i"
+  if ((i == 0)); then
+    "${command[@]}" &
+  else
+    "${command[@]}" > >(exec sed -u "s/^/[$i] /") 2> >(exec sed -u "s/^/[$i] /" >&2) &
+  fi
+  pids+=($!)
+done
+
+status=0
+give_up_at=''
+running=("${!pids[@]}")
+while ((${#running[@]})); do
+  still=()
+  for i in "${running[@]}"; do
+    if kill -0 "${pids[i]}" 2>/dev/null; then
+      still+=("$i")
+      continue
+    fi
+    ended=0
+    wait "${pids[i]}" || ended=$?
+    if ((ended && !status)); then
+      status=$ended
+      if [[ -z $stopping ]]; then
+        echo "process $i of $processes has ended with status $ended; the others end too" >&2
+        give_up_at=$((SECONDS + 10))
+      fi
+    fi
+  done
+  running=("${still[@]}")
+  if [[ -n $give_up_at ]] && ((${#running[@]} && SECONDS >= give_up_at)); then
+    for i in "${running[@]}"; do
+      kill -KILL "${pids[i]}" 2>/dev/null || true
+    done
+    give_up_at=''
+  fi
+  ((${#running[@]} == 0)) || sleep 0.2 || true
+done
+trap - EXIT
+exit "$status"
