@@ -1,6 +1,7 @@
 """Fixtures. JAX gets eight CPU devices before it is imported; a test that wants one names one."""
 
 import os
+import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cloud import Cloud, make_clone
 from tests.runs import make_run, varied_pictures
 from vgg_jax.config import default_config
 from vgg_jax.data.builtin import CLASS_NAMES, render
@@ -91,3 +93,16 @@ def net_config(tiny_config, photos):
 def run(net_config, tmp_path) -> Path:
     """Its workdir, with random weights."""
     return make_run(tmp_path / "run", net_config)
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory) -> Path:
+    """A clone of this repository, the working tree committed."""
+    return make_clone(tmp_path_factory.mktemp("clone") / "vgg_jax")
+
+
+@pytest.fixture
+def cloud(tmp_path, clone):
+    """A fake cloud in which launchers run."""
+    yield Cloud(tmp_path, clone)
+    shutil.rmtree(clone / "runs", ignore_errors=True)

@@ -1,0 +1,416 @@
+# shellcheck shell=bash
+# What the launchers share: the command line, the commit, and the life of a rented machine. To be sourced.
+#
+# It keeps to what bash 3.2 knows, which is what macOS has.
+
+set -euo pipefail
+
+SELF=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
+SCRIPT="launch/${SELF##*/}"
+cd "$(dirname "${BASH_SOURCE[0]}")/.." # the repository, on which all paths below rest
+DRY_RUN=0
+TRAIN_FLAGS=()
+exec 3>&1 4>&2 # for what is shown also where output is captured
+UNDO=()    # commands that delete what was made, in the order of making
+SIGNAL=""  # that stopped the launcher
+OUTCOME="" # how a try ended: an exit status of vgg_jax.main, or "preempted"
+
+# How often, and seconds between; the tests set the seconds to 0.
+TRIES=${TRIES:-5}
+CAPACITY_TRIES=${CAPACITY_TRIES:-20}
+SSH_TRIES=${SSH_TRIES:-5}
+POLL_SECONDS=${POLL_SECONDS:-60}
+BACKOFF_SECONDS=${BACKOFF_SECONDS:-30}
+MAX_HOURS=${MAX_HOURS:-24}
+
+say() { printf '%s\n' "$*"; }
+
+fail() { # SENTENCE [STATUS]
+  printf 'error: %s\n' "$1" >&2
+  exit "${2:-2}"
+}
+
+# The comment at the head of a launcher is its help.
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$SELF"; }
+
+parse() { # "$@" of the launcher
+  while (($#)); do
+    case $1 in
+      --help | -h) usage && exit 0 ;;
+      --dry-run) DRY_RUN=1 ;;
+      --) shift && TRAIN_FLAGS=("$@") && break ;;
+      *) fail "'$1' is not a flag of $SCRIPT: flags of training come after --, values as NAME=... before the command; see $SCRIPT --help." ;;
+    esac
+    shift
+  done
+  local flag config=""
+  for flag in ${TRAIN_FLAGS[@]+"${TRAIN_FLAGS[@]}"}; do
+    case $flag in
+      --config=*) config=${flag#--config=} ;;
+      --workdir | --workdir=*) fail "$flag: the launcher says where the run is written; choose NAME=... in its place." ;;
+    esac
+  done
+  [[ $config ]] || fail "say what to train: $SCRIPT -- --config=configs/vgg16.py, for example; $SCRIPT --help says more."
+  [[ -f ${config%%:*} ]] || fail "--config=$config: there is no such file in $PWD; configuration files lie in configs/."
+  if [[ -z ${NAME:-} ]]; then # configs/vgg19.py:S=384 -> vgg19-s-384
+    NAME=$(basename "${config%%:*}" .py)
+    [[ $config == *:* ]] && NAME="$NAME-${config#*:}"
+    NAME=$(printf '%s' "$NAME" | tr '[:upper:]_=./' '[:lower:]-----')
+  fi
+  [[ $NAME =~ ^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$ ]] ||
+    fail "NAME=$NAME cannot name a machine: at most 30 small letters, digits and dashes, beginning with a letter."
+  whole_numbers TRIES CAPACITY_TRIES SSH_TRIES POLL_SECONDS BACKOFF_SECONDS MAX_HOURS
+}
+
+whole_numbers() { # NAME...
+  local name
+  for name; do
+    [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name=${!name} is not a whole number."
+  done
+}
+
+need() { # 'NAME what it is, e.g. EXAMPLE'...
+  local line name missing="" explained=""
+  for line; do
+    name=${line%% *}
+    [[ -n ${!name:-} ]] && continue
+    missing+="${missing:+ and }$name"
+    explained+="${explained:+; }$name is ${line#* }"
+  done
+  [[ -z $missing ]] || fail "$missing must be given: $explained. Write them before the command, as in ${missing%% *}=... $SCRIPT ..."
+}
+
+need_program() { # PROGRAM REMEDY
+  ((DRY_RUN)) || command -v "$1" >/dev/null || fail "the program '$1' is not here; $2."
+}
+
+# Exactly a commit is launched, so there must be one that says all.
+find_commit() {
+  local changed
+  changed=$(git status --porcelain 2>/dev/null) || fail "$PWD is no git repository; launch from a clone, so that the commit can be named."
+  [[ -z $changed ]] || fail "files differ from the commit, $(head -n 1 <<<"${changed:3}") among them: commit or remove them, so that what is launched is a commit."
+  COMMIT=$(git rev-parse HEAD)
+}
+
+quoted() { # WORD... -> one line that a shell reads as these words
+  local word line=""
+  for word; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+      line+=" $word"
+    else
+      line+=" '${word//\'/\'\\\'\'}'"
+    fi
+  done
+  printf '%s' "${line# }"
+}
+
+# A child in the background does not keep bash from heeding a signal at once.
+attend() { # COMMAND...
+  local status=0
+  "$@" <"${STDIN:-/dev/null}" &
+  CHILD=$!
+  wait "$CHILD" || status=$?
+  CHILD=""
+  return "$status"
+}
+
+run() { # COMMAND...: shows it, and does it unless this is a dry run
+  printf '+ %s%s\n' "$(quoted "$@")" "${STDIN:+ <$STDIN}" >&3
+  ((DRY_RUN)) || attend "$@"
+}
+
+ask() { # ANSWER COMMAND...: what the command prints; ANSWER in a dry run, where the command is shown
+  local answer=$1
+  shift
+  if ((DRY_RUN)); then
+    printf '+ %s\n' "$(quoted "$@")" >&3
+    printf '%s\n' "$answer"
+  else
+    "$@" 2>"$SCRATCH/answers"
+  fi
+}
+
+pause() { ((DRY_RUN)) || attend sleep "$1"; }
+
+# --- machines that cost money ---
+
+create() { # WHAT UNDO COMMAND...: makes something paid for; whatever comes, UNDO is run before the launcher ends
+  local what=$1 undo=$2 attempt wait=$BACKOFF_SECONDS
+  shift 2
+  for ((attempt = 1; ; attempt++)); do
+    UNDO+=("$undo")
+    run "$@" 2>"$SCRATCH/stderr" && return
+    cat "$SCRATCH/stderr" >&2
+    refused "$what" "$(<"$SCRATCH/stderr")" "$attempt"
+    say "no capacity for $what in $ZONE now; trying again in $wait s ($attempt of $CAPACITY_TRIES)"
+    undo_down_to $((${#UNDO[@]} - 1))
+    pause "$wait"
+    wait=$((wait < 600 ? wait * 2 : wait))
+  done
+}
+
+# INTERNAL_ERROR is how some zones say that they have none left.
+refused() { # WHAT MESSAGE ATTEMPT: ends the launcher unless it is worth another attempt
+  if grep -qiE 'already exists|alreadyExists' <<<"$2"; then
+    local undo=${UNDO[${#UNDO[@]} - 1]}
+    unset "UNDO[$((${#UNDO[@]} - 1))]" # it is not ours
+    fail "$1 exists already: another launch of NAME=$NAME is under way, or was left behind. Choose another NAME, or delete it with: $undo"
+  elif grep -qiE 'quota' <<<"$2"; then
+    fail "the quota of project $PROJECT does not allow $1 in $ZONE; ask for more under IAM & Admin, Quotas, or choose another ZONE. It was not tried again." 1
+  elif ! grep -qiE 'ZONE_RESOURCE_POOL_EXHAUSTED|stock-?out|INTERNAL_ERROR|(not enough|does not have enough|insufficient|no more|no available) (resources|capacity)|no capacity' <<<"$2"; then
+    fail "$1 could not be made: $(grep -v '^ *$' <<<"$2" | tail -n 1)" 1
+  elif (($3 >= CAPACITY_TRIES)); then
+    fail "$ZONE had no capacity for $1 in $CAPACITY_TRIES tries; try another ZONE, or later." 1
+  fi
+}
+
+# Once begun it goes through: a second Ctrl-C would leave a machine behind.
+undo_down_to() { # NUMBER of things that stay
+  local i attempt left="" gone
+  trap '' INT TERM HUP
+  for ((i = ${#UNDO[@]} - 1; i >= $1; i--)); do
+    printf '+ %s\n' "${UNDO[i]}" >&3
+    gone=$DRY_RUN
+    for ((attempt = 1; attempt <= 5 && !gone; attempt++)); do
+      if eval "${UNDO[i]}" </dev/null >/dev/null 2>"$SCRATCH/undo" || grep -qiE 'not.?found|does not exist' "$SCRATCH/undo"; then
+        gone=1
+      else
+        sleep "$BACKOFF_SECONDS"
+      fi
+    done
+    ((gone)) || left+=" ${UNDO[i]};"
+    unset "UNDO[i]"
+  done
+  heed_signals
+  [[ -z $left ]] || fail "something that costs money could not be deleted ($(tail -n 1 "$SCRATCH/undo")). Delete it by hand:$left otherwise it runs until MAX_HOURS=$MAX_HOURS are over." 1
+}
+
+cleanup() { undo_down_to 0; }
+
+heed_signals() {
+  trap 'SIGNAL=SIGINT; exit 130' INT
+  trap 'SIGNAL=SIGTERM; exit 143' TERM
+  trap 'SIGNAL=SIGHUP; exit 129' HUP
+}
+
+on_exit() { # STATUS
+  trap - EXIT
+  exec 1>&3 2>&4 # a signal may have come where output was captured
+  local child
+  for child in $(jobs -p); do kill "$child" 2>/dev/null || true; done
+  local any=${#UNDO[@]}
+  (cleanup) || exit 1
+  if [[ $SIGNAL ]]; then
+    ((any)) && say "stopped by $SIGNAL; all that was made has been deleted. The same command goes on from the last checkpoint." >&2
+    ((any)) || say "stopped by $SIGNAL; nothing was running." >&2
+  elif (($1)) && ((any)); then
+    say "all that was made has been deleted." >&2
+  fi
+  rm -rf "$SCRATCH"
+  exit "$1"
+}
+
+begin() { # what every launcher that rents does first
+  SCRATCH=$(mktemp -d)
+  trap 'on_exit $?' EXIT
+  heed_signals
+  LAUNCH=${LAUNCH:-$(date -u +%Y%m%dt%H%M%S)}
+  DEADLINE=$(($(date +%s) + MAX_HOURS * 3600))
+}
+
+# For what is asked for now and comes later. The launcher defines `request`, `state` and `trouble`, which prints what the
+# cloud complains of.
+await() { # WHAT
+  local attempt wait=$BACKOFF_SECONDS now message
+  for ((attempt = 1; ; attempt++)); do
+    now=$(state)
+    [[ $now == RUNNING ]] && return
+    message=$(trouble)
+    [[ -z $message ]] || refused "$1" "$message" "$attempt"
+    ((attempt < CAPACITY_TRIES)) || fail "$ZONE had no capacity for $1 in $CAPACITY_TRIES tries; try another ZONE, or later." 1
+    say "$1 is not there yet ($now); looking again in $wait s ($attempt of $CAPACITY_TRIES)"
+    pause "$wait"
+    wait=$((wait < 600 ? wait * 2 : wait))
+    if [[ $now == FAILED || $now == GONE ]]; then
+      undo_down_to $((${#UNDO[@]} - 1))
+      request
+    fi
+  done
+}
+
+state_of() { # COMMAND...: what it prints; GONE where there is no such thing, UNKNOWN where it cannot be said
+  ask RUNNING "$@" && return
+  if grep -qiE 'not.?found|does not exist' "$SCRATCH/answers"; then echo GONE; else echo UNKNOWN; fi
+}
+
+# Flags of a machine of Compute Engine; after MAX_HOURS the cloud itself deletes it, whatever has become of the launcher.
+machine_flags() {
+  MODEL=${MODEL:-STANDARD} BOOT_DISK_GB=${BOOT_DISK_GB:-300}
+  whole_numbers BOOT_DISK_GB
+  [[ $MODEL =~ ^(STANDARD|SPOT|FLEX_START)$ ]] || fail "MODEL=$MODEL is no way to rent: STANDARD, SPOT (cheaper, may be taken away) or FLEX_START (queued, seven days at most)."
+  MACHINE=(
+    "--machine-type=$MACHINE_TYPE" --image-project=ubuntu-os-accelerator-images
+    "--image-family=${IMAGE_FAMILY:-ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e}" "--boot-disk-size=${BOOT_DISK_GB}GB"
+    --maintenance-policy=TERMINATE "--provisioning-model=$MODEL" "--max-run-duration=${MAX_HOURS}h"
+    --instance-termination-action=DELETE --scopes=cloud-platform
+  )
+  SSH=(--quiet)
+  if [[ ${IAP:-} ]]; then
+    MACHINE+=(--no-address)
+    SSH+=(--tunnel-through-iap)
+  fi
+}
+
+hosts_of_slice() { # sets HOSTS from TOPOLOGY, as 4x8, and MACHINE_TYPE, as ct6e-standard-4t
+  local chips
+  [[ $TOPOLOGY =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || fail "TOPOLOGY=$TOPOLOGY is no topology; write 4x8, or 4x4x8 for v5p."
+  [[ $MACHINE_TYPE =~ -([0-9]+)t$ ]] || fail "MACHINE_TYPE=$MACHINE_TYPE is no TPU machine; ct6e-standard-4t is one."
+  CHIPS=${BASH_REMATCH[1]}
+  chips=$((${TOPOLOGY//x/*}))
+  ((chips % CHIPS == 0 && chips > 0)) || fail "TOPOLOGY=$TOPOLOGY has $chips chips, which machines of $CHIPS ($MACHINE_TYPE) do not divide."
+  # shellcheck disable=SC2034 # the launchers read it
+  HOSTS=$((chips / CHIPS))
+}
+
+# --- the bucket ---
+
+prepare_bucket() {
+  [[ $BUCKET =~ ^gs://[a-z0-9][-_.a-z0-9]*$ ]] || fail "BUCKET=$BUCKET is not a bucket: write gs://name, without a directory."
+  [[ ${DATA:-} != gs://* && ${DATA:-} != /* ]] || fail "DATA=$DATA: name the directory inside $BUCKET, as in DATA=datasets."
+  local namespace
+  namespace=$(ask True gcloud storage buckets describe "$BUCKET" --project="$PROJECT" '--format=value(hierarchical_namespace.enabled)') ||
+    fail "$BUCKET cannot be read: $(tail -n 1 "$SCRATCH/answers")"
+  # A checkpoint is published by renaming its directory, which is one step only there.
+  [[ $namespace == True ]] || fail "$BUCKET has no hierarchical namespace, so checkpoints could be published by halves. Make one that has: gcloud storage buckets create gs://NAME --location=${ZONE%-*} --uniform-bucket-level-access --enable-hierarchical-namespace"
+  ((DRY_RUN)) || mkdir -p runs/launches
+  run git bundle create --quiet "runs/launches/$COMMIT.bundle" HEAD
+  run gcloud storage cp --no-clobber "runs/launches/$COMMIT.bundle" "$BUCKET/code/$COMMIT.bundle"
+}
+
+node_settings() { # WORKER: NAME=value words for launch/node.sh
+  local flags=""
+  flags=$(quoted ${TRAIN_FLAGS[@]+"${TRAIN_FLAGS[@]}"})
+  quoted "BUCKET=$BUCKET" "NAME=$NAME" "COMMIT=$COMMIT" "LAUNCH=$LAUNCH-$try" "WORKER=$1" "EXTRA=$EXTRA" \
+    "DATA=${DATA:-}" "DATA_DISK=${DATA_DISK:-}" "FLAGS=$flags"
+}
+
+# --- training ---
+
+# A launcher of machines that are reached by ssh defines:
+#   rent          makes them and waits until they are there
+#   workers       prints their names
+#   ssh_to WORKER COMMAND
+#   state         prints RUNNING while they are all there
+train_on_machines() {
+  local try wait=$BACKOFF_SECONDS
+  for ((try = 1; try <= TRIES; try++)); do
+    OUTCOME=""
+    rent
+    start_workers
+    [[ $OUTCOME ]] || watch
+    cleanup
+    if ((DRY_RUN)); then
+      say "a dry run: nothing was made, nothing was run."
+      return
+    fi
+    case $OUTCOME in
+      0)
+        say "finished: the run is in $BUCKET/runs/$NAME, logs in $LOGS; all that was made has been deleted."
+        return
+        ;;
+      2) fail "training was refused: $(refusal) (logs in $LOGS); all that was made has been deleted." ;;
+      preempted) say "the machines were taken away (try $try of $TRIES); the run goes on from its last checkpoint" ;;
+      *) say "training ended with status $OUTCOME (try $try of $TRIES; logs in $LOGS); it goes on from its last checkpoint" ;;
+    esac
+    (($(date +%s) < DEADLINE)) || fail "MAX_HOURS=$MAX_HOURS are over; the same command goes on from the last checkpoint." 1
+    ((try == TRIES)) || pause "$wait"
+    wait=$((wait < 600 ? wait * 2 : wait))
+  done
+  fail "gave up after $TRIES tries, the last of which ended with: $OUTCOME; logs in $LOGS. The same command goes on from the last checkpoint." 1
+}
+
+refusal() { # the sentence of training's own
+  local sentence
+  sentence=$(grep -h '^error: ' "$LOGS"/*.log 2>/dev/null | tail -n 1) || true
+  printf '%s' "${sentence#error: }"
+}
+
+start_workers() {
+  local name
+  WORKERS=()
+  LOGS="runs/launches/$NAME/$LAUNCH-$try"
+  ((DRY_RUN)) || mkdir -p "$LOGS"
+  while IFS= read -r name; do WORKERS+=("$name"); done < <(workers)
+  ((${#WORKERS[@]})) || fail "the cloud names no machine of $NAME." 1
+  # Training begins when all are ready: processes wait for each other for minutes only, and data may take longer.
+  on_all_workers prepare
+  [[ $OUTCOME ]] || on_all_workers start
+}
+
+on_all_workers() { # prepare | start
+  local name pids=() failed="" i status
+  for name in "${WORKERS[@]}"; do
+    if ((DRY_RUN)); then
+      on_worker "$name" "$1"
+    else
+      on_worker "$name" "$1" >>"$LOGS/$name.start" 2>&1 3>&1 &
+      pids+=($!)
+    fi
+  done
+  if ((DRY_RUN && ${#WORKERS[@]} > 1)); then say "# and so for every other machine"; fi
+  for ((i = 0; i < ${#pids[@]}; i++)); do
+    name=${WORKERS[i]} status=0
+    wait "${pids[i]}" || status=$?
+    ((status != 2)) || fail "$name: $(grep -h '^error: ' "$LOGS/$name.start" | tail -n 1 | sed 's/^error: //')"
+    ((status == 0)) || failed+="${failed:+, }$name"
+  done
+  [[ $failed ]] || return 0
+  if [[ $(state) == RUNNING ]]; then
+    fail "worker $failed could not be set up over ssh in $SSH_TRIES tries; what it said is in $LOGS." 1
+  fi
+  OUTCOME=preempted
+}
+
+on_worker() { # WORKER, prepare | start
+  local attempt status command
+  ((DRY_RUN)) || trap 'kill $(jobs -p) 2>/dev/null; exit 143' TERM INT HUP
+  command="cat >vgg_jax_node.sh && env $(node_settings "$1") bash vgg_jax_node.sh $2"
+  for ((attempt = 1; attempt <= SSH_TRIES; attempt++)); do
+    status=0
+    STDIN=launch/node.sh ssh_to "$1" "$command" || status=$?
+    ((status != 0 && status != 2)) || return "$status"
+    say "ssh to $1 ended with status $status ($attempt of $SSH_TRIES)"
+    sleep "$BACKOFF_SECONDS"
+  done
+  return 1
+}
+
+bring() { # FROM TO: logs and statuses, as far as they are there
+  if ((DRY_RUN)); then run gcloud storage rsync --recursive "$1" "$2"; else
+    attend gcloud storage rsync --recursive "$1" "$2" >/dev/null 2>&1 || true
+  fi
+}
+
+watch() { # until training has ended everywhere, or the machines are gone
+  local shown=0 now worst lines
+  ((DRY_RUN)) || say "training runs on ${#WORKERS[@]} machine(s); Ctrl-C deletes them, the run stays in $BUCKET/runs/$NAME"
+  while :; do
+    pause "$POLL_SECONDS"
+    now=$(state)
+    bring "$BUCKET/launches/$NAME/$LAUNCH-$try" "$LOGS"
+    if ((DRY_RUN)); then return; fi
+    if [[ -f $LOGS/${WORKERS[0]}.log ]]; then
+      lines=$(wc -l <"$LOGS/${WORKERS[0]}.log")
+      tail -n "+$((shown + 1))" "$LOGS/${WORKERS[0]}.log" | head -n "$((lines - shown))"
+      shown=$lines
+    fi
+    # 2 is the user's to mend and outweighs what the others say, who were only taken down with it.
+    worst=$(cat "$LOGS"/*.status 2>/dev/null | sort -n | tail -n 1) || true
+    if grep -qsx 2 "$LOGS"/*.status; then OUTCOME=2; elif [[ $worst && $worst != 0 ]]; then OUTCOME=$worst; fi
+    [[ $worst == 0 && $(cat "$LOGS"/*.status | wc -l) -ge ${#WORKERS[@]} ]] && OUTCOME=0
+    # Nodes that are being taken away stop training first, with 143.
+    [[ $now != RUNNING && $now != UNKNOWN && $OUTCOME != 0 && $OUTCOME != 2 ]] && OUTCOME=preempted
+    [[ $OUTCOME ]] && return
+    if (($(date +%s) >= DEADLINE)); then OUTCOME="MAX_HOURS=$MAX_HOURS over" && return; fi
+  done
+}

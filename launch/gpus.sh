@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Trains on the GPUs of this machine, all in one process, and goes on by itself after a crash.
+#
+#   launch/gpus.sh [--dry-run] -- --config=configs/vgg16.py
+#
+# What follows -- goes to vgg_jax.main. Values, written before the command:
+#   GPUS    which, as 0,1,2,3; default: all
+#   NAME    of the run, which is written to runs/NAME; default: the configuration's. The same NAME goes on with the run
+#   DATA    directory of prepared data; none for the built-in data
+#   TRIES   default 5: how often it is begun anew after a crash
+#   PYTHON  an interpreter that has all that is needed; default: .venv/bin/python, installed if it is not there
+#
+# --dry-run prints every command and runs none. More: docs/launch.md
+
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+parse "$@"
+need_program nvidia-smi "there is no driver of NVIDIA, without which a GPU is not seen"
+find_commit
+
+if [[ ! ${PYTHON:-} ]]; then
+  PYTHON=.venv/bin/python
+  if ((DRY_RUN)) || [[ ! -x $PYTHON ]]; then
+    run python3 -m venv .venv
+    run .venv/bin/pip install --quiet -c constraints.txt -e '.[gpu]' || fail "the commit could not be installed in .venv; the same command tries again." 1
+  fi
+fi
+[[ ! ${GPUS:-} ]] || export CUDA_VISIBLE_DEVICES=$GPUS
+[[ ! ${DATA:-} ]] || TRAIN_FLAGS+=("--config.data.dir=$DATA")
+((DRY_RUN)) || say "commit $COMMIT on $(nvidia-smi -L | wc -l | tr -d ' ') GPU(s)${GPUS:+, of which $GPUS}"
+
+# Signals are for training, which saves; this script waits for it.
+# shellcheck disable=SC2329 # called by the traps
+forward() { [[ -z ${CHILD:-} ]] || kill -TERM "$CHILD" 2>/dev/null || true; }
+trap forward TERM INT
+
+wait_for_training() {
+  printf '+ %s%s\n' "${GPUS:+CUDA_VISIBLE_DEVICES=$GPUS }" "$(quoted "$@")"
+  ((DRY_RUN)) && return
+  "$@" &
+  CHILD=$!
+  while :; do
+    STATUS=0
+    wait "$CHILD" || STATUS=$?
+    kill -0 "$CHILD" 2>/dev/null || return "$STATUS"
+  done
+}
+
+for ((try = 1; try <= TRIES; try++)); do
+  status=0
+  wait_for_training "$PYTHON" -m vgg_jax.main "${TRAIN_FLAGS[@]}" "--workdir=runs/$NAME" || status=$?
+  case $status in 0 | 2 | 130 | 143) exit "$status" ;; esac
+  say "training ended with status $status (try $try of $TRIES); it goes on from its last checkpoint" >&2
+  ((try == TRIES)) || attend sleep "$BACKOFF_SECONDS"
+done
+fail "gave up after $TRIES tries, the last of which ended with status $status. The same command goes on from the last checkpoint." 1

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Submits training on GPUs to SLURM: one process a GPU, on the commit that is checked out here, from a directory of its own.
+#
+#   SHARED=/shared/me NODES=4 GPUS=8 TIME=2-00:00:00 launch/slurm.sh [--dry-run] -- --config=configs/vgg16.py
+#
+# What follows -- goes to vgg_jax.main. Values, written before the command:
+#   SHARED        a directory that all nodes see; holds runs/NAME (the workdir), code, logs
+#   NODES, GPUS   nodes, and GPUs of each
+#   TIME          the longest time, as SLURM writes it; two minutes before its end the run saves itself and is queued again
+#   NAME          of the run; default: the configuration's. The same NAME goes on with the run
+#   DATA          directory of prepared data that all nodes see; none for the built-in data
+#   TRIES         default 5: how often the job is queued again after its time, a preemption or a crash
+#   CPUS          cores of each process; default 8
+#   PARTITION, ACCOUNT, QOS  of SLURM, where it asks for them
+#   PYTHON        an interpreter that has all that is needed; default: one is installed in SHARED/code/COMMIT
+#
+# --dry-run prints every command and runs none. More: docs/launch.md
+
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+parse "$@"
+need 'SHARED a directory that all nodes see' 'NODES how many nodes' 'GPUS how many GPUs of each' 'TIME the longest time, e.g. 2-00:00:00'
+CPUS=${CPUS:-8}
+whole_numbers NODES GPUS CPUS
+# shellcheck disable=SC2153 # not CPUS misspelt
+((NODES > 0 && GPUS > 0)) || fail "NODES=$NODES and GPUS=$GPUS: there must be one at least of each."
+[[ $TIME =~ ^[-:0-9]+$ ]] || fail "TIME=$TIME is no time that SLURM reads; write days-hours:minutes:seconds, as 2-00:00:00."
+[[ $SHARED == /* ]] || fail "SHARED=$SHARED: give the whole path, which is the same on all nodes."
+need_program sbatch "this is no machine from which SLURM takes jobs"
+find_commit
+
+CODE="$SHARED/code/$COMMIT"
+# What launch/slurm_job.sh reads.
+export NAME SHARED CODE TRIES DATA="${DATA:-}" PYTHON="${PYTHON:-$CODE/.venv/bin/python}"
+
+((DRY_RUN)) || mkdir -p "$SHARED/code" "$SHARED/runs" "$SHARED/logs" || fail "SHARED=$SHARED cannot be written; choose another."
+if ((DRY_RUN)) || [[ ! -d $CODE ]]; then
+  rm -rf "$CODE.unfinished"
+  run git clone --quiet --no-checkout . "$CODE.unfinished"
+  run git -C "$CODE.unfinished" checkout --quiet --detach "$COMMIT"
+  run mv "$CODE.unfinished" "$CODE"
+fi
+if [[ $PYTHON == "$CODE/.venv/bin/python" ]] && { ((DRY_RUN)) || [[ ! -f $CODE/.venv/complete ]]; }; then
+  run python3 -m venv --clear "$CODE/.venv"
+  run "$CODE/.venv/bin/pip" install --quiet -c "$CODE/constraints.txt" -e "${CODE}[gpu]" || fail "the commit could not be installed in $CODE/.venv; the same command tries again." 1
+  run touch "$CODE/.venv/complete"
+fi
+
+OPTIONS=(
+  --parsable "--job-name=vgg-jax-$NAME" "--nodes=$NODES" "--ntasks-per-node=$GPUS" "--gpus-per-node=$GPUS" "--cpus-per-task=$CPUS"
+  "--time=$TIME" --signal=TERM@120 --requeue --open-mode=append "--output=$SHARED/logs/$NAME-%j.log" "--chdir=$CODE" --export=ALL
+)
+[[ -z ${PARTITION:-} ]] || OPTIONS+=("--partition=$PARTITION")
+[[ -z ${ACCOUNT:-} ]] || OPTIONS+=("--account=$ACCOUNT")
+[[ -z ${QOS:-} ]] || OPTIONS+=("--qos=$QOS")
+printf '+ %s\n' "$(quoted sbatch "${OPTIONS[@]}" "$CODE/launch/slurm_job.sh" "${TRAIN_FLAGS[@]}")"
+((DRY_RUN)) && exit
+SAID=$(mktemp)
+trap 'rm -f "$SAID"' EXIT
+JOB=$(sbatch "${OPTIONS[@]}" "$CODE/launch/slurm_job.sh" "${TRAIN_FLAGS[@]}" 2>"$SAID") ||
+  fail "SLURM did not take the job: $(tail -n 1 "$SAID")" 1
+JOB=${JOB%%;*}
+say "submitted as job $JOB; log: $SHARED/logs/$NAME-$JOB.log; run: $SHARED/runs/$NAME. To stop it: scancel --signal=TERM $JOB (it saves), scancel $JOB"

@@ -1,0 +1,43 @@
+"""A program that stands for gcloud, kubectl, srun, ... on the PATH: writes down how it was called and plays its part.
+
+    python -S tests/fake_cloud.py PROGRAM ARGUMENT...
+
+The directory $FAKE_CLOUD holds `script.json`, {pattern: [answer, ...]}: the first pattern found in "PROGRAM ARGUMENT..."
+says the answers, one after another, the last one for good; what no pattern knows succeeds in silence. An answer may have
+`status`, `out`, `err`, `files` ({name: text}, written into the directory that is the last argument) and `shell` (run in its place
+with the arguments). Every call is a line of `calls.jsonl`.
+"""
+
+import fcntl
+import json
+import os
+import re
+import sys
+
+
+def main() -> int:
+    place = os.environ["FAKE_CLOUD"]
+    arguments = sys.argv[1:]
+    line = " ".join(arguments)
+    with open(os.path.join(place, "script.json")) as file:
+        script = json.load(file)
+    pattern = next((pattern for pattern in script if re.search(pattern, line)), None)
+    with open(os.path.join(place, "calls.jsonl"), "a+") as calls:
+        fcntl.flock(calls, fcntl.LOCK_EX)  # workers are set up at the same time
+        calls.seek(0)
+        seen = sum(json.loads(call)["pattern"] == pattern for call in calls)
+        answers = script.get(pattern, [{}])
+        answer = answers[min(seen, len(answers) - 1)]
+        calls.write(json.dumps({"pattern": pattern, "call": arguments, "status": answer.get("status", 0)}) + "\n")
+    for name, text in answer.get("files", {}).items():
+        with open(os.path.join(arguments[-1], name), "w") as file:
+            file.write(text)
+    sys.stdout.write(answer.get("out", ""))
+    sys.stderr.write(answer.get("err", ""))
+    sys.stdout.flush()
+    if "shell" in answer:
+        os.execvp("bash", ["bash", "-c", answer["shell"], *arguments])
+    return answer.get("status", 0)
+
+
+sys.exit(main())

@@ -1,0 +1,244 @@
+"""What runs on the machines that launchers reach: launch/node.sh, SLURM's job, the GPUs of a box."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.cloud import CONFIG, SLURM, VM, Cloud, git
+from tests.conftest import REPOSITORY
+
+COMMIT = ["rev-parse", "HEAD"]
+
+
+class Node:
+    """A machine whose bucket is a directory and whose interpreter is played."""
+
+    def __init__(self, cloud: Cloud):
+        self.cloud, self.home, self.bucket = cloud, cloud.place / "home", cloud.place / "bucket"
+        self.commit = git(cloud.clone, *COMMIT)
+        for place in (self.home, self.bucket / "code", self.bucket / "datasets" / "x"):
+            place.mkdir(parents=True)
+        git(cloud.clone, "bundle", "create", "--quiet", str(self.bucket / "code" / f"{self.commit}.bundle"), "HEAD")
+        (self.bucket / "datasets" / "x" / "records").write_bytes(b"12345")
+
+    def start(self, what: str = "all", **settings) -> subprocess.Popen:
+        environment = {
+            "PATH": f"{self.cloud.place}/bin:{os.environ['PATH']}",
+            "FAKE_CLOUD": str(self.cloud.place),
+            "HOME": str(self.home),
+            "MOUNT": str(self.bucket),
+            "PYTHON": "trainer",
+            "SYNC_SECONDS": "1",
+            "BUCKET": "gs://my-bucket",
+            "NAME": "mine",
+            "COMMIT": self.commit,
+            "LAUNCH": "time-1",
+            "WORKER": "worker-0",
+            "EXTRA": "tpu",
+            "DATA": "datasets",
+            "DATA_DISK": "",
+            "FLAGS": "--config=configs/vgg16.py '--config.seed=a b'",
+        } | settings
+        return subprocess.Popen(
+            ["bash", str(REPOSITORY / "launch" / "node.sh"), what],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, what: str = "all", **settings) -> tuple[int, str]:
+        process = self.start(what, **settings)
+        out, _ = process.communicate(timeout=60)
+        return process.returncode, out
+
+    def report(self, suffix: str) -> str:
+        return (self.bucket / "launches" / "mine" / "time-1" / f"worker-0.{suffix}").read_text()
+
+
+@pytest.fixture
+def node(cloud) -> Node:
+    return Node(cloud)
+
+
+@pytest.mark.parametrize("status", [0, 2, 139])
+def test_a_node_trains_the_commit_on_a_copy_of_the_data_and_reports(status, node):
+    node.cloud.plays({"trainer": [{"status": status, "out": "step 1\n"}]})
+    returned, out = node.run()
+    assert returned == status, out
+    assert node.cloud.calls("trainer") == [
+        f"trainer -m vgg_jax.main --workdir={node.bucket}/runs/mine --config.data.dir={node.home}/data "
+        "--config=configs/vgg16.py --config.seed=a b"
+    ]
+    assert node.report("status") == f"{status}\n"
+    assert node.report("log") == "step 1\n"
+    assert git(node.home / f"vgg_jax-{node.commit}", *COMMIT) == node.commit
+    assert (node.home / "data" / "x" / "records").read_bytes() == b"12345"
+
+
+def test_a_node_that_was_interrupted_in_copying_goes_on(node):
+    place = node.home / "data" / "x"
+    place.mkdir(parents=True)
+    (place / "records").write_bytes(b"123")  # cut off by something else than this script, which renames
+    (place / "other.unfinished").write_bytes(b"1")
+    assert node.run()[0] == 0
+    assert (place / "records").read_bytes() == b"12345"
+
+
+def test_a_node_says_what_it_lacks(node):
+    status, out = node.run(DATA="datasetz")
+    assert status == 2
+    assert (
+        out
+        == "error: there is no directory datasetz in gs://my-bucket; prepare the data there, or name another DATA.\n"
+    )
+    small = node.cloud.place / "bin" / "df"
+    small.write_text("#!/bin/sh\nprintf 'Avail\\n0\\n'\n")
+    small.chmod(0o755)
+    (node.bucket / "datasets" / "large").write_bytes(bytes(5_000_000))
+    status, out = node.run()
+    assert status == 2
+    assert "the data in gs://my-bucket/datasets are 6 MB and there are 1 MB for them on the disk of worker-0" in out
+    assert node.cloud.calls("trainer") == []
+
+
+def test_a_signal_to_a_node_is_training_s_and_is_waited_for(node):
+    saves = "trap 'sleep 0.3; echo saved; exit 143' TERM; while :; do sleep 0.05; done"
+    node.cloud.plays({"trainer": [{"shell": saves}]})
+    process = node.start()
+    while not node.cloud.calls("trainer"):
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert (node.report("status"), node.report("log")) == ("143\n", "saved\n")
+
+
+def test_a_node_begins_training_once_however_often_ssh_is_tried(node):
+    assert node.run("prepare") == (0, "")
+    assert (node.home / "data" / "x" / "records").exists()
+    assert node.cloud.calls("trainer") == []
+    assert node.run("start") == (0, "training has begun\n")
+    assert node.run("start") == (0, "training has begun already\n")
+    for _ in range(200):
+        if (node.bucket / "launches/mine/time-1/worker-0.status").exists():
+            break
+        time.sleep(0.05)
+    assert len(node.cloud.calls("trainer")) == 1
+
+
+# --- SLURM ---
+
+
+def test_slurm_takes_a_job_on_the_commit(cloud, tmp_path):
+    shared = tmp_path / "shared"
+    cloud.plays({"sbatch": [{"out": "77;cluster\n"}]})
+    status, out = cloud.run("slurm.sh", SLURM[1] | {"SHARED": str(shared), "PYTHON": "trainer"})
+    assert status == 0, out
+    assert out.splitlines()[-1].startswith(
+        f"submitted as job 77; log: {shared}/logs/vgg16-77.log; run: {shared}/runs/vgg16."
+    )
+    commit = git(cloud.clone, *COMMIT)
+    assert git(shared / "code" / commit, *COMMIT) == commit
+    (call,) = cloud.calls("sbatch")
+    assert "--nodes=2 --ntasks-per-node=8 --gpus-per-node=8" in call
+    assert call.endswith(f"{shared}/code/{commit}/launch/slurm_job.sh {CONFIG}")
+    cloud.plays({"sbatch": [{"status": 1, "err": "sbatch: error: Invalid partition specified\n"}]})
+    status, out = cloud.run("slurm.sh", SLURM[1] | {"SHARED": str(shared), "PYTHON": "trainer"})
+    assert status == 1
+    assert out.splitlines()[-1] == "error: SLURM did not take the job: sbatch: error: Invalid partition specified"
+
+
+def job(cloud, **settings) -> subprocess.Popen:
+    environment = {"SHARED": "/shared", "NAME": "mine", "DATA": "/data", "TRIES": "3", "PYTHON": "trainer"}
+    slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]", "FAKE_CLOUD": str(cloud.place)}
+    return subprocess.Popen(
+        ["bash", str(REPOSITORY / "launch" / "slurm_job.sh"), CONFIG],
+        env=environment | slurm | {"PATH": f"{cloud.place}/bin:{os.environ['PATH']}"} | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "queued_again", "sentence"),
+    [
+        (0, 0, False, "finished: the run is in /shared/runs/mine"),
+        (2, 0, False, "error: training was refused, see above; the job is not queued again."),
+        (143, 0, True, "training ended with status 143; the job is queued again and goes on from the last checkpoint"),
+        (139, 1, True, "training ended with status 139; the job is queued again and goes on from the last checkpoint"),
+        (143, 2, False, "error: gave up after 3 tries, the last of which ended with status 143;"),
+    ],
+)
+def test_slurm_s_job_goes_on_so_many_times(status, restarts, queued_again, sentence, cloud):
+    cloud.plays({"srun": [{"status": status}]})
+    process = job(cloud, SLURM_RESTART_COUNT=str(restarts))
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == status
+    assert out.splitlines()[-1].startswith(sentence)
+    assert cloud.calls("scontrol") == (["scontrol requeue 77"] if queued_again else [])
+    assert cloud.calls("srun") == [
+        "srun --kill-on-bad-exit=1 trainer -m vgg_jax.main --config=configs/vgg16.py --distributed "
+        "--workdir=/shared/runs/mine --config.data.dir=/data"
+    ]
+
+
+def test_slurm_s_job_outlives_the_signal_that_training_saves_at(cloud):
+    cloud.plays({"srun": [{"shell": "sleep 0.6; exit 143"}]})
+    process = job(cloud)
+    while not cloud.calls("srun"):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert cloud.calls("scontrol") == ["scontrol requeue 77"]
+
+
+# --- the GPUs of a box ---
+
+
+@pytest.mark.parametrize(
+    ("statuses", "returned", "times"), [([0], 0, 1), ([139, 0], 0, 2), ([2], 2, 1), ([143], 143, 1), ([139], 1, 3)]
+)
+def test_the_gpus_of_a_box_go_on_after_a_crash(statuses, returned, times, cloud):
+    cloud.plays({"trainer": [{"status": status} for status in statuses], "nvidia-smi": [{"out": "GPU 0\nGPU 1\n"}]})
+    status, out = cloud.run("gpus.sh", {"PYTHON": "trainer", "TRIES": "3", "DATA": "/data"})
+    assert status == returned, out
+    assert "on 2 GPU(s)" in out
+    assert cloud.calls("trainer") == times * [
+        f"trainer -m vgg_jax.main {CONFIG} --config.data.dir=/data --workdir=runs/vgg16"
+    ]
+
+
+# --- all of it ---
+
+
+@pytest.mark.slow
+def test_a_launch_from_the_command_to_the_summary(cloud):
+    """Nothing is played but the cloud: the node checks out the commit and trains, and its logs and run come back."""
+    bucket, node = cloud.place / "bucket", cloud.place / "node"
+    node.mkdir()
+    cloud.plays({
+        "storage cp": [{"shell": f'mkdir -p {bucket}/code && cp "$4" "{bucket}/${{5#gs://my-bucket/}}"'}],
+        "storage rsync": [{"shell": f'cp -r "{bucket}/${{4#gs://my-bucket/}}/." "$5"'}],
+        "compute ssh": [
+            {"shell": f'c="${{@: -1}}"; cd {node} && HOME={node} MOUNT={bucket} SYNC_SECONDS=1 PYTHON={sys.executable} bash -c "${{c#--command=}}"'}
+        ],
+    })  # fmt: skip
+    small = ["--config.num_epochs=0.2", "--config.model.width_multiplier=0.0625", "--config.model.fc_width=16"]
+    process = cloud.start(
+        VM[0], VM[1] | {"POLL_SECONDS": "1", "NAME": "mine"}, "--", "--config=configs/quickstart.py", *small
+    )
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert "finished at the end of the epochs: 25 steps" in out  # training's own words, come back
+    assert (bucket / "runs" / "mine" / "summary.json").exists()
+    assert (cloud.clone / "runs/launches/mine/time-1/vgg-jax-mine.log").exists()
+    assert cloud.left() == set()

@@ -1,0 +1,431 @@
+"""The launchers, against a cloud that is played by tests/fake_cloud.py: what they ask for, say, and leave behind: nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cloud import CLOUD, CONFIG, GKE, QUEUE, SLICE, SLURM, VM, WELL, git
+from tests.conftest import REPOSITORY
+
+GOLDEN = Path(__file__).parent / "golden"
+RENEW = "RENEW_GOLDEN=1 pytest tests/launch_test.py -k golden"
+STOCK_OUT = {"status": 1, "err": "ERROR: code: ZONE_RESOURCE_POOL_EXHAUSTED\nmessage: does not have enough resources\n"}
+QUOTA = {"status": 1, "err": "ERROR: (gcloud) Quota 'TPUS_PER_PROJECT' exceeded. Limit: 8.0 in region us-west4.\n"}
+
+
+def ended(*statuses: int, log: str = "step 1\n") -> dict:
+    """What is in the bucket when training has ended on all machines."""
+    return {"files": {f"{i}.status": f"{status}\n" for i, status in enumerate(statuses)} | {"0.log": log}}
+
+
+def last(out: str) -> str:
+    return out.rstrip().splitlines()[-1]
+
+
+# --- dry runs ---
+
+
+@pytest.mark.parametrize(
+    ("name", "launcher", "environment"),
+    [
+        ("tpu_vm", "tpu_vm.sh", CLOUD),
+        ("tpu_vm_spot", "tpu_vm.sh", CLOUD | {"MODEL": "SPOT", "DATA": "datasets", "IAP": "1", "NAME": "mine"}),
+        ("tpu_vm_flex", "tpu_vm.sh", CLOUD | {"MODEL": "FLEX_START", "MAX_HOURS": "100"}),
+        ("tpu_slice", "tpu_slice.sh", CLOUD | {"TOPOLOGY": "16x16"}),
+        ("tpu_queue", "tpu_queue.sh", CLOUD | {"ACCELERATOR_TYPE": "v5litepod-256"}),
+        (
+            "tpu_queue_disk",
+            "tpu_queue.sh",
+            CLOUD
+            | {"ACCELERATOR_TYPE": "v4-32", "MODEL": "SPOT", "DATA": "d", "DATA_DISK": "projects/p/zones/z/disks/d"},
+        ),
+        ("gke", "gke.sh", CLOUD | {"CLUSTER": "my-cluster", "TOPOLOGY": "16x16", "MODEL": "SPOT"}),
+        ("slurm", *SLURM),
+        ("gpus", "gpus.sh", {"GPUS": "0,1"}),
+    ],
+)
+def test_a_dry_run_prints_the_golden_commands_and_runs_none(name, launcher, environment, cloud):
+    status, out = cloud.run(launcher, environment, "--dry-run", "--", f"{CONFIG}", "--config.seed=it's")
+    assert status == 0, out
+    assert cloud.calls() == []
+    assert not (cloud.clone / "runs").exists()
+    out = out.replace(git(cloud.clone, "rev-parse", "HEAD"), "COMMIT")
+    golden = GOLDEN / f"launch_{name}.txt"
+    if os.environ.get("RENEW_GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(out)
+    assert out == golden.read_text(), f"if this is meant: {RENEW}, and read what has changed"
+
+
+def test_the_shown_commands_are_read_by_a_shell_as_they_were_meant(cloud):
+    """The words of the ssh command, read as a shell does on both sides, are training's flags."""
+    awkward = '--config.seed=it\'s a "$HOME" `x`'
+    _, out = cloud.run(*VM, "--dry-run", "--", CONFIG, awkward)
+    line = next(line for line in out.splitlines() if "compute ssh" in line)[2:].removesuffix(" <launch/node.sh")
+    command = json.loads(subprocess.run(
+        ["bash", "-c", f"gcloud() {{ {sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"; }}; {line}"],
+        capture_output=True, text=True, check=True,
+    ).stdout)[-1].removeprefix("--command=cat >vgg_jax_node.sh && ")  # fmt: skip
+    read = 'eval "set -- $FLAGS"; printf "%s\\n" "$@"'
+    flags = subprocess.run(
+        ["bash", "-c", command.replace("bash vgg_jax_node.sh prepare", f"bash -c '{read}'")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert flags == f"{CONFIG}\n{awkward}\n"
+
+
+def test_the_jobset_is_yaml_and_says_what_the_flags_say(cloud):
+    yaml = pytest.importorskip("yaml")
+    _, out = cloud.run(*GKE, "--dry-run", "--", CONFIG, "--config.seed='1': 2")
+    jobset = yaml.safe_load(re.search(r"<<'END'\n(.*?)\nEND\n", out, re.DOTALL).group(1))
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"]) == (2, 2)
+    container = job["template"]["spec"]["containers"][0]
+    environment = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    flags = subprocess.run(
+        ["bash", "-c", 'eval "set -- $FLAGS"; printf "%s\\n" "$@"'], env=environment, capture_output=True, text=True
+    ).stdout
+    assert flags == f"{CONFIG}\n--config.seed='1': 2\n--distributed\n"
+
+
+def test_a_slice_without_a_longest_time_of_its_own_deletes_itself(cloud):
+    """The startup script, which the cloud runs whatever has become of the launcher."""
+    _, out = cloud.run(QUEUE[0], QUEUE[1] | {"MAX_HOURS": "0"}, "--dry-run", "--", CONFIG)
+    line = next(line for line in out.splitlines() if "queued-resources create" in line)[2:]
+    script = subprocess.run(
+        ["bash", "-c", f'gcloud() {{ for word; do printf "%s\\n" "$word"; done; }}; {line}'],
+        capture_output=True, text=True, check=True,
+    ).stdout.partition("--metadata=startup-script=")[2].splitlines()[0]  # fmt: skip
+    environment = {"PATH": f"{cloud.place}/bin:/usr/bin:/bin", "FAKE_CLOUD": str(cloud.place)}
+    subprocess.run(["bash", "-c", script + " wait"], env=environment, check=True)
+    deletion = (
+        "compute tpus queued-resources delete vgg-jax-vgg16 --project=my-project --zone=us-west4-a --force --quiet"
+    )
+    assert cloud.calls() == [f"gcloud {deletion}"]
+    assert "," not in script  # which would part it for gcloud
+
+
+@pytest.mark.parametrize("launcher", ["tpu_vm.sh", "tpu_slice.sh", "tpu_queue.sh", "gke.sh", "slurm.sh", "gpus.sh"])
+def test_help_names_every_value_that_is_asked_for(launcher, cloud):
+    status, out = cloud.run(launcher, {}, "--help")
+    assert status == 0
+    assert f"launch/{launcher} [--dry-run] -- --config=" in out
+    text = (REPOSITORY / "launch" / launcher).read_text()
+    for name in re.findall(r"'([A-Z_]+) [a-z]", "".join(re.findall(r"^need .*(?:\\\n.*)*", text, re.MULTILINE))):
+        assert re.search(rf"^ *([A-Z_]+, )*{name}\b", out, re.MULTILINE), name
+
+
+# --- what is refused before anything is rented ---
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environment", "flags", "sentence"),
+    [
+        ("tpu_vm.sh", {}, ["--", CONFIG], "PROJECT and ZONE and BUCKET must be given: PROJECT is the project of Google Cloud;"),
+        ("tpu_vm.sh", CLOUD, ["--", "--config=configs/vgg61.py"], "--config=configs/vgg61.py: there is no such file in "),
+        ("tpu_vm.sh", CLOUD, ["--", CONFIG, "--workdir=x"], "--workdir=x: the launcher says where the run is written"),
+        ("tpu_vm.sh", CLOUD, ["--dryrun"], "'--dryrun' is not a flag of launch/tpu_vm.sh"),
+        ("tpu_vm.sh", CLOUD, ["--"], "say what to train: launch/tpu_vm.sh -- --config=configs/vgg16.py"),
+        ("tpu_vm.sh", CLOUD | {"NAME": "My run"}, ["--", CONFIG], "NAME=My run cannot name a machine"),
+        ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2d"}, ["--", CONFIG], "MAX_HOURS=2d is not a whole number"),
+        ("tpu_vm.sh", CLOUD | {"MODEL": "CHEAP"}, ["--", CONFIG], "MODEL=CHEAP is no way to rent: STANDARD, SPOT"),
+        ("tpu_vm.sh", CLOUD | {"BUCKET": "gs://b/x"}, ["--", CONFIG], "BUCKET=gs://b/x is not a bucket: write gs://name"),
+        ("tpu_vm.sh", CLOUD | {"DATA": "gs://b/x"}, ["--", CONFIG], "DATA=gs://b/x: name the directory inside gs://my-bucket"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "4"}, ["--", CONFIG], "TOPOLOGY=4 is no topology; write 4x8"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "1x3"}, ["--", CONFIG], "TOPOLOGY=1x3 has 3 chips, which machines of 4"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "2x2"}, ["--", CONFIG], "one machine of ct6e-standard-4t; use launch/tpu_vm.sh"),
+        (
+            "tpu_slice.sh",
+            CLOUD | {"TOPOLOGY": "16x16", "MACHINE_TYPE": "ct5lp-hightpu-4t"},
+            ["--", CONFIG],
+            "is v5e, of which managed instance groups form no slices; use launch/tpu_queue.sh",
+        ),
+        ("tpu_queue.sh", CLOUD | {"ACCELERATOR_TYPE": "v9-8"}, ["--", CONFIG], "RUNTIME_VERSION must be given"),
+        ("gke.sh", GKE[1] | {"MACHINE_TYPE": "n1"}, ["--", CONFIG], "MACHINE_TYPE=n1 is not known here"),
+        ("slurm.sh", SLURM[1] | {"NODES": "0"}, ["--", CONFIG], "NODES=0 and GPUS=8: there must be one at least of each"),
+        ("slurm.sh", SLURM[1] | {"TIME": "soon"}, ["--", CONFIG], "TIME=soon is no time that SLURM reads"),
+        ("slurm.sh", SLURM[1] | {"SHARED": "here"}, ["--", CONFIG], "SHARED=here: give the whole path"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_a_sentence_and_nothing_is_made(launcher, environment, flags, sentence, cloud):
+    status, out = cloud.run(launcher, environment, *flags)
+    assert status == 2
+    assert sentence in out
+    assert len(out.splitlines()) == 1
+    assert cloud.calls("create|apply|sbatch|cp") == []
+
+
+def test_a_tree_that_differs_from_the_commit_is_refused(cloud):
+    stray = cloud.clone / "configs" / "mine.py"
+    stray.write_text("")
+    try:
+        status, out = cloud.run(*VM)
+    finally:
+        stray.unlink()
+    assert (status, cloud.calls()) == (2, [])
+    assert out == (
+        "error: files differ from the commit, configs/mine.py among them: commit or remove them, so that what is "
+        "launched is a commit.\n"
+    )
+
+
+def test_a_bucket_in_which_checkpoints_could_be_published_by_halves_is_refused(cloud):
+    cloud.plays({"buckets describe": [{"out": "\n"}]})
+    status, out = cloud.run(*VM)
+    assert status == 2
+    assert "gs://my-bucket has no hierarchical namespace" in last(out)
+    assert "--enable-hierarchical-namespace" in last(out)
+    cloud.plays({"buckets describe": [{"status": 1, "err": "ERROR: gs://my-bucket not found: 404.\n"}]})
+    assert "gs://my-bucket cannot be read: ERROR: gs://my-bucket not found: 404." in cloud.run(*VM)[1]
+    assert cloud.calls("create|ssh") == []
+
+
+def test_a_program_that_is_missing_is_named(cloud):
+    (cloud.place / "bin" / "sbatch").unlink()
+    status, out = cloud.run(*SLURM)
+    assert (status, out) == (
+        2,
+        "error: the program 'sbatch' is not here; this is no machine from which SLURM takes jobs.\n",
+    )
+
+
+# --- the cloud's moods ---
+
+
+@pytest.mark.parametrize(("launcher", "workers"), [(VM, 1), (SLICE, 2), (QUEUE, 2)])
+def test_a_run_that_finishes(launcher, workers, cloud):
+    cloud.plays({"storage rsync": [{}, ended(*[0] * workers, log="step 1\nstep 2\n")]})
+    status, out = cloud.run(*launcher)
+    assert status == 0, out
+    assert last(out).startswith(
+        "finished: the run is in gs://my-bucket/runs/vgg16, logs in runs/launches/vgg16/time-1;"
+    )
+    assert cloud.left() == set()
+    phases = [call.split()[-1] for call in cloud.calls("ssh")]
+    assert phases == ["prepare"] * workers + ["start"] * workers  # training begins when all are ready
+    assert all(("--distributed" in call) == (workers > 1) for call in cloud.calls("ssh"))
+    # What is launched is the commit, and it is there before a machine is.
+    calls = cloud.calls()
+    uploaded = next(i for i, call in enumerate(calls) if "storage cp" in call)
+    assert uploaded < next(i for i, call in enumerate(calls) if " create " in call)
+
+
+def test_logs_are_shown_as_they_grow_and_kept(cloud):
+    grown = {"files": {"vgg-jax-vgg16.log": "one\ntwo\n"}}
+    done = {"files": {"vgg-jax-vgg16.log": "one\ntwo\nthree\n", "vgg-jax-vgg16.status": "0\n"}}
+    cloud.plays({"storage rsync": [grown, grown, done]})
+    _, out = cloud.run(*VM)
+    assert [line for line in out.splitlines() if line in ("one", "two", "three")] == ["one", "two", "three"]
+    assert (cloud.clone / "runs/launches/vgg16/time-1/vgg-jax-vgg16.log").read_text() == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "made"),
+    [
+        (VM, "instances create"),
+        (SLICE, "managed create"),
+        (QUEUE, "queued-resources create"),
+        (GKE, "node-pools create"),
+    ],
+)
+def test_no_capacity_is_asked_for_again_and_then_given_up(launcher, made, cloud):
+    cloud.plays({made: [STOCK_OUT, STOCK_OUT, {}], "storage rsync": [ended(0, 0)]})
+    status, out = cloud.run(*launcher)
+    assert status == 0, out
+    assert len(cloud.calls(made)) == 3
+    assert "no capacity for the " in out
+    assert cloud.left() == set()
+
+    (cloud.place / "calls.jsonl").unlink()
+    cloud.plays({made: [STOCK_OUT]})
+    status, out = cloud.run(launcher[0], launcher[1] | {"CAPACITY_TRIES": "4"})
+    assert status == 1
+    assert re.search(r"error: us-west4-a had no capacity for the .* in 4 tries; try another ZONE, or later\.", out)
+    assert len(cloud.calls(made)) == 4
+    assert cloud.left() == set()
+    assert last(out) == "all that was made has been deleted."
+
+
+@pytest.mark.parametrize(
+    ("launcher", "made"),
+    [
+        (VM, "instances create"),
+        (SLICE, "managed create"),
+        (QUEUE, "queued-resources create"),
+        (GKE, "node-pools create"),
+    ],
+)
+def test_a_quota_is_not_tried_again(launcher, made, cloud):
+    cloud.plays({made: [QUOTA]})
+    status, out = cloud.run(*launcher)
+    assert status == 1
+    assert "error: the quota of project my-project does not allow the " in out
+    assert "It was not tried again." in out
+    assert len(cloud.calls(made)) == 1
+    assert cloud.left() == set()
+    assert cloud.calls("ssh") == []
+
+
+def test_what_a_slice_and_a_queue_say_later_is_heard_too(cloud):
+    waiting = {"out": "PROVISIONING\nPROVISIONING\n"}
+    running = {"out": "RUNNING\nRUNNING\n"}
+    cloud.plays({"instanceStatus": [waiting, waiting, running], "storage rsync": [ended(0, 0)]})
+    status, out = cloud.run(*SLICE)
+    assert (status, cloud.left()) == (0, set())
+    assert "is not there yet (WAITING); looking again" in out
+
+    cloud.plays({"instanceStatus": [waiting], "list-errors": [{"out": "QUOTA_EXCEEDED Quota 'TPU' exceeded\n"}]})
+    status, out = cloud.run(*SLICE)
+    assert (status, cloud.left()) == (1, set())
+    assert "the quota of project my-project does not allow the slice" in out
+
+    failed = [{"out": "FAILED\n"}, {"out": "FAILED\n"}, {"out": "there is no more capacity in the zone\n"}]
+    (cloud.place / "calls.jsonl").unlink()
+    cloud.plays({"queued-resources describe": [*failed, {"out": "ACTIVE\n"}], "storage rsync": [ended(0, 0)]})
+    status, out = cloud.run(*QUEUE)
+    assert (status, cloud.left()) == (0, set()), out
+    assert len(cloud.calls("queued-resources create")) == 2
+
+
+@pytest.mark.parametrize(
+    ("launcher", "state", "gone"),
+    [
+        (VM, "instances describe", {"status": 1, "err": "ERROR: The resource 'x' was not found\n"}),
+        (VM, "instances describe", {"out": "STOPPING\n"}),
+        (SLICE, "instanceStatus", {"out": "RUNNING\n"}),
+        (QUEUE, "queued-resources describe", {"out": "SUSPENDED\n"}),
+    ],
+)
+def test_machines_that_were_taken_away_are_rented_anew_and_the_run_goes_on(launcher, state, gone, cloud):
+    count = 1 if launcher == VM else 2
+    running = WELL.get(state, WELL[r"list-instances.*instanceStatus"])[0]
+    await_first = [] if launcher == VM else [running]  # one look until it is there, before those of the watch
+    cloud.plays({state: [*await_first, running, gone, running], "storage rsync": [{}, ended(143), ended(*[0] * count)]})
+    status, out = cloud.run(*launcher)
+    assert status == 0, out
+    assert "the machines were taken away (try 1 of 5); the run goes on from its last checkpoint" in out
+    starts = cloud.calls("ssh")
+    assert len(starts) == 2 * 2 * count
+    assert "LAUNCH=time-1" in starts[0]
+    assert "LAUNCH=time-2" in starts[-1]
+    assert all("NAME=vgg16" in start for start in starts)  # the same workdir
+    assert cloud.left() == set()
+
+
+def test_it_gives_up_after_so_many_tries(cloud):
+    cloud.plays({"instances describe": [{"out": "TERMINATED\n"}]})
+    status, out = cloud.run(VM[0], VM[1] | {"TRIES": "3"})
+    assert status == 1
+    assert "error: gave up after 3 tries, the last of which ended with: preempted" in last(out)
+    assert len(cloud.calls("instances create")) == 3
+    assert cloud.left() == set()
+
+
+def test_what_training_refuses_is_not_tried_again_and_its_sentence_is_shown(cloud):
+    cloud.plays(
+        {"storage rsync": [ended(1, 2, log="error: config.batch_size is 33, which 8 devices do not divide.\n")]}
+    )
+    status, out = cloud.run(*SLICE)
+    assert status == 2
+    assert "error: training was refused: config.batch_size is 33, which 8 devices do not divide. (logs in " in last(out)
+    assert len(cloud.calls("managed create")) == 1
+    assert cloud.left() == set()
+
+
+def test_a_crash_is_tried_again(cloud):
+    cloud.plays({"storage rsync": [ended(139, 0), ended(0, 0)]})
+    status, out = cloud.run(*SLICE)
+    assert status == 0, out
+    assert "training ended with status 139 (try 1 of 5; logs in runs/launches/vgg16/time-1)" in out
+    assert cloud.left() == set()
+
+
+@pytest.mark.parametrize(("launcher", "second"), [(SLICE, "ssh slice-b"), (QUEUE, "--worker=1 ")])
+def test_ssh_that_fails_for_one_worker_is_tried_again_then_all_is_deleted_and_it_is_named(launcher, second, cloud):
+    lost = {"status": 255, "err": "ssh: connect to host 10.0.0.2 port 22: Connection timed out\n"}
+    cloud.plays({second: [lost, lost, {}], "storage rsync": [ended(0, 0)]})
+    status, out = cloud.run(*launcher)
+    assert (status, len(cloud.calls(second)), cloud.left()) == (0, 4, set()), out
+
+    (cloud.place / "calls.jsonl").unlink()
+    cloud.plays({second: [lost]})
+    status, out = cloud.run(launcher[0], launcher[1] | {"SSH_TRIES": "3"})
+    assert status == 1
+    name = "slice-b" if launcher == SLICE else "worker-1"
+    assert (
+        f"error: worker {name} could not be set up over ssh in 3 tries; what it said is in runs/launches/vgg16/time-1."
+        in out
+    )
+    assert last(out) == "all that was made has been deleted."
+    assert (len(cloud.calls(second)), cloud.left()) == (3, set())
+    assert "Connection timed out" in (cloud.clone / f"runs/launches/vgg16/time-1/{name}.start").read_text()
+
+
+def test_a_worker_that_refuses_is_not_tried_again(cloud):
+    cloud.plays({"ssh slice-b": [{"status": 2, "out": "error: there is no directory datasets in gs://my-bucket.\n"}]})
+    status, out = cloud.run(*SLICE)
+    assert status == 2
+    assert "error: slice-b: there is no directory datasets in gs://my-bucket." in out
+    assert (len(cloud.calls("ssh slice-b")), cloud.left()) == (1, set())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("launcher", "at", "hangs"),
+    [
+        (VM, "instances create", True),
+        (SLICE, "ssh slice-a", True),
+        (VM, "storage rsync", False),
+        (QUEUE, "queued-resources describe", False),
+        (GKE, "get jobset", False),
+    ],
+)
+def test_a_signal_in_the_middle_deletes_all(launcher, at, hangs, number, cloud):
+    cloud.plays({at: [{"shell": "exec sleep 60"} if hangs else {}]})
+    process = cloud.start(launcher[0], launcher[1] | {"POLL_SECONDS": "1", "BACKOFF_SECONDS": "1"}, "--", CONFIG)
+    while not cloud.calls(at):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert cloud.left() == set()
+    assert last(out) == (
+        f"stopped by {number.name}; all that was made has been deleted. The same command goes on from the last checkpoint."
+    )
+
+
+def test_another_launch_of_that_name_is_left_alone(cloud):
+    cloud.plays({"instances create": [{"status": 1, "err": "ERROR: The resource 'x' already exists\n"}]})
+    status, out = cloud.run(*VM)
+    assert status == 2
+    assert "exists already: another launch of NAME=vgg16 is under way, or was left behind." in out
+    assert cloud.calls("delete") == []
+
+
+def test_what_cannot_be_deleted_is_said_with_the_command(cloud):
+    cloud.plays({"instances delete": [{"status": 1, "err": "ERROR: 503\n"}], "storage rsync": [ended(0)]})
+    status, out = cloud.run(*VM)
+    assert status == 1
+    assert len(cloud.calls("instances delete")) == 5
+    assert (
+        "something that costs money could not be deleted (ERROR: 503). Delete it by hand: gcloud compute instances delete"
+        in out
+    )
+
+
+def test_a_jobset_that_finishes_and_one_that_fails(cloud):
+    status, out = cloud.run(*GKE)
+    assert (status, cloud.left()) == (0, set()), out
+    assert last(out).startswith("finished: the run is in gs://my-bucket/runs/vgg16")
+    cloud.plays({"get jobset": [{"out": "Failed"}]})
+    status, out = cloud.run(*GKE)
+    assert (status, cloud.left()) == (1, set())
+    assert "error: the JobSet ended as Failed after at most 5 tries" in out
