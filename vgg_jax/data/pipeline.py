@@ -82,8 +82,11 @@ def train_examples(config: ConfigDict, records: Records) -> Examples:
 
 
 def _random_map_seed(seed: int) -> int:
-    """The seed of the streams of `order.random_map` in Grain, which would make the same examples one by one."""
-    return int(np.random.SeedSequence((seed, 3)).generate_state(1)[0])  # the third step after the one that was seeded
+    """The seed of the streams of `order.random_map` in Grain, which would make the same examples one by one.
+
+    Grain mixes it from the seed and how many steps back that was given: past repeat and shuffle, at range.
+    """
+    return int(np.random.SeedSequence((seed, 3)).generate_state(1)[0])
 
 
 def eval_examples(config: ConfigDict, records: Records) -> Examples:
