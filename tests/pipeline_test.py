@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import grain
 import jax
 import numpy as np
 import psutil
@@ -14,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.conftest import REPOSITORY
+from vgg_jax.data.crops import random_crop
 from vgg_jax.data.pipeline import batches, eval_examples, local_batches, placed, train_examples
 from vgg_jax.data.records import Records
 from vgg_jax.data.sources import open_dataset, prepared_builder
@@ -104,7 +106,7 @@ def test_processes_share_the_same_global_batches(tiny_config, dataset, processes
 def test_batches_are_those_of_grain_where_a_cpu_device_takes_them_without_a_copy(tiny_config, dataset, processes):
     examples = eval_examples(tiny_config, dataset.validation)
     ours = local_batches(tiny_config, examples, np.split(np.arange(8), processes)[-1])
-    theirs = examples.batch(tiny_config.batch_size // processes)[processes - 1 :: processes]
+    theirs = grain.MapDataset.source(examples).batch(tiny_config.batch_size // processes)[processes - 1 :: processes]
     assert len(ours) == len(theirs) == 4
     for step in range(4):
         jax.tree.map(np.testing.assert_array_equal, ours[step], theirs[step])
@@ -114,6 +116,25 @@ def test_batches_are_those_of_grain_where_a_cpu_device_takes_them_without_a_copy
     image = ours[0]["image"]
     on_device = placed(image, np.arange(len(image)), len(image), batch_sharding(make_mesh(devices=jax.devices()[:1])))
     assert on_device.unsafe_buffer_pointer() == image.ctypes.data
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_order_and_crops_are_those_of_grains_random_map(tiny_config, dataset, seed):
+    tiny_config.seed, marked = seed, Marked(dataset.train)
+
+    def crop(index, rng):
+        return {"image": random_crop(marked[index]["image"], rng, *sizes), "label": index}
+
+    image = tiny_config.image
+    sizes = image.scale_min, image.scale_max, image.crop
+    ours = train_examples(tiny_config, marked)
+    theirs = grain.MapDataset.range(90).seed(seed).shuffle().repeat(1_000_000).random_map(crop)
+    assert len(ours) == len(theirs)
+    for numbers in (range(12), range(85, 95), range(89_999_990, 90_000_000)):
+        for number, example in zip(numbers, ours.make(numbers), strict=True):
+            np.testing.assert_array_equal(example["image"], theirs[number]["image"])
+            assert example["label"] == theirs[number]["label"]
+            np.testing.assert_array_equal(ours[number]["image"], example["image"])
 
 
 def test_every_image_once_an_epoch_in_a_new_order_across_batches(tiny_config, dataset):
@@ -156,7 +177,7 @@ if __name__ == "__main__":
     from ml_collections import ConfigDict
     from vgg_jax.data.pipeline import batches, train_examples
     from vgg_jax.data.sources import open_dataset
-    from vgg_jax.sharding import batch_sharding, make_mesh
+    from vgg_jax.sharding import make_mesh
     config = ConfigDict(json.loads({tiny_config.to_json()!r}))
     stream = batches(config, train_examples(config, open_dataset(config).train), make_mesh())
     for _ in range(4):

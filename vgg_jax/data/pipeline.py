@@ -1,6 +1,6 @@
 """Records -> batches on the devices. The batch at step t is a pure function of (seed, t).
 
-Grain's MapDataset gives that: shuffling by index with another order every epoch, a random stream for every index. So
+Grain shuffles by index, with another order every epoch, and every index has a random stream of its own. So
 nothing about the data needs saving, a restart goes on at the very next image, and any number of processes sees the
 same global batches: each reads of every batch the rows that its devices hold.
 """
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -35,7 +35,29 @@ Example = dict[str, Any]
 _ENDLESS_EPOCHS = 1_000_000
 
 
-def train_examples(config: ConfigDict, records: Records) -> grain.MapDataset:
+class Examples:
+    """Numbered examples: each can be made anywhere, at any time, and is always the same.
+
+    Args:
+      count: how many there are.
+      make: makes those of some numbers, in order; it is called once for every batch, which costs less than once for every
+        example.
+    """
+
+    def __init__(self, count: int, make: Callable[[Sequence[int]], Iterator[Example]]):
+        self._count = count
+        self.make = make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Example:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return next(self.make(range(number, number + 1)))
+
+
+def train_examples(config: ConfigDict, records: Records) -> Examples:
     """Training examples without end: image [crop, crop, 3] uint8 RGB, label int32.
 
     Example i is image i mod N of a new order of all N images in every epoch, i div N, so batches run across the edges
@@ -43,29 +65,46 @@ def train_examples(config: ConfigDict, records: Records) -> grain.MapDataset:
     """
     # Read once: a ConfigDict takes its time at every attribute.
     sizes = config.image.scale_min, config.image.scale_max, config.image.crop
-
-    def crop(index: int, rng: np.random.Generator) -> Example:
-        return _example(records, index, random_crop, rng, *sizes)
-
     # As good as endless; Grain's own endless length overflows when it is batched.
     order = grain.MapDataset.range(len(records)).seed(config.seed).shuffle().repeat(_ENDLESS_EPOCHS)
-    return order.random_map(crop)
+    seed = _random_map_seed(config.seed)
+
+    def make(numbers: Sequence[int]) -> Iterator[Example]:
+        bits = np.random.Philox(seed)
+        rng, state = np.random.Generator(bits), bits.state
+        for number, index in zip(numbers, [order[number] for number in numbers], strict=True):
+            # Philox computes its numbers from a counter of 256 bits; here i is the uppermost 64.
+            state["state"]["counter"][3] = number
+            bits.state = state
+            yield _example(records, index, random_crop, rng, *sizes)
+
+    return Examples(len(order), make)
 
 
-def eval_examples(config: ConfigDict, records: Records) -> grain.MapDataset:
+def _random_map_seed(seed: int) -> int:
+    """The seed of the streams of `order.random_map` in Grain, which would make the same examples one by one.
+
+    Grain mixes it from the seed and how many steps back that was given: past repeat and shuffle, at range.
+    """
+    return int(np.random.SeedSequence((seed, 3)).generate_state(1)[0])
+
+
+def eval_examples(config: ConfigDict, records: Records) -> Examples:
     """Validation examples, padded to whole batches: as training's, central crops at Q, with mask, False for padding."""
-    crop = config.image.crop
+    scale, crop = eval_scale(config), config.image.crop
     padding = {"image": np.zeros((crop, crop, 3), np.uint8), "label": np.int32(0), "mask": np.False_}
 
-    def at(index: int) -> Example:
-        if index >= len(records):
-            return padding
-        return {**_example(records, index, center_crop, eval_scale(config), crop), "mask": np.True_}
+    def make(numbers: Sequence[int]) -> Iterator[Example]:
+        for index in numbers:
+            if index < len(records):
+                yield {**_example(records, index, center_crop, scale, crop), "mask": np.True_}
+            else:
+                yield padding
 
-    return grain.MapDataset.range(-(-len(records) // config.batch_size) * config.batch_size).map(at)
+    return Examples(-(-len(records) // config.batch_size) * config.batch_size, make)
 
 
-def batches(config: ConfigDict, examples: grain.MapDataset, mesh: Mesh, start: int = 0) -> grain.DatasetIterator:
+def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) -> grain.DatasetIterator:
     """Global batches from batch number `start` on, sharded over the mesh's data axis, on the devices ahead of need.
 
     They are decoded by `data.threads` threads, each a whole batch of this process at a time, or by as many in each of
@@ -124,14 +163,14 @@ def _end_with_parent(*_) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def local_batches(config: ConfigDict, examples: grain.MapDataset, rows: np.ndarray) -> grain.MapDataset:
+def local_batches(config: ConfigDict, examples: Examples, rows: np.ndarray) -> grain.MapDataset:
     """The part of every global batch that one process reads: these rows, in this order."""
+    whole = config.batch_size
 
     def batch(number: int) -> Example:
-        first = number * config.batch_size
-        return _stacked((examples[first + int(row)] for row in rows), len(rows))
+        return _stacked(examples.make((number * whole + rows).tolist()), len(rows))
 
-    return grain.MapDataset.range(len(examples) // config.batch_size).map(batch)
+    return grain.MapDataset.range(len(examples) // whole).map(batch)
 
 
 def _stacked(examples: Iterable[Example], size: int) -> Example:

@@ -46,11 +46,8 @@ class Records(Sequence[Record]):
     def __getitem__(self, index):
         """A record; raises UserError, with the place, where its bytes are not those that were written."""
         try:
-            features = tf_example_pb2.Example.FromString(self._source[index]).features.feature
-            record = {"image": features["image"].bytes_list.value[0], "label": features["label"].int64_list.value[0]}
-            if "file_name" in features:
-                record["file_name"] = features["file_name"].bytes_list.value[0]
-            return record
+            example = self._source[index]
+            return _plainly_laid_out(example) or _parsed(example)
         except IndexError:
             raise
         except Exception as error:  # of several kinds, as they come out of C++
@@ -65,3 +62,63 @@ class Records(Sequence[Record]):
         name, skip = self._files[number]
         position = skip + index - (self._ends[number - 1] if number else 0)
         return f"record {index} of {self._split} (number {position} in {name})"
+
+
+def _parsed(example: bytes) -> Record:
+    """The record in a serialised tf.train.Example of any layout."""
+    features = tf_example_pb2.Example.FromString(example).features.feature
+    record = {"image": features["image"].bytes_list.value[0], "label": features["label"].int64_list.value[0]}
+    if "file_name" in features:
+        record["file_name"] = features["file_name"].bytes_list.value[0]
+    return record
+
+
+_LISTS = {b"image": 0x0A, b"label": 0x1A, b"file_name": 0x0A}  # of bytes or of integers: the list's tag in a Feature
+
+
+def _plainly_laid_out(example: bytes) -> Record | None:
+    """As `_parsed`, of an Example as TFDS writes it: one value to a feature, keys first. None for any other.
+
+    Protobuf copies the picture twice on its way, which evicts from the cache what decoding needs.
+    """
+    record: Record = {}
+    try:
+        end, at = _field(example, 0, 0x0A)
+        while at < end:
+            entry, at = _field(example, at, 0x0A)
+            key, at = _field(example, at, 0x0A)
+            name = example[at:key]
+            if name in _LISTS:
+                feature, at = _field(example, key, 0x12)
+                values, at = _field(example, at, _LISTS[name])
+                value, at = _field(example, at, 0x0A)
+                if name == b"label":
+                    record["label"], value_read = _varint(example, at)
+                else:
+                    record[name.decode()], value_read = example[at:value], value
+                if not entry == feature == values == value == value_read:
+                    return None
+            at = entry
+    except (IndexError, ValueError):
+        return None
+    return record if at == end == len(example) and {"image", "label"} <= record.keys() else None
+
+
+def _field(data: bytes, at: int, tag: int) -> tuple[int, int]:
+    """Where the content of a field with such a tag ends and begins; raises ValueError where another tag stands."""
+    if data[at] != tag:
+        raise ValueError
+    length, start = _varint(data, at + 1)
+    return start + length, start
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of up to 28 bits, and where it ends; raises ValueError for a longer one."""
+    value = 0
+    for shift in (0, 7, 14, 21):
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+    raise ValueError

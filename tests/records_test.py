@@ -1,0 +1,81 @@
+"""Records are parsed as protobuf parses them."""
+
+import random
+
+import pytest
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from vgg_jax.data.records import _parsed, _plainly_laid_out
+from vgg_jax.data.sources import open_dataset
+
+
+def example(label=(3,), image=(bytes(range(256)) * 9,), name=(b"a.jpg",), **others):
+    made = tf_example_pb2.Example()
+    made.features.feature["image"].bytes_list.value.extend(image)
+    made.features.feature["label"].int64_list.value.extend(label)
+    if name:
+        made.features.feature["file_name"].bytes_list.value.extend(name)
+    for key, values in others.items():
+        made.features.feature[key].float_list.value.extend(values)
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {},
+        {"name": ()},
+        {"label": (0,)},
+        {"label": (999,)},
+        {"label": (2**28 - 1,)},
+        {"image": (b"",)},
+        {"image": (b"x" * 127,)},
+        {"image": (b"x" * 3_000_000,)},
+        {"box": (0.5, 1.0)},
+        {"unnamed": ()},
+    ],
+)
+def test_plain_layouts(plain):
+    content = example(**plain)
+    assert _plainly_laid_out(content) == _parsed(content)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"label": (-1,)}, {"label": (2**28,)}, {"label": (1, 2)}, {"image": (b"x", b"y")}, {"name": (b"x", b"y")}]
+)
+def test_other_layouts_are_left_to_protobuf(odd):
+    assert _plainly_laid_out(example(**odd)) is None
+    assert _parsed(example(**odd))["label"] == odd.get("label", (3,))[0]
+
+
+@pytest.mark.parametrize("lacking", [{"image": ()}, {"label": ()}])
+def test_an_example_that_lacks_what_is_needed(lacking):
+    assert _plainly_laid_out(example(**lacking)) is None
+    with pytest.raises(IndexError):
+        _parsed(example(**lacking))
+
+
+def test_what_tfds_writes_is_plain(tiny_config):
+    records = open_dataset(tiny_config).train
+    for index in range(len(records)):
+        assert _plainly_laid_out(records._source[index]) == _parsed(records._source[index])
+
+
+def test_a_damaged_example_is_never_read_as_another():
+    rng, read = random.Random(0), 0
+    for _ in range(20_000):
+        content = bytearray(example(image=(b"0123456789",), box=(1.0,)))
+        for _ in range(rng.choice((1, 1, 1, 2))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del content[rng.randrange(len(content)) :]
+        found = _plainly_laid_out(bytes(content))
+        if found is not None:
+            read += 1
+            try:
+                wanted = _parsed(bytes(content))
+            except DecodeError:  # what is not needed is not looked at
+                continue
+            assert found == wanted
+    assert read > 1000
