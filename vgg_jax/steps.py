@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics, augment, normalize
 from vgg_jax.models import VGG
 from vgg_jax.optimizer import learning_rate, lr_factor
+from vgg_jax.sharding import batch_sharding, replicated
 from vgg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
@@ -136,6 +138,33 @@ def errors(logits_BxK: jax.Array, labels_B: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `make_train_step` takes for a batch, split over the mesh."""
+    b, crop, split = config.batch_size, config.image.crop, batch_sharding(mesh)
+    return {
+        "image": jax.ShapeDtypeStruct((b, crop, crop, 3), jnp.uint8, sharding=split),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
+    }
+
+
+def compile_train_step(
+    config: ConfigDict,
+    model: VGG,
+    optimizer: optax.GradientTransformation,
+    statistics: ColorStatistics,
+    mesh: Mesh,
+    shapes: TrainState,
+) -> jax.stages.Compiled:
+    """`make_train_step`, compiled for a state of these shapes (`state.state_shapes`), whose memory it takes over."""
+    return compile_step(
+        make_train_step(config, model, optimizer, statistics),
+        shapes,
+        batch_shapes(config, mesh),
+        donate=True,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)),
+    )
+
+
 def compile_step(step: Callable, *shapes, donate: bool = False, out_shardings=None) -> jax.stages.Compiled:
     """Compiles a step for arguments of these shapes, dtypes and shardings (jax.ShapeDtypeStruct).
 
@@ -143,10 +172,17 @@ def compile_step(step: Callable, *shapes, donate: bool = False, out_shardings=No
     """
     options = {} if out_shardings is None else {"out_shardings": out_shardings}
     lowered = jax.jit(step, donate_argnums=(0,) if donate else (), **options).lower(*shapes)
-    if jax.default_backend() == "cpu":
+    if _platform(shapes) == "cpu":
         try:
             return lowered.compile(compiler_options=CPU_COMPILER_OPTIONS)
         except jax.errors.JaxRuntimeError as error:
             if "ption" not in str(error):  # an option another jaxlib does not know; anything else is real
                 raise
     return lowered.compile()
+
+
+def _platform(shapes) -> str:
+    """What the devices are that arguments lie on: not always those of this process (`vgg_jax.compile_check`)."""
+    shardings = (leaf.sharding for leaf in jax.tree.leaves(shapes))
+    devices = next((sharding.device_set for sharding in shardings if sharding is not None), None)
+    return next(iter(devices)).platform if devices else jax.default_backend()

@@ -35,7 +35,7 @@ from vgg_jax.models import VGG
 from vgg_jax.optimizer import lr_drops, make_optimizer, observe_error, plateaued_for_good
 from vgg_jax.sharding import batch_sharding, bytes_a_device, make_mesh, replicated
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
-from vgg_jax.steps import compile_step, make_eval_step, make_train_step
+from vgg_jax.steps import batch_shapes, compile_step, compile_train_step, make_eval_step
 from vgg_jax.transplant import start_from
 
 
@@ -191,21 +191,9 @@ def _compiled(
 ):
     """train_step, eval_step and the plateau's observation, compiled."""
     began = time.monotonic()
-    b, crop = config.batch_size, config.image.crop
-    split, whole = batch_sharding(mesh), replicated(mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((b, crop, crop, 3), jnp.uint8, sharding=split),
-        "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
-    }
-    mask = jax.ShapeDtypeStruct((b,), jnp.bool_, sharding=split)
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    train_step = compile_step(
-        make_train_step(config, model, optimizer, dataset.statistics),
-        shapes,
-        batch,
-        donate=True,
-        out_shardings=(shardings, whole),
-    )
+    batch, whole = batch_shapes(config, mesh), replicated(mesh)
+    mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
+    train_step = compile_train_step(config, model, optimizer, dataset.statistics, mesh, shapes)
     eval_step = compile_step(
         make_eval_step(model, dataset.statistics), shapes.params, {**batch, "mask": mask}, out_shardings=whole
     )
@@ -214,7 +202,7 @@ def _compiled(
         shapes.opt_state,
         jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
         donate=True,
-        out_shardings=shardings.opt_state,
+        out_shardings=jax.tree.map(lambda x: x.sharding, shapes.opt_state),
     )
     memory: Any = train_step.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.

@@ -1,0 +1,98 @@
+"""The table of `benchmarks/compile_check.md`: nets over TPU slices, as the TPU compiler sees them. No TPU is needed.
+
+    python -m benchmarks.compile_check --nets=D,E --topologies=v5e:4x4,v6e:4x4 --images_per_chip=64
+
+`--overlapped` tries compiler options that reduce gradients by layers beside other work, which training does not use (yet);
+`--text=DIR` keeps the compiled programs' text; `--set` changes the configuration, as --set image.crop=96 model.fc_width=2048.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+from vgg_jax.config import flatten, paper_config
+from vgg_jax.tpu.chips import parse_slice
+from vgg_jax.tpu.compiled import GIB, topology_devices, train_step
+
+# By itself the compiler makes one all-reduce of all gradients, at the end of the step.
+OVERLAPPED = {
+    "xla_jf_crs_combiner_threshold_in_bytes": str(4 * 2**20),
+    "xla_enable_async_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+}
+HEADER = (
+    "| net | slice | sharding | images a chip | memory a device, GiB | TFLOP a device | HBM GB a device | collectives, MB | ms | "
+    "of it waiting | images/s a chip | scaling efficiency | compiled in |"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", default="D")
+    parser.add_argument("--topologies", default="v5e:4x4")
+    parser.add_argument("--shardings", default="replicated")
+    parser.add_argument("--images_per_chip", type=int, default=64)
+    parser.add_argument("--overlapped", action="store_true")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--text", type=Path)
+    options = parser.parse_args()
+    if options.overlapped:
+        compile_plainly = jax.stages.Lowered.compile
+        jax.stages.Lowered.compile = lambda self: compile_plainly(self, compiler_options=OVERLAPPED)
+    print(HEADER + "\n" + "| --- " * HEADER.count(" | ") + "| --- |", flush=True)
+    for topology in options.topologies.split(","):
+        where = parse_slice(topology)
+        devices = topology_devices(where)
+        for net in options.nets.split(","):
+            for sharding in options.shardings.split(","):
+                config = paper_config(net, None)
+                config.model.dtype, config.sharding = "bfloat16", sharding
+                config.batch_size = options.images_per_chip * where.chips
+                for key, _, value in (each.partition("=") for each in options.set):
+                    config.update_from_flattened_dict({key: type(flatten(config)[key])(value)})
+                if sharding == "fc_model_parallel":
+                    config.model_parallel = 4
+                if options.text:
+                    _keep_text(options.text / f"{net}-{where.name.replace(':', '-')}-{sharding}.hlo")
+                began = time.monotonic()
+                answer = train_step(config, where, devices)
+                took = time.monotonic() - began
+                memory = f"{answer.memory / GIB:.2f} of {answer.limit / GIB:.4g}"
+                row = [net, where.name, sharding, options.images_per_chip, memory]
+                if line := answer.roofline:
+                    row += [
+                        f"{answer.flops / 1e12:.3g}",
+                        f"{line.hbm_bytes / 1e9:.3g}",
+                        f"{sum(each.bytes for each in line.collectives) / 1e6:,.1f}",
+                        f"{line.seconds * 1e3:.2f}",
+                        f"{line.exposed_seconds * 1e3:.2f}",
+                        f"{config.batch_size / line.seconds / where.chips:,.0f}",
+                        f"{line.efficiency:.1%}",
+                    ]
+                else:
+                    row += ["does not fit", *[""] * 6]
+                print(f"| {' | '.join(map(str, row))} | {took:.0f} s |", flush=True)
+
+
+def _keep_text(file: Path) -> None:
+    text = jax.stages.Compiled.as_text
+
+    def keeping(self):
+        jax.stages.Compiled.as_text = text
+        found = text(self)
+        file.write_text(found or "")
+        return found
+
+    jax.stages.Compiled.as_text = keeping
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""`python -m vgg_jax.compile_check --config=configs/vgg19.py --topology=v5e:4x4`: what a TPU slice would make of a run.
+
+Compiles the train step with the real TPU compiler. No TPU is needed, nor any data.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from vgg_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file of the run. Values as for training: --config.batch_size=4096 "
+    "--config.model.dtype=bfloat16."
+)  # fmt: skip
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "The slice, chip:shape: v5e:4x4, v4:2x2x1, v5p:4x4x4, v6e:16x16, TPU7x:2x2x1, ..."
+)
+_SHARDING = flags.DEFINE_string(
+    "sharding", "", "How parameters lie: one of replicated, fsdp, fc_model_parallel, or all, which compiles each. Default: "
+    "config.sharding."
+)  # fmt: skip
+_DENSE = flags.DEFINE_bool("dense", False, "Compile dense evaluation too (one compilation more for each sharding).")
+_LARGEST = flags.DEFINE_bool(
+    "largest_batch",
+    False,
+    "Search the largest batch that fits, to an eighth (some compilations more for each sharding).",
+)
+_JSON = flags.DEFINE_string("json", "", "File for the results.")
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --topology=v5e:4x4.")
+    if _CONFIG.value is None:
+        cli.fail("say what to compile: --config=configs/vgg19.py, for example; --help lists the flags.")
+    if not _TOPOLOGY.value:
+        cli.fail("say for which slice: --topology=v5e:4x4, for example; --help lists the flags.")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler wants no device, and one that is busy would be in the way
+    from vgg_jax.tpu.answers import check  # here, so that --help answers at once
+
+    destination = Path(_JSON.value) if _JSON.value else None
+    check(_CONFIG.value, _TOPOLOGY.value, _SHARDING.value, _DENSE.value, _LARGEST.value, destination)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,236 @@
+"""What `vgg_jax.compile_check` does and prints, read top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vgg_jax import __version__
+from vgg_jax import config as config_lib
+from vgg_jax.errors import UserError
+from vgg_jax.logbook import duration, write_json
+from vgg_jax.sharding import RULES
+from vgg_jax.tpu import compiled
+from vgg_jax.tpu.chips import Slice, parse_slice
+from vgg_jax.tpu.compiled import GIB, Answer
+
+_MODEL_PARALLEL = 4  # devices that share FC layers where the configuration does not say
+
+
+def check(
+    config: ConfigDict, topology: str, sharding: str, dense: bool, largest: bool, destination: Path | None
+) -> dict:
+    """Compiles, prints a table as it goes, and writes the same as JSON.
+
+    Args:
+      config: of the run.
+      topology: see `chips.parse_slice`.
+      sharding: a key of `sharding.RULES`, "all", or "" for the configuration's.
+      dense: whether dense evaluation is compiled too.
+      largest: whether the largest batch that fits is searched.
+      destination: of the JSON; None: none.
+
+    Returns:
+      What the JSON says: sizes in bytes, times in seconds.
+
+    Raises:
+      UserError: a slice, a sharding or a batch that cannot be, or no compiler.
+    """
+    where = parse_slice(topology)
+    if destination and not destination.absolute().parent.is_dir():
+        raise UserError(f"--json={destination}: there is no directory {destination.absolute().parent}; make it first.")
+    configs = list(_by_sharding(config, sharding, where))
+    devices = compiled.topology_devices(where)
+    print(_heading(configs[0], where), flush=True)
+    rows = []
+    for each in configs:
+        rows.append(_row(each, where, devices, dense, largest))
+    found = {
+        "topology": where.name,
+        "chips": where.chips,
+        "devices": where.devices,
+        "chip": where.chip._asdict(),
+        "configuration": config_lib.flatten(configs[0]),
+        "shardings": rows,
+        "versions": {"vgg_jax": __version__, "jax": jax.__version__, "libtpu": _libtpu_version()},
+    }
+    if destination:
+        write_json(destination, found)
+        print(f"written: {destination}")
+    return found
+
+
+def _by_sharding(config: ConfigDict, sharding: str, where: Slice) -> Iterator[ConfigDict]:
+    """A configuration for each sharding, none of which looks at data."""
+    if sharding not in ("", "all", *RULES):
+        raise UserError(
+            f"--sharding={sharding}: it must be one of {', '.join(RULES)}, or all."
+            f"{config_lib.did_you_mean(sharding, (*RULES, 'all'))}"
+        )
+    for rules in RULES if sharding == "all" else [sharding or config.sharding]:
+        each = config.copy_and_resolve_references()
+        each.unlock()
+        each.sharding = rules
+        if rules == "fc_model_parallel" and each.model_parallel == 1:
+            each.model_parallel = min(_MODEL_PARALLEL, where.devices)
+        each.data.name, each.data.root, each.start_required = "builtin", "", False
+        config_lib.validate(each, where.devices)
+        yield each
+
+
+def _row(config: ConfigDict, where: Slice, devices: list[jax.Device], dense: bool, largest: bool) -> dict[str, Any]:
+    began = time.monotonic()
+    answer = compiled.train_step(config, where, devices)
+    compilations = 1
+    row: dict[str, Any] = {
+        "sharding": config.sharding,
+        "model_parallel": config.model_parallel,
+        "train_step": _figures(answer, config.batch_size, where),
+    }
+    _say(_lines(f"train step, {_named(config)}, batch {config.batch_size:,}", answer, config.batch_size, where))
+    if dense:
+        pictures, rows, columns = compiled.dense_shape(config, where.devices // config.model_parallel)
+        answer = compiled.dense_step(config, where, devices)
+        compilations += 1
+        row["dense"] = {"pictures": pictures, "frame": [rows, columns], **_figures(answer, pictures, where)}
+        title = (
+            f"dense evaluation, {_named(config)}, {pictures:,} pictures of {rows} x {columns} and their mirror images"
+        )
+        _say(_lines(title, answer, pictures, where))
+    if largest:
+        unit, tried = _unit(config, where), {config.batch_size: row["train_step"]["answer"]}
+
+        def answer_at(batch: int) -> Answer:
+            if batch not in tried:
+                at = config.copy_and_resolve_references()
+                at.batch_size = batch
+                tried[batch] = compiled.train_step(at, where, devices)
+                verdict = "fits" if tried[batch].fits else "does not fit"
+                _say([f"  batch {batch:,}: {tried[batch].memory / GIB:.2f} GiB a device, {verdict}"])
+            return tried[batch]
+
+        fits, fails, _ = compiled.largest(answer_at, config.batch_size, unit)
+        compilations += len(tried) - 1
+        row["largest_batch"] = {"fits": fits, "does_not_fit": fails, "a_chip": fits / where.chips}
+        _say(
+            [
+                f"  largest batch that fits: {fits:,} ({fits / where.chips:g} images a chip); {fails:,} does not "
+                f"({fails / where.chips:g})"
+            ]
+        )
+        if fits:
+            row["largest_batch"]["train_step"] = _figures(tried[fits], fits, where)
+            _say(_lines(f"train step, {_named(config)}, batch {fits:,}", tried[fits], fits, where))
+    row["compilations"], row["seconds"] = compilations, round(time.monotonic() - began, 1)
+    _say([f"  {compilations} compilation{'s' * (compilations > 1)} in {duration(row['seconds'])}"])
+    return _without_answers(row)
+
+
+def _unit(config: ConfigDict, where: Slice) -> int:
+    """What batches that are tried are multiples of: as finely as the given one divides over the devices, 8 at most."""
+    parts = where.devices // config.model_parallel * config.accumulation_steps
+    return parts * next(n for n in (8, 4, 2, 1) if config.batch_size // parts % n == 0)
+
+
+def _figures(answer: Answer, images: int, where: Slice) -> dict[str, Any]:
+    """A step's figures for the JSON."""
+    found: dict[str, Any] = {
+        "answer": answer,
+        "images": images,
+        "images_a_chip": images / where.chips,
+        "fits": answer.fits,
+        "memory_a_device": answer.memory,
+        "memory_a_chip": answer.memory * where.chip.devices,
+        "limit_a_device": answer.limit,
+        "limit_a_chip": answer.limit * where.chip.devices,
+    }
+    line = answer.roofline
+    if line:
+        found |= {
+            "flops_a_device": answer.flops,
+            "flops_a_chip": answer.flops * where.chip.devices,
+            "bytes_accessed_a_device": answer.bytes_accessed,
+            "hbm_bytes_a_device": line.hbm_bytes,
+            "hbm_bytes_a_chip": line.hbm_bytes * where.chip.devices,
+            "seconds": line.seconds,
+            "compute_seconds": line.compute_seconds,
+            "collective_seconds": line.collective_seconds,
+            "exposed_seconds": line.exposed_seconds,
+            "images_per_second": images / line.seconds,
+            "images_per_second_a_chip": images / line.seconds / where.chips,
+            "scaling_efficiency": line.efficiency,
+            "collectives": [each._asdict() for each in line.collectives],
+        }
+    return found
+
+
+def _without_answers(tree):
+    if isinstance(tree, dict):
+        return {key: _without_answers(value) for key, value in tree.items() if key != "answer"}
+    return tree
+
+
+def _heading(config: ConfigDict, where: Slice) -> str:
+    chip = where.chip
+    two = f", {chip.devices} devices each" if chip.devices > 1 else ""
+    return (
+        f"VGG {config.model.configuration} for {where.name}: {where.chips:,} chips{two}; a chip has {chip.hbm_gib:g} GiB of "
+        f"HBM at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.flops / 1e12:,.0f} TFLOP/s bfloat16, {chip.links} links of "
+        f"{chip.link_bandwidth / 1e9:.0f} GB/s each way\n"
+        f"crop {config.image.crop}, {config.model.dtype}, jax {jax.__version__}, libtpu {_libtpu_version()}; times are at "
+        "the published figures, which no real step reaches"
+    )
+
+
+def _lines(title: str, answer: Answer, images: int, where: Slice) -> Iterator[str]:
+    chip = where.chip
+    yield f"{title} ({images / where.chips:g} images a chip)"
+    needed, limit = answer.memory / GIB, answer.limit / GIB
+    both = f" ({needed * chip.devices:.2f} of {limit * chip.devices:.2f} a chip)" if chip.devices > 1 else ""
+    yield f"  {'fits' if answer.fits else 'DOES NOT FIT'}: {needed:.2f} of {limit:.2f} GiB a device{both}"
+    line = answer.roofline
+    if line is None:
+        return
+    a_chip = f" ({answer.flops * chip.devices / 1e12:,.3g} and {line.hbm_bytes * chip.devices / 1e9:,.3g} a chip)"
+    yield (
+        f"  {answer.flops / 1e12:,.3g} TFLOP and {line.hbm_bytes / 1e9:,.3g} GB of HBM traffic a device"
+        f"{a_chip * (chip.devices > 1)}"
+    )
+    yield (
+        f"  {line.seconds * 1e3:,.2f} ms: {line.compute_seconds * 1e3:,.2f} computing, {line.exposed_seconds * 1e3:,.2f} "
+        f"waiting for {line.collective_seconds * 1e3:,.2f} of collectives; {images / line.seconds:,.0f} images/s, "
+        f"{images / line.seconds / where.chips:,.0f} a chip; scaling efficiency {line.efficiency:.1%}"
+    )
+    yield f"  {'collective':<20} {'type':<6} {'count':>5} {'MB':>10} {'devices':>8} {'ms':>8} {'exposed':>8}"
+    for (kind, dtype, group, overlapped), some in _grouped(line.collectives).items():
+        yield (
+            f"  {kind:<20} {dtype:<6} {len(some):>5} {sum(each.bytes for each in some) / 1e6:>10,.2f} {group:>8,} "
+            f"{sum(each.seconds for each in some) * 1e3:>8,.3f} {sum(each.exposed for each in some) * 1e3:>8,.3f}"
+            f"{'  overlapped' if overlapped else ''}"
+        )
+
+
+def _grouped(collectives) -> dict[tuple, list]:
+    groups: dict[tuple, list] = {}
+    for each in sorted(collectives, key=lambda one: -one.bytes):
+        groups.setdefault((each.kind, each.dtype, each.devices, each.overlapped), []).append(each)
+    return groups
+
+
+def _named(config: ConfigDict) -> str:
+    return config.sharding + (f" over {config.model_parallel}" if config.model_parallel > 1 else "")
+
+
+def _say(lines) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def _libtpu_version() -> str:
+    from importlib.metadata import version
+
+    return version("libtpu")

@@ -1,0 +1,189 @@
+"""Compiles the very functions of training and evaluation for a TPU slice that is not there, and searches what fits."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from vgg_jax import config as config_lib
+from vgg_jax.augment import IMAGENET_STATISTICS
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation.forward import make_dense
+from vgg_jax.optimizer import make_optimizer
+from vgg_jax.sharding import batch_sharding, make_mesh, replicated
+from vgg_jax.state import make_model, state_shapes
+from vgg_jax.steps import compile_step, compile_train_step
+from vgg_jax.tpu import hlo
+from vgg_jax.tpu.chips import Slice
+from vgg_jax.tpu.roofline import Roofline, roofline
+
+GIB = 2**30
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Answer(NamedTuple):
+    """What the compiler says of one step; memory, FLOPs and bytes are a device's."""
+
+    fits: bool
+    memory: float  # bytes of HBM: arguments, results and temporaries
+    limit: float  # bytes of HBM that a program may have
+    flops: float  # as XLA counts them, without padded borders; 0 where it did not fit, as all that follows
+    bytes_accessed: float  # as XLA counts them, those of the vector memory with them
+    roofline: Roofline | None
+
+
+def topology_devices(where: Slice) -> list[jax.Device]:
+    """The slice's devices as the TPU compiler describes them.
+
+    Raises:
+      UserError: the compiler is not installed, or does not take the slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "the TPU compiler, the package libtpu, is not installed; no TPU is needed for it: "
+            "pip install -c constraints.txt -e '.[tpu]' in the repository."
+        )
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu looks for a cloud machine's description of itself
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so two compilers need not exclude each other
+    form = {"chip_config_name": where.chip.config} if where.chip.config else {}
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=where.name, chips_per_host_bounds=where.host, **form
+        )
+    except Exception as error:  # of the plugin, of several kinds
+        raise UserError(
+            f"--topology={where.name}: the TPU compiler does not take it: {_first_line(error)}; is libtpu the version that "
+            "belongs to this JAX? pip install -c constraints.txt -e '.[tpu]'"
+        ) from error
+    return list(description.devices)
+
+
+def train_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> Answer:
+    """One update as `vgg_jax.train` compiles it.
+
+    Raises:
+      UserError: a configuration that these devices cannot run.
+    """
+    config_lib.validate(config, len(devices))
+    mesh = make_mesh(config.model_parallel, devices)
+    model, optimizer = make_model(config), make_optimizer(config)
+    shapes = state_shapes(config, model, optimizer, mesh)
+    return _answer(where, lambda: compile_train_step(config, model, optimizer, IMAGENET_STATISTICS, mesh, shapes))
+
+
+def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> Answer:
+    """Dense evaluation as `vgg_jax.evaluate` compiles it, at its batch size and for the frame of `dense_shape`."""
+    mesh = make_mesh(config.model_parallel, devices)
+    model, optimizer = make_model(config), make_optimizer(config)
+    params = state_shapes(config, model, optimizer, mesh).params
+    whole, split = replicated(mesh), batch_sharding(mesh)
+    pictures, rows, columns = dense_shape(config, mesh.shape["data"])
+    arguments = (
+        jax.ShapeDtypeStruct((pictures, rows, columns, 3), jnp.uint8, sharding=split),
+        jax.ShapeDtypeStruct((pictures, 2), jnp.int32, sharding=split),
+        jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole),
+    )
+    dense = make_dense(model, IMAGENET_STATISTICS)
+    return _answer(where, lambda: compile_step(dense, params, *arguments, out_shardings=whole))
+
+
+def dense_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+    """(pictures, rows, columns) that `dense_step` compiles: Q = S, and photographs of 3 : 2.
+
+    As many pictures as `vgg_jax.evaluate` takes by default, pixels of 64 crops a device, mirror images among them.
+    """
+    q = config_lib.eval_scale(config)
+    columns = q * 3 // 2
+    return devices * max(1, 64 * config.image.crop**2 // (2 * q * columns)), q, columns
+
+
+def _answer(where: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> Answer:
+    limit = where.chip.hbm_gib * GIB / where.chip.devices
+    try:
+        compiled = compile_it()
+    except jax.errors.JaxRuntimeError as error:
+        if (found := over(str(error))) is None:
+            raise
+        return Answer(False, *found, 0.0, 0.0, None)
+    memory: Any = compiled.memory_analysis()
+    needed = float(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    costs: Any = compiled.cost_analysis()
+    events = hlo.schedule(hlo.parse(str(compiled.as_text())), where.devices)
+    line = roofline(events, where)
+    return Answer(needed <= limit, needed, limit, costs["flops"], costs["bytes accessed"], line)
+
+
+def over(message: str) -> tuple[float, float] | None:
+    """(bytes wanted, bytes there are) of the compiler's refusal for want of HBM; None of any other error."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    if found is None:
+        return None
+    return float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]
+
+
+def largest(answer_at: Callable[[int], Answer], first: int, unit: int) -> tuple[int, int, int]:
+    """The largest batch that fits, to within an eighth of itself or one unit, whichever is more.
+
+    Memory is nearly linear in the batch, so the next one tried is where the line through what was seen meets the limit;
+    where that says nothing new, the middle.
+
+    Args:
+      answer_at: batch -> what the compiler says of it.
+      first: the batch to begin with, a multiple of `unit`.
+      unit: what batches are multiples of.
+
+    Returns:
+      (the largest batch found to fit, or 0; the smallest found not to; how many batches were tried).
+    """
+    seen: dict[int, Answer] = {}
+    fits, fails, batch = 0, 0, first
+    while True:
+        seen[batch] = answer = answer_at(batch)
+        if answer.fits:
+            fits = max(fits, batch)
+        else:
+            fails = min(fails or batch, batch)
+        if fails and fails - fits <= max(unit, fits // 8 // unit * unit):
+            return fits, fails, len(seen)
+        batch = _next(seen, fits, fails, unit)
+
+
+def _next(seen: dict[int, Answer], fits: int, fails: int, unit: int) -> int:
+    batch, answer = max(seen.items())
+    smaller = [size for size in seen if size < batch]
+    if smaller:
+        near = max(smaller)
+        slope = (answer.memory - seen[near].memory) / (batch - near)
+    else:
+        slope = (
+            answer.memory / batch
+        )  # as if all of it grew with the batch, which tries too little rather than too much
+    guess = int((batch + (answer.limit - answer.memory) / slope) / unit) * unit if slope > 0 else 0
+    if not fails:
+        return max(guess, fits + unit) if guess else 2 * fits
+    near_enough = max(unit, fits // 8 // unit * unit)
+    if fits < guess < fails:
+        return guess
+    if guess <= fits and fits + near_enough < fails:
+        return fits + near_enough
+    if guess >= fails and fails - near_enough > fits:
+        return fails - near_enough
+    return max(unit, (fits + fails) // 2 // unit * unit)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

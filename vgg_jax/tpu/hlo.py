@@ -1,0 +1,265 @@
+"""Reads the text of a compiled program (scheduled HLO): what runs in which order, its work, and what goes between chips.
+
+Pure functions on text. The format is that of `jax.stages.Compiled.as_text()` for TPU; layouts say where an array lies:
+`S(1)` is on the chip's vector memory, none is HBM.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Bits of an element; what is not here (token, opaque) has none.
+_BITS = dict(pred=8, s4=4, u4=4, s8=8, u8=8, s16=16, u16=16, s32=32, u32=32, s64=64, u64=64)  # noqa: C408
+_BITS |= dict(f16=16, bf16=16, f32=32, f64=64, c64=64, f8e4m3fn=8, f8e5m2=8)  # noqa: C408
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+# Instructions that move and compute nothing.
+_FREE = frozenset(
+    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
+)
+
+_ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,<=]*)\](\{[^}]*\})?")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Array(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    space: int  # 0: HBM; 1: vector memory
+
+    @property
+    def bytes(self) -> int:
+        """Without padding by tiles."""
+        return math.prod(self.shape) * _BITS.get(self.dtype, 0) // 8
+
+
+class Instruction(NamedTuple):
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    arguments: str  # between the parentheses
+    text: str  # what follows them: attributes
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Names of instructions."""
+        return tuple(_NAME.findall(self.arguments))
+
+    def attribute(self, name: str) -> str:
+        """`calls=%fused_computation.1` -> "fused_computation.1"; "" where there is none."""
+        found = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|[^,\s]+)", self.text)
+        return found[1].lstrip("%") if found else ""
+
+
+class Program(NamedTuple):
+    computations: dict[str, dict[str, Instruction]]  # in the order of the schedule
+    entry: str
+
+
+class Event(NamedTuple):
+    """One entry of the schedule, with the work of all that it calls."""
+
+    name: str
+    opcode: str
+    flops: float  # of convolutions and matrix products
+    hbm_bytes: float  # read and written, operands and results that lie in HBM
+    collective: str  # one of COLLECTIVES, or ""
+    collective_bytes: float  # of the collective's result (reduce-scatter: of its operand), what a chip holds of it
+    group: int  # devices that take part; 0: none
+    starts: bool  # begins something that runs beside what follows
+    ends: str  # the name of the event that began what ends here, or ""
+    times: int  # how often it runs (in loops)
+    dtype: str = ""  # of a collective's largest array
+
+
+def parse(text: str) -> Program:
+    """The computations of a program.
+
+    Raises:
+      ValueError: text that has no entry computation.
+    """
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        line = re.sub(r"/\*.*?\*/", "", line)
+        if current is None:
+            if found := _COMPUTATION.match(line):
+                current = computations.setdefault(found[2], {})
+                entry = found[2] if found[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif instruction := _instruction(line):
+            current[instruction.name] = instruction
+    if not entry:
+        raise ValueError("this is no compiled program: it has no ENTRY computation")
+    return Program(computations, entry)
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+    """The arrays of a type: "(f32[8,128]{1,0:T(8,128)S(1)}, s32[])" -> two."""
+    found = []
+    for dtype, shape, layout in _ARRAY.findall(text):
+        sides = tuple(int(side.lstrip("<=")) for side in shape.split(",") if side)
+        space = re.search(r"S\((\d+)\)", layout)
+        found.append(Array(dtype, sides, int(space[1]) if space else 0))
+    return tuple(found)
+
+
+def _instruction(line: str) -> Instruction | None:
+    found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
+    if not found:
+        return None
+    rest = line[found.end() :]
+    at = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    called = re.match(r"\s*([\w\-]+)\(", rest[at:])
+    if not called:
+        return None
+    opens = at + called.end() - 1
+    closes = _closing(rest, opens)
+    return Instruction(
+        found[1], called[1], arrays(rest[:at]), rest[opens + 1 : closes], rest[closes + 1 :].lstrip(", ")
+    )
+
+
+def _closing(text: str, opens: int) -> int:
+    """Where the parenthesis that opens at `opens` is closed."""
+    depth = 0
+    for at in range(opens, len(text)):
+        depth += (text[at] == "(") - (text[at] == ")")
+        if not depth:
+            return at
+    raise ValueError(f"a parenthesis is not closed in {text[:100]!r}")
+
+
+def flops(program: Program, instruction: Instruction, of: dict[str, Instruction]) -> float:
+    """Multiplications and additions of the convolutions and matrix products of an instruction and what it calls.
+
+    A padded border and the zeros of a dilated operand count as work, unlike in XLA's own count, where they are left out.
+    """
+    if instruction.opcode == "convolution":
+        kernel = of[instruction.operands[1]].results[0].shape
+        labels = instruction.attribute("dim_labels").split("_")[1].split("->")[0]
+        return 2.0 * math.prod(instruction.results[0].shape) * math.prod(kernel) / kernel[labels.index("o")]
+    if instruction.opcode == "dot":
+        left = of[instruction.operands[0]].results[0].shape
+        inner = instruction.attribute("lhs_contracting_dims").strip("{}").split(",")
+        return 2.0 * math.prod(instruction.results[0].shape) * math.prod(left[int(i)] for i in inner if i)
+    called = program.computations.get(instruction.attribute("calls"), {})
+    return sum(flops(program, inner, called) for inner in called.values())
+
+
+def collective_of(program: Program, instruction: Instruction) -> tuple[str, Instruction] | None:
+    """The collective that an instruction is, or that is fused into it, with the instruction that says its group."""
+    kind = instruction.opcode.removesuffix("-start")
+    if kind in COLLECTIVES:
+        return kind, instruction
+    for inner in program.computations.get(instruction.attribute("calls"), {}).values():
+        if found := collective_of(program, inner):
+            return found
+    return None
+
+
+def group_size(instruction: Instruction, devices: int) -> int:
+    """How many devices take part together: of replica_groups={{0,1},{2,3}}, [2,2]<=[4], a mesh with some of its
+    axes, or none, which means all."""
+    text = instruction.text
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        # 'axis_0' is a whole axis of the compiler's mesh, 'axis_0':(1)2 a part of it of size 2.
+        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2]))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return len(found[1].split(","))
+    return devices
+
+
+def schedule(program: Program, devices: int) -> list[Event]:
+    """What runs, in order, of the entry computation; loops' bodies stand where the loops do, with their trip counts."""
+    return list(_events(program, program.entry, devices, 1, {}))
+
+
+def _events(program: Program, computation: str, devices: int, times: int, running: dict[str, str]) -> Iterator[Event]:
+    """`running`: channel of a collective that has begun -> the name of the event that began it."""
+    of = program.computations[computation]
+    for instruction in of.values():
+        if instruction.opcode in _FREE:
+            continue
+        if instruction.opcode == "while":
+            inner_times = times * _trips(program, instruction)
+            yield from _events(program, instruction.attribute("body"), devices, inner_times, running)
+            continue
+        event = _event(program, instruction, of, devices, times)
+        # A collective that is fused with what it runs beside: a start, fusions that compute and carry it on, an end, which
+        # share a channel.
+        found = collective_of(program, instruction)
+        channel = found[1].attribute("channel_id") if found and found[1] is not instruction else ""
+        if channel and event.starts:
+            running[channel] = event.name
+        elif channel in running:
+            ends = running.pop(channel) if _is_done(instruction) else ""
+            event = event._replace(collective="", collective_bytes=0.0, group=0, dtype="", ends=ends)
+        yield event
+
+
+def _event(program: Program, instruction: Instruction, of: dict[str, Instruction], devices: int, times: int) -> Event:
+    starts, ends = _is_start(instruction), _is_done(instruction)
+    begun = _begun(instruction, of) if ends else None
+    found = None if ends else collective_of(program, instruction)
+    kind, size, group, dtype = "", 0.0, 0, ""
+    if found:
+        kind, inner = found
+        operands = [array for name in instruction.operands if name in of for array in of[name].results]
+        moved = operands if kind in ("reduce-scatter", "all-reduce") and inner is instruction else inner.results
+        if kind == "all-gather" and inner.opcode.endswith("-start"):  # its result: the operand, and what is gathered
+            moved = inner.results[-1:]
+        size = float(sum(array.bytes for array in moved))
+        group = group_size(inner, devices)
+        if kind == "reduce-scatter" and inner is not instruction:
+            size *= group
+        dtype = max(moved, key=lambda array: array.bytes).dtype if moved else ""
+    read = [array for name in instruction.operands if name in of for array in of[name].results]
+    written = instruction.results
+    if ends or 'custom_call_target="ConcatBitcast"' in instruction.text:
+        read, written = [], ()
+    hbm = float(sum(array.bytes for array in (*read, *written) if not array.space))
+    if starts and not found:  # a copy beside other work: the smaller of source and destination is what moves
+        places = [array for array in instruction.results if array.shape][:2]
+        hbm = float(min((p.bytes for p in places), default=0) * sum(not p.space for p in places))
+    work = 0.0 if ends else flops(program, instruction, of)
+    return Event(
+        *(instruction.name, instruction.opcode, work, hbm, kind, size, group, starts, begun.name if begun else ""),
+        times,
+        dtype,
+    )
+
+
+def _begun(instruction: Instruction, of: dict[str, Instruction]) -> Instruction | None:
+    """What an instruction ends, looked for through the tuples between."""
+    for name in instruction.operands:
+        source = of.get(name)
+        while source and source.opcode in _FREE and not _is_start(source) and source.operands:
+            source = of.get(source.operands[0])
+        if source and _is_start(source):
+            return source
+    return None
+
+
+def _is_start(instruction: Instruction) -> bool:
+    return instruction.opcode.endswith("-start") or bool(re.search(r"async[\w\-]*start", instruction.name))
+
+
+def _is_done(instruction: Instruction) -> bool:
+    return instruction.opcode.endswith("-done") or bool(re.search(r"async[\w\-]*done", instruction.name))
+
+
+def _trips(program: Program, loop: Instruction) -> int:
+    """How often a loop runs: as the compiler says, or the constant that its condition compares with."""
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
+        return int(found[1])
+    condition = program.computations.get(loop.attribute("condition"), {})
+    bounds = [int(i.arguments) for i in condition.values() if i.opcode == "constant" and i.arguments.isdigit()]
+    return max(bounds, default=1)
