@@ -11,6 +11,7 @@ the sign ± come 1.96 standard errors over images, and in brackets the differenc
 left ln K are counted, not averaged.
 """
 
+import functools
 import json
 import math
 import os
@@ -74,12 +75,10 @@ COMPARISONS = (
     ("depth", "E-256", "A-256", "dense", "single"),
     ("jitter beats fixed S", "D-jitter", "D-384", "dense", "multi"),
 )
-# The test protocol on one net: (finding, net, (protocol, scales) a, b).
+# The test protocol on one net: (finding, net, (protocol, scales) a, b). Crops: benchmarks/evaluation_findings.py.
 PROTOCOL_COMPARISONS = (
     ("several scales beat one", "D-256", ("dense", "multi"), ("dense", "single")),
     ("several scales beat one", "D-jitter", ("dense", "multi"), ("dense", "single")),
-    ("crops and dense are complementary", "D-jitter", ("dense+multi_crop", "multi"), ("dense", "multi")),
-    ("crops and dense are complementary", "D-jitter", ("dense+multi_crop", "multi"), ("multi_crop", "multi")),
 )
 FUSION = ("D-256", "E-256")
 
@@ -164,12 +163,17 @@ class Run:
         return self.finished and min(self.losses) < 0.97 * math.log(10)
 
     def posteriors(self, protocol, scales):
-        return posteriors_of(str(self.workdir), protocol, scales, "")
+        return _posteriors(str(self.workdir), protocol, scales)
 
     def mistakes(self, protocol, scales):
         """[N], 1 where the likeliest class is wrong."""
         posteriors, labels = self.posteriors(protocol, scales)
         return (best(posteriors)[:, 0] != labels).astype(float)
+
+
+@functools.cache
+def _posteriors(workdir, protocol, scales):
+    return posteriors_of(workdir, protocol, scales, "")
 
 
 def runs_of(directory, name):
