@@ -124,6 +124,8 @@ def describe(steps: Sequence[Step]) -> str:
     )
     unfinished = sum(step.summary is None for step in steps)
     more = f"about {duration(left)} left" + (" and what no finished run tells yet" if unknown else "")
+    if unknown and not left:
+        more = "no finished run tells yet how long they take"
     return f"{table}\n{len(steps) - unfinished} of {len(steps)} runs finished" + (f"; {more}" if unfinished else "")
 
 
