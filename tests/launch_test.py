@@ -226,7 +226,7 @@ def test_logs_are_shown_as_they_grow_and_kept(cloud):
     assert (cloud.clone / "runs/launches/vgg16/time-1/vgg-jax-vgg16.log").read_text() == "one\ntwo\nthree\n"
 
 
-@pytest.mark.parametrize(
+each_that_rents = pytest.mark.parametrize(
     ("launcher", "made"),
     [
         (VM, "instances create"),
@@ -235,6 +235,9 @@ def test_logs_are_shown_as_they_grow_and_kept(cloud):
         (GKE, "node-pools create"),
     ],
 )
+
+
+@each_that_rents
 def test_no_capacity_is_asked_for_again_and_then_given_up(launcher, made, cloud):
     cloud.plays({made: [STOCK_OUT, STOCK_OUT, {}], "storage rsync": [ended(0, 0)]})
     status, out = cloud.run(*launcher)
@@ -253,15 +256,7 @@ def test_no_capacity_is_asked_for_again_and_then_given_up(launcher, made, cloud)
     assert last(out) == "all that was made has been deleted."
 
 
-@pytest.mark.parametrize(
-    ("launcher", "made"),
-    [
-        (VM, "instances create"),
-        (SLICE, "managed create"),
-        (QUEUE, "queued-resources create"),
-        (GKE, "node-pools create"),
-    ],
-)
+@each_that_rents
 def test_a_quota_is_not_tried_again(launcher, made, cloud):
     cloud.plays({made: [QUOTA]})
     status, out = cloud.run(*launcher)
