@@ -18,6 +18,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
+from vgg_jax.data.records import UncompressedWriter
+
 COUNTS = {"train": 4000, "validation": 1000}
 _FIRST_SEED = {"train": 0, "validation": 1_000_000}  # the splits never share a seed
 
@@ -174,6 +176,9 @@ class VggJaxShapes(tfds.core.GeneratorBasedBuilder):
                 }
             ),
         )
+
+    def _example_writer(self) -> UncompressedWriter:
+        return UncompressedWriter()
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager  # nothing is downloaded

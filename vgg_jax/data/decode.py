@@ -81,7 +81,8 @@ def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], botto
         # Smooth upsampling of chroma, where it has fewer rows, looks one of its rows further.
         further = 0 if header.unit_height == 8 else header.unit_height // 8
         rows = min(height, -(-(math.ceil(bottom) + further) // header.unit_height) * header.unit_height)
-        encoded = b"".join((encoded[: header.height_at], rows.to_bytes(2, "big"), encoded[header.height_at + 2 :]))
+        view, at = memoryview(encoded), header.height_at  # a view, as a slice would be one more copy
+        encoded = b"".join((view[:at], rows.to_bytes(2, "big"), view[at + 2 :]))
     # It takes the smallest size that is not below the one named, so it is told the size just worked out.
     reduced = {} if eighths == 8 else {
         "min_width": -(-width * eighths // 8), "min_height": -(-rows * eighths // 8), "min_factor": 8 / eighths

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from vgg_jax.data.decode import DecodeError, check
 from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.records import UncompressedWriter
 from vgg_jax.errors import UserError
 
 Listing = dict[str, dict[str, list[Path]]]  # split -> class -> pictures
@@ -108,6 +109,9 @@ class VggJaxFolder(tfds.core.GeneratorBasedBuilder):
                 }
             ),
         )
+
+    def _example_writer(self) -> UncompressedWriter:
+        return UncompressedWriter()
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager  # nothing is downloaded

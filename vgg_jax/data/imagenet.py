@@ -26,6 +26,7 @@ from PIL import Image
 
 from vgg_jax.data.decode import DecodeError, check, decode, is_plain_jpeg
 from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.records import WRITER_OPTIONS
 from vgg_jax.data.space import SKIPPED, need_space, writable
 from vgg_jax.errors import UserError
 from vgg_jax.logbook import write_json
@@ -322,8 +323,7 @@ def _write_shards(
             for shard in missing:
                 bad, lengths = {}, []
                 being_written = unfinished / "work" / shard.file
-                # JPEGs do not get smaller, and unpacking them would cost time at every reading.
-                writer = ArrayRecordWriter(str(being_written), "group_size:1,uncompressed")
+                writer = ArrayRecordWriter(str(being_written), WRITER_OPTIONS)
                 for _ in shard.members:
                     name, label, encoded, reason = next(fetched)
                     if reason is not None:

@@ -1,4 +1,4 @@
-"""Random access to the records of one split of a prepared data set."""
+"""The records of a prepared data set: how this package writes them, and random access to those of one split."""
 
 from __future__ import annotations
 
@@ -8,11 +8,29 @@ from itertools import accumulate
 from typing import Any
 
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core import writer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vgg_jax.errors import UserError
 
 Record = dict[str, Any]
+
+# One record to a chunk, for random access. JPEGs do not get smaller, and unpacking them would cost time at every reading.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class UncompressedWriter(writer.ExampleWriter):
+    """Writes records as they are, where a builder's `_example_writer` returns one; TFDS's own compresses them."""
+
+    def __init__(self) -> None:
+        super().__init__(tfds.core.FileFormat.ARRAY_RECORD)
+
+    def write(self, path, examples) -> None:
+        records = ArrayRecordWriter(str(path), WRITER_OPTIONS)
+        for _, record in examples:
+            records.write(record)
+        records.close()
 
 
 class Records(Sequence[Record]):
