@@ -1,4 +1,4 @@
-"""Pooling against nn.max_pool, LRN against its closed form."""
+"""Pooling against nn.max_pool, LRN against its closed form, a fully connected layer against a matrix product."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_jax.models.layers import local_response_norm, max_pool_2x2
+from vgg_jax.models.layers import FullyConnected, local_response_norm, max_pool_2x2
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 4), (2, 2, 3, 1)])
@@ -25,6 +25,10 @@ def test_pooling_and_its_gradient_are_those_of_max_pool(shape, ties):
     np.testing.assert_array_equal(max_pool_2x2(x), reference(x))
     ours, theirs = (jax.grad(lambda v, f=f: (weights * f(v)).sum())(x) for f in (max_pool_2x2, reference))
     np.testing.assert_array_equal(ours, theirs)
+    # Forward mode: nn.max_pool knows none, but the two modes must agree.
+    direction = jax.random.normal(jax.random.key(2), shape)
+    _, forward = jax.jvp(max_pool_2x2, (x,), (direction,))
+    assert float((weights * forward).sum()) == pytest.approx(float((theirs * direction).sum()), rel=1e-4, abs=1e-4)
 
 
 def test_a_tie_has_one_winner_the_first():
@@ -64,3 +68,24 @@ def test_lrn_sums_in_float32_whatever_it_is_given():
     result = local_response_norm(a)
     assert result.dtype == jnp.bfloat16
     assert float(result[0, 0, 0, 0]) == pytest.approx(wanted, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_fully_connected_layer_is_a_matrix_product(dtype):
+    layer = FullyConnected(6, dtype=dtype)
+    x = jax.random.normal(jax.random.key(0), (4, 3, 2, 5)).astype(dtype)
+    params = layer.init(jax.random.key(1), x)["params"]
+    weights = jax.random.normal(jax.random.key(2), (4, 6)).astype(dtype)
+
+    def ours(params, x):
+        return (weights * layer.apply({"params": params}, x).reshape(4, 6)).sum()
+
+    def plain(params, x):
+        kernel = params["kernel"].astype(dtype).reshape(30, 6)
+        return (weights * (x.reshape(4, 30) @ kernel + params["bias"].astype(dtype))).sum()
+
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == jnp.float32 else {"rtol": 0.02, "atol": 0.05}
+    for mode in (jax.grad, jax.jacfwd):
+        gradients = [mode(function, argnums=(0, 1))(params, x) for function in (ours, plain)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), *gradients)
+        assert jax.tree.map(lambda a: a.dtype, gradients[0]) == jax.tree.map(lambda a: a.dtype, gradients[1])

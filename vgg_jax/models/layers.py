@@ -13,11 +13,7 @@ from jax import lax
 from vgg_jax.models.initializers import PRESETS
 
 
-def _maximum_with_one_winner(a: jax.Array, b: jax.Array) -> jax.Array:
-    # As jnp.maximum, NaN included, but the gradient goes to one side: `a` where both are equal. jnp.maximum halves it.
-    return jnp.where((a >= b) | jnp.isnan(a), a, b)
-
-
+@jax.custom_jvp
 def max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
     """2x2 max pooling with stride 2; an odd last row or column is left out, as in flax and torch (PAPER.md §5.6).
 
@@ -31,11 +27,33 @@ def max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
     Returns:
       [B, H // 2, W // 2, C], the same dtype.
     """
+    return _pooled(_windows(x_BxHxWxC))[0]
+
+
+@max_pool_2x2.defjvp
+def _max_pool_2x2_jvp(primals, tangents):
+    # Left to itself autodiff would make the gradient from four arrays of a quarter's size, each padded, added up and then
+    # copied into the map's layout. This way it is written once, where it belongs.
+    windows_BxHx2xWx2xC = _windows(primals[0])
+    y, winner_BxHxWxC = _pooled(windows_BxHx2xWx2xC)
+    place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    wins = winner_BxHxWxC[:, :, None, :, None] == place
+    return y, jnp.where(wins, _windows(tangents[0]), 0).sum(axis=(2, 4))
+
+
+def _windows(x_BxHxWxC: jax.Array) -> jax.Array:
     b, h, w, c = x_BxHxWxC.shape
-    x = x_BxHxWxC[:, : h - h % 2, : w - w % 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    top = _maximum_with_one_winner(x[:, :, 0, :, 0], x[:, :, 0, :, 1])
-    bottom = _maximum_with_one_winner(x[:, :, 1, :, 0], x[:, :, 1, :, 1])
-    return _maximum_with_one_winner(top, bottom)
+    return x_BxHxWxC[:, : h - h % 2, : w - w % 2].reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def _pooled(windows_BxHx2xWx2xC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The windows' maxima and where in their window they lie, 0 to 3."""
+    first, *others = (windows_BxHx2xWx2xC[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    largest, winner = first, jnp.zeros(first.shape, jnp.uint8)
+    for place, other in enumerate(others, 1):
+        stays = (largest >= other) | jnp.isnan(largest)
+        largest, winner = jnp.where(stays, largest, other), jnp.where(stays, winner, jnp.uint8(place))
+    return largest, winner
 
 
 def local_response_norm(
@@ -125,10 +143,29 @@ class FullyConnected(nn.Module):
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype).astype(self.dtype)
         x = x_BxHxWxC.astype(self.dtype)
         if (h, w) == shape[:2]:
-            x = (x.reshape(b, -1) @ kernel.reshape(-1, self.features)).reshape(b, 1, 1, self.features)
+            x = _product(x, kernel).reshape(b, 1, 1, self.features)
         else:
             x = _convolve(x, kernel, padding="VALID")
         return x + bias
+
+
+@jax.custom_jvp
+def _product(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array) -> jax.Array:
+    """[B, F]: a map of the kernel's own size, times the kernel."""
+    return x_BxHxWxC.reshape(len(x_BxHxWxC), -1) @ kernel_HxWxCxF.reshape(-1, kernel_HxWxCxF.shape[-1])
+
+
+@_product.defjvp
+def _product_jvp(primals, tangents):
+    # The gradient is made row by row of the kernel: between devices it is then reduced in parts that fit a TPU's vector
+    # memory, beside other layers' work; fc6's in one piece, 200 MB, could not be.
+    (x, kernel), (dx, dkernel) = primals, tangents
+    rows = zip(*(_rows(array, axis) for array, axis in ((x, 1), (kernel, 0), (dx, 1), (dkernel, 0))), strict=True)
+    return _product(x, kernel), sum(_product(dx_i, k_i) + _product(x_i, dk_i) for x_i, k_i, dx_i, dk_i in rows)
+
+
+def _rows(array: jax.Array, axis: int) -> list[jax.Array]:
+    return list(lax.split(array, [1] * array.shape[axis], axis))
 
 
 def _convolve(x_BxHxWxC: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
