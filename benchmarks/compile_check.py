@@ -2,7 +2,7 @@
 
     python -m benchmarks.compile_check --nets=D,E --topologies=v5e:4x4,v6e:4x4 --images_per_chip=64
 
-`--overlapped` tries compiler options that reduce gradients by layers beside other work, which training does not use (yet);
+`--plain` compiles without the options that training gives the compiler (`steps.COMPILER_OPTIONS`): before and after;
 `--text=DIR` keeps the compiled programs' text; `--set` changes the configuration, as --set image.crop=96 model.fc_width=2048.
 """
 
@@ -15,19 +15,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 
+from vgg_jax import steps
 from vgg_jax.config import flatten, paper_config
 from vgg_jax.tpu.chips import parse_slice
 from vgg_jax.tpu.compiled import GIB, topology_devices, train_step
 
-# By itself the compiler makes one all-reduce of all gradients, at the end of the step.
-OVERLAPPED = {
-    "xla_jf_crs_combiner_threshold_in_bytes": str(4 * 2**20),
-    "xla_enable_async_all_reduce": "true",
-    "xla_tpu_enable_async_collective_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-    "xla_tpu_overlap_compute_collective_tc": "true",
-}
 HEADER = (
     "| net | slice | sharding | images a chip | memory a device, GiB | TFLOP a device | HBM GB a device | collectives, MB | ms | "
     "of it waiting | images/s a chip | scaling efficiency | compiled in |"
@@ -40,13 +32,12 @@ def main() -> None:
     parser.add_argument("--topologies", default="v5e:4x4")
     parser.add_argument("--shardings", default="replicated")
     parser.add_argument("--images_per_chip", type=int, default=64)
-    parser.add_argument("--overlapped", action="store_true")
+    parser.add_argument("--plain", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--text", type=Path)
     options = parser.parse_args()
-    if options.overlapped:
-        compile_plainly = jax.stages.Lowered.compile
-        jax.stages.Lowered.compile = lambda self: compile_plainly(self, compiler_options=OVERLAPPED)
+    if options.plain:
+        steps.COMPILER_OPTIONS.clear()
     print(HEADER + "\n" + "| --- " * HEADER.count(" | ") + "| --- |", flush=True)
     for topology in options.topologies.split(","):
         where = parse_slice(topology)

@@ -1,4 +1,4 @@
-"""What `steps.CPU_COMPILER_OPTIONS` is worth: net A's forward and backward pass at 224, batch 8, with and without.
+"""What the CPU's `steps.COMPILER_OPTIONS` are worth: net A's forward and backward pass at 224, batch 8, with and without.
 
 python -m benchmarks.cpu_options
 """
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.models import VGG
-from vgg_jax.steps import CPU_COMPILER_OPTIONS
+from vgg_jax.steps import COMPILER_OPTIONS
 
 BATCH, GMAC = 8, 7.61  # Paper Table 2's net A, PAPER.md's count
 
@@ -22,7 +22,7 @@ def main():
     def loss(p, x):
         return jnp.square(model.apply({"params": p}, x)).mean()
 
-    for name, options in (("XLA's choice", {}), ("CPU_COMPILER_OPTIONS", CPU_COMPILER_OPTIONS)):
+    for name, options in (("XLA's choice", {}), ("COMPILER_OPTIONS", COMPILER_OPTIONS["cpu"])):
         step = jax.jit(jax.grad(loss)).lower(params, images).compile(compiler_options=options)
         jax.block_until_ready(step(params, images))
         began = time.perf_counter()

@@ -77,12 +77,52 @@ def test_work_is_counted_by_hand(events):
         *("all-gather.2", "done"),
     ]
     assert events["fusion.1"].flops == 2 * (8 * 16 * 16 * 32) * (3 * 3 * 4)
-    assert events["fusion.1"].hbm_bytes == 2 * 8 * 16 * 16 * 4  # kernel and result lie in vector memory
+    # Kernel and result lie in vector memory; four channels take the place of 128.
+    assert events["fusion.1"].hbm_bytes == 2 * 8 * 16 * 16 * 128
     assert events["dot.1"].flops == 2 * 128 * 128 * 256
     assert events["dot.1"].hbm_bytes == 0
     assert events["copy-start.1"].hbm_bytes == 2 * 128 * 256  # read; written to vector memory
     assert events["copy-done.1"].hbm_bytes == 0
     assert (events["product"].flops, events["product"].times) == (2 * 64**3, 5)  # the loop's condition says five
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        (
+            "bf16[64,224,224,64]{3,0,2,1:T(8,128)(2,1)}",
+            2 * 64 * 224 * 224 * 128,
+        ),  # 64 channels fastest: half of it padding
+        ("bf16[128,224,224,64]{0,3,2,1:T(8,128)(2,1)}", 2 * 128 * 224 * 224 * 64),  # 128 images fastest: none
+        ("pred[10,30]{1,0:T(32,128)(4,1)}", 32 * 128),
+        ("f32[130]{0:T(128)}", 4 * 256),
+        ("f32[]{:T(128)}", 4),
+        ("f32[7,3]{1,0}", 4 * 21),
+    ],
+)
+def test_tiles_are_stored_whole(text, stored):
+    (array,) = hlo.arrays(text)
+    assert array.stored_bytes == stored
+
+
+def test_an_update_in_place_moves_only_what_is_new():
+    program = hlo.parse("""\
+%fused (whole: bf16[7,512,4096], part: bf16[1,512,4096]) -> bf16[7,512,4096] {
+  %whole = bf16[7,512,4096]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %part = bf16[1,512,4096]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %put = bf16[7,512,4096]{2,1,0:T(8,128)(2,1)} dynamic-update-slice(%whole, %part, %zero, %zero, %zero)
+}
+
+ENTRY %main (a: bf16[7,512,4096], b: bf16[1,512,4096]) -> bf16[7,512,4096] {
+  %a = bf16[7,512,4096]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[1,512,4096]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %i = s32[] constant(1)
+  %first = bf16[7,512,4096]{2,1,0:T(8,128)(2,1)} fusion(%a, %b), kind=kLoop, calls=%fused
+  ROOT %second = bf16[7,512,4096]{2,1,0:T(8,128)(2,1)} dynamic-update-slice(%first, %b, %i, %i, %i)
+}
+""")
+    assert [event.hbm_bytes for event in hlo.schedule(program, 1)] == 2 * [2 * 2 * 512 * 4096]
 
 
 def test_collectives_with_their_bytes_and_groups(events):

@@ -19,11 +19,25 @@ from vgg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
 
-# XLA's CPU backend has faster convolution gradients than those it takes by default: net A, batch 8, forward and
-# backward on two cores, 121 GFLOP/s without and 161 with these (`python -m benchmarks.cpu_options`).
-CPU_COMPILER_OPTIONS: dict[str, str | bool] = {
-    "xla_cpu_experimental_onednn_custom_call": True,
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+# What XLA is told for each kind of device, a compilation at a time.
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    # The CPU backend has faster convolution gradients than those it takes by default: net A, batch 8, forward and
+    # backward on two cores, 121 GFLOP/s without and 161 with these (`python -m benchmarks.cpu_options`).
+    "cpu": {
+        "xla_cpu_experimental_onednn_custom_call": True,
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    },
+    # By itself the TPU compiler reduces all gradients in one piece at the end of the step, where nothing hides it. With
+    # these, gradients of 4 MiB and more are reduced layer by layer, carried by the convolutions that follow
+    # (benchmarks/compile_check.md).
+    "tpu": {
+        "xla_jf_crs_combiner_threshold_in_bytes": str(4 * 2**20),
+        "xla_enable_async_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+    },
 }
 
 
@@ -172,11 +186,11 @@ def compile_step(step: Callable, *shapes, donate: bool = False, out_shardings=No
     """
     options = {} if out_shardings is None else {"out_shardings": out_shardings}
     lowered = jax.jit(step, donate_argnums=(0,) if donate else (), **options).lower(*shapes)
-    if _platform(shapes) == "cpu":
+    if compiler_options := COMPILER_OPTIONS.get(_platform(shapes)):
         try:
-            return lowered.compile(compiler_options=CPU_COMPILER_OPTIONS)
+            return lowered.compile(compiler_options=compiler_options)
         except jax.errors.JaxRuntimeError as error:
-            if "ption" not in str(error):  # an option another jaxlib does not know; anything else is real
+            if "No such compile option" not in str(error):  # of another version; anything else is real
                 raise
     return lowered.compile()
 

@@ -29,11 +29,20 @@ class Array(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     space: int  # 0: HBM; 1: vector memory
+    layout: tuple[int, ...] = ()  # dimensions, the one that changes fastest first
+    tile: tuple[int, ...] = ()  # of the fastest dimensions, in the order of `shape`
 
     @property
     def bytes(self) -> int:
-        """Without padding by tiles."""
         return math.prod(self.shape) * _BITS.get(self.dtype, 0) // 8
+
+    @property
+    def stored_bytes(self) -> int:
+        """With the padding to whole tiles: 64 channels in tiles of 8 x 128 take the place of 128."""
+        sides = list(self.shape)
+        for dimension, side in zip(self.layout, reversed(self.tile), strict=False):
+            sides[dimension] = -(-sides[dimension] // side) * side
+        return math.prod(sides) * _BITS.get(self.dtype, 0) // 8
 
 
 class Instruction(NamedTuple):
@@ -104,7 +113,15 @@ def arrays(text: str) -> tuple[Array, ...]:
     for dtype, shape, layout in _ARRAY.findall(text):
         sides = tuple(int(side.lstrip("<=")) for side in shape.split(",") if side)
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(Array(dtype, sides, int(space[1]) if space else 0))
+        order, tile = re.match(r"\{([\d,]*)", layout), re.search(r":T\(([\d,]+)\)", layout)
+        found.append(
+            Array(
+                dtype,
+                sides,
+                int(space[1]) if space else 0,
+                *(tuple(map(int, part[1].split(","))) if part and part[1] else () for part in (order, tile)),
+            )
+        )
     return tuple(found)
 
 
@@ -225,16 +242,27 @@ def _event(program: Program, instruction: Instruction, of: dict[str, Instruction
     written = instruction.results
     if ends or 'custom_call_target="ConcatBitcast"' in instruction.text:
         read, written = [], ()
-    hbm = float(sum(array.bytes for array in (*read, *written) if not array.space))
+    hbm = float(sum(array.stored_bytes for array in (*read, *written) if not array.space))
+    if updated := _update_in_place(program, instruction, of):
+        hbm = 2.0 * updated.stored_bytes  # of the array that it is written into only that part is touched
     if starts and not found:  # a copy beside other work: the smaller of source and destination is what moves
         places = [array for array in instruction.results if array.shape][:2]
-        hbm = float(min((p.bytes for p in places), default=0) * sum(not p.space for p in places))
+        hbm = float(min((p.stored_bytes for p in places), default=0) * sum(not p.space for p in places))
     work = 0.0 if ends else flops(program, instruction, of)
     return Event(
         *(instruction.name, instruction.opcode, work, hbm, kind, size, group, starts, begun.name if begun else ""),
         times,
         dtype,
     )
+
+
+def _update_in_place(program: Program, instruction: Instruction, of: dict[str, Instruction]) -> Array | None:
+    """What is written, where an instruction or the end of a fusion writes a part of an array that is there already."""
+    of = program.computations.get(instruction.attribute("calls")) or of
+    last = instruction if instruction.name in of else next(reversed(of.values()))
+    while last.opcode == "bitcast" and last.operands[0] in of:
+        last = of[last.operands[0]]
+    return of[last.operands[1]].results[0] if last.opcode == "dynamic-update-slice" else None
 
 
 def _begun(instruction: Instruction, of: dict[str, Instruction]) -> Instruction | None:
