@@ -10,6 +10,7 @@ tf.data is measured where TensorFlow happens to be installed. Default folder: im
 """
 
 import argparse
+import collections
 import contextlib
 import importlib.util
 import io
@@ -104,7 +105,8 @@ def tf_data(folder, cores, seconds):
 
 
 def whole_pipeline(folder, cores, seconds, processes=0):
-    """Images a second out of `pipeline.batches`; and the peak memory, and how it grew in the second half, in MiB."""
+    """Images a second out of `pipeline.batches`, and their shares of what decode and crop alone reach, in turns with it;
+    and the peak memory, and how it grew in the second half, in MiB."""
     import jax
 
     from vgg_jax.config import default_config
@@ -140,7 +142,7 @@ def whole_pipeline(folder, cores, seconds, processes=0):
                 speeds.append((len(peaks) - first) * config.batch_size / (time.perf_counter() - began))
                 time.sleep(0.5)  # until nothing is decoded ahead any more
                 shares.append(speeds[-1] / per_second(folder, cores, seconds / 2, ours))
-    return max(speeds), peaks[-1], peaks[-1] - peaks[len(peaks) // 2], float(np.median(shares))
+    return max(speeds), shares, peaks[-1], peaks[-1] - peaks[len(peaks) // 2]
 
 
 def share_of_the_decoder(folder, seconds):
@@ -206,12 +208,13 @@ def main():
     methods = [m for m in METHODS if m != "share of the decoder"]
     if importlib.util.find_spec("tensorflow") is None:
         methods.remove("tf.data: decode_and_crop_jpeg, no antialiasing")
-    best, memory = {}, {}
+    best, shares, memory = {}, collections.defaultdict(list), {}
     for _ in range(args.rounds):
         for method, cores in itertools.product(methods, (1, len(usable))):
             result = measure(method, args.folder, cores, args.seconds)
             if isinstance(result, list):
-                result, *memory[method, cores] = result
+                result, some, *memory[method, cores] = result
+                shares[method, cores] += some
             best[method, cores] = max(best.get((method, cores), 0), result)
     decoder = measure("share of the decoder", args.folder, 1, args.seconds)
 
@@ -232,9 +235,11 @@ def main():
     pipeline = "vgg_jax: the whole pipeline"
     print(f"\nInside the JPEG library: {decoder:.0%} of the time of decode and crop.\n")
     for cores in (1, len(usable)):
-        peak, growth, share = memory[pipeline, cores]
+        peak, growth = memory[pipeline, cores]
+        low, share, high = np.percentile(shares[pipeline, cores], (25, 50, 75))
         print(
-            f"On {cores} core{'s'[: cores > 1]} the whole pipeline reaches {share:.0%} of decode and crop alone, measured in turns; "
+            f"On {cores} core{'s'[: cores > 1]} the whole pipeline reaches {share:.0%} of decode and crop alone "
+            f"(median of {len(shares[pipeline, cores])} in turns, quartiles {low:.0%} and {high:.0%}); "
             f"peak memory {peak:,.0f} MiB, {growth:+.0f} MiB in the second half of at least an epoch."
         )
 
