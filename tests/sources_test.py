@@ -1,5 +1,6 @@
 """Data sets by name: the folder and the bad folders, splits, statistics, and what is said where something is wrong."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -79,6 +80,12 @@ def test_tfds_reads_what_was_prepared(folder_config):
     assert len(by_name.train) == 45
     assert by_name.train[7]["image"] == by_folder.train[7]["image"]
     assert by_name.class_names == by_folder.class_names
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="the package for buckets is there")
+def test_a_bucket_without_its_package(tiny_config):
+    tiny_config.data.dir = "gs://bucket/datasets"
+    refused(tiny_config, r"gs://bucket/datasets is in a bucket, .*: Please install gcsfs")
 
 
 def refused(config, message):

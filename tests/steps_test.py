@@ -175,3 +175,27 @@ assert {"tensorflow_datasets", "grain"} <= set(sys.modules)
 assert "tensorflow" not in sys.modules, "train"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "falls_back"),
+    [
+        ("INVALID_ARGUMENT: No such compile option: 'xla_new'", True),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 16.39M of 16.00M vmem.", True),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm.", False),
+    ],
+)
+def test_options_that_a_compiler_refuses_are_left_out(monkeypatch, refusal, falls_back):
+    compile_plainly = jax.stages.Lowered.compile
+
+    def compile_it(self, compiler_options=None):
+        if compiler_options:
+            raise jax.errors.JaxRuntimeError(refusal)
+        return compile_plainly(self)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_it)
+    if falls_back:
+        assert compile_step(lambda x: x + 1, jax.ShapeDtypeStruct((), jnp.float32))(jnp.float32(1)) == 2
+    else:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="hbm"):
+            compile_step(lambda x: x + 1, jax.ShapeDtypeStruct((), jnp.float32))

@@ -1,6 +1,7 @@
 """A workdir holds one run."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,12 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     with pytest.raises(UserError, match="no permission for"):
         workdir.check(tmp_path.__class__("/proc/1/run"), default_config())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bucket_is_no_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--workdir=gs://bucket/run: a workdir is a directory; mount the bucket"):
+        workdir.check(Path("gs://bucket/run"), default_config())
 
 
 def test_a_spoilt_config_is_named(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def check(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UserError: it holds a checkpoint of another configuration, holds something else than a run, or cannot be written.
     """
+    if re.match(r"\w+:/", str(workdir)):
+        raise UserError(
+            f"--workdir={str(workdir).replace(':/', '://', 1)}: a workdir is a directory; mount the bucket, as `launch/` does "
+            "(docs/launch.md), and name the directory."
+        )
     existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"--workdir={workdir} cannot be made: {existing} is a file; choose another --workdir.")

@@ -76,7 +76,14 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
 
 def expanded(directory: str) -> epath.Path:
-    return epath.Path(os.path.expanduser(directory))
+    """The path of a directory, with ~ replaced; raises UserError for a bucket whose Python package is missing."""
+    path = epath.Path(os.path.expanduser(directory))
+    if "://" in directory:
+        try:
+            path.exists()
+        except ImportError as error:
+            raise UserError(f"{directory} is in a bucket, for which a package is missing: {error}.") from error
+    return path
 
 
 def prepared_builder(
