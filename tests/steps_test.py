@@ -40,7 +40,7 @@ def some_steps(config, count, devices=1, with_state=False):
     ]
     batch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch[0])
     step = compile_step(
-        make_train_step(config, model, optimizer, STATISTICS),
+        make_train_step(config, model, optimizer, STATISTICS, mesh),
         shapes,
         batch_shapes,
         donate=True,
@@ -79,7 +79,7 @@ def test_norms_by_block_are_those_of_the_gradient_and_the_update(tiny_config):
         return -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch["label"]].mean()
 
     gradient = jax.grad(loss)(state.params)
-    new, metrics = jax.jit(make_train_step(config, model, optimizer, STATISTICS))(state, batch)
+    new, metrics = jax.jit(make_train_step(config, model, optimizer, STATISTICS, make_mesh()))(state, batch)
     for block, layers in {"block1": ["conv1_1"], "block3": ["conv3_1", "conv3_2"], "fc7": ["fc7"]}.items():
         wanted = np.sqrt(sum((np.asarray(gradient[layer]["kernel"], np.float64) ** 2).sum() for layer in layers))
         assert float(metrics[f"gradient_norm/{block}"]) == pytest.approx(wanted, rel=1e-3)
@@ -113,7 +113,7 @@ def test_metrics_say_when_something_is_not_finite(tiny_config):
     mesh = make_mesh(devices=jax.devices()[:1])
     model, optimizer = make_model(tiny_config), make_optimizer(tiny_config)
     state = init_state(tiny_config, model, optimizer, state_shapes(tiny_config, model, optimizer, mesh))
-    step = jax.jit(make_train_step(tiny_config, model, optimizer, STATISTICS))
+    step = jax.jit(make_train_step(tiny_config, model, optimizer, STATISTICS, make_mesh()))
     found = []
     for i in range(3):
         state, metrics = step(state, one_batch(8, 32, seed=i))
@@ -123,7 +123,7 @@ def test_metrics_say_when_something_is_not_finite(tiny_config):
     state = init_state(
         tiny_config, model, make_optimizer(tiny_config), state_shapes(tiny_config, model, optimizer, mesh)
     )
-    _, metrics = jax.jit(make_train_step(tiny_config, model, make_optimizer(tiny_config), STATISTICS))(
+    _, metrics = jax.jit(make_train_step(tiny_config, model, make_optimizer(tiny_config), STATISTICS, make_mesh()))(
         state, one_batch(8, 32)
     )
     assert bool(metrics["finite"])

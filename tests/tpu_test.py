@@ -194,6 +194,28 @@ def test_a_collective_that_is_carried_by_what_it_runs_beside():
     assert [each.overlapped for each in found.collectives] == [True]
 
 
+def test_a_collective_on_other_cores_than_the_convolutions():
+    program = """\
+%called (b: bf16[64,64], t: token[]) -> bf16[64,64] {
+  %t = token[] parameter(1)
+  %b = bf16[64,64]{1,0} parameter(0)
+  ROOT %r = bf16[64,64]{1,0} all-reduce(%b), channel_id=7, replica_groups=[1,4]<=[4], to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (p: bf16[64,64]) -> bf16[64,64] {
+  %p = bf16[64,64]{1,0} parameter(0)
+  %start = ((bf16[64,64]{1,0}, token[]), bf16[64,64]{1,0}) call-start(%p, %ready), async_execution_thread="sparsecore", to_apply=%called
+  %d = bf16[64,64]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %done = bf16[64,64]{1,0} call-done(%start)
+}
+"""
+    start, _, done = hlo.schedule(hlo.parse(program), 4)
+    assert (start.collective, start.collective_bytes, start.group) == ("all-reduce", 2 * 64 * 64, 4)
+    assert done.ends == "start"
+    (collective,) = roofline([start, _, done], parse_slice("v5e:2x2")).collectives
+    assert collective.overlapped
+
+
 def test_text_that_is_no_program():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("hello")
@@ -313,6 +335,8 @@ def test_the_largest_batch_where_none_fits_and_where_memory_jumps():
 def test_the_compilers_refusal_is_read():
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 26.28G of 15.75G hbm. Exceeded"
     assert over(message) == (26.28 * 2**30, 15.75 * 2**30)
+    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.43G) exceeds available HBM (15.75G)."
+    assert over(message) == (20.43 * 2**30, 15.75 * 2**30)
     assert over("INTERNAL: something else") is None
 
 

@@ -52,6 +52,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def for_computing(params, rules: str, mesh: Mesh):
+    """Parameters as layers want them: what `fsdp` keeps in parts is whole on every device while it is used.
+
+    Left to itself the compiler sends parts of the maps around in place of kernels, in loops
+    (benchmarks/compile_check.md).
+    """
+    if rules != "fsdp":
+        return params
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), params)
+
+
+def over_all_devices(images: jax.Array, mesh: Mesh) -> jax.Array:
+    """Images split over `model` too, where the devices divide them, so that no two devices convolve the same ones."""
+    if mesh.shape["model"] == 1 or len(images) % mesh.size:
+        return images
+    return jax.lax.with_sharding_constraint(images, NamedSharding(mesh, PartitionSpec(("data", "model"))))
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """The rows of a global batch that this process's devices hold, ascending.
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vgg_jax.augment import ColorStatistics, augment, normalize
 from vgg_jax.models import VGG
 from vgg_jax.optimizer import learning_rate, lr_factor
-from vgg_jax.sharding import batch_sharding, replicated
+from vgg_jax.sharding import batch_sharding, for_computing, over_all_devices, replicated
 from vgg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
@@ -52,7 +52,7 @@ class EvalMetrics(clu_metrics.Collection):
 
 
 def make_train_step(
-    config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, statistics: ColorStatistics
+    config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, statistics: ColorStatistics, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The function from a state and a batch to the next state and the batch's metrics.
 
@@ -73,6 +73,7 @@ def make_train_step(
             layer: leaves if lr_factor(config, layer) else jax.lax.stop_gradient(leaves)
             for layer, leaves in params.items()
         }
+        params, images = for_computing(params, config.sharding, mesh), over_all_devices(images, mesh)
         logits_BxK = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
         return optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels_B).mean(), logits_BxK
 
@@ -171,7 +172,7 @@ def compile_train_step(
 ) -> jax.stages.Compiled:
     """`make_train_step`, compiled for a state of these shapes (`state.state_shapes`), whose memory it takes over."""
     return compile_step(
-        make_train_step(config, model, optimizer, statistics),
+        make_train_step(config, model, optimizer, statistics, mesh),
         shapes,
         batch_shapes(config, mesh),
         donate=True,

@@ -33,7 +33,14 @@ from vgg_jax.evaluation.center_crop import evaluate
 from vgg_jax.logbook import MetricsLog, Screen, duration, environment, write_json
 from vgg_jax.models import VGG
 from vgg_jax.optimizer import lr_drops, make_optimizer, observe_error, plateaued_for_good
-from vgg_jax.sharding import batch_sharding, bytes_a_device, make_mesh, replicated
+from vgg_jax.sharding import (
+    batch_sharding,
+    bytes_a_device,
+    for_computing,
+    make_mesh,
+    over_all_devices,
+    replicated,
+)
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import batch_shapes, compile_step, compile_train_step, make_eval_step
 from vgg_jax.transplant import start_from
@@ -194,9 +201,13 @@ def _compiled(
     batch, whole = batch_shapes(config, mesh), replicated(mesh)
     mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
     train_step = compile_train_step(config, model, optimizer, dataset.statistics, mesh, shapes)
-    eval_step = compile_step(
-        make_eval_step(model, dataset.statistics), shapes.params, {**batch, "mask": mask}, out_shardings=whole
-    )
+    evaluate = make_eval_step(model, dataset.statistics)
+
+    def spread_evaluate(params, batch):
+        batch = {**batch, "image": over_all_devices(batch["image"], mesh)}
+        return evaluate(for_computing(params, config.sharding, mesh), batch)
+
+    eval_step = compile_step(spread_evaluate, shapes.params, {**batch, "mask": mask}, out_shardings=whole)
     observe = compile_step(
         functools.partial(observe_error, config=config),
         shapes.opt_state,

@@ -128,8 +128,13 @@ def _answer(where: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> Answ
 
 
 def over(message: str) -> tuple[float, float] | None:
-    """(bytes wanted, bytes there are) of the compiler's refusal for want of HBM; None of any other error."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    """(bytes wanted, bytes there are) of the compiler's refusal for want of HBM; None of any other error.
+
+    One of its two sentences counts what is wanted for a while alone, without parameters.
+    """
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message) or re.search(
+        r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message
+    )
     if found is None:
         return None
     return float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]

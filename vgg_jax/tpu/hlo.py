@@ -173,7 +173,9 @@ def collective_of(program: Program, instruction: Instruction) -> tuple[str, Inst
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
         return kind, instruction
-    for inner in program.computations.get(instruction.attribute("calls"), {}).values():
+    # TPU7x's SparseCores are given theirs by calls.
+    called = instruction.attribute("to_apply" if instruction.opcode.startswith("call") else "calls")
+    for inner in program.computations.get(called, {}).values():
         if found := collective_of(program, inner):
             return found
     return None
