@@ -23,7 +23,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UserError: it holds a checkpoint of another configuration, holds something else than a run, or cannot be written.
     """
-    if re.match(r"\w+:/", str(workdir)):
+    if re.match(r"\w{2,}:/", str(workdir)):
         raise UserError(
             f"--workdir={str(workdir).replace(':/', '://', 1)}: a workdir is a directory; mount the bucket, as `launch/` does "
             "(docs/launch.md), and name the directory."
