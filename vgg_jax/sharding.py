@@ -53,7 +53,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def for_computing(params, rules: str, mesh: Mesh):
-    """Parameters as layers want them: what `fsdp` keeps in parts is whole on every device while it is used.
+    """Parameters, a tree of arrays, as layers want them: what `fsdp` keeps in parts is whole on every device while in use.
 
     Left to itself the compiler sends parts of the maps around in place of kernels, in loops
     (benchmarks/compile_check.md).
@@ -64,7 +64,8 @@ def for_computing(params, rules: str, mesh: Mesh):
 
 
 def over_all_devices(images: jax.Array, mesh: Mesh) -> jax.Array:
-    """Images split over `model` too, where the devices divide them, so that no two devices convolve the same ones."""
+    """Images [B, ...] split over `model` too, so that no two devices convolve the same ones; as they are where the number of
+    devices does not divide B."""
     if mesh.shape["model"] == 1 or len(images) % mesh.size:
         return images
     return jax.lax.with_sharding_constraint(images, NamedSharding(mesh, PartitionSpec(("data", "model"))))

@@ -63,7 +63,7 @@ def make_train_step(
     kernels before it.
 
     With `accumulation_steps` > 1 the batch is computed in that many parts, one after another; the update is the same
-    but for dropout's draws and rounding.
+    but for dropout's draws and rounding. `mesh` is that of the devices it will run on.
     """
     parts = config.accumulation_steps
 
