@@ -57,6 +57,13 @@ def by_hand():
     return of
 
 
+def test_every_device_sees_other_pictures_however_the_net_lay_in_training(net_config, tmp_path):
+    net_config.sharding, net_config.model_parallel = "fc_model_parallel", 2
+    net = load_net(make_run(tmp_path / "run", net_config))
+    assert net.mesh.shape == {"data": jax.device_count(), "model": 1}
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(net.params))
+
+
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 3), (64, 8), (1000, 5)])
 def test_every_picture_once_for_any_batch_and_number_of_devices(run, net_config, photos, by_hand, batch_size, devices):
     whole, parts, costs = computed(net_on(run, devices), records_of(net_config), DENSE, batch_size)

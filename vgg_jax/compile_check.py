@@ -24,7 +24,9 @@ _SHARDING = flags.DEFINE_string(
     "sharding", "", "How parameters lie: one of replicated, fsdp, fc_model_parallel, or all, which compiles each. Default: "
     "config.sharding."
 )  # fmt: skip
-_DENSE = flags.DEFINE_bool("dense", False, "Compile dense evaluation too (one compilation more for each sharding).")
+_DENSE = flags.DEFINE_bool(
+    "dense", False, "Compile dense evaluation too, for which every device holds the whole net (one compilation more)."
+)
 _LARGEST = flags.DEFINE_bool(
     "largest_batch",
     False,

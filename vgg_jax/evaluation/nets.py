@@ -17,7 +17,7 @@ from vgg_jax.checkpoints import load_params
 from vgg_jax.config import default_config
 from vgg_jax.errors import UserError
 from vgg_jax.models import CONFIGURATIONS, VGG
-from vgg_jax.sharding import make_mesh, tree_shardings
+from vgg_jax.sharding import make_mesh, replicated
 from vgg_jax.state import make_model, params_sha256
 from vgg_jax.weights.file import Weights, folded_params, load_weights
 from vgg_jax.weights.preprocessing import Preprocessing
@@ -34,7 +34,7 @@ class Net(NamedTuple):
     digest: str  # `params_sha256`
     class_names: list[str]
     statistics: ColorStatistics
-    mesh: Mesh
+    mesh: Mesh  # every device sees other pictures and holds all parameters, however they lay in training
 
 
 def load_net(source: Path, dtype: str = "") -> Net:
@@ -62,11 +62,8 @@ def load_net(source: Path, dtype: str = "") -> Net:
     _check_fit(workdir, checkpoint, config, params, class_names)
     if dtype:
         config.model.dtype = dtype
-    # As many devices on the `model` axis as in training, where that divides those there are now.
-    parallel = config.model_parallel if jax.device_count() % config.model_parallel == 0 else 1
-    mesh = make_mesh(parallel)
-    digest = params_sha256(params)
-    params = jax.device_put(params, tree_shardings(params, mesh, config.sharding))
+    mesh, digest = make_mesh(), params_sha256(params)
+    params = jax.device_put(params, replicated(mesh))
     return Net(workdir, checkpoint, config, make_model(config), params, digest, class_names, statistics, mesh)
 
 
@@ -93,9 +90,9 @@ def load_weights_net(source: Path, dtype: str = "") -> Net:
     names = weights.class_names or [f"class {i}" for i in range(weights.num_classes)]
     # Colours are shifted in training only, which a file knows nothing of.
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
-    mesh, params = make_mesh(1), folded_params(weights)
+    mesh, params = make_mesh(), folded_params(weights)
     digest = params_sha256(params)
-    params = jax.device_put(params, tree_shardings(params, mesh, config.sharding))
+    params = jax.device_put(params, replicated(mesh))
     return Net(source.with_suffix(""), source, config, make_model(config), params, digest, names, statistics, mesh)
 
 

@@ -47,9 +47,7 @@ def check(
     configs = list(_by_sharding(config, sharding, where))
     devices = compiled.topology_devices(where)
     print(_heading(configs[0], where), flush=True)
-    rows = []
-    for each in configs:
-        rows.append(_row(each, where, devices, dense, largest))
+    rows = [_row(each, where, devices, largest) for each in configs]
     found = {
         "topology": where.name,
         "chips": where.chips,
@@ -57,6 +55,7 @@ def check(
         "chip": where.chip._asdict(),
         "configuration": config_lib.flatten(configs[0]),
         "shardings": rows,
+        "dense": _dense(configs[0], where, devices) if dense else None,
         "versions": {"vgg_jax": __version__, "jax": jax.__version__, "libtpu": _libtpu_version()},
     }
     if destination:
@@ -83,7 +82,7 @@ def _by_sharding(config: ConfigDict, sharding: str, where: Slice) -> Iterator[Co
         yield each
 
 
-def _row(config: ConfigDict, where: Slice, devices: list[jax.Device], dense: bool, largest: bool) -> dict[str, Any]:
+def _row(config: ConfigDict, where: Slice, devices: list[jax.Device], largest: bool) -> dict[str, Any]:
     began = time.monotonic()
     answer = compiled.train_step(config, where, devices)
     compilations = 1
@@ -93,15 +92,6 @@ def _row(config: ConfigDict, where: Slice, devices: list[jax.Device], dense: boo
         "train_step": _figures(answer, config.batch_size, where),
     }
     _say(_lines(f"train step, {_named(config)}, batch {config.batch_size:,}", answer, config.batch_size, where))
-    if dense:
-        pictures, rows, columns = compiled.dense_shape(config, where.devices // config.model_parallel)
-        answer = compiled.dense_step(config, where, devices)
-        compilations += 1
-        row["dense"] = {"pictures": pictures, "frame": [rows, columns], **_figures(answer, pictures, where)}
-        title = (
-            f"dense evaluation, {_named(config)}, {pictures:,} pictures of {rows} x {columns} and their mirror images"
-        )
-        _say(_lines(title, answer, pictures, where))
     if largest:
         unit, tried = _unit(config, where), {config.batch_size: row["train_step"]["answer"]}
 
@@ -129,6 +119,19 @@ def _row(config: ConfigDict, where: Slice, devices: list[jax.Device], dense: boo
     row["compilations"], row["seconds"] = compilations, round(time.monotonic() - began, 1)
     _say([f"  {compilations} compilation{'s' * (compilations > 1)} in {duration(row['seconds'])}"])
     return _without_answers(row)
+
+
+def _dense(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> dict[str, Any]:
+    """Of dense evaluation, which is the same for every sharding."""
+    began = time.monotonic()
+    pictures, rows, columns = compiled.dense_shape(config, where.devices)
+    answer = compiled.dense_step(config, where, devices)
+    seconds = round(time.monotonic() - began, 1)
+    title = f"dense evaluation, {pictures:,} pictures of {rows} x {columns} and their mirror images"
+    _say(_lines(title, answer, pictures, where))
+    _say([f"  1 compilation in {duration(seconds)}"])
+    figures = _without_answers(_figures(answer, pictures, where))
+    return {"pictures": pictures, "frame": [rows, columns], **figures, "seconds_compiling": seconds}
 
 
 def _unit(config: ConfigDict, where: Slice) -> int:

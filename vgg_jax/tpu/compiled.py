@@ -81,11 +81,13 @@ def train_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> A
 
 def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> Answer:
     """Dense evaluation as `vgg_jax.evaluate` compiles it, at its batch size and for the frame of `dense_shape`."""
-    mesh = make_mesh(config.model_parallel, devices)
-    model, optimizer = make_model(config), make_optimizer(config)
-    params = state_shapes(config, model, optimizer, mesh).params
-    whole, split = replicated(mesh), batch_sharding(mesh)
-    pictures, rows, columns = dense_shape(config, mesh.shape["data"])
+    mesh = make_mesh(devices=devices)
+    model, whole, split = make_model(config), replicated(mesh), batch_sharding(mesh)
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        state_shapes(config, model, make_optimizer(config), mesh).params,
+    )
+    pictures, rows, columns = dense_shape(config, where.devices)
     arguments = (
         jax.ShapeDtypeStruct((pictures, rows, columns, 3), jnp.uint8, sharding=split),
         jax.ShapeDtypeStruct((pictures, 2), jnp.int32, sharding=split),
