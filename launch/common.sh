@@ -13,7 +13,7 @@ TRAIN_FLAGS=()
 exec 3>&1 4>&2 # for what is shown also where output is captured
 UNDO=()    # commands that delete what was made, in the order of making
 SIGNAL=""  # that stopped the launcher
-OUTCOME="" # how a try ended: an exit status of vgg_jax.main, or "preempted"
+OUTCOME="" # how a try ended: an exit status of vgg_jax.main, "preempted", "silent" or "late"
 
 # How often, and seconds between; the tests set the seconds to 0.
 TRIES=${TRIES:-5}
@@ -21,7 +21,10 @@ CAPACITY_TRIES=${CAPACITY_TRIES:-20}
 SSH_TRIES=${SSH_TRIES:-5}
 POLL_SECONDS=${POLL_SECONDS:-60}
 BACKOFF_SECONDS=${BACKOFF_SECONDS:-30}
+SILENT_SECONDS=${SILENT_SECONDS:-1200} # nodes report every minute; after so long without, training is taken for dead
 MAX_HOURS=${MAX_HOURS:-24}
+# shellcheck disable=SC2034 # the launchers read it
+SSH_FLAGS=(-- -o ServerAliveInterval=60) # so that ssh notices a machine that is gone
 
 say() { printf '%s\n' "$*"; }
 
@@ -59,13 +62,17 @@ parse() { # "$@" of the launcher
   fi
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$ ]] ||
     fail "NAME=$NAME cannot name a machine: at most 30 small letters, digits and dashes, beginning with a letter."
-  whole_numbers TRIES CAPACITY_TRIES SSH_TRIES POLL_SECONDS BACKOFF_SECONDS MAX_HOURS
+  counts TRIES CAPACITY_TRIES SSH_TRIES MAX_HOURS
+  local name
+  for name in POLL_SECONDS BACKOFF_SECONDS SILENT_SECONDS; do
+    [[ ${!name} == 0 ]] || counts "$name"
+  done
 }
 
-whole_numbers() { # NAME...
+counts() { # NAME...
   local name
   for name; do
-    [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name=${!name} is not a whole number."
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name} is not a whole number from 1 up, written without leading zeros."
   done
 }
 
@@ -164,17 +171,19 @@ refused() { # WHAT MESSAGE ATTEMPT: ends the launcher unless it is worth another
   fi
 }
 
-# Once begun it goes through: a second Ctrl-C would leave a machine behind.
+# Once begun it goes through: a second Ctrl-C would leave a machine behind. What the cloud is still making it may refuse to
+# delete until it is made, which takes longer than other trouble.
 undo_down_to() { # NUMBER of things that stay
-  local i attempt left="" gone
+  local i attempt tries left="" gone
   trap '' INT TERM HUP
   for ((i = ${#UNDO[@]} - 1; i >= $1; i--)); do
-    printf '+ %s\n' "${UNDO[i]}" >&3
-    gone=$DRY_RUN
-    for ((attempt = 1; attempt <= 5 && !gone; attempt++)); do
+    printf '+ %s\n' "${UNDO[i]}" >&3 || true # nobody may read any more
+    gone=$DRY_RUN tries=5
+    for ((attempt = 1; attempt <= tries && !gone; attempt++)); do
       if eval "${UNDO[i]}" </dev/null >/dev/null 2>"$SCRATCH/undo" || grep -qiE 'not.?found|does not exist' "$SCRATCH/undo"; then
         gone=1
       else
+        ! grep -qiE 'incompatible operation|try again once it is done|wait and try again' "$SCRATCH/undo" || tries=60
         sleep "$BACKOFF_SECONDS"
       fi
     done
@@ -187,32 +196,36 @@ undo_down_to() { # NUMBER of things that stay
 
 cleanup() { undo_down_to 0; }
 
+# The first signal is the last: a terminal that closes sends several.
 heed_signals() {
-  trap 'SIGNAL=SIGINT; exit 130' INT
-  trap 'SIGNAL=SIGTERM; exit 143' TERM
-  trap 'SIGNAL=SIGHUP; exit 129' HUP
+  trap 'trap "" INT TERM HUP; SIGNAL=SIGINT; exit 130' INT
+  trap 'trap "" INT TERM HUP; SIGNAL=SIGTERM; exit 143' TERM
+  trap 'trap "" INT TERM HUP; SIGNAL=SIGHUP; exit 129' HUP
 }
 
 on_exit() { # STATUS
+  trap '' INT TERM HUP
   trap - EXIT
   exec 1>&3 2>&4 # a signal may have come where output was captured
   local child
   for child in $(jobs -p); do kill "$child" 2>/dev/null || true; done
   local any=${#UNDO[@]}
   (cleanup) || exit 1
+  rm -rf "$SCRATCH"
+  set +e # nobody may read any more
   if [[ $SIGNAL ]]; then
     ((any)) && say "stopped by $SIGNAL; all that was made has been deleted. The same command goes on from the last checkpoint." >&2
     ((any)) || say "stopped by $SIGNAL; nothing was running." >&2
   elif (($1)) && ((any)); then
     say "all that was made has been deleted." >&2
   fi
-  rm -rf "$SCRATCH"
   exit "$1"
 }
 
 begin() { # what every launcher that rents does first
   SCRATCH=$(mktemp -d)
   trap 'on_exit $?' EXIT
+  trap '' PIPE # where output goes may end first, as tee does at Ctrl-C
   heed_signals
   LAUNCH=${LAUNCH:-$(date -u +%Y%m%dt%H%M%S)}
   DEADLINE=$(($(date +%s) + MAX_HOURS * 3600))
@@ -225,7 +238,7 @@ await() { # WHAT
   for ((attempt = 1; ; attempt++)); do
     now=$(state)
     [[ $now == RUNNING ]] && return
-    message=$(trouble)
+    message=$(trouble) || message="" # of one look that fails nothing follows
     [[ -z $message ]] || refused "$1" "$message" "$attempt"
     ((attempt < CAPACITY_TRIES)) || fail "$ZONE had no capacity for $1 in $CAPACITY_TRIES tries; try another ZONE, or later." 1
     say "$1 is not there yet ($now); looking again in $wait s ($attempt of $CAPACITY_TRIES)"
@@ -246,7 +259,7 @@ state_of() { # COMMAND...: what it prints; GONE where there is no such thing, UN
 # Flags of a machine of Compute Engine; after MAX_HOURS the cloud itself deletes it, whatever has become of the launcher.
 machine_flags() {
   MODEL=${MODEL:-STANDARD} BOOT_DISK_GB=${BOOT_DISK_GB:-300}
-  whole_numbers BOOT_DISK_GB
+  counts BOOT_DISK_GB
   [[ $MODEL =~ ^(STANDARD|SPOT|FLEX_START)$ ]] || fail "MODEL=$MODEL is no way to rent: STANDARD, SPOT (cheaper, may be taken away) or FLEX_START (queued, seven days at most)."
   MACHINE=(
     "--machine-type=$MACHINE_TYPE" --image-project=ubuntu-os-accelerator-images
@@ -318,7 +331,9 @@ train_on_machines() {
         say "finished: the run is in $BUCKET/runs/$NAME, logs in $LOGS; all that was made has been deleted."
         return
         ;;
-      2) fail "training was refused: $(refusal) (logs in $LOGS); all that was made has been deleted." ;;
+      2) fail "training was refused: $(refusal "$LOGS"/*.log) (logs in $LOGS); all that was made has been deleted." ;;
+      late) ;;
+      silent) say "nothing was heard from the machines for $SILENT_SECONDS s (try $try of $TRIES; logs in $LOGS); the run goes on from its last checkpoint" ;;
       preempted) say "the machines were taken away (try $try of $TRIES); the run goes on from its last checkpoint" ;;
       *) say "training ended with status $OUTCOME (try $try of $TRIES; logs in $LOGS); it goes on from its last checkpoint" ;;
     esac
@@ -329,19 +344,23 @@ train_on_machines() {
   fail "gave up after $TRIES tries, the last of which ended with: $OUTCOME; logs in $LOGS. The same command goes on from the last checkpoint." 1
 }
 
-refusal() { # the sentence of training's own
+refusal() { # FILE...: the last sentence that says why, else the last line
   local sentence
-  sentence=$(grep -h '^error: ' "$LOGS"/*.log 2>/dev/null | tail -n 1) || true
+  sentence=$(grep -h '^error: ' "$@" 2>/dev/null | tail -n 1) || sentence=$(cat "$@" 2>/dev/null | tail -n 1)
   printf '%s' "${sentence#error: }"
 }
 
 start_workers() {
-  local name
-  WORKERS=()
+  local name attempt
   LOGS="runs/launches/$NAME/$LAUNCH-$try"
   ((DRY_RUN)) || mkdir -p "$LOGS"
-  while IFS= read -r name; do WORKERS+=("$name"); done < <(workers)
-  ((${#WORKERS[@]})) || fail "the cloud names no machine of $NAME." 1
+  for ((attempt = 1; attempt <= 5; attempt++)); do
+    WORKERS=()
+    while IFS= read -r name; do WORKERS+=("$name"); done < <(workers)
+    ((${#WORKERS[@]} == 0)) || break
+    pause "$BACKOFF_SECONDS"
+  done
+  ((${#WORKERS[@]})) || fail "the cloud names no machine of $NAME: $(tail -n 1 "$SCRATCH/answers")" 1
   # Training begins when all are ready: processes wait for each other for minutes only, and data may take longer.
   on_all_workers prepare
   [[ $OUTCOME ]] || on_all_workers start
@@ -358,10 +377,12 @@ on_all_workers() { # prepare | start
     fi
   done
   if ((DRY_RUN && ${#WORKERS[@]} > 1)); then say "# and so for every other machine"; fi
+  attend_workers ${pids[@]+"${pids[@]}"}
+  [[ -z $OUTCOME ]] || return 0
   for ((i = 0; i < ${#pids[@]}; i++)); do
     name=${WORKERS[i]} status=0
     wait "${pids[i]}" || status=$?
-    ((status != 2)) || fail "$name: $(grep -h '^error: ' "$LOGS/$name.start" | tail -n 1 | sed 's/^error: //')"
+    ((status != 2)) || fail "$name: $(refusal "$LOGS/$name.start")"
     ((status == 0)) || failed+="${failed:+, }$name"
   done
   [[ $failed ]] || return 0
@@ -369,6 +390,31 @@ on_all_workers() { # prepare | start
     fail "worker $failed could not be set up over ssh in $SSH_TRIES tries; what it said is in $LOGS." 1
   fi
   OUTCOME=preempted
+}
+
+# Data may be copied for hours, in which machines can be taken away without ssh's noticing.
+attend_workers() { # PID...
+  local looked=$SECONDS every=$((POLL_SECONDS > 5 ? POLL_SECONDS : 5)) now
+  while any_runs "$@"; do
+    attend sleep 0.2
+    ((SECONDS - looked >= every)) || continue
+    looked=$SECONDS
+    now=$(state)
+    [[ $now == RUNNING || $now == UNKNOWN ]] || OUTCOME=preempted
+    (($(date +%s) < DEADLINE)) || OUTCOME=late
+    [[ $OUTCOME ]] || continue
+    kill "$@" 2>/dev/null || true
+    wait "$@" 2>/dev/null || true
+    return
+  done
+}
+
+any_runs() { # PID...
+  local pid
+  for pid; do
+    ! kill -0 "$pid" 2>/dev/null || return 0
+  done
+  return 1
 }
 
 on_worker() { # WORKER, prepare | start
@@ -385,23 +431,32 @@ on_worker() { # WORKER, prepare | start
   return 1
 }
 
-bring() { # FROM TO: logs and statuses, as far as they are there
+bring() { # FROM TO: what nodes have reported, as far as it is there
   if ((DRY_RUN)); then run gcloud storage rsync --recursive "$1" "$2"; else
-    attend gcloud storage rsync --recursive "$1" "$2" >/dev/null 2>&1 || true
+    attend gcloud storage rsync --recursive "$1" "$2" >/dev/null 2>"$SCRATCH/answers" ||
+      grep -qiE 'not.?f(ou|i)nd|matched no' "$SCRATCH/answers" # nothing is there yet
   fi
 }
 
+BLIND=0 # looks in a row that told nothing
+looked() { # STATUS: of the last look; says so where it fails again and again
+  BLIND=$(($1 ? BLIND + 1 : 0))
+  ((BLIND % 30 != 3)) || say "nothing is to be seen of the run for $BLIND looks; it goes on as it is: $(tail -n 1 "$SCRATCH/answers")"
+}
+
 watch() { # until training has ended everywhere, or the machines are gone
-  local shown=0 now worst lines
+  local shown=0 now worst lines log="$LOGS/${WORKERS[0]}.log" seen alive heard="" heard_at=$SECONDS
   ((DRY_RUN)) || say "training runs on ${#WORKERS[@]} machine(s); Ctrl-C deletes them, the run stays in $BUCKET/runs/$NAME"
   while :; do
     pause "$POLL_SECONDS"
     now=$(state)
-    bring "$BUCKET/launches/$NAME/$LAUNCH-$try" "$LOGS"
+    seen=0
+    bring "$BUCKET/launches/$NAME/$LAUNCH-$try" "$LOGS" || seen=$?
     if ((DRY_RUN)); then return; fi
-    if [[ -f $LOGS/${WORKERS[0]}.log ]]; then
-      lines=$(wc -l <"$LOGS/${WORKERS[0]}.log")
-      tail -n "+$((shown + 1))" "$LOGS/${WORKERS[0]}.log" | head -n "$((lines - shown))"
+    looked "$seen"
+    if [[ -f $log ]]; then
+      lines=$(wc -l <"$log" | tr -d ' ') # whole ones
+      ((lines <= shown)) || sed -n "$((shown + 1)),${lines}p" "$log"
       shown=$lines
     fi
     # 2 is the user's to mend and outweighs what the others say, who were only taken down with it.
@@ -411,6 +466,12 @@ watch() { # until training has ended everywhere, or the machines are gone
     # Nodes that are being taken away stop training first, with 143.
     [[ $now != RUNNING && $now != UNKNOWN && $OUTCOME != 0 && $OUTCOME != 2 ]] && OUTCOME=preempted
     [[ $OUTCOME ]] && return
-    if (($(date +%s) >= DEADLINE)); then OUTCOME="MAX_HOURS=$MAX_HOURS over" && return; fi
+    alive=$(cat "$LOGS"/*.alive 2>/dev/null) || true
+    if [[ $alive != "$heard" ]] || ((seen)); then # who cannot look knows nothing of silence
+      heard=$alive heard_at=$SECONDS
+    elif ((SECONDS - heard_at >= SILENT_SECONDS)); then
+      OUTCOME=silent && return
+    fi
+    if (($(date +%s) >= DEADLINE)); then OUTCOME=late && return; fi
   done
 }

@@ -31,7 +31,7 @@ need 'PROJECT the project of Google Cloud' 'ZONE where the slice shall be, e.g. 
 need_program gcloud "install the Google Cloud CLI"
 need_program kubectl "install it with: gcloud components install kubectl"
 MACHINE_TYPE=${MACHINE_TYPE:-ct5lp-hightpu-4t} MODEL=${MODEL:-STANDARD} BOOT_DISK_GB=${BOOT_DISK_GB:-300}
-whole_numbers BOOT_DISK_GB
+counts BOOT_DISK_GB
 case $MACHINE_TYPE in
   ct5lp-*) ACCELERATOR=tpu-v5-lite-podslice ;;
   ct5p-*) ACCELERATOR=tpu-v5p-slice ;;
@@ -158,12 +158,14 @@ rent() {
 }
 
 watch_jobset() {
-  local now
+  local now seen
   ((DRY_RUN)) || say "training runs on $HOSTS node(s); Ctrl-C deletes them, the run stays in $BUCKET/runs/$NAME"
   while [[ -z $OUTCOME ]]; do
     pause "$POLL_SECONDS"
-    now=$(ask Completed kubectl get jobset "$POOL" '--output=jsonpath={.status.terminalState}') || now=""
-    bring "$BUCKET/launches/$NAME" "runs/launches/$NAME"
+    seen=0
+    now=$(ask Completed kubectl get jobset "$POOL" '--output=jsonpath={.status.terminalState}') || { now="" seen=1; }
+    ((DRY_RUN)) || looked "$seen"
+    bring "$BUCKET/launches/$NAME" "runs/launches/$NAME" || true
     tail -q -n 1 "$LOGS"-*/worker-0.log 2>/dev/null | tail -n 1 || true
     if [[ $now ]]; then
       OUTCOME=$now
@@ -179,14 +181,12 @@ prepare_bucket
 rent
 watch_jobset
 cleanup
-LOGS="$LOGS-*"
 ((DRY_RUN)) && say "a dry run: nothing was made, nothing was run." && exit
 case $OUTCOME in
-  Completed) say "finished: the run is in $BUCKET/runs/$NAME, logs in $LOGS; all that was made has been deleted." ;;
-  late) fail "MAX_HOURS=$MAX_HOURS are over; logs in $LOGS. The same command goes on from the last checkpoint." 1 ;;
+  Completed) say "finished: the run is in $BUCKET/runs/$NAME, logs in $LOGS-*; all that was made has been deleted." ;;
+  late) fail "MAX_HOURS=$MAX_HOURS are over; logs in $LOGS-*. The same command goes on from the last checkpoint." 1 ;;
   *)
-    # shellcheck disable=SC2086 # a pattern
-    ! grep -qsx 2 $LOGS/*.status || fail "training was refused: $(refusal) (logs in $LOGS); all that was made has been deleted."
-    fail "the JobSet ended as $OUTCOME after at most $TRIES tries; logs in $LOGS. The same command goes on from the last checkpoint." 1
+    ! grep -qsx 2 "$LOGS"-*/*.status || fail "training was refused: $(refusal "$LOGS"-*/*.log) (logs in $LOGS-*); all that was made has been deleted."
+    fail "the JobSet ended as $OUTCOME after at most $TRIES tries; logs in $LOGS-*. The same command goes on from the last checkpoint." 1
     ;;
 esac

@@ -8,7 +8,7 @@
 #   NAME    of the run, which is written to runs/NAME; default: the configuration's. The same NAME goes on with the run
 #   DATA    directory of prepared data; none for the built-in data
 #   TRIES   default 5: how often it is begun anew after a crash
-#   PYTHON  an interpreter that has all that is needed; default: .venv/bin/python, installed if it is not there
+#   PYTHON  an interpreter that has all that is needed; default: .venv/bin/python, in which the commit is installed
 #
 # --dry-run prints every command and runs none. More: docs/launch.md
 
@@ -21,12 +21,15 @@ find_commit
 
 if [[ ! ${PYTHON:-} ]]; then
   PYTHON=.venv/bin/python
-  if ((DRY_RUN)) || [[ ! -x $PYTHON ]]; then
-    run python3 -m venv .venv
+  if ((DRY_RUN)) || [[ ! -x $PYTHON ]]; then run python3 -m venv .venv; fi
+  if ((DRY_RUN)) || [[ $(cat .venv/installed 2>/dev/null) != "$COMMIT" ]]; then
     run .venv/bin/pip install --quiet -c constraints.txt -e '.[gpu]' || fail "the commit could not be installed in .venv; the same command tries again." 1
+    ((DRY_RUN)) || printf '%s\n' "$COMMIT" >.venv/installed
   fi
 fi
 [[ ! ${GPUS:-} ]] || export CUDA_VISIBLE_DEVICES=$GPUS
+run "$PYTHON" -c 'import jax; raise SystemExit(jax.default_backend() != "gpu")' ||
+  fail "JAX of PYTHON=$PYTHON sees no GPU, so it would train on the CPU; give an interpreter for which '.[gpu]' was installed." 1
 [[ ! ${DATA:-} ]] || TRAIN_FLAGS+=("--config.data.dir=$DATA")
 ((DRY_RUN)) || say "commit $COMMIT on $(nvidia-smi -L | wc -l | tr -d ' ') GPU(s)${GPUS:+, of which $GPUS}"
 

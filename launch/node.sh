@@ -7,7 +7,7 @@
 # when the machine is ready, `start` leaves training running, `all` waits for it. It may be run again at any time: what is done
 # is not done twice. In the bucket it writes
 #   runs/NAME/                          the run's workdir
-#   launches/NAME/LAUNCH/WORKER.log     what training printed, every SYNC_SECONDS
+#   launches/NAME/LAUNCH/WORKER.log     what training printed, every SYNC_SECONDS; WORKER.alive the time
 #   launches/NAME/LAUNCH/WORKER.status  its exit status, once it has ended
 
 set -euo pipefail
@@ -20,11 +20,20 @@ SYNC_SECONDS=${SYNC_SECONDS:-60}
 GCSFUSE=${GCSFUSE:-3.2.0}
 REPORT="$MOUNT/launches/$NAME/$LAUNCH/$WORKER"
 LOG=${LOG:-$HOME/$NAME-$LAUNCH.log}
+MEANT=0 # whether an exit status of 2 is meant, and not of some program that failed for a moment
+SHOWN=""
 
 fail() { # SENTENCE
   printf 'error: %s\n' "$1" >&2
+  MEANT=1
   exit 2
 }
+
+on_exit() { # STATUS
+  [[ ! $SHOWN ]] || kill "$SHOWN" 2>/dev/null || true
+  ((MEANT || $1 != 2)) || exit 1
+}
+trap 'on_exit $?' EXIT
 
 packages() { sudo apt-get -q -y -o DPkg::Lock::Timeout=600 "$@" >/dev/null; }
 
@@ -45,11 +54,12 @@ metadata-cache: {ttl-secs: 0, negative-ttl-secs: 0}
 write: {enable-streaming-writes: false}
 END
   mkdir -p "$MOUNT"
-  gcsfuse --config-file="$HOME/gcsfuse.yaml" "${BUCKET#gs://}" "$MOUNT"
+  gcsfuse --config-file="$HOME/gcsfuse.yaml" "${BUCKET#gs://}" "$MOUNT" 9>&- # the lock is not the mount's
 }
 
 check_out() {
   if [[ ! -d $CODE ]]; then
+    rm -rf "$CODE.unfinished"
     git clone -q -n "$MOUNT/code/$COMMIT.bundle" "$CODE.unfinished"
     git -C "$CODE.unfinished" checkout -q --detach "$COMMIT"
     mv "$CODE.unfinished" "$CODE"
@@ -93,9 +103,9 @@ copy_data() {
   touch "$DATA_DIR/.complete"
 }
 
+# Every minute; what goes wrong with the bucket once goes well the next time.
 report() {
-  mkdir -p "$(dirname "$REPORT")"
-  cp "$LOG" "$REPORT.log"
+  mkdir -p "$(dirname "$REPORT")" && cp "$LOG" "$REPORT.log" && date +%s >"$REPORT.alive" || return
   # A file in the mount is in the bucket only once it has been synced, and these stay open for as long as the run.
   find "$MOUNT/runs/$NAME" -maxdepth 2 \( -name metrics.jsonl -o -name 'events.*' \) -exec sync {} + 2>/dev/null || true
 }
@@ -108,7 +118,7 @@ train() {
   "$PYTHON" -m vgg_jax.main "--workdir=$MOUNT/runs/$NAME" "${flags[@]}" >>"$LOG" 2>&1 &
   child=$!
   trap 'kill -TERM $child 2>/dev/null' TERM INT
-  (while sleep "$SYNC_SECONDS"; do report; done) &
+  (while sleep "$SYNC_SECONDS"; do report || true; done) &
   local reporter=$!
   # A signal ends `wait`; training then saves, and is waited for.
   wait "$child" || status=$?
@@ -117,16 +127,24 @@ train() {
     wait "$child" || status=$?
   done
   kill "$reporter" 2>/dev/null || true
-  report
-  printf '%s\n' "$status" >"$REPORT.status"
+  local ended=$SECONDS
+  until report && printf '%s\n' "$status" >"$REPORT.status"; do
+    ((SECONDS < ended + 600)) || break # the launcher takes silence for a crash
+    sleep "$SYNC_SECONDS"
+  done
+  MEANT=1
   return "$status"
 }
 
 prepare() {
+  # After a lost connection a second one may come while the first still works.
+  exec 9>"$HOME/.vgg_jax.lock"
+  flock 9
   mount_bucket
   check_out
   install
   copy_data
+  exec 9>&-
   export PYTHON DATA_DIR LOG MOUNT CODE
 }
 
@@ -134,20 +152,18 @@ case ${1:-} in
   prepare) prepare ;;
   start) # in a session of its own, which outlives ssh
     prepare
-    if [[ -f $LOG ]]; then
-      echo "training has begun already"
-    else
-      : >"$LOG"
+    if (set -C && : >"$LOG") 2>/dev/null; then # of two at once one makes it
       nohup setsid bash "$0" train </dev/null >"$LOG.launcher" 2>&1 &
       echo "training has begun"
+    else
+      echo "training has begun already"
     fi
     ;;
   train) train ;;
   all) # in the foreground, for a container
     prepare
     tail -n +1 -F "$LOG" 2>/dev/null &
-    shown=$!
-    trap 'kill "$shown" 2>/dev/null || true' EXIT
+    SHOWN=$!
     train
     ;;
   *) fail "say what to do: prepare, start or all." ;;

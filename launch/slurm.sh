@@ -22,9 +22,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 parse "$@"
 need 'SHARED a directory that all nodes see' 'NODES how many nodes' 'GPUS how many GPUs of each' 'TIME the longest time, e.g. 2-00:00:00'
 CPUS=${CPUS:-8}
-whole_numbers NODES GPUS CPUS
-# shellcheck disable=SC2153 # not CPUS misspelt
-((NODES > 0 && GPUS > 0)) || fail "NODES=$NODES and GPUS=$GPUS: there must be one at least of each."
+counts NODES GPUS CPUS
 [[ $TIME =~ ^[-:0-9]+$ ]] || fail "TIME=$TIME is no time that SLURM reads; write days-hours:minutes:seconds, as 2-00:00:00."
 [[ $SHARED == /* ]] || fail "SHARED=$SHARED: give the whole path, which is the same on all nodes."
 need_program sbatch "this is no machine from which SLURM takes jobs"
@@ -36,7 +34,7 @@ export NAME SHARED CODE TRIES DATA="${DATA:-}" PYTHON="${PYTHON:-$CODE/.venv/bin
 
 ((DRY_RUN)) || mkdir -p "$SHARED/code" "$SHARED/runs" "$SHARED/logs" || fail "SHARED=$SHARED cannot be written; choose another."
 if ((DRY_RUN)) || [[ ! -d $CODE ]]; then
-  rm -rf "$CODE.unfinished"
+  run rm -rf "$CODE.unfinished"
   run git clone --quiet --no-checkout . "$CODE.unfinished"
   run git -C "$CODE.unfinished" checkout --quiet --detach "$COMMIT"
   run mv "$CODE.unfinished" "$CODE"
@@ -47,6 +45,7 @@ if [[ $PYTHON == "$CODE/.venv/bin/python" ]] && { ((DRY_RUN)) || [[ ! -f $CODE/.
   run touch "$CODE/.venv/complete"
 fi
 
+# shellcheck disable=SC2153 # not CPUS misspelt
 OPTIONS=(
   --parsable "--job-name=vgg-jax-$NAME" "--nodes=$NODES" "--ntasks-per-node=$GPUS" "--gpus-per-node=$GPUS" "--cpus-per-task=$CPUS"
   "--time=$TIME" --signal=TERM@120 --requeue --open-mode=append "--output=$SHARED/logs/$NAME-%j.log" "--chdir=$CODE" --export=ALL

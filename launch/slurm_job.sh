@@ -11,7 +11,8 @@ echo "try $attempt of $TRIES on $SLURM_JOB_NODELIST"
 # SIGTERM from SLURM (time nearly over, preemption) is for training, which saves; this script outlives it to decide what comes.
 trap : TERM
 status=0
-srun --kill-on-bad-exit=1 "$PYTHON" -m vgg_jax.main "$@" "${flags[@]}" &
+# A process that ends takes the others down itself, and says why; were they killed, their status would hide its own.
+srun --kill-on-bad-exit=0 "$PYTHON" -m vgg_jax.main "$@" "${flags[@]}" &
 while :; do
   status=0
   wait $! || status=$?

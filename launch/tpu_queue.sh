@@ -68,7 +68,7 @@ workers() {
   seq -f worker-%g 0 $((count - 1))
 }
 
-ssh_to() { run gcloud compute tpus tpu-vm ssh "$SLICE" "${AT[@]}" --quiet "--worker=${1#worker-}" "--command=$2"; }
+ssh_to() { run gcloud compute tpus tpu-vm ssh "$SLICE" "${AT[@]}" --quiet "--worker=${1#worker-}" "--command=$2" "${SSH_FLAGS[@]}"; }
 
 state() {
   local state

@@ -68,7 +68,7 @@ workers() {
     gcloud compute instance-groups managed list-instances "$SLICE" "${AT[@]}" '--format=value(instance.basename())'
 }
 
-ssh_to() { run gcloud compute ssh "$1" "${AT[@]}" "${SSH[@]}" "--command=$2"; }
+ssh_to() { run gcloud compute ssh "$1" "${AT[@]}" "${SSH[@]}" "--command=$2" "${SSH_FLAGS[@]}"; }
 
 state() {
   local states

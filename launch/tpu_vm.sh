@@ -41,7 +41,7 @@ rent() {
 
 workers() { echo "$VM"; }
 
-ssh_to() { run gcloud compute ssh "$1" "${AT[@]}" "${SSH[@]}" "--command=$2"; }
+ssh_to() { run gcloud compute ssh "$1" "${AT[@]}" "${SSH[@]}" "--command=$2" "${SSH_FLAGS[@]}"; }
 
 state() { state_of gcloud compute instances describe "$VM" "${AT[@]}" '--format=value(status)'; }
 

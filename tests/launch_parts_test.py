@@ -107,6 +107,37 @@ def test_a_node_says_what_it_lacks(node):
     assert node.cloud.calls("trainer") == []
 
 
+def test_a_download_that_fails_is_no_refusal(node):
+    """uv ends with 2 where the network is away, which would be taken for a mistake of the user's."""
+    for program, status in ((node.cloud.place / "bin" / "python3", 0), (node.home / ".local" / "bin" / "uv", 2)):
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!/bin/sh\nexit {status}\n")
+        program.chmod(0o755)
+    assert node.run("prepare", PYTHON="")[0] == 1
+
+
+def test_a_bucket_that_fails_for_a_moment_costs_no_report(node):
+    copies = node.cloud.place / "bin" / "cp"
+    failed = node.cloud.place / "failed"
+    copies.write_text(
+        f'#!/bin/sh\ncase $2 in *.log) [ -e {failed} ] || {{ touch {failed}; echo "cp: {failed}" >&2; exit 1; }} ;; esac\n'
+        'exec /bin/cp "$@"\n'
+    )
+    copies.chmod(0o755)
+    node.cloud.plays({"trainer": [{"out": "step 1\n", "shell": "sleep 2.5"}]})
+    assert node.run()[0] == 0
+    assert failed.exists()
+    assert (node.report("status"), node.report("log")) == ("0\n", "step 1\n")
+    assert int(node.report("alive")) == pytest.approx(time.time(), abs=60)
+
+
+def test_a_node_that_is_prepared_twice_at_once_after_a_cut_off_try(node):
+    (node.home / f"vgg_jax-{node.commit}.unfinished").mkdir()
+    both = [node.start("prepare") for _ in range(2)]
+    assert [(process.communicate(timeout=60)[0], process.returncode) for process in both] == [("", 0)] * 2
+    assert git(node.home / f"vgg_jax-{node.commit}", *COMMIT) == node.commit
+
+
 def test_a_signal_to_a_node_is_training_s_and_is_waited_for(node):
     saves = "trap 'sleep 0.3; echo saved; exit 143' TERM; while :; do sleep 0.05; done"
     node.cloud.plays({"trainer": [{"shell": saves}]})
@@ -185,7 +216,7 @@ def test_slurm_s_job_goes_on_so_many_times(status, restarts, queued_again, sente
     assert out.splitlines()[-1].startswith(sentence)
     assert cloud.calls("scontrol") == (["scontrol requeue 77"] if queued_again else [])
     assert cloud.calls("srun") == [
-        "srun --kill-on-bad-exit=1 trainer -m vgg_jax.main --config=configs/vgg16.py --distributed "
+        "srun --kill-on-bad-exit=0 trainer -m vgg_jax.main --config=configs/vgg16.py --distributed "
         "--workdir=/shared/runs/mine --config.data.dir=/data"
     ]
 
@@ -208,13 +239,20 @@ def test_slurm_s_job_outlives_the_signal_that_training_saves_at(cloud):
     ("statuses", "returned", "times"), [([0], 0, 1), ([139, 0], 0, 2), ([2], 2, 1), ([143], 143, 1), ([139], 1, 3)]
 )
 def test_the_gpus_of_a_box_go_on_after_a_crash(statuses, returned, times, cloud):
-    cloud.plays({"trainer": [{"status": status} for status in statuses], "nvidia-smi": [{"out": "GPU 0\nGPU 1\n"}]})
+    cloud.plays({"trainer -m": [{"status": status} for status in statuses], "nvidia-smi": [{"out": "GPU 0\nGPU 1\n"}]})
     status, out = cloud.run("gpus.sh", {"PYTHON": "trainer", "TRIES": "3", "DATA": "/data"})
     assert status == returned, out
     assert "on 2 GPU(s)" in out
-    assert cloud.calls("trainer") == times * [
+    assert cloud.calls("trainer -m") == times * [
         f"trainer -m vgg_jax.main {CONFIG} --config.data.dir=/data --workdir=runs/vgg16"
     ]
+
+
+def test_the_gpus_of_a_box_that_jax_does_not_see(cloud):
+    cloud.plays({"trainer -c": [{"status": 1}]})
+    status, out = cloud.run("gpus.sh", {"PYTHON": "trainer"})
+    assert (status, cloud.calls("trainer -m")) == (1, [])
+    assert "error: JAX of PYTHON=trainer sees no GPU, so it would train on the CPU;" in out
 
 
 # --- all of it ---

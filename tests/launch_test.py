@@ -69,10 +69,11 @@ def test_the_shown_commands_are_read_by_a_shell_as_they_were_meant(cloud):
     awkward = '--config.seed=it\'s a "$HOME" `x`'
     _, out = cloud.run(*VM, "--dry-run", "--", CONFIG, awkward)
     line = next(line for line in out.splitlines() if "compute ssh" in line)[2:].removesuffix(" <launch/node.sh")
-    command = json.loads(subprocess.run(
+    words = json.loads(subprocess.run(
         ["bash", "-c", f"gcloud() {{ {sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"; }}; {line}"],
         capture_output=True, text=True, check=True,
-    ).stdout)[-1].removeprefix("--command=cat >vgg_jax_node.sh && ")  # fmt: skip
+    ).stdout)  # fmt: skip
+    command = next(word for word in words if "--command=" in word).removeprefix("--command=cat >vgg_jax_node.sh && ")
     read = 'eval "set -- $FLAGS"; printf "%s\\n" "$@"'
     flags = subprocess.run(
         ["bash", "-c", command.replace("bash vgg_jax_node.sh prepare", f"bash -c '{read}'")],
@@ -97,14 +98,16 @@ def test_the_jobset_is_yaml_and_says_what_the_flags_say(cloud):
 
 def test_a_slice_without_a_longest_time_of_its_own_deletes_itself(cloud):
     """The startup script, which the cloud runs whatever has become of the launcher."""
-    _, out = cloud.run(QUEUE[0], QUEUE[1] | {"MAX_HOURS": "0"}, "--dry-run", "--", CONFIG)
+    _, out = cloud.run(QUEUE[0], QUEUE[1] | {"MAX_HOURS": "2"}, "--dry-run", "--", CONFIG)
     line = next(line for line in out.splitlines() if "queued-resources create" in line)[2:]
     script = subprocess.run(
         ["bash", "-c", f'gcloud() {{ for word; do printf "%s\\n" "$word"; done; }}; {line}'],
         capture_output=True, text=True, check=True,
     ).stdout.partition("--metadata=startup-script=")[2].splitlines()[0]  # fmt: skip
     environment = {"PATH": f"{cloud.place}/bin:/usr/bin:/bin", "FAKE_CLOUD": str(cloud.place)}
-    subprocess.run(["bash", "-c", script + " wait"], env=environment, check=True)
+    assert "sleep 7200;" in script
+    at_once = script.replace("sleep 7200;", "sleep 0;")
+    subprocess.run(["bash", "-c", at_once + " wait"], env=environment, check=True)
     deletion = (
         "compute tpus queued-resources delete vgg-jax-vgg16 --project=my-project --zone=us-west4-a --force --quiet"
     )
@@ -135,6 +138,8 @@ def test_help_names_every_value_that_is_asked_for(launcher, cloud):
         ("tpu_vm.sh", CLOUD, ["--"], "say what to train: launch/tpu_vm.sh -- --config=configs/vgg16.py"),
         ("tpu_vm.sh", CLOUD | {"NAME": "My run"}, ["--", CONFIG], "NAME=My run cannot name a machine"),
         ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2d"}, ["--", CONFIG], "MAX_HOURS=2d is not a whole number"),
+        ("tpu_queue.sh", QUEUE[1] | {"MAX_HOURS": "08"}, ["--", CONFIG], "MAX_HOURS=08 is not a whole number from 1 up, written without"),
+        ("tpu_vm.sh", CLOUD | {"TRIES": "0"}, ["--", CONFIG], "TRIES=0 is not a whole number from 1 up"),
         ("tpu_vm.sh", CLOUD | {"MODEL": "CHEAP"}, ["--", CONFIG], "MODEL=CHEAP is no way to rent: STANDARD, SPOT"),
         ("tpu_vm.sh", CLOUD | {"BUCKET": "gs://b/x"}, ["--", CONFIG], "BUCKET=gs://b/x is not a bucket: write gs://name"),
         ("tpu_vm.sh", CLOUD | {"DATA": "gs://b/x"}, ["--", CONFIG], "DATA=gs://b/x: name the directory inside gs://my-bucket"),
@@ -149,7 +154,7 @@ def test_help_names_every_value_that_is_asked_for(launcher, cloud):
         ),
         ("tpu_queue.sh", CLOUD | {"ACCELERATOR_TYPE": "v9-8"}, ["--", CONFIG], "RUNTIME_VERSION must be given"),
         ("gke.sh", GKE[1] | {"MACHINE_TYPE": "n1"}, ["--", CONFIG], "MACHINE_TYPE=n1 is not known here"),
-        ("slurm.sh", SLURM[1] | {"NODES": "0"}, ["--", CONFIG], "NODES=0 and GPUS=8: there must be one at least of each"),
+        ("slurm.sh", SLURM[1] | {"NODES": "0"}, ["--", CONFIG], "NODES=0 is not a whole number from 1 up"),
         ("slurm.sh", SLURM[1] | {"TIME": "soon"}, ["--", CONFIG], "TIME=soon is no time that SLURM reads"),
         ("slurm.sh", SLURM[1] | {"SHARED": "here"}, ["--", CONFIG], "SHARED=here: give the whole path"),
     ],
@@ -208,7 +213,7 @@ def test_a_run_that_finishes(launcher, workers, cloud):
         "finished: the run is in gs://my-bucket/runs/vgg16, logs in runs/launches/vgg16/time-1;"
     )
     assert cloud.left() == set()
-    phases = [call.split()[-1] for call in cloud.calls("ssh")]
+    phases = [re.search(r"vgg_jax_node\.sh (\w+) --", call)[1] for call in cloud.calls("ssh")]
     assert phases == ["prepare"] * workers + ["start"] * workers  # training begins when all are ready
     assert all(("--distributed" in call) == (workers > 1) for call in cloud.calls("ssh"))
     # What is launched is the commit, and it is there before a machine is.
@@ -224,6 +229,13 @@ def test_logs_are_shown_as_they_grow_and_kept(cloud):
     _, out = cloud.run(*VM)
     assert [line for line in out.splitlines() if line in ("one", "two", "three")] == ["one", "two", "three"]
     assert (cloud.clone / "runs/launches/vgg16/time-1/vgg-jax-vgg16.log").read_text() == "one\ntwo\nthree\n"
+
+
+def test_a_log_that_ends_in_the_middle_of_a_line_is_no_trouble(cloud):
+    grown = {"files": {"vgg-jax-vgg16.log": "one\ntw"}}
+    cloud.plays({"storage rsync": [*[grown] * 5, ended(0, log=""), ended(0)]})
+    status, out = cloud.run(*VM)
+    assert (status, out.count("\none\n")) == (0, 1), out
 
 
 each_that_rents = pytest.mark.parametrize(
@@ -287,6 +299,41 @@ def test_what_a_slice_and_a_queue_say_later_is_heard_too(cloud):
     status, out = cloud.run(*QUEUE)
     assert (status, cloud.left()) == (0, set()), out
     assert len(cloud.calls("queued-resources create")) == 2
+
+
+def test_a_look_that_fails_once_ends_nothing(cloud):
+    error = {"status": 1, "err": "ERROR: 503 Backend error\n"}
+    waiting, running = {"out": "PROVISIONING\nPROVISIONING\n"}, {"out": "RUNNING\nRUNNING\n"}
+    cloud.plays({
+        "instanceStatus": [waiting, error, running],
+        "list-errors": [error],
+        "list-instances": [error, {"out": "slice-a\nslice-b\n"}],
+        "storage rsync": [*[error] * 5, ended(0, 0)],
+    })  # fmt: skip
+    status, out = cloud.run(*SLICE)
+    assert (status, cloud.left()) == (0, set()), out
+    assert out.count("nothing is to be seen of the run for 3 looks; it goes on as it is: ERROR: 503 Backend error") == 1
+
+
+def test_machines_of_which_nothing_is_heard_are_given_back(cloud):
+    heard = [{"files": {"vgg-jax-vgg16.alive": str(i)}} for i in range(2)]
+    cloud.plays({"storage rsync.*time-1": heard, "storage rsync.*time-2": [{}, ended(0)]})
+    status, out = cloud.run(VM[0], VM[1] | {"SILENT_SECONDS": "2"})
+    assert (status, cloud.left()) == (0, set()), out
+    assert "nothing was heard from the machines for 2 s (try 1 of 5; logs in runs/launches/vgg16/time-1)" in out
+    assert len(cloud.calls("instances create")) == 2
+
+
+def test_machines_that_are_taken_away_while_they_are_set_up_are_rented_anew(cloud):
+    """The connection hangs and tells nothing; the cloud, which is looked at beside it, does."""
+    cloud.plays({
+        "ssh.*time-1": [{"shell": "exec sleep 60"}],
+        "instances describe": [{"status": 1, "err": "ERROR: The resource 'x' was not found\n"}, {"out": "RUNNING\n"}],
+        "storage rsync": [ended(0)],
+    })  # fmt: skip
+    status, out = cloud.run(*VM)
+    assert (status, cloud.left()) == (0, set()), out
+    assert "the machines were taken away (try 1 of 5); the run goes on from its last checkpoint" in out
 
 
 @pytest.mark.parametrize(
@@ -397,6 +444,21 @@ def test_a_signal_in_the_middle_deletes_all(launcher, at, hangs, number, cloud):
     )
 
 
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGHUP, signal.SIGHUP], [signal.SIGTERM, signal.SIGINT]])
+def test_nothing_is_left_where_nobody_reads_any_more_and_signals_come_in_pairs(numbers, cloud):
+    """`launch/tpu_vm.sh ... | tee log` and Ctrl-C, which ends tee first; a terminal that closes."""
+    process = cloud.start(*VM, "--", CONFIG)
+    while not cloud.calls("storage rsync"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.stdout.close()
+    for number in numbers:
+        os.killpg(process.pid, number)
+    process.wait(timeout=20)
+    assert len(cloud.calls("instances delete")) == 1
+    assert cloud.left() == set()
+
+
 def test_another_launch_of_that_name_is_left_alone(cloud):
     cloud.plays({"instances create": [{"status": 1, "err": "ERROR: The resource 'x' already exists\n"}]})
     status, out = cloud.run(*VM)
@@ -414,6 +476,21 @@ def test_what_cannot_be_deleted_is_said_with_the_command(cloud):
         "something that costs money could not be deleted (ERROR: 503). Delete it by hand: gcloud compute instances delete"
         in out
     )
+
+
+def test_what_is_still_being_made_is_deleted_when_it_is_made(cloud):
+    busy = {"status": 1, "err": "ERROR: code=400, message=Cluster is running incompatible operation x.\n"}
+    cloud.plays({"node-pools delete": [*[busy] * 8, {}]})
+    status, out = cloud.run(*GKE)
+    assert (status, len(cloud.calls("node-pools delete"))) == (0, 9), out
+
+
+def test_what_a_jobset_refuses_is_said(cloud):
+    report = "mkdir -p $5/time-1; echo 2 >$5/time-1/worker-0.status; echo 'error: there is no value.' >$5/time-1/worker-0.log"
+    cloud.plays({"get jobset": [{}, {"out": "Failed"}], "storage rsync": [{"shell": report}]})
+    status, out = cloud.run(*GKE)
+    assert (status, cloud.left()) == (2, set())
+    assert "error: training was refused: there is no value. (logs in runs/launches/vgg16/time-*)" in out
 
 
 def test_a_jobset_that_finishes_and_one_that_fails(cloud):
