@@ -84,15 +84,21 @@ def default_workdir(config: str) -> Path:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parsing, with a sentence in place of a traceback where the configuration file cannot be had."""
+    """absl's parsing, with one sentence and exit status 2 for whatever is wrong, so that launchers do not try it again."""
     for argument in argv:
         file = argument.removeprefix("--config=").partition(":")[0]
         if argument.startswith("--config=") and not Path(file).is_file():
             fail(f"--config={file}: there is no such file; configuration files lie in configs/.")
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        fail(
+            f"{' '.join(str(error).replace(' ?', '?').split()).rstrip('.')}. --help lists the flags.".replace("?.", "?")
+        )
     except (AttributeError, KeyError, UserError) as error:  # a key that does not exist, a bad argument of the file
-        fail(" ".join(str(error.args[0]).split()))
+        cause = error.args[0] if isinstance(error.args[0], KeyError) else error
+        message = ". ".join(str(cause.args[0]).splitlines())
+        fail(f"the configuration has no key {message}" if message.startswith("'") else message)
 
 
 def _unraisable(ignored: sys.UnraisableHookArgs) -> None:

@@ -304,6 +304,9 @@ def _leave(number: int, _frame) -> NoReturn:
 
 def _fail(error: BaseException) -> NoReturn:
     """Says on all processes why this one ends, and ends it; nothing is shut down in order, as others may be gone."""
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # whoever started all may end the rest now; the status is this error's
     name = type(error).__name__
     if isinstance(error, UserError):
         status, message = 2, str(error)
