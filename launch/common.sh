@@ -439,7 +439,7 @@ bring() { # FROM TO: what nodes have reported, as far as it is there
 }
 
 BLIND=0 # looks in a row that told nothing
-looked() { # STATUS: of the last look; says so where it fails again and again
+blind() { # STATUS: of the last look; says so where looking fails again and again
   BLIND=$(($1 ? BLIND + 1 : 0))
   ((BLIND % 30 != 3)) || say "nothing is to be seen of the run for $BLIND looks; it goes on as it is: $(tail -n 1 "$SCRATCH/answers")"
 }
@@ -453,7 +453,7 @@ watch() { # until training has ended everywhere, or the machines are gone
     seen=0
     bring "$BUCKET/launches/$NAME/$LAUNCH-$try" "$LOGS" || seen=$?
     if ((DRY_RUN)); then return; fi
-    looked "$seen"
+    blind "$seen"
     if [[ -f $log ]]; then
       lines=$(wc -l <"$log" | tr -d ' ') # whole ones
       ((lines <= shown)) || sed -n "$((shown + 1)),${lines}p" "$log"

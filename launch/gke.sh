@@ -164,7 +164,7 @@ watch_jobset() {
     pause "$POLL_SECONDS"
     seen=0
     now=$(ask Completed kubectl get jobset "$POOL" '--output=jsonpath={.status.terminalState}') || { now="" seen=1; }
-    ((DRY_RUN)) || looked "$seen"
+    ((DRY_RUN)) || blind "$seen"
     bring "$BUCKET/launches/$NAME" "runs/launches/$NAME" || true
     tail -q -n 1 "$LOGS"-*/worker-0.log 2>/dev/null | tail -n 1 || true
     if [[ $now ]]; then

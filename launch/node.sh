@@ -7,7 +7,7 @@
 # when the machine is ready, `start` leaves training running, `all` waits for it. It may be run again at any time: what is done
 # is not done twice. In the bucket it writes
 #   runs/NAME/                          the run's workdir
-#   launches/NAME/LAUNCH/WORKER.log     what training printed, every SYNC_SECONDS; WORKER.alive the time
+#   launches/NAME/LAUNCH/WORKER.log     what training printed, every SYNC_SECONDS; WORKER.alive the times of that
 #   launches/NAME/LAUNCH/WORKER.status  its exit status, once it has ended
 
 set -euo pipefail
@@ -105,7 +105,7 @@ copy_data() {
 
 # Every minute; what goes wrong with the bucket once goes well the next time.
 report() {
-  mkdir -p "$(dirname "$REPORT")" && cp "$LOG" "$REPORT.log" && date +%s >"$REPORT.alive" || return
+  mkdir -p "$(dirname "$REPORT")" && cp "$LOG" "$REPORT.log" && date +%s >>"$REPORT.alive" || return # it grows, so that a copy by size sees it
   # A file in the mount is in the bucket only once it has been synced, and these stay open for as long as the run.
   find "$MOUNT/runs/$NAME" -maxdepth 2 \( -name metrics.jsonl -o -name 'events.*' \) -exec sync {} + 2>/dev/null || true
 }
