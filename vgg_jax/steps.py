@@ -19,7 +19,7 @@ from vgg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
 
-# What XLA is told for each kind of device, a compilation at a time.
+# What XLA is told for each platform, or kind of device where it needs something else, a compilation at a time.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # The CPU backend has faster convolution gradients than those it takes by default: net A, batch 8, forward and
     # backward on two cores, 121 GFLOP/s without and 161 with these (`python -m benchmarks.cpu_options`).
@@ -38,6 +38,8 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
         "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
         "xla_tpu_overlap_compute_collective_tc": "true",
     },
+    # Its vector memory does not hold what those ask for, which the compiler finds out after minutes.
+    "TPU v4": {},
 }
 
 
@@ -187,18 +189,19 @@ def compile_step(step: Callable, *shapes, donate: bool = False, out_shardings=No
     """
     options = {} if out_shardings is None else {"out_shardings": out_shardings}
     lowered = jax.jit(step, donate_argnums=(0,) if donate else (), **options).lower(*shapes)
-    if compiler_options := COMPILER_OPTIONS.get(_platform(shapes)):
+    device = _device(shapes)
+    if compiler_options := COMPILER_OPTIONS.get(device.device_kind, COMPILER_OPTIONS.get(device.platform)):
         try:
             return lowered.compile(compiler_options=compiler_options)
         except jax.errors.JaxRuntimeError as error:
-            # Another version may not know an option, and TPU v4's vector memory may be too small for what they ask.
+            # Another version may not know an option, and for another step vector memory may be too small.
             if not any(reason in str(error) for reason in ("No such compile option", "memory space vmem")):
                 raise
     return lowered.compile()
 
 
-def _platform(shapes) -> str:
-    """What the devices are that arguments lie on: not always those of this process (`vgg_jax.compile_check`)."""
+def _device(shapes) -> jax.Device:
+    """One of the devices that arguments lie on: not always of this process (`vgg_jax.compile_check`)."""
     shardings = (leaf.sharding for leaf in jax.tree.leaves(shapes))
     devices = next((sharding.device_set for sharding in shardings if sharding is not None), None)
-    return next(iter(devices)).platform if devices else jax.default_backend()
+    return next(iter(devices)) if devices else jax.devices()[0]
