@@ -62,9 +62,9 @@ parse() { # "$@" of the launcher
   fi
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$ ]] ||
     fail "NAME=$NAME cannot name a machine: at most 30 small letters, digits and dashes, beginning with a letter."
-  counts TRIES CAPACITY_TRIES SSH_TRIES MAX_HOURS
+  counts TRIES CAPACITY_TRIES SSH_TRIES SILENT_SECONDS MAX_HOURS
   local name
-  for name in POLL_SECONDS BACKOFF_SECONDS SILENT_SECONDS; do
+  for name in POLL_SECONDS BACKOFF_SECONDS; do
     [[ ${!name} == 0 ]] || counts "$name"
   done
 }
@@ -171,30 +171,37 @@ refused() { # WHAT MESSAGE ATTEMPT: ends the launcher unless it is worth another
   fi
 }
 
-# Once begun it goes through: a second Ctrl-C would leave a machine behind. What the cloud is still making it may refuse to
+# Once begun it goes through, and a signal that comes meanwhile counts when it is done: it would leave a machine behind. What the cloud is still making it may refuse to
 # delete until it is made, which takes longer than other trouble.
 undo_down_to() { # NUMBER of things that stay
   local i attempt tries left="" gone
-  trap '' INT TERM HUP
+  ((BASH_SUBSHELL)) || note_signals # in `on_exit` they are not heeded any more
   for ((i = ${#UNDO[@]} - 1; i >= $1; i--)); do
     printf '+ %s\n' "${UNDO[i]}" >&3 || true # nobody may read any more
     gone=$DRY_RUN tries=5
     for ((attempt = 1; attempt <= tries && !gone; attempt++)); do
-      if eval "${UNDO[i]}" </dev/null >/dev/null 2>"$SCRATCH/undo" || grep -qiE 'not.?found|does not exist' "$SCRATCH/undo"; then
+      if (trap '' INT TERM HUP && eval "${UNDO[i]}") </dev/null >/dev/null 2>"$SCRATCH/undo" || grep -qiE 'not.?found|does not exist' "$SCRATCH/undo"; then
         gone=1
       else
         ! grep -qiE 'incompatible operation|try again once it is done|wait and try again' "$SCRATCH/undo" || tries=60
-        sleep "$BACKOFF_SECONDS"
+        (trap '' INT TERM HUP && sleep "$BACKOFF_SECONDS")
       fi
     done
     ((gone)) || left+=" ${UNDO[i]};"
     unset "UNDO[i]"
   done
-  heed_signals
+  ((BASH_SUBSHELL)) || heed_signals
   [[ -z $left ]] || fail "something that costs money could not be deleted ($(tail -n 1 "$SCRATCH/undo")). Delete it by hand:$left otherwise it runs until MAX_HOURS=$MAX_HOURS are over." 1
+  [[ -z $SIGNAL ]] || ((BASH_SUBSHELL)) || exit "$SIGNAL_STATUS"
 }
 
 cleanup() { undo_down_to 0; }
+
+note_signals() {
+  trap 'SIGNAL=SIGINT SIGNAL_STATUS=130' INT
+  trap 'SIGNAL=SIGTERM SIGNAL_STATUS=143' TERM
+  trap 'SIGNAL=SIGHUP SIGNAL_STATUS=129' HUP
+}
 
 # The first signal is the last: a terminal that closes sends several.
 heed_signals() {
@@ -333,7 +340,7 @@ train_on_machines() {
         ;;
       2) fail "training was refused: $(refusal "$LOGS"/*.log) (logs in $LOGS); all that was made has been deleted." ;;
       late) ;;
-      silent) say "nothing was heard from the machines for $SILENT_SECONDS s (try $try of $TRIES; logs in $LOGS); the run goes on from its last checkpoint" ;;
+      silent) say "training is taken for dead (try $try of $TRIES; logs in $LOGS); the run goes on from its last checkpoint" ;;
       preempted) say "the machines were taken away (try $try of $TRIES); the run goes on from its last checkpoint" ;;
       *) say "training ended with status $OUTCOME (try $try of $TRIES; logs in $LOGS); it goes on from its last checkpoint" ;;
     esac
@@ -367,7 +374,7 @@ start_workers() {
 }
 
 on_all_workers() { # prepare | start
-  local name pids=() failed="" i status
+  local name pids=() failed="" i
   for name in "${WORKERS[@]}"; do
     if ((DRY_RUN)); then
       on_worker "$name" "$1"
@@ -380,10 +387,7 @@ on_all_workers() { # prepare | start
   attend_workers ${pids[@]+"${pids[@]}"}
   [[ -z $OUTCOME ]] || return 0
   for ((i = 0; i < ${#pids[@]}; i++)); do
-    name=${WORKERS[i]} status=0
-    wait "${pids[i]}" || status=$?
-    ((status != 2)) || fail "$name: $(refusal "$LOGS/$name.start")"
-    ((status == 0)) || failed+="${failed:+, }$name"
+    ((STATUSES[i] == 0)) || failed+="${failed:+, }${WORKERS[i]}"
   done
   [[ $failed ]] || return 0
   if [[ $(state) == RUNNING ]]; then
@@ -392,10 +396,23 @@ on_all_workers() { # prepare | start
   OUTCOME=preempted
 }
 
-# Data may be copied for hours, in which machines can be taken away without ssh's noticing.
-attend_workers() { # PID...
-  local looked=$SECONDS every=$((POLL_SECONDS > 5 ? POLL_SECONDS : 5)) now
-  while any_runs "$@"; do
+# Sets STATUSES. Data may be copied for hours, in which machines can be taken away without ssh's noticing.
+attend_workers() { # PID of each worker
+  local pids=("$@") looked=$SECONDS every=$((POLL_SECONDS > 5 ? POLL_SECONDS : 5)) now i run
+  STATUSES=()
+  while :; do
+    run=0
+    for ((i = 0; i < $#; i++)); do
+      [[ ! ${STATUSES[i]:-} ]] || continue
+      if kill -0 "${pids[i]}" 2>/dev/null; then
+        run=1
+        continue
+      fi
+      STATUSES[i]=0
+      wait "${pids[i]}" || STATUSES[i]=$?
+      ((STATUSES[i] != 2)) || fail "${WORKERS[i]}: $(refusal "$LOGS/${WORKERS[i]}.start")"
+    done
+    ((run)) || return 0
     attend sleep 0.2
     ((SECONDS - looked >= every)) || continue
     looked=$SECONDS
@@ -405,16 +422,8 @@ attend_workers() { # PID...
     [[ $OUTCOME ]] || continue
     kill "$@" 2>/dev/null || true
     wait "$@" 2>/dev/null || true
-    return
+    return 0
   done
-}
-
-any_runs() { # PID...
-  local pid
-  for pid; do
-    ! kill -0 "$pid" 2>/dev/null || return 0
-  done
-  return 1
 }
 
 on_worker() { # WORKER, prepare | start
@@ -445,7 +454,7 @@ blind() { # STATUS: of the last look; says so where looking fails again and agai
 }
 
 watch() { # until training has ended everywhere, or the machines are gone
-  local shown=0 now worst lines log="$LOGS/${WORKERS[0]}.log" seen alive heard="" heard_at=$SECONDS
+  local shown=0 now worst lines log="$LOGS/${WORKERS[0]}.log" seen i alive heard=() heard_at=()
   ((DRY_RUN)) || say "training runs on ${#WORKERS[@]} machine(s); Ctrl-C deletes them, the run stays in $BUCKET/runs/$NAME"
   while :; do
     pause "$POLL_SECONDS"
@@ -466,12 +475,17 @@ watch() { # until training has ended everywhere, or the machines are gone
     # Nodes that are being taken away stop training first, with 143.
     [[ $now != RUNNING && $now != UNKNOWN && $OUTCOME != 0 && $OUTCOME != 2 ]] && OUTCOME=preempted
     [[ $OUTCOME ]] && return
-    alive=$(cat "$LOGS"/*.alive 2>/dev/null) || true
-    if [[ $alive != "$heard" ]] || ((seen)); then # who cannot look knows nothing of silence
-      heard=$alive heard_at=$SECONDS
-    elif ((SECONDS - heard_at >= SILENT_SECONDS)); then
-      OUTCOME=silent && return
-    fi
+    for ((i = 0; i < ${#WORKERS[@]}; i++)); do
+      [[ ! -f $LOGS/${WORKERS[i]}.status ]] || continue
+      alive=$(tail -n 1 "$LOGS/${WORKERS[i]}.alive" 2>/dev/null) || true
+      # Who cannot look knows nothing of silence.
+      if ((seen)) || [[ ! ${heard_at[i]:-} || $alive != "${heard[i]}" ]]; then
+        heard[i]=$alive heard_at[i]=$SECONDS
+      elif ((SECONDS - heard_at[i] >= SILENT_SECONDS)); then
+        say "nothing was heard from ${WORKERS[i]} for $SILENT_SECONDS s"
+        OUTCOME=silent && return
+      fi
+    done
     if (($(date +%s) >= DEADLINE)); then OUTCOME=late && return; fi
   done
 }

@@ -21,7 +21,7 @@ find_commit
 
 if [[ ! ${PYTHON:-} ]]; then
   PYTHON=.venv/bin/python
-  if ((DRY_RUN)) || [[ ! -x $PYTHON ]]; then run python3 -m venv .venv; fi
+  if ((DRY_RUN)) || [[ ! -x .venv/bin/pip ]]; then run python3 -m venv .venv; fi
   if ((DRY_RUN)) || [[ $(cat .venv/installed 2>/dev/null) != "$COMMIT" ]]; then
     run .venv/bin/pip install --quiet -c constraints.txt -e '.[gpu]' || fail "the commit could not be installed in .venv; the same command tries again." 1
     ((DRY_RUN)) || printf '%s\n' "$COMMIT" >.venv/installed

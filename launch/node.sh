@@ -117,7 +117,7 @@ train() {
   cd "$CODE"
   "$PYTHON" -m vgg_jax.main "--workdir=$MOUNT/runs/$NAME" "${flags[@]}" >>"$LOG" 2>&1 &
   child=$!
-  trap 'kill -TERM $child 2>/dev/null' TERM INT
+  trap 'kill -TERM $child 2>/dev/null || true' TERM INT
   (while sleep "$SYNC_SECONDS"; do report || true; done) &
   local reporter=$!
   # A signal ends `wait`; training then saves, and is waited for.

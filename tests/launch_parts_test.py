@@ -131,6 +131,20 @@ def test_a_bucket_that_fails_for_a_moment_costs_no_report(node):
     assert int(node.report("alive").splitlines()[-1]) == pytest.approx(time.time(), abs=60)
 
 
+def test_a_signal_after_training_has_ended_costs_no_report(node):
+    slow = node.cloud.place / "bin" / "cp"
+    slow.write_text('#!/bin/sh\ncase $2 in *.log) sleep 1 ;; esac\nexec /bin/cp "$@"\n')
+    slow.chmod(0o755)
+    node.cloud.plays({"trainer": [{"status": 2}]})
+    process = node.start()
+    while not node.cloud.calls("trainer"):
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert (process.returncode, node.report("status")) == (2, "2\n")
+
+
 def test_a_node_that_is_prepared_twice_at_once_after_a_cut_off_try(node):
     (node.home / f"vgg_jax-{node.commit}.unfinished").mkdir()
     both = [node.start("prepare") for _ in range(2)]

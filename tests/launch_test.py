@@ -320,8 +320,17 @@ def test_machines_of_which_nothing_is_heard_are_given_back(cloud):
     cloud.plays({"storage rsync.*time-1": heard, "storage rsync.*time-2": [{}, ended(0)]})
     status, out = cloud.run(VM[0], VM[1] | {"SILENT_SECONDS": "2"})
     assert (status, cloud.left()) == (0, set()), out
-    assert "nothing was heard from the machines for 2 s (try 1 of 5; logs in runs/launches/vgg16/time-1)" in out
+    assert "nothing was heard from vgg-jax-vgg16 for 2 s\n" in out
+    assert "training is taken for dead (try 1 of 5; logs in runs/launches/vgg16/time-1)" in out
     assert len(cloud.calls("instances create")) == 2
+
+
+def test_one_silent_machine_among_others_is_enough(cloud):
+    beat = 'echo x >"$5/slice-b.alive"; date +%N >>"$5/slice-a.alive"'
+    cloud.plays({"storage rsync.*time-1": [{"shell": beat}], "storage rsync.*time-2": [ended(0, 0)]})
+    status, out = cloud.run(SLICE[0], SLICE[1] | {"SILENT_SECONDS": "2"})
+    assert (status, cloud.left()) == (0, set()), out
+    assert "nothing was heard from slice-b for 2 s\n" in out
 
 
 def test_machines_that_are_taken_away_while_they_are_set_up_are_rented_anew(cloud):
@@ -416,6 +425,31 @@ def test_a_worker_that_refuses_is_not_tried_again(cloud):
     assert status == 2
     assert "error: slice-b: there is no directory datasets in gs://my-bucket." in out
     assert (len(cloud.calls("ssh slice-b")), cloud.left()) == (1, set())
+
+
+def test_a_refusal_does_not_wait_for_machines_that_are_still_set_up(cloud):
+    cloud.plays({
+        "ssh slice-b": [{"status": 2, "out": "error: there is no directory datasets in gs://my-bucket.\n"}],
+        "ssh slice-a": [{"shell": "exec sleep 60"}],
+    })  # fmt: skip
+    began = time.monotonic()
+    status, out = cloud.run(*SLICE)
+    assert (status, cloud.left()) == (2, set())
+    assert time.monotonic() - began < 30
+    assert "error: slice-b: there is no directory datasets in gs://my-bucket." in out
+
+
+def test_a_signal_between_two_tries_is_heeded_when_what_was_made_is_gone(cloud):
+    cloud.plays({"instances describe": [{"out": "TERMINATED\n"}], "instances delete": [{"shell": "sleep 1"}]})
+    process = cloud.start(*VM, "--", CONFIG)
+    while not cloud.calls("instances delete"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.terminate()
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert (len(cloud.calls("instances create")), cloud.left()) == (1, set())
+    assert last(out) == "stopped by SIGTERM; nothing was running."
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import REPOSITORY, as_flags, run_main, start_main
+from vgg_jax import processes
 
 QUICKSTART = "--config=configs/quickstart.py"
 STEPS = 40
@@ -229,6 +230,20 @@ def test_processes_that_do_not_come_are_waited_for_only_so_long(index, missing):
     assert f", and {missing} did not come. Is every process running" in err
     assert "Traceback" not in err
     assert "Check failure" not in err
+
+
+def test_of_processes_that_a_cluster_started_those_that_wait_in_vain_end_as_a_crash(monkeypatch, capsys):
+    """A machine that froze before it joined is no mistake of the user's: launchers try 1 again, 2 not."""
+    monkeypatch.setattr(processes.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *_, **__: time.sleep(3))
+    monkeypatch.setattr(processes, "_exit", sys.exit)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="1"), processes.joined("", None, None, 1):
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "error: waited 1 s for the processes that JAX finds here by itself" in capsys.readouterr().err
 
 
 def test_the_launch_prints_what_it_would_run_and_explains_mistakes():

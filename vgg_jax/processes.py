@@ -280,7 +280,12 @@ def _gather(address: str, count: int | None, index: int | None, seconds: int) ->
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        place, missing = (address or "the coordinator", "the other processes" if index == 0 else "process 0")
+        if not address:
+            raise _NobodyCame(
+                f"waited {seconds} s for the processes that JAX finds here by itself, and not all came: one may have died, and "
+                "what it printed says why. The same command begins again; --join_timeout=SECONDS waits longer."
+            )
+        place, missing = address, "the other processes" if index == 0 else "process 0"
         raise UserError(
             f"waited {seconds} s at {place}, and {missing} did not come. Is every process running, with the same "
             f"--num_processes, the same --coordinator_address (that of process 0's machine) and a --process_id of its own, "
@@ -292,9 +297,14 @@ def _gather(address: str, count: int | None, index: int | None, seconds: int) ->
             "it finds none; give --coordinator_address=HOST:PORT --num_processes=N --process_id=I."
         ) from errors[0]
     if errors:
-        raise UserError(
+        kind = UserError if address else _NobodyCame
+        raise kind(
             f"jax.distributed could not be started at {address or 'the coordinator'}: {_first_line(errors[0])}"
         ) from errors[0]
+
+
+class _NobodyCame(UserError):
+    """Of processes that were started together: no mistake of the user's, so that launchers try again."""
 
 
 def _leave(number: int, _frame) -> NoReturn:
@@ -304,12 +314,11 @@ def _leave(number: int, _frame) -> NoReturn:
 
 def _fail(error: BaseException) -> NoReturn:
     """Says on all processes why this one ends, and ends it; nothing is shut down in order, as others may be gone."""
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # whoever started all may end the rest now; the status is this error's
+    # Whoever started all may end the rest now; the status is this error's.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     name = type(error).__name__
     if isinstance(error, UserError):
-        status, message = 2, str(error)
+        status, message = 1 if isinstance(error, _NobodyCame) else 2, str(error)
     elif isinstance(error, KeyboardInterrupt | SystemExit):
         status = 130 if isinstance(error, KeyboardInterrupt) else error.code if isinstance(error.code, int) else 1
         message = "stopped; nothing that was saved is lost, the same command goes on."
