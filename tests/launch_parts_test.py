@@ -281,7 +281,7 @@ def test_a_launch_from_the_command_to_the_summary(cloud):
         "storage cp": [{"shell": f'mkdir -p {bucket}/code && cp "$4" "{bucket}/${{5#gs://my-bucket/}}"'}],
         "storage rsync": [{"shell": f'cp -r "{bucket}/${{4#gs://my-bucket/}}/." "$5"'}],
         "compute ssh": [
-            {"shell": f'c="${{@: -1}}"; cd {node} && HOME={node} MOUNT={bucket} SYNC_SECONDS=1 PYTHON={sys.executable} bash -c "${{c#--command=}}"'}
+            {"shell": f'for word; do case $word in --command=*) c=$word ;; esac; done; cd {node} && HOME={node} MOUNT={bucket} SYNC_SECONDS=1 PYTHON={sys.executable} bash -c "${{c#--command=}}"'}
         ],
     })  # fmt: skip
     small = ["--config.num_epochs=0.2", "--config.model.width_multiplier=0.0625", "--config.model.fc_width=16"]
