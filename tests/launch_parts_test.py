@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,12 @@ class Node:
         return (self.bucket / "launches" / "mine" / "time-1" / f"worker-0.{suffix}").read_text()
 
 
+def program(file: Path, script: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+
+
 @pytest.fixture
 def node(cloud) -> Node:
     return Node(cloud)
@@ -97,9 +104,7 @@ def test_a_node_says_what_it_lacks(node):
         out
         == "error: there is no directory datasetz in gs://my-bucket; prepare the data there, or name another DATA.\n"
     )
-    small = node.cloud.place / "bin" / "df"
-    small.write_text("#!/bin/sh\nprintf 'Avail\\n0\\n'\n")
-    small.chmod(0o755)
+    program(node.cloud.place / "bin" / "df", "printf 'Avail\\n0\\n'")
     (node.bucket / "datasets" / "large").write_bytes(bytes(5_000_000))
     status, out = node.run()
     assert status == 2
@@ -109,21 +114,15 @@ def test_a_node_says_what_it_lacks(node):
 
 def test_a_download_that_fails_is_no_refusal(node):
     """uv ends with 2 where the network is away, which would be taken for a mistake of the user's."""
-    for program, status in ((node.cloud.place / "bin" / "python3", 0), (node.home / ".local" / "bin" / "uv", 2)):
-        program.parent.mkdir(parents=True, exist_ok=True)
-        program.write_text(f"#!/bin/sh\nexit {status}\n")
-        program.chmod(0o755)
+    program(node.cloud.place / "bin" / "python3", "exit 0")
+    program(node.home / ".local" / "bin" / "uv", "exit 2")
     assert node.run("prepare", PYTHON="")[0] == 1
 
 
 def test_a_bucket_that_fails_for_a_moment_costs_no_report(node):
-    copies = node.cloud.place / "bin" / "cp"
     failed = node.cloud.place / "failed"
-    copies.write_text(
-        f'#!/bin/sh\ncase $2 in *.log) [ -e {failed} ] || {{ touch {failed}; echo "cp: {failed}" >&2; exit 1; }} ;; esac\n'
-        'exec /bin/cp "$@"\n'
-    )
-    copies.chmod(0o755)
+    once = f'[ -e {failed} ] || {{ touch {failed}; echo "cp: {failed}" >&2; exit 1; }}'
+    program(node.cloud.place / "bin" / "cp", f'case $2 in *.log) {once} ;; esac; exec /bin/cp "$@"')
     node.cloud.plays({"trainer": [{"out": "step 1\n", "shell": "sleep 2.5"}]})
     assert node.run()[0] == 0
     assert failed.exists()
@@ -132,9 +131,7 @@ def test_a_bucket_that_fails_for_a_moment_costs_no_report(node):
 
 
 def test_a_signal_after_training_has_ended_costs_no_report(node):
-    slow = node.cloud.place / "bin" / "cp"
-    slow.write_text('#!/bin/sh\ncase $2 in *.log) sleep 1 ;; esac\nexec /bin/cp "$@"\n')
-    slow.chmod(0o755)
+    program(node.cloud.place / "bin" / "cp", 'case $2 in *.log) sleep 1 ;; esac; exec /bin/cp "$@"')
     node.cloud.plays({"trainer": [{"status": 2}]})
     process = node.start()
     while not node.cloud.calls("trainer"):
