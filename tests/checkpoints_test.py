@@ -1,5 +1,6 @@
 """Checkpoints hold all of the state, and a bad one is said to be bad."""
 
+import json
 import re
 import shutil
 
@@ -27,71 +28,168 @@ def other(state, factor):
     return jax.tree.map(lambda x: (x * factor).astype(x.dtype), state)
 
 
+def saved(workdir, state, *steps, best):
+    """Saves checkpoints, each with a state of its own, as one run does."""
+    checkpoints = Checkpoints(workdir)
+    for step in steps:
+        checkpoints.save(step, other(state, step), {"best_step": min(best, step), "seconds": 1.5})
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def names(workdir):
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
 def test_everything_comes_back_bit_for_bit(state, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     progress = {"seconds": 1.5, "best_top1_error": 0.25, "best_step": 2, "last": {"top1_error": 0.25}}
-    checkpoints.save(2, state, progress, 0.25)
+    checkpoints.save(2, state, progress)
     checkpoints.wait()
-    again = Checkpoints(tmp_path)
-    assert again.latest_step() == 2
-    restored, known = again.restore(2, shapes_of(state))
-    assert known == progress
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, restored, state)
-    assert np.abs(restored.opt_state["momentum"].trace["fc6"]["kernel"]).max() > 0
-    assert int(restored.step) == 2
+    restored = Checkpoints(tmp_path).restore(shapes_of(state))
+    assert (restored.step, restored.progress, restored.warnings) == (2, progress, [])
+    assert_equal(restored.state, state)
+    assert np.abs(restored.state.opt_state["momentum"].trace["fc6"]["kernel"]).max() > 0
+    assert int(restored.state.step) == 2
 
 
 def test_latest_and_best_are_kept(state, tmp_path):
+    saved(tmp_path, state, 1, 2, 3, 4, 5, best=2)
     checkpoints = Checkpoints(tmp_path)
-    for step, error in ((1, 0.5), (2, 0.2), (3, None), (4, 0.3), (5, None)):
-        progress = {"best_step": 2 if step >= 2 else 1}
-        checkpoints.save(step, other(state, step), progress, error)
-    checkpoints.save(5, other(state, 50), {"best_step": 2}, 0.1)  # is there already, and stays
+    checkpoints.save(5, other(state, 50), {"best_step": 2})  # is there already, and stays
     checkpoints.wait()
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "5"]
+    assert names(tmp_path) == ["2", "5"]
     path, params = load_params(tmp_path)
     assert path == tmp_path / "checkpoints" / "2"
-    jax.tree.map(np.testing.assert_array_equal, params, other(state.params, 2))
-    _, latest = load_params(tmp_path / "checkpoints" / "5")
-    jax.tree.map(np.testing.assert_array_equal, latest, other(state.params, 5))
+    assert_equal(params, other(state.params, 2))
+    assert_equal(load_params(tmp_path / "checkpoints" / "5")[1], other(state.params, 5))
+
+
+@pytest.mark.parametrize(
+    ("best_then", "left"), [(2, ["2", "7"]), (7, ["7"]), (6, ["6", "7"])], ids=["worse", "better", "better, then worse"]
+)
+def test_the_best_is_kept_when_the_directory_is_opened_again(state, tmp_path, best_then, left):
+    saved(tmp_path, state, 1, 2, 5, best=2)
+    assert names(tmp_path) == ["2", "5"]
+    saved(tmp_path, state, 6, 7, best=best_then)
+    assert names(tmp_path) == left
+    assert load_params(tmp_path)[0].name == str(best_then)
+
+
+def test_a_best_that_is_gone_is_said_with_those_that_are_there(state, tmp_path):
+    saved(tmp_path, state, 2, 5, best=2)
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    with pytest.raises(
+        UserError, match=r"the best checkpoint .*/2 is not there; there are 5: name one of them, as .*/5\."
+    ):
+        load_params(tmp_path)
+    with pytest.raises(UserError, match=r"the checkpoint .*/3 is not there; there are 5: name one"):
+        load_params(tmp_path / "checkpoints" / "3")
 
 
 def test_memory_may_be_reused_while_a_checkpoint_is_written(state, tmp_path):
     kept = jax.tree.map(np.array, state)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {"best_step": 1}, 0.5)
+    checkpoints.save(1, state, {"best_step": 1})
     overwrite = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
     shapes = shapes_of(state)
     overwrite(state)
     checkpoints.wait()
-    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, shapes)[0], kept)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(shapes).state, kept)
 
 
 def test_an_unfinished_write_is_no_checkpoint(state, tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {"best_step": 1}, 0.5)
+    checkpoints.save(1, state, {"best_step": 1})
     checkpoints.wait()
     checkpoints.close()
     shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
-    assert Checkpoints(tmp_path).latest_step() == 1
+    assert Checkpoints(tmp_path).steps() == [1]
 
 
-def test_a_damaged_checkpoint_is_named(state, tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {"best_step": 1}, 0.5)
-    checkpoints.wait()
-    for file in (tmp_path / "checkpoints" / "1" / "state").rglob("*"):
-        if file.is_file() and "manifest" in file.name:
-            file.write_bytes(b"spoilt")
-    again = Checkpoints(tmp_path)
-    with pytest.raises(UserError, match=re.escape(f"the checkpoint {tmp_path}/checkpoints/1 cannot be read")):
-        again.restore(1, shapes_of(state))
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "removed": lambda path: path.unlink(),
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": flipped,
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_damaged_in_any_of_its_files_is_never_used(state, tmp_path, damage):
+    saved(tmp_path / "whole", state, 3, 5, best=3)
+    newest = tmp_path / "whole" / "checkpoints" / "5"
+    files = [path.relative_to(newest) for path in sorted(newest.rglob("*")) if path.is_file()]
+    assert len(files) > 5
+    fallen_back = 0
+    for file in files:
+        workdir = tmp_path / "damaged"
+        shutil.copytree(tmp_path / "whole", workdir)
+        DAMAGES[damage](workdir / "checkpoints" / "5" / file)
+        # Either the damage does no harm, or the older one is used and the newer is named.
+        restored = Checkpoints(workdir).restore(shapes_of(state))
+        assert_equal(restored.state, other(state, restored.step))
+        assert [sentence.split()[2] for sentence in restored.warnings] == [str(newest).replace("whole", "damaged")] * (
+            restored.step == 3
+        )
+        assert names(workdir) == (["3", "5"] if restored.step == 5 else ["3", "5.damaged"])
+        fallen_back += restored.step == 3
+        saved(workdir, state, 5, best=3)  # the run goes on to the same step, and is whole again
+        assert Checkpoints(workdir).restore(shapes_of(state)).step == 5
+        shutil.rmtree(workdir)
+    assert fallen_back >= 3  # data, their manifest, the progress
+
+
+def test_where_all_are_damaged_it_is_said_and_nothing_is_moved(state, tmp_path):
+    saved(tmp_path, state, 3, 5, best=3)
+    for path in (tmp_path / "checkpoints").glob("*/state/manifest*"):
+        path.write_bytes(b"spoilt")
+    match = re.escape(f"the checkpoint {tmp_path}/checkpoints/5 cannot be read, and there is no older one that can: ")
+    with pytest.raises(UserError, match=match):
+        Checkpoints(tmp_path).restore(shapes_of(state))
+    with pytest.raises(UserError, match=re.escape(f"the checkpoint {tmp_path}/checkpoints/3 cannot be read")):
+        load_params(tmp_path)
+    assert names(tmp_path) == ["3", "5"]
+
+
+def test_a_damaged_best_gives_way_to_the_newest_sound_one(state, tmp_path, capsys):
+    saved(tmp_path, state, 3, 5, best=3)
+    for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
+        if path.parent.name == "d":
+            flipped(path)
+    path, params = load_params(tmp_path)
+    assert path.name == "5"
+    assert_equal(params, other(state.params, 5))
+    assert capsys.readouterr().err.startswith(f"WARNING: the checkpoint {tmp_path}/checkpoints/3 cannot be read: ")
+    with pytest.raises(UserError, match="checkpoints/3 cannot be read"):
+        load_params(tmp_path / "checkpoints" / "3")
+
+
+def test_checkpoints_of_before_checksums_are_read(state, tmp_path):
+    saved(tmp_path, state, 3, best=3)
+    file = tmp_path / "checkpoints" / "3" / "progress" / "metadata"
+    content = json.loads(file.read_text())
+    del content["checksums"]
+    file.write_text(json.dumps(content))
+    assert Checkpoints(tmp_path).restore(shapes_of(state)).progress == content
+    assert load_params(tmp_path)[0].name == "3"
 
 
 def test_a_write_that_fails_says_what_is_kept(state, tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {"best_step": 1}, 0.5)
+    checkpoints.save(1, state, {"best_step": 1})
     checkpoints.wait()
 
     def full(*_, **__):
@@ -99,7 +197,7 @@ def test_a_write_that_fails_says_what_is_kept(state, tmp_path, monkeypatch):
 
     # Orbax reports a write's failure when the next one begins, or at the end.
     for method, call in (
-        ("save", lambda: checkpoints.save(2, state, {}, 0.5)),
+        ("save", lambda: checkpoints.save(2, state, {"best_step": 1})),
         ("wait_until_finished", checkpoints.wait),
     ):
         with monkeypatch.context() as patch:
@@ -112,7 +210,7 @@ def test_a_write_that_fails_says_what_is_kept(state, tmp_path, monkeypatch):
 
 def test_starting_from_a_checkpoint(state, tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(7, state, {"best_step": 7}, 0.5)
+    checkpoints.save(7, state, {"best_step": 7})
     checkpoints.wait()
     fresh = other(state.params, 3)
     params, report = start_from(str(tmp_path), fresh, np.zeros(3))
@@ -130,5 +228,5 @@ def test_where_there_is_no_checkpoint_it_is_said(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="there is no finished checkpoint in"):
         load_params(tmp_path)
-    with pytest.raises(UserError, match=r"checkpoints/3 cannot be read"):
+    with pytest.raises(UserError, match="there is no finished checkpoint in"):
         load_params(tmp_path / "checkpoints" / "3")

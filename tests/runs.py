@@ -61,7 +61,7 @@ def make_run(workdir: Path, config, seed: int = 0, class_names=CLASS_NAMES[:3]) 
     params = random_params(config, seed)
     state = TrainState(step=jnp.int32(7), params=params, opt_state=make_optimizer(config).init(params))
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(7, state, {"best_step": 7, "best_top1_error": 0.5}, 0.5)
+    checkpoints.save(7, state, {"best_step": 7, "best_top1_error": 0.5})
     checkpoints.wait()
     checkpoints.close()
     return workdir

@@ -1,144 +1,173 @@
-"""Checkpoints of the whole train state with Orbax: written asynchronously, published whole, latest and best kept."""
+"""Checkpoints of the whole train state with Orbax: written asynchronously, published whole, checked when read."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vgg_jax.errors import UserError
-from vgg_jax.state import TrainState
-from vgg_jax.workdir import CHECKPOINTS
+from vgg_jax import processes
+from vgg_jax.errors import UserError, first_line
+from vgg_jax.state import TrainState, checksum, leaf_names
+from vgg_jax.workdir import CHECKPOINTS, checkpoint_steps
 
 _STATE, _PROGRESS = "state", "progress"
+_CHECKSUMS = "checksums"  # key in the saved progress: of the state's arrays by name, and of the progress itself
+_DAMAGED = ".damaged"  # suffix of a checkpoint that was set aside
+
+
+class Restored(NamedTuple):
+    """A checkpoint as it was read."""
+
+    step: int
+    state: TrainState
+    progress: dict[str, Any]
+    warnings: list[str]  # a sentence for each newer checkpoint that is damaged
+
+
+class _LatestAndBest(preservation_policy.PreservationPolicy):
+    """Preserves the latest checkpoint and the one that `best_step` names.
+
+    The step is told at every save, because Orbax forgets metrics when the directory is opened again.
+    """
+
+    best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        return [info is checkpoints[-1] or info.step == self.best_step for info in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one run, `<workdir>/checkpoints/<step>/`.
 
-    Each holds the train state and `progress`, a JSON object of what the run knows beside it (best error, seconds).
-    The latest is kept, and the one of least validation top-1 error. A write that is cut off leaves a directory that
-    is never taken for a checkpoint.
+    Each holds the train state, `progress` (a JSON object: best error, seconds, ...) and checksums of both. The latest is
+    kept, and the one that `progress["best_step"]` names. A write that is cut off leaves a directory that is never taken
+    for a checkpoint.
     """
 
     def __init__(self, workdir: Path):
         self._directory = (workdir / CHECKPOINTS).absolute()  # Orbax wants absolute paths
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy(
-                [
-                    preservation_policy.LatestN(1),
-                    preservation_policy.BestN(
-                        n=1,
-                        get_metric_fn=lambda metrics: metrics["top1_error"],
-                        reverse=True,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-        )
+        self._policy = _LatestAndBest()
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=(_STATE, _PROGRESS))
 
     def path(self, step: int) -> Path:
         return self._directory / str(step)
 
-    def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint; None where there is none."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """Steps of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any], top1_error: float | None) -> None:
+    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
         """Starts to write a checkpoint; what is there already is left as it is.
 
         Args:
           step: updates made.
           state: copied before this returns, so its memory may be reused at once.
-          progress: anything JSON holds.
-          top1_error: of an evaluation at this very step, else None.
+          progress: anything JSON holds; its "best_step" names the other checkpoint that is kept.
 
         Raises:
           UserError: this write, or the one before it, failed: disk full, no permission, ...
         """
         if step in self._manager.all_steps():
             return
-        metrics = None if top1_error is None else {"top1_error": top1_error}
+        self._policy.best_step = progress["best_step"]
+        progress = {**progress, _CHECKSUMS: {**_state_checksums(state), _PROGRESS: _sha256(progress)}}
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state), _PROGRESS: ocp.args.JsonSave(progress)})
         try:
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._manager.save(step, args=args, force=True)
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._write_failed(error) from error
 
     def wait(self) -> None:
         """Returns when everything is written; raises as `save`."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._write_failed(error) from error
 
-    def restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state, laid out as `shapes` (jax.ShapeDtypeStruct with shardings) says, and the progress of a step."""
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{_STATE: ocp.args.StandardRestore(shapes), _PROGRESS: ocp.args.JsonRestore()}
-                ),
-            )
-        except Exception as error:
-            raise UserError(
-                f"the checkpoint {self.path(step)} cannot be read: {_first_line(error)} Remove it to go on from an "
-                "earlier one, or choose another --workdir."
-            ) from error
-        return restored[_STATE], restored[_PROGRESS]
+    def restore(self, shapes: TrainState) -> Restored | None:
+        """Reads the newest sound checkpoint; newer ones that are damaged are renamed to `<step>.damaged`.
+
+        Args:
+          shapes: jax.ShapeDtypeStruct with the shardings that the state shall have.
+
+        Returns:
+          None where there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints, and all are damaged; they are left as they are.
+        """
+        damaged: dict[int, Exception] = {}
+        for step in reversed(self.steps()):
+            restored = None
+            try:
+                restored = self._restore(step, shapes)
+            except Exception as error:
+                damaged[step] = error
+            if processes.all_agree(restored is not None):
+                assert restored is not None
+                return Restored(step, *restored, [self._set_aside(bad, error) for bad, error in damaged.items()])
+            damaged.setdefault(step, ValueError("Another process could not read it."))
+        if not damaged:
+            return None
+        newest = max(damaged)
+        raise UserError(
+            f"the checkpoint {self.path(newest)} cannot be read, and there is no older one that can: "
+            f"{first_line(damaged[newest])} Choose another --workdir, or remove {self._directory} to begin anew."
+        ) from damaged[newest]
 
     def close(self) -> None:
         self._manager.close()
 
-    def _failed(self, error: Exception) -> UserError:
+    def _restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        args = {_STATE: ocp.args.StandardRestore(shapes), _PROGRESS: ocp.args.JsonRestore()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        progress, checksums = _verified_progress(restored[_PROGRESS])
+        if checksums:  # checkpoints of earlier versions have none
+            _compare(_state_checksums(restored[_STATE]), checksums)
+        return restored[_STATE], progress
+
+    def _set_aside(self, step: int, error: Exception) -> str:
+        path = self.path(step)
+        aside = path.with_name(path.name + _DAMAGED)
+        if processes.leading():
+            path.rename(aside)
+        processes.wait_for_all()
+        self._manager.reload()
+        return f"the checkpoint {path} is damaged and now called {aside.name}: {first_line(error)}"
+
+    def _write_failed(self, error: Exception) -> UserError:
         last = self._manager.latest_step()
-        kept = "there is no earlier checkpoint" if last is None else f"the last good one is {self.path(last)}"
+        remaining = "there is no earlier checkpoint" if last is None else f"the last good one is {self.path(last)}"
         return UserError(
-            f"a checkpoint could not be written to {self._directory}: {_first_line(error)} Free some space or mend the "
-            f"permissions and give the same command again; {kept}."
+            f"a checkpoint could not be written to {self._directory}: {first_line(error)} Free some space or mend the "
+            f"permissions and give the same command again; {remaining}."
         )
 
 
-def _best_step(directory: Path) -> int:
-    """The step of least validation top-1 error, as the latest checkpoint remembers it."""
-    with ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(read_only=True), item_names=(_STATE, _PROGRESS)
-    ) as manager:
-        latest = manager.latest_step()
-        if latest is None:
-            raise UserError(f"there is no finished checkpoint in {directory}.")
-        try:
-            args = ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()})
-            progress = manager.restore(latest, args=args)[_PROGRESS]
-        except Exception as error:
-            raise UserError(f"the checkpoint {directory / str(latest)} cannot be read: {_first_line(error)}") from error
-    return progress["best_step"] or latest
-
-
-def _first_line(error: Exception) -> str:
-    if "No space left on device" in str(error):  # the end of a very long line
-        return "No space left on device."
-    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
-    return (text[:300] + "...") if len(text) > 300 else text if text.endswith(".") else text + "."
-
-
 def load_params(source: Path) -> tuple[Path, dict]:
-    """Parameters alone, as NumPy arrays, of a checkpoint.
+    """Reads the parameters alone of a checkpoint, as NumPy arrays.
 
     Args:
-      source: a run's workdir, which stands for its best checkpoint, or one of its checkpoints/<step>.
+      source: a run's workdir, which stands for its best checkpoint (the newest sound one where that is damaged, with a
+        warning), or one of its checkpoints/<step>.
 
     Returns:
       The directory of the checkpoint that was read, and the parameters.
 
     Raises:
-      UserError: there is no checkpoint, or it cannot be read.
+      UserError: there is no such checkpoint (the sentence names those that are), or it is damaged.
     """
     source = source.absolute()
     if (source / CHECKPOINTS).is_dir():
@@ -149,16 +178,85 @@ def load_params(source: Path) -> tuple[Path, dict]:
         raise UserError(
             f"{source} is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step> of one."
         )
-    if step is None:
-        step = _best_step(directory)
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(directory / str(step) / _STATE).item_metadata.tree
-            # Momentum stays on the disk.
-            wanted = {"params": jax.tree.map(lambda _: 0, tree["params"])}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-            state = reader.restore(directory / str(step) / _STATE, args=args)
-    except Exception as error:
-        raise UserError(f"the checkpoint {directory / str(step)} cannot be read: {_first_line(error)}") from error
-    return directory / str(step), state["params"]
+    steps = checkpoint_steps(directory.parent)
+    if not steps:
+        raise UserError(f"there is no finished checkpoint in {directory}.")
+    first = _best_step(directory, steps) if step is None else step
+    if first not in steps:
+        raise UserError(
+            f"the {'best ' if step is None else ''}checkpoint {directory / str(first)} is not there; there are "
+            f"{', '.join(map(str, steps))}: name one of them, as {directory / str(steps[-1])}."
+        )
+    others = [] if step is not None else [other for other in reversed(steps) if other != first]
+    errors: list[str] = []
+    for candidate in (first, *others):
+        path = directory / str(candidate)
+        try:
+            params = _read_params(path)
+        except Exception as error:
+            errors.append(f"the checkpoint {path} cannot be read: {first_line(error)}")
+        else:
+            for sentence in errors:
+                print(f"WARNING: {sentence} {path} takes its place.", file=sys.stderr)
+            return path, params
+    raise UserError(errors[0])
+
+
+def _read_params(path: Path) -> dict:
+    _, checksums = _read_progress(path)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(path / _STATE).item_metadata.tree
+        # Momentum stays on the disk.
+        wanted = {"params": jax.tree.map(lambda _: 0, tree["params"])}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+        state = reader.restore(path / _STATE, args=args)
+    if checksums:
+        _compare({name: int(checksum(leaf, np)) for name, leaf in leaf_names(state).items()}, checksums)
+    return state["params"]
+
+
+def _best_step(directory: Path, steps: list[int]) -> int:
+    """The step of least validation top-1 error, as the newest readable checkpoint remembers it."""
+    for step in reversed(steps):
+        try:
+            progress, _ = _read_progress(directory / str(step))
+        except Exception:
+            continue  # reading its parameters says why
+        return progress["best_step"] or step
+    return steps[-1]
+
+
+def _read_progress(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return _verified_progress(reader.restore(path / _PROGRESS))
+
+
+def _verified_progress(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits what was saved into progress and checksums; ValueError where the progress is not what was saved."""
+    progress = {key: value for key, value in content.items() if key != _CHECKSUMS}
+    checksums = content.get(_CHECKSUMS, {})
+    if checksums:
+        _compare({_PROGRESS: _sha256(progress)}, checksums)
+    return progress, checksums
+
+
+def _compare(actual: dict[str, Any], saved: dict[str, Any]) -> None:
+    different = [name for name, value in actual.items() if saved.get(name) != value]
+    if different:
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise ValueError(f"{different[0]}{more} is not what was saved, by its checksum.")
+
+
+def _sha256(progress: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
+
+
+def _state_checksums(state: TrainState) -> dict[str, int]:
+    return {name: int(value) for name, value in leaf_names(jax.device_get(_on_devices(state))).items()}
+
+
+@functools.partial(jax.jit)
+def _on_devices(state: TrainState) -> TrainState:
+    """Checksums where the arrays lie: nothing is gathered, and the result does not depend on the sharding."""
+    return jax.tree.map(checksum, state)

@@ -29,3 +29,11 @@ def writing_to(place: os.PathLike | str, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write to {place}: {error.strerror or error}; {remedy}.") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an exception says first, as a sentence of at most 300 characters."""
+    if "No space left on device" in str(error):  # the end of a very long line
+        return "No space left on device."
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (text[:300] + "...") if len(text) > 300 else text.rstrip(".") + "."

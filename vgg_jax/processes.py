@@ -25,7 +25,7 @@ import jax
 from jax._src import distributed  # the key-value store has no public name; Orbax and jax.experimental take it from here
 
 from vgg_jax import __version__
-from vgg_jax.errors import Interrupted, UserError, writing_to
+from vgg_jax.errors import Interrupted, UserError, first_line, writing_to
 
 HEARTBEAT_SECONDS = 60  # a process that has been silent for so long is gone, and jax.distributed ends the others
 GATHER_SECONDS = 60  # to wait for each other at the start, where an address was given
@@ -146,6 +146,19 @@ def leader_first(function: Callable[[], T]) -> T:
     return function()
 
 
+def all_agree(vote: bool) -> bool:
+    """Returns whether every process gives True; each calls this in the same order, and waits for the others."""
+    if jax.process_count() == 1:
+        return vote
+    return all(_joined_run().votes(vote))
+
+
+def wait_for_all() -> None:
+    """Returns once every process has called it."""
+    if jax.process_count() > 1:
+        _joined_run().wait_for_all()
+
+
 def code_version() -> str:
     """This package's version and the first digits of a digest of its sources."""
     package, digest = Path(__file__).parent, hashlib.sha256()
@@ -216,6 +229,14 @@ class _Run:
     def wait_for_all(self) -> None:
         self._calls += 1
         self._client.wait_at_barrier(f"vgg_jax/barriers/{self._calls}", _A_DAY_MS)
+
+    def votes(self, vote: bool) -> list[bool]:
+        """All processes' votes; each calls this in the same order."""
+        self._calls += 1
+        key = f"vgg_jax/votes/{self._calls}"
+        self._client.key_value_set(f"{key}/{self.index}", "yes" if vote else "no")
+        self.wait_for_all()
+        return [text == "yes" for _, text in self._client.key_value_dir_get(f"{key}/")]
 
     def stops_after(self, step: int) -> bool:
         with self._lock:
@@ -299,7 +320,7 @@ def _gather(address: str, count: int | None, index: int | None, seconds: int) ->
     if errors:
         kind = UserError if address else _NobodyCame
         raise kind(
-            f"jax.distributed could not be started at {address or 'the coordinator'}: {_first_line(errors[0])}"
+            f"jax.distributed could not be started at {address or 'the coordinator'}: {first_line(errors[0])}"
         ) from errors[0]
 
 
@@ -327,10 +348,10 @@ def _fail(error: BaseException) -> NoReturn:
         status = 1
         message = (
             f"the connection to another process broke, so that one has died; what it printed may say why ({name}: "
-            f"{_first_line(error)}) What was saved is kept: start all processes again to go on."
+            f"{first_line(error)}) What was saved is kept: start all processes again to go on."
         )
     else:
-        status, message = 1, f"{name}: {_first_line(error)}"
+        status, message = 1, f"{name}: {first_line(error)}"
         _say(traceback.format_exc())
     if _run is not None:
         _run.close()
@@ -375,11 +396,6 @@ def _exit(status: int) -> NoReturn:
 
 def _connection_broke(text: str) -> bool:
     return any(word in text.lower() for word in ("gloo", "connection", "socket", "peer", "unavailable", "aborted"))
-
-
-def _first_line(error: BaseException) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return (text[:300] + "...") if len(text) > 300 else text.rstrip(".") + "."
 
 
 def _short(value: Any) -> str:
