@@ -35,23 +35,23 @@ def config_of(preset, rate):
 
 @pytest.mark.parametrize(("key", "logged"), LEARNS.items(), ids=str)
 def test_a_run_that_learns_raises_none(key, logged):
-    assert alarms.stuck(config_of(*key), 375, 375, means(*logged, key[1])) is None
+    assert alarms.stuck(config_of(*key), 375, means(*logged, key[1])) is None
     assert alarms.exploding(config_of(*key), 375, means(*logged, key[1])) is None
 
 
 @pytest.mark.parametrize(("key", "logged"), UNREACHED.items(), ids=str)
 def test_a_gradient_that_vanishes_is_told_from_a_rate_that_does_not_suit(key, logged):
-    text = alarms.stuck(config_of(*key), 375, 375, means(*logged, key[1]))
+    text = alarms.stuck(config_of(*key), 375, means(*logged, key[1]))
     assert "which is guessing (ln 10 = 2.3026). The gradient does not reach block1, block3, block5, fc6" in text
     assert "Try --config.model.init=glorot, a lower rate (--config.optimizer.learning_rate=" in text
     moving = means(logged[0], [100 * ratio for ratio in logged[1]], key[1])
-    assert "at a rate that suits a shallow one" in alarms.stuck(config_of(*key), 375, 375, moving)
+    assert "at a rate that suits a shallow one" in alarms.stuck(config_of(*key), 375, moving)
 
 
 def test_a_slow_start_is_given_time():
     logged = means(math.log(10), (1e-3,) * 5, 1e-2)
-    assert alarms.stuck(config_of("glorot", 1e-2), 199, 199, logged) is None
-    assert alarms.stuck(config_of("glorot", 1e-2), 200, 200, logged)
+    assert alarms.stuck(config_of("glorot", 1e-2), 199, logged) is None
+    assert alarms.stuck(config_of("glorot", 1e-2), 200, logged)
 
 
 def test_updates_that_leave_nothing_of_the_start_are_exploding_gradients():

@@ -1,5 +1,8 @@
 """The optax chain against Krizhevsky's update written by hand, the plateau against a written trace."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import optax
 import pytest
@@ -24,11 +27,11 @@ def test_ten_steps_and_two_drops_are_krizhevskys_update(mask):
     v = {"conv": {"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}}
     params = {"conv": {name: value.astype(np.float32) for name, value in w["conv"].items()}}
     state = optimizer.init(params)
-    state = observe_error(state, 0.5, config)
+    state = observe_error(state, 0.5, 1000, config)
     rate = 1e-2
     for step in range(10):
         if step in (4, 7):  # an evaluation that is no better
-            state = observe_error(state, 0.5, config)
+            state = observe_error(state, 0.5, 1000, config)
             rate /= 10
         assert float(learning_rate(state, config)) == pytest.approx(rate, rel=1e-6)
         gradient = {"conv": {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}}
@@ -67,13 +70,26 @@ def test_plateau_follows_a_written_trace():
         (0.50, 3),  # one
     ]
     for error, drops in trace:
-        state = observe_error(state, error, config)
+        state = observe_error(state, error, 1000, config)
         assert lr_drops(state, config) == drops, error
         assert float(learning_rate(state, config)) == pytest.approx(1e-2 * 0.1**drops, rel=1e-5)
         assert not plateaued_for_good(state, config)
-    state = observe_error(state, 0.495, config)  # two: the plateau after the last drop
+    state = observe_error(state, 0.495, 1000, config)  # two: the plateau after the last drop
     assert plateaued_for_good(state, config)
     assert lr_drops(state, config) == 3
+
+
+@pytest.mark.parametrize("images", [1000, 50_000, 31])
+def test_the_least_improvement_itself_counts_and_one_image_less_does_not(images):
+    for least in (0.001, 0.01, 0.1):
+        config = config_with(patience=1, min_improvement=least)
+        fresh = make_optimizer(config).init({"conv": {"kernel": np.zeros((1, 1), np.float32)}})
+        needed = math.ceil(Fraction(str(least)) * images)
+        for wrong in range(needed, images, max(1, images // 300)):
+            state = observe_error(fresh, wrong / images, images, config)
+            for fewer, drops in ((needed, 0), (needed - 1, 1)):
+                after = observe_error(state, (wrong - fewer) / images, images, config)
+                assert lr_drops(after, config) == drops, (wrong, fewer)
 
 
 def test_only_the_evaluation_moves_the_schedule():

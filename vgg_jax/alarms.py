@@ -17,17 +17,16 @@ STEPS_TO_LEAVE_CHANCE = 200
 _LARGEST_UPDATE_RATIO = 0.05
 
 
-def stuck(config: ConfigDict, step: int, steps_seen: int, means: Mapping[str, float]) -> str | None:
+def stuck(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | None:
     """What to say at an evaluation of a run whose loss is still that of guessing (PAPER.md §5.1); None if it is not.
 
     Args:
       config: the run's.
       step: updates made.
-      steps_seen: of these, by this process.
       means: a step's metrics, averaged since the evaluation before.
     """
     chance = math.log(config.model.num_classes)
-    if steps_seen < STEPS_TO_LEAVE_CHANCE or means["loss"] < 0.99 * chance:
+    if step < STEPS_TO_LEAVE_CHANCE or means["loss"] < 0.99 * chance:
         return None
     # A layer that no gradient reaches changes by its weight decay alone, which is known: rate x l2 / (1 - momentum).
     decay = means["lr"] * config.optimizer.l2 / (1 - config.optimizer.momentum)

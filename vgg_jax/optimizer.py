@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -34,22 +35,34 @@ def lr_factor(config: ConfigDict, layer: str) -> float:
     return next((factor for pattern, factor in lr_factors(config) if fnmatch.fnmatchcase(layer, pattern)), 1.0)
 
 
-def observe_error(opt_state: dict, error: jax.typing.ArrayLike, config: ConfigDict) -> dict:
+def observe_error(opt_state: dict, error: float, images: int, config: ConfigDict) -> dict:
     """Tells the plateau schedule the validation top-1 error of one evaluation.
 
-    After `plateau.patience` evaluations in a row that did not better the least error by `plateau.min_improvement`,
-    the learning rate is multiplied by `plateau.factor`.
+    After `plateau.patience` evaluations in a row that did not better the least error by at least
+    `plateau.min_improvement`, the learning rate is multiplied by `plateau.factor`.
 
     Args:
       opt_state: of `make_optimizer`.
-      error: scalar fraction in [0, 1]. Not minus the accuracy: optax's schedule goes wrong on negative values.
+      error: fraction in [0, 1].
+      images: validation images that the error is a fraction of.
       config: the run's.
 
     Returns:
       The new optimizer state; only its plateau part differs.
     """
-    _, plateau = _reduce_on_plateau(config).update({}, opt_state["plateau"], value=jnp.float32(error))
-    return opt_state | {"plateau": plateau}
+    plateau = opt_state["plateau"]
+    best, count, scale = (x.item() for x in jax.device_get((plateau.best_value, plateau.plateau_count, plateau.scale)))
+    # Counted in images, because float32 does not hold the errors exactly and an improvement may be exactly the least one.
+    fewer = round(best * images) - round(error * images) if math.isfinite(best) else math.inf
+    if fewer >= config.plateau.min_improvement * images - 1e-6:
+        best, count = error, 0
+    else:
+        count += 1
+    if count == config.plateau.patience:
+        scale, count = np.float32(scale) * np.float32(config.plateau.factor), 0
+    new = {"best_value": np.float32(best), "plateau_count": np.int32(count), "scale": np.float32(scale)}
+    placed = {name: jax.device_put(value, getattr(plateau, name).sharding) for name, value in new.items()}
+    return opt_state | {"plateau": plateau._replace(**placed)}
 
 
 def learning_rate(opt_state: dict, config: ConfigDict) -> jax.Array:
@@ -71,19 +84,19 @@ def _plateaus(opt_state: dict, config: ConfigDict) -> int:
     return round(math.log(float(opt_state["plateau"].scale)) / math.log(config.plateau.factor))
 
 
-def _reduce_on_plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def _scale_by_plateau(config: ConfigDict) -> optax.GradientTransformation:
+    """Scales updates by the schedule's scale, which `observe_error` moves.
+
+    optax's own update would need an error at every step, and compares in float32.
+    """
     # No least scale: the plateau after the last drop must show, and training ends with it before a step is taken.
-    return optax.contrib.reduce_on_plateau(
+    schedule = optax.contrib.reduce_on_plateau(
         factor=config.plateau.factor, patience=config.plateau.patience, rtol=0.0, atol=config.plateau.min_improvement
     )
 
-
-def _scale_by_plateau(config: ConfigDict) -> optax.GradientTransformation:
-    """Scales updates by the schedule's scale. optax's own update would want an error at every step (see observe_error)."""
-
     def init(params: optax.Params) -> optax.contrib.ReduceLROnPlateauState:
         del params
-        return _reduce_on_plateau(config).init(jnp.float32(0))  # float32, whatever the parameters are
+        return schedule.init(jnp.float32(0))  # float32, whatever the parameters are
 
     def update(updates, state, params=None):
         del params
