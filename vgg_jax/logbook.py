@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,22 @@ def environment() -> dict[str, Any]:
 class MetricsLog:
     """`metrics.jsonl`, one object a line with "step" and scalars by name, and the same as TensorBoard events.
 
-    Opening it cuts back what a run wrote beyond the step it resumes from, so a step never stands there twice. With
-    `write` False it does nothing: another process writes.
+    Opening it cuts back what a run wrote beyond the step it resumes from, so a step never stands there twice. Lines that
+    it did not write (a power cut leaves such) are dropped, and `say` is given one warning. With `write` False it does
+    nothing: another process writes.
     """
 
-    def __init__(self, workdir: Path, resume_step: int, write: bool = True):
+    def __init__(self, workdir: Path, resume_step: int, write: bool = True, say: Callable[[str], None] = print):
         self._write = write
         if not write:
             return
         path = workdir / "metrics.jsonl"
         with writing_to(workdir, _REMEDY):
-            kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resume_step]
+            rows, damaged = read_metrics(path)
+            if damaged:
+                say(f"WARNING: {damaged} lines of {path} are damaged and left out.")
             unfinished = path.with_name(path.name + ".unfinished")
-            unfinished.write_text("".join(kept))
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= resume_step))
             unfinished.replace(path)
             self._file = open(path, "a", buffering=1)  # a line reaches the system as soon as it is whole
             self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
@@ -77,11 +81,25 @@ class MetricsLog:
             self._events.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with open(path) as file:
-        return [line for line in file if line.endswith("\n")]
+def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
+    """Reads a `metrics.jsonl`.
+
+    Returns:
+      Its lines, each {"step": int, name: float, ...}, and how many others there were that are none. A last line without
+      its end was being written and is not counted; neither is a file that is not there.
+    """
+    rows, damaged = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            row = json.loads(line)
+            sound = type(row["step"]) is int and all(type(value) in (int, float) for value in row.values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            sound = False
+        if sound and line.endswith(b"\n"):
+            rows.append(row)
+        else:
+            damaged += line.endswith(b"\n")
+    return rows, damaged
 
 
 class Screen:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import platform
 import signal
@@ -16,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
@@ -25,7 +23,7 @@ from ml_collections import ConfigDict
 from vgg_jax import alarms, processes
 from vgg_jax import config as config_lib
 from vgg_jax import workdir as workdir_lib
-from vgg_jax.checkpoints import Checkpoints
+from vgg_jax.checkpoints import Checkpoints, Restored
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
 from vgg_jax.errors import Interrupted, UserError
@@ -72,51 +70,54 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     workdir_lib.check(workdir, config)
     dataset = processes.leader_first(lambda: open_dataset(config))
     steps_per_epoch = len(dataset.train) / config.batch_size
-    total_steps = math.ceil(config.num_epochs * steps_per_epoch)
-
-    # The functions, compiled for exactly these shapes on this mesh.
+    total_steps = _total_steps(config, steps_per_epoch)
     mesh = make_mesh(config.model_parallel)
     model, optimizer = make_model(config), make_optimizer(config)
     shapes = state_shapes(config, model, optimizer, mesh)
-    screen.say(_heading(config, workdir, dataset, mesh, shapes))
-    train_step, eval_step, observe = _compiled(config, model, optimizer, dataset, mesh, shapes, screen)
 
-    # Where to begin: resume > init_from > preset.
-    processes.leader_first(lambda: workdir_lib.claim(workdir, config, dataset.description(), write=leading))
-    processes.check_shared(workdir, "--workdir")
-    checkpoints = Checkpoints(workdir)
-    resume_step = checkpoints.latest_step()
-    processes.check_same({"the step to go on from": resume_step, **dataset.description()})
-    progress: dict[str, Any] = {"seconds": 0.0, "best_top1_error": None, "best_step": None, "last": None}
-    if resume_step is not None:
-        state, progress = checkpoints.restore(resume_step, shapes)
-        screen.say(f"going on from {checkpoints.path(resume_step)}")
-        if resume_step > total_steps:
-            raise UserError(
-                f"config.num_epochs={config.num_epochs:g} ends at step {total_steps}, but the run in {workdir} is already "
-                f"at step {resume_step}; give at least {resume_step / steps_per_epoch:.4g} epochs."
-            )
-    else:
-        state = init_state(config, model, optimizer, shapes)
-        if config_lib.init_from(config):
-            params, report = start_from(
-                config_lib.init_from(config), state.params, dataset.statistics.mean_rgb, config.init_layers
-            )
-            state = dataclasses.replace(state, params=params)
-            screen.say(report)
-    metrics_log = MetricsLog(workdir, resume_step or 0, write=leading)
+    with contextlib.ExitStack() as stack:
+        # The workdir becomes this run's, and no other run's until it ends.
+        check_lock = stack.enter_context(workdir_lib.locked(workdir, screen.say)) if leading else lambda: None
+        processes.leader_first(lambda: workdir_lib.claim(workdir, config, dataset.description(), write=leading))
+        processes.check_shared(workdir, "--workdir")
 
-    # The loop.
-    step = resume_step or 0
-    seconds_before = progress["seconds"]
-    window = _Window(config, steps_per_epoch, total_steps, metrics_log, screen)
-    evaluation_due = _every(config.eval_every_epochs * steps_per_epoch, total_steps)
-    checkpoint_due = _every(config.checkpoint_every_steps or math.inf, total_steps)
-    train_batches = batches(config, train_examples(config, dataset.train), mesh, start=step)
-    finished = plateaued_for_good(state.opt_state, config)
-    screen.start(step, total_steps)
-    with contextlib.closing(train_batches), contextlib.closing(checkpoints), _signals() as received:
-        stop = processes.Stop(received)
+        # The functions, compiled for exactly these shapes on this mesh.
+        screen.say(_heading(config, workdir, dataset, mesh, shapes))
+        train_step, eval_step = _compiled(config, model, optimizer, dataset, mesh, shapes, screen)
+
+        # Where to begin: resume > init_from > preset.
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
+        processes.check_same({"checkpoints": checkpoints.steps(), **dataset.description()})
+        progress: dict[str, Any] = {"seconds": 0.0, "best_top1_error": None, "best_step": None, "last": None}
+        if restored := checkpoints.restore(shapes):
+            step, state, progress = restored.step, restored.state, _with_best(restored, checkpoints, screen)
+            screen.say(f"going on from {checkpoints.path(step)}")
+            if step > total_steps:
+                raise UserError(
+                    f"config.num_epochs={config.num_epochs:g} ends at step {total_steps}, but the run in {workdir} is already "
+                    f"at step {step}; give at least {step / steps_per_epoch:.4g} epochs."
+                )
+        else:
+            step, state = 0, init_state(config, model, optimizer, shapes)
+            if config_lib.init_from(config):
+                params, report = start_from(
+                    config_lib.init_from(config), state.params, dataset.statistics.mean_rgb, config.init_layers
+                )
+                state = dataclasses.replace(state, params=params)
+                screen.say(report)
+        metrics_log = stack.enter_context(contextlib.closing(MetricsLog(workdir, step, write=leading, say=screen.say)))
+        stack.callback(screen.close)
+
+        # The loop.
+        seconds_before = progress["seconds"]
+        window = _Window(config, steps_per_epoch, total_steps, metrics_log, screen, progress.get("window"))
+        evaluation_due = _every(config.eval_every_epochs * steps_per_epoch, total_steps)
+        checkpoint_due = _every(config.checkpoint_every_steps or math.inf, total_steps)
+        train_batches = batches(config, train_examples(config, dataset.train), mesh, start=step)
+        stack.enter_context(contextlib.closing(train_batches))
+        finished = plateaued_for_good(state.opt_state, config)
+        screen.start(step, total_steps)
+        stop = processes.Stop(stack.enter_context(_signals()))
         while step < total_steps and not finished:
             with window.waiting_for_input():
                 batch = next(train_batches)
@@ -130,7 +131,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
 
             # Nothing is saved before the last update is known to be finite.
             window.flush()
-            top1_error = None
+            check_lock()
             if evaluation_due(step):
                 window.warn_if_stuck(step)
                 val = evaluate(
@@ -139,24 +140,21 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                     batches(config, eval_examples(config, dataset.validation), mesh),
                     len(dataset.validation),
                 )
-                top1_error = val["top1_error"]
                 metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
                 drops = lr_drops(state.opt_state, config)
-                error = jax.device_put(np.float32(top1_error), replicated(mesh))
-                state = dataclasses.replace(state, opt_state=observe(state.opt_state, error))
+                opt_state = observe_error(state.opt_state, val["top1_error"], len(dataset.validation), config)
+                state = dataclasses.replace(state, opt_state=opt_state)
                 finished = plateaued_for_good(state.opt_state, config)
-                if progress["best_top1_error"] is None or top1_error <= progress["best_top1_error"]:
-                    progress |= {"best_top1_error": top1_error, "best_step": step}
+                if progress["best_top1_error"] is None or val["top1_error"] <= progress["best_top1_error"]:
+                    progress |= {"best_top1_error": val["top1_error"], "best_step": step}
                 progress["last"] = val
-                screen.say(_evaluation_line(step / steps_per_epoch, step, val, progress))
+                screen.say(_evaluation_line(config, step / steps_per_epoch, step, val, progress))
                 if lr_drops(state.opt_state, config) > drops:
                     screen.say(_drop_line(config, lr_drops(state.opt_state, config)))
-            progress["seconds"] = seconds_before + time.monotonic() - began
-            checkpoints.save(step, state, progress, top1_error)
+            progress |= {"seconds": seconds_before + time.monotonic() - began, "window": window.sums()}
+            checkpoints.save(step, state, progress)
             if stopping and step < total_steps and not finished:
                 checkpoints.wait()
-                metrics_log.close()
-                screen.close()
                 raise Interrupted(
                     f"stopped by {signal.Signals(stop.signum).name} after step {step} of {total_steps}; everything is "
                     f"saved in {checkpoints.path(step)}. Give the same command again to go on.",
@@ -164,27 +162,50 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                 )
             window.resume()
         checkpoints.wait()
-    screen.close()
-    metrics_log.close()
 
-    summary = {
-        "steps": step,
-        "epochs": round(step / steps_per_epoch, 4),
-        "stopped_by": "plateau" if finished else "num_epochs",
-        "seconds": round(progress["seconds"], 1),
-        "lr_drops": lr_drops(state.opt_state, config),
-        "best_top1_error": progress["best_top1_error"],
-        "best_step": progress["best_step"],
-        **{f"final_{name}": value for name, value in progress["last"].items()},
-        "params_sha256": params_sha256(state.params),
-        "checkpoint": str(checkpoints.path(step)),
-        "best_checkpoint": str(checkpoints.path(progress["best_step"])),
-        **environment(),
-    }
-    if leading:
-        write_json(workdir / "summary.json", summary)
-    screen.say(_closing(summary))
+        summary = {
+            "steps": step,
+            "epochs": round(step / steps_per_epoch, 4),
+            "stopped_by": "plateau" if finished else "num_epochs",
+            "seconds": round(progress["seconds"], 1),
+            "lr_drops": lr_drops(state.opt_state, config),
+            "best_top1_error": progress["best_top1_error"],
+            "best_step": progress["best_step"],
+            **{f"final_{name}": value for name, value in progress["last"].items()},
+            "params_sha256": params_sha256(state.params),
+            "checkpoint": str(checkpoints.path(step)),
+            "best_checkpoint": str(checkpoints.path(progress["best_step"])),
+            **environment(),
+        }
+        if leading:
+            write_json(workdir / "summary.json", summary)
+    screen.say(_closing(config, summary))
     return summary
+
+
+def _total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
+    steps = math.ceil(config.num_epochs * steps_per_epoch)
+    if steps >= 2**31:  # the state counts them in an int32
+        raise UserError(
+            f"config.num_epochs={config.num_epochs:g} makes {steps:,} steps, more than can be counted; give less than "
+            f"{2**31 / steps_per_epoch:.3g} epochs."
+        )
+    return steps
+
+
+def _with_best(restored: Restored, checkpoints: Checkpoints, screen: Screen) -> dict[str, Any]:
+    """The progress of a restored run; says what is damaged or missing, and puts the restored checkpoint in its place."""
+    progress, path = restored.progress, checkpoints.path
+    for sentence in restored.warnings:
+        screen.say(f"WARNING: {sentence}")
+    best = progress["best_step"]
+    if best is not None and best not in checkpoints.steps():
+        screen.say(
+            f"WARNING: the best checkpoint, {path(best)}, is not there; {path(restored.step)} takes its place, with the "
+            "error of the last evaluation."
+        )
+        progress |= {"best_top1_error": progress["last"]["top1_error"], "best_step": restored.step}
+    return progress
 
 
 def _compiled(
@@ -196,7 +217,7 @@ def _compiled(
     shapes: TrainState,
     screen: Screen,
 ):
-    """train_step, eval_step and the plateau's observation, compiled."""
+    """train_step and eval_step, compiled."""
     began = time.monotonic()
     batch, whole = batch_shapes(config, mesh), replicated(mesh)
     mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
@@ -208,13 +229,6 @@ def _compiled(
         return evaluate(for_computing(params, config.sharding, mesh), batch)
 
     eval_step = compile_step(spread_evaluate, shapes.params, {**batch, "mask": mask}, out_shardings=whole)
-    observe = compile_step(
-        functools.partial(observe_error, config=config),
-        shapes.opt_state,
-        jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
-        donate=True,
-        out_shardings=jax.tree.map(lambda x: x.sharding, shapes.opt_state),
-    )
     memory: Any = train_step.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -223,7 +237,7 @@ def _compiled(
         f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "
         f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
     )
-    return train_step, eval_step, observe
+    return train_step, eval_step
 
 
 class _Window:
@@ -233,17 +247,27 @@ class _Window:
     """
 
     def __init__(
-        self, config: ConfigDict, steps_per_epoch: float, total_steps: int, metrics_log: MetricsLog, screen: Screen
+        self,
+        config: ConfigDict,
+        steps_per_epoch: float,
+        total_steps: int,
+        metrics_log: MetricsLog,
+        screen: Screen,
+        sums: dict[str, dict[str, float]] | None,
     ):
         self._config, self._steps_per_epoch, self._total_steps = config, steps_per_epoch, total_steps
         self._metrics_log, self._screen = metrics_log, screen
+        # A line at least once an epoch, so that a short run has some.
+        self._log_every = max(1, min(config.log_every_steps, math.floor(steps_per_epoch), total_steps))
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._since_log: list[dict[str, float]] = []
-        self._since_evaluation: list[dict[str, float]] = []
-        self._steps_seen = 0
+        self._sums = sums or {"log": {}, "evaluation": {}}
         self._warned: set[Callable] = set()
         self._line = ""
         self.resume()
+
+    def sums(self) -> dict[str, dict[str, float]]:
+        """The metrics' sums since the last log line and the last evaluation, for a run that resumes here."""
+        return self._sums
 
     def resume(self) -> None:
         """Starts the clock, at the beginning and after anything that is not training."""
@@ -271,41 +295,36 @@ class _Window:
     def _digest(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values.pop("finite"):
-            self._screen.close()
             raise alarms.diverged(self._config, step, values["loss"])
-        self._since_log.append(values)
-        self._since_evaluation.append(values)
-        self._steps_seen += 1
+        self._sums = {name: _plus(sums, values) for name, sums in self._sums.items()}
         elapsed = max(time.monotonic() - self._started, 1e-9)
         # This step and, while one is pending, the next have been asked for since the clock was started.
         speed = max(self._timed_steps, 1) * self._config.batch_size / elapsed
         waited = self._waited / elapsed
-        if step % self._config.log_every_steps == 0:
-            mean = _mean(self._since_log)
+        pace = f"{speed:.0f} images/s | input wait {waited:.0%}"
+        left = f"at most {duration((self._total_steps - step) * self._config.batch_size / max(speed, 1e-9))} left"
+        if step % self._log_every == 0:
+            mean = _mean(self._sums["log"])
             mean["lr"] = values["lr"]
             self._line = (
                 f"epoch {step / self._steps_per_epoch:.2f} | loss {mean['loss']:.4f} | top-1 error "
-                f"{mean['top1_error']:.1%}, top-5 {mean['top5_error']:.1%} | lr {mean['lr']:.0e}"
+                f"{mean['top1_error']:.1%}{_top5(self._config, mean['top5_error'], 1)} | lr {mean['lr']:.0e}"
             )
-            self._screen.log(f"step {step}/{self._total_steps} | {self._line} | {self._pace(step, speed, waited)}")
+            self._screen.log(f"step {step}/{self._total_steps} | {self._line} | {pace} | {left}")
             scalars = {**mean, "images_per_second": speed, "input_wait": waited}
             self._metrics_log.write(step, {f"train/{name}": value for name, value in scalars.items()})
-            self._since_log.clear()
+            self._sums["log"] = {}
             self._warn(alarms.exploding, step, mean)
             self.resume()
         elif not self._line:
             self._line = f"epoch {step / self._steps_per_epoch:.2f} | loss {values['loss']:.4f} | lr {values['lr']:.0e}"
-        self._screen.progress(step, f"{self._line} | {self._pace(step, speed, waited)}")
-
-    def _pace(self, step: int, speed: float, waited: float) -> str:
-        left = (self._total_steps - step) * self._config.batch_size / max(speed, 1e-9)
-        return f"{speed:.0f} images/s | input wait {waited:.0%} | at most {duration(left)} left"
+        self._screen.progress(step, f"{left} | {self._line} | {pace}")  # a narrow terminal cuts off the end
 
     def warn_if_stuck(self, step: int) -> None:
         """At an evaluation: says so where the loss since the last one is still that of guessing."""
-        if self._since_evaluation:
-            self._warn(alarms.stuck, step, self._steps_seen, _mean(self._since_evaluation))
-        self._since_evaluation.clear()
+        if self._sums["evaluation"]:
+            self._warn(alarms.stuck, step, _mean(self._sums["evaluation"]))
+        self._sums["evaluation"] = {}
 
     def _warn(self, alarm: Callable[..., str | None], *arguments) -> None:
         """Once in a run."""
@@ -314,8 +333,17 @@ class _Window:
             self._screen.say(text)
 
 
-def _mean(metrics: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([values[name] for values in metrics])) for name in metrics[0]}
+def _plus(sums: dict[str, float], values: dict[str, float]) -> dict[str, float]:
+    return {name: sums.get(name, 0.0) + value for name, value in {**values, "steps": 1}.items()}
+
+
+def _mean(sums: dict[str, float]) -> dict[str, float]:
+    return {name: value / sums["steps"] for name, value in sums.items() if name != "steps"}
+
+
+def _top5(config: ConfigDict, error: float, digits: int) -> str:
+    """The top-5 error, where there are more classes than five: with fewer it is always 0."""
+    return f", top-5 {error:.{digits}%}" if config.model.num_classes > 5 else ""
 
 
 def _every(steps: float, total_steps: int):
@@ -325,9 +353,11 @@ def _every(steps: float, total_steps: int):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals received so far. The first Ctrl-C or SIGTERM is noted here; another one acts as it always does."""
+    """The signals received so far. The first Ctrl-C, SIGTERM or SIGHUP is noted here; another one acts as it always does."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield received
         return
@@ -386,10 +416,12 @@ def _state_line(config: ConfigDict, model: VGG, optimizer: optax.GradientTransfo
     return f"{here}; with --config.sharding {', '.join(others)}"
 
 
-def _evaluation_line(epoch: float, step: int, val: dict[str, float], progress: dict[str, Any]) -> str:
+def _evaluation_line(
+    config: ConfigDict, epoch: float, step: int, val: dict[str, float], progress: dict[str, Any]
+) -> str:
     return (
-        f"validation at step {step} (epoch {epoch:.2f}): top-1 error {val['top1_error']:.2%}, top-5 "
-        f"{val['top5_error']:.2%}, loss {val['loss']:.4f}; best top-1 {progress['best_top1_error']:.2%}"
+        f"validation at step {step} (epoch {epoch:.2f}): top-1 error {val['top1_error']:.2%}"
+        f"{_top5(config, val['top5_error'], 2)}, loss {val['loss']:.4f}; best top-1 {progress['best_top1_error']:.2%}"
     )
 
 
@@ -398,12 +430,12 @@ def _drop_line(config: ConfigDict, drops: int) -> str:
     return f"the error has stopped improving: learning rate now {rate:.0e} (drop {drops} of {config.plateau.max_drops})"
 
 
-def _closing(summary: dict[str, Any]) -> str:
+def _closing(config: ConfigDict, summary: dict[str, Any]) -> str:
     reason = "the last plateau" if summary["stopped_by"] == "plateau" else "the end of the epochs"
     return (
         f"finished at {reason}: {summary['steps']} steps, {summary['epochs']:.2f} epochs, "
         f"{duration(summary['seconds'])}, {summary['lr_drops']} drops of the learning rate\n"
         f"validation top-1 error {summary['final_top1_error']:.2%} (best {summary['best_top1_error']:.2%} at step "
-        f"{summary['best_step']}), top-5 {summary['final_top5_error']:.2%}\n"
+        f"{summary['best_step']}){_top5(config, summary['final_top5_error'], 2)}\n"
         f"checkpoint: {summary['checkpoint']}; best: {summary['best_checkpoint']}"
     )

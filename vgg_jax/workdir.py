@@ -1,10 +1,17 @@
-"""Whose directory a workdir is: it holds one run, and only the run that made it may go on there."""
+"""Ensures that a workdir belongs to one run: one configuration, one data set, one process at a time."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +22,14 @@ from vgg_jax.errors import UserError, writing_to
 from vgg_jax.logbook import write_json
 
 CHECKPOINTS = "checkpoints"
+LOCK = "lock.json"
+RENEW_SECONDS = 20.0
+# Without a sign of life for so long, a run on another machine has ended. NFS and mounted buckets may show the past for a
+# minute.
+STALE_SECONDS = 100.0
+_LOCK_BYTES = 512  # of a fixed length, so that a reader never sees a part of it
+# Files that a run makes. A run that was killed before its config.json was there leaves no other ones.
+_OWN = ("config.json", "dataset.json", "metrics.jsonl", "summary.json", "tensorboard", CHECKPOINTS, LOCK)
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -36,12 +51,15 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"--workdir={workdir} cannot be written: no permission for {existing}; choose another --workdir."
         )
     kept = workdir / "config.json"
-    if _has_checkpoint(workdir):
+    if checkpoint_steps(workdir):
         _same_run(kept, flatten(ConfigDict(_read(kept))), flatten(config))
-    elif workdir.is_dir() and any(workdir.iterdir()) and not kept.exists():
-        raise UserError(
-            f"--workdir={workdir} holds files, but no config.json, so it is no run's directory; choose an empty one."
-        )
+    elif workdir.is_dir() and not kept.exists():
+        foreign = sorted({path.name.removesuffix(".unfinished") for path in workdir.iterdir()}.difference(_OWN))
+        if foreign:
+            raise UserError(
+                f"--workdir={workdir} holds files, but no config.json, so it is no run's directory ({foreign[0]!r} is none "
+                "of a run's files); choose an empty one."
+            )
 
 
 def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any], write: bool = True) -> None:
@@ -57,20 +75,149 @@ def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any], write: boo
       UserError: the run in it was begun on other data, or nothing can be written there.
     """
     kept = workdir / "dataset.json"
-    if _has_checkpoint(workdir):
+    if checkpoint_steps(workdir):
         # Prepared anew, the same data may have another name.
         _same_run(kept, _read(kept) | {"name": ""}, dataset | {"name": ""})
     if not write:
         return
     with writing_to(workdir, "choose another --workdir"):
         workdir.mkdir(parents=True, exist_ok=True)
-    write_json(kept, dataset)
     write_json(workdir / "config.json", config.to_dict())
+    write_json(kept, dataset)
 
 
-def _has_checkpoint(workdir: Path) -> bool:
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Returns the steps of all finished checkpoints, ascending."""
     directory = workdir / CHECKPOINTS
-    return directory.is_dir() and any(entry.name.isdigit() for entry in directory.iterdir())
+    return (
+        sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()) if directory.is_dir() else []
+    )
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Keeps other runs out of a workdir while the context lasts, by `lock.json` in it.
+
+    The file names machine, process and time, and is renewed every RENEW_SECONDS. On one machine the kernel says whether
+    its process lives. A lock of another machine is watched for STALE_SECONDS first. A lock whose process has ended is
+    taken over, and that is said.
+
+    Args:
+      workdir: made if need be.
+      say: prints a line.
+
+    Yields:
+      A function that raises UserError once another run has taken the workdir over; to be called before writing there.
+
+    Raises:
+      UserError: another run is at work there, or nothing can be written.
+    """
+    with writing_to(workdir, "choose another --workdir"):
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_lock(workdir)
+    content: dict[str, Any] = {
+        "id": uuid.uuid4().hex,
+        "machine": _machine(),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+    ended = threading.Event()
+    usurper: list[str] = []
+
+    def renew() -> None:
+        while not ended.wait(RENEW_SECONDS):
+            with contextlib.suppress(OSError):  # a full disk is for the run itself to report
+                other = _lock_content(descriptor)
+                if other and other["id"] != content["id"]:
+                    usurper.append(_holder(other))
+                    return
+                _write_lock(descriptor, content)
+
+    def check() -> None:
+        if usurper:
+            raise UserError(
+                f"--workdir={workdir} was taken over by {usurper[0]}; this run ends, and nothing that was saved is lost."
+            )
+
+    try:
+        _wait_until_stale(workdir, descriptor, content["machine"], say)
+        with writing_to(workdir, "choose another --workdir"):
+            _write_lock(descriptor, content)
+        thread = threading.Thread(target=renew, name="workdir lock", daemon=True)
+        thread.start()
+        try:
+            yield check
+        finally:
+            ended.set()
+            thread.join()
+            if not usurper:
+                (workdir / LOCK).unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(workdir: Path) -> int:
+    """Opens the lock file and has the kernel lock it; UserError where another process on this machine has."""
+    while True:
+        descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(_lock_content(descriptor))
+            os.close(descriptor)
+            raise _in_use(workdir, holder) from None
+        except OSError:
+            return descriptor  # this file system knows no locks; the file's content has to do
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(workdir / LOCK)):
+                return descriptor
+        os.close(descriptor)  # its last holder has removed it in between
+
+
+def _wait_until_stale(workdir: Path, descriptor: int, machine: str, say: Callable[[str], None]) -> None:
+    """Returns once the lock's last holder is known to have ended; UserError where it shows a sign of life."""
+    before = _lock_content(descriptor)
+    if not before:
+        return
+    if before["machine"] != machine:
+        say(f"{workdir / LOCK} is of {_holder(before)}; waiting {STALE_SECONDS:.0f} s to see whether that run is alive")
+        until = time.monotonic() + STALE_SECONDS
+        while time.monotonic() < until:
+            time.sleep(min(1.0, STALE_SECONDS / 10))
+            if _lock_content(descriptor).get("renewed", before["renewed"]) != before["renewed"]:
+                raise _in_use(workdir, _holder(before))
+    say(f"WARNING: {_holder(before)} has ended without releasing {workdir}; this run takes it over.")
+
+
+def _in_use(workdir: Path, holder: str) -> UserError:
+    return UserError(f"--workdir={workdir} is in use by {holder}; stop that run first, or choose another --workdir.")
+
+
+def _holder(content: dict[str, Any]) -> str:
+    return f"process {content['process']} on {content['host']}, started {content['started']}" if content else "a run"
+
+
+def _lock_content(descriptor: int) -> dict[str, Any]:
+    """The lock file's content; {} where it is empty or not whole."""
+    try:
+        content = json.loads(os.pread(descriptor, _LOCK_BYTES, 0))
+        return content if {"id", "machine", "host", "process", "started", "renewed"} <= set(content) else {}
+    except (ValueError, TypeError):
+        return {}
+
+
+def _write_lock(descriptor: int, content: dict[str, Any]) -> None:
+    text = json.dumps({**content, "renewed": time.time()})
+    os.pwrite(descriptor, text.ljust(_LOCK_BYTES - 1).encode() + b"\n", 0)
+    os.fsync(descriptor)
+
+
+def _machine() -> str:
+    """What tells one running kernel from another: containers of one kernel share file locks, machines do not."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {uuid.getnode():x}"
 
 
 def _same_run(kept: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
