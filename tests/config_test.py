@@ -1,13 +1,14 @@
 """Configurations: the paper's values, and every impossible value refused by name."""
 
 import importlib
+import math
 import re
 
 import pytest
 from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import default_config, eval_scale, validate
+from vgg_jax.config import RANGES, default_config, eval_scale, flatten, validate
 from vgg_jax.errors import UserError
 from vgg_jax.reproduction.plan import split_config
 
@@ -71,26 +72,26 @@ def test_every_configuration_file_is_valid_on_eight_devices():
         ("model.configuration", "a-lrn", "it must be one of A, A-LRN"),
         ("model.init", "glorott", "Did you mean 'glorot'?"),
         ("model.dtype", "float16", "it must be one of float32, bfloat16"),
-        ("model.num_classes", 1, "must be at least 2"),
-        ("model.dropout_rate", 1.0, "at least 0 and less than 1"),
-        ("model.width_multiplier", 0.0, "must be greater than 0"),
+        ("model.num_classes", 1, "must be at least 2 and at most 1048576"),
+        ("model.dropout_rate", 1.0, "must be at least 0 and at most 0.99"),
+        ("model.width_multiplier", 0.0, "must be at least 0.001 and at most 64"),
         ("batch_size", 250, "which 8 devices do not divide; 248 or 256 would do"),
         ("batch_size", 4, "8 or 16 would do"),
         ("batch_size", 0, "must be at least 1"),
         ("accumulation_steps", 3, "which 8 devices x 3 accumulation steps do not divide; 240 or 264 would do"),
-        ("image.crop", 31, "must be at least 32, for five poolings"),
+        ("image.crop", 31, "must be at least 32 and at most 2048"),
         ("image.crop", 257, "config.image.scale_min (S) is 256, less than config.image.crop, 257"),
         ("image.scale_max", 200, "config.image.scale_max is 200, less than config.image.scale_min, 256"),
         ("image.eval_scale", 100, "config.image.eval_scale (Q) is 100, less than config.image.crop, 224"),
-        ("optimizer.learning_rate", -0.01, "config.optimizer.learning_rate is -0.01; it must be greater than 0"),
+        ("optimizer.learning_rate", -0.01, "config.optimizer.learning_rate is -0.01; it must be at least 1e-12"),
         ("optimizer.learning_rate", float("nan"), "must be a finite number"),
-        ("optimizer.momentum", 1.5, "at least 0 and less than 1"),
+        ("optimizer.momentum", 1.5, "must be at least 0 and at most 0.9999"),
         ("optimizer.l2", -1e-4, "must be at least 0"),
         ("optimizer.l2_mask", "weights", "one of kernels, all"),
         ("plateau.patience", 0, "must be at least 1"),
-        ("plateau.factor", 10.0, "must lie between 0 and 1"),
-        ("plateau.min_improvement", 0.0, "must be greater than 0"),
-        ("num_epochs", 0.0, "must be greater than 0"),
+        ("plateau.factor", 10.0, "must be at least 1e-06 and at most 0.9999"),
+        ("plateau.min_improvement", 0.0, "must be at least 1e-09 and at most 1."),
+        ("num_epochs", 0.0, "must be at least 1e-06 and at most 1000000.0."),
         ("log_every_steps", 0, "must be at least 1"),
         ("sharding", "zero", "one of replicated, fsdp, fc_model_parallel"),
         ("model_parallel", 3, "which does not divide the 8 devices"),
@@ -98,25 +99,62 @@ def test_every_configuration_file_is_valid_on_eight_devices():
         ("data.name", "", "must be `builtin`, `folder`, or the name of a TFDS data set"),
         ("data.name", "folder", "--config.data.root=DIR"),
         ("data.root", "/nowhere", "a root goes with --config.data.name=folder"),
-        ("seed", -1, "must be at least 0"),
+        ("seed", -1, "must be at least 0 and at most 4294967295."),
+        ("seed", 2**32, "must be at least 0 and at most 4294967295."),
+        ("plateau.max_drops", 40, "which makes a rate of less than 1e-30 of config.optimizer.learning_rate, 0.01, in"),
+        ("batch_size", 10**99, "config.batch_size is an integer of 329 bits; it must be at least 1"),
+        ("data.dir", "a\0b", r"config.data.dir is 'a\x00b'; it must have at most 4096 letters and no control characters"),
+        ("data.dir", "a" * 5000, "it must have at most 4096 letters"),
         ("init_layers", "conv*", "there is nothing to take layers from; give --config.init_from=DIR as well"),
-        ("optimizer.lr_factors", "fc8", "'fc8' is not layer=factor with a factor of at least 0"),
+        ("optimizer.lr_factors", "fc8", "'fc8' is not layer=factor with a factor from 0 to 1e+06"),
         ("optimizer.lr_factors", "fc8=-1", "'fc8=-1' is not layer=factor"),
         ("optimizer.lr_factors", "conv6*=0", "no layer of configuration D is called 'conv6*'; there are conv1_1"),
     ],
 )
 def test_impossible_values_are_refused_in_one_sentence(key, value, message):
-    config = default_config()
-    with config.unlocked():
-        *path, name = key.split(".")
-        section = config
-        for part in path:
-            section = section[part]
-        section[name] = value
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        validate(config, num_devices=8)
+        validate(changed(key, value), num_devices=8)
     assert "config." in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def changed(key: str, value) -> ConfigDict:
+    config = default_config()
+    *path, name = key.split(".")
+    section = config
+    for part in path:
+        section = section[part]
+    with section.ignore_type():
+        section[name] = value
+    return config
+
+
+DEFAULTS = flatten(default_config())
+HOSTILE = {
+    int: (-1, -(2**31), -(10**30), 2**32, 2**63, 10**30, 10**5000, 0.5, math.nan, True, "1", None),
+    float: (-1.0, -math.inf, math.inf, math.nan, 1e308, -1e308, -1e-300, 10**30, 10**300, "", "1", None),
+    str: ("a\0b", "\n", "\x1b[31m", "a" * 5000, 1, -1, 0.5, math.nan, True, None, b"text", ("a",)),
+    bool: (0, 1, -1, 2**31, 10**5000, 0.0, math.nan, math.inf, "True", "", None, b"yes"),
+}
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_every_key_refuses_hostile_values_in_one_sentence(key):
+    kind = type(DEFAULTS[key])
+    for value in HOSTILE[kind]:
+        low, high = RANGES.get(key, (0, 0))
+        if type(value) is kind is int and low <= value <= high:
+            continue
+        with pytest.raises(UserError, match=re.escape(f"config.{key} is ")) as caught:
+            validate(changed(key, value), num_devices=1)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 400
+
+
+def test_every_number_has_a_range_that_holds_its_default():
+    numbers = {key: value for key, value in DEFAULTS.items() if type(value) in (int, float)}
+    assert set(RANGES) == set(numbers)
+    assert all(RANGES[key][0] <= value <= RANGES[key][1] for key, value in numbers.items())
 
 
 def test_a_missing_root_is_named():

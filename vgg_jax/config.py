@@ -87,6 +87,41 @@ def default_config() -> ConfigDict:
     return config
 
 
+# The least and the greatest value of every number above. The greatest is far beyond use; further on, arithmetic in float32
+# or int32 breaks down.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),  # JAX's keys take 32 bits
+    "batch_size": (1, 2**20),
+    "accumulation_steps": (1, 2**20),
+    "num_epochs": (1e-6, 1e6),
+    "eval_every_epochs": (1e-6, 1e6),
+    "log_every_steps": (1, 2**31 - 1),
+    "checkpoint_every_steps": (0, 2**31 - 1),
+    "model_parallel": (1, 2**16),
+    "model.num_classes": (2, 2**20),
+    "model.width_multiplier": (1e-3, 64),
+    "model.fc_width": (1, 2**20),
+    "model.dropout_rate": (0, 0.99),
+    "image.crop": (STRIDE, 2048),  # five poolings leave one pixel
+    "image.scale_min": (STRIDE, 4096),
+    "image.scale_max": (STRIDE, 4096),
+    "image.eval_scale": (0, 4096),
+    "augment.color_std": (0, 10),
+    "optimizer.learning_rate": (1e-12, 1e6),
+    "optimizer.momentum": (0, 0.9999),
+    "optimizer.l2": (0, 1),
+    "plateau.factor": (1e-6, 0.9999),
+    "plateau.max_drops": (0, 100),
+    "plateau.patience": (1, 10**6),
+    "plateau.min_improvement": (1e-9, 1),
+    "data.threads": (1, 1024),
+    "data.processes": (0, 256),
+}
+_LARGEST_LR_FACTOR = 1e6
+_LONGEST_TEXT = 4096  # letters: a path's, on Linux
+_LEAST_RATE = 1e-30  # of learning, after the last drop; float32 has 1.2e-38
+
+
 def paper_config(configuration: str, argument: str | None) -> ConfigDict:
     """The paper's training of one configuration on ImageNet.
 
@@ -139,10 +174,10 @@ def lr_factors(config: ConfigDict) -> list[tuple[str, float]]:
             factor = float(number)
         except ValueError:
             factor = math.nan
-        if not 0 <= factor < math.inf:
+        if not 0 <= factor <= _LARGEST_LR_FACTOR:
             raise UserError(
-                f"config.optimizer.lr_factors is {text!r}, in which {part!r} is not layer=factor with a factor of at least "
-                '0; write for example "fc8=10,conv*=0.1".'
+                f"config.optimizer.lr_factors is {text!r}, in which {part!r} is not layer=factor with a factor from 0 to "
+                f'{_LARGEST_LR_FACTOR:g}; write for example "fc8=10,conv*=0.1".'
             )
         if not fnmatch.filter(layers, pattern):
             raise UserError(
@@ -208,40 +243,22 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _one_of("model.param_dtype", model.param_dtype, DTYPES)
     _one_of("optimizer.l2_mask", config.optimizer.l2_mask, L2_MASKS)
     _one_of("sharding", config.sharding, RULES)
-    for key in ("batch_size", "accumulation_steps", "log_every_steps", "model_parallel", "model.fc_width"):
-        _at_least(key, given[key], 1)
-    for key in ("plateau.patience", "data.threads"):
-        _at_least(key, given[key], 1)
-    for key in (
-        "seed",
-        "checkpoint_every_steps",
-        "plateau.max_drops",
-        "augment.color_std",
-        "image.eval_scale",
-        "data.processes",
-    ):
-        _at_least(key, given[key], 0)
-    _at_least("model.num_classes", model.num_classes, 2)
-    for key in ("num_epochs", "eval_every_epochs", "model.width_multiplier", "plateau.min_improvement"):
-        _above_zero(key, given[key])
-    _above_zero("optimizer.learning_rate", config.optimizer.learning_rate)
-    _at_least("optimizer.l2", config.optimizer.l2, 0)
-    for key in ("model.dropout_rate", "optimizer.momentum"):
-        if not 0 <= given[key] < 1:
-            raise UserError(f"config.{key} is {given[key]}; it must be at least 0 and less than 1.")
+    for key, (least, greatest) in RANGES.items():
+        if not least <= given[key] <= greatest:
+            raise UserError(f"config.{key} is {_shown(given[key])}; it must be at least {least} and at most {greatest}.")
     if config.init_layers and not init_from(config):
         raise UserError(
             f"config.init_layers is {config.init_layers!r}, but there is nothing to take layers from; give "
             "--config.init_from=DIR as well."
         )
     lr_factors(config)
-    if not 0 < config.plateau.factor < 1:
-        raise UserError(f"config.plateau.factor is {config.plateau.factor}; it must lie between 0 and 1.")
-
-    if image.crop < STRIDE:
+    if config.optimizer.learning_rate * config.plateau.factor**config.plateau.max_drops < _LEAST_RATE:
         raise UserError(
-            f"config.image.crop is {image.crop}; it must be at least {STRIDE}, for five poolings to leave one pixel."
+            f"config.plateau.factor is {config.plateau.factor}, which makes a rate of less than {_LEAST_RATE:g} of "
+            f"config.optimizer.learning_rate, {config.optimizer.learning_rate}, in config.plateau.max_drops, "
+            f"{config.plateau.max_drops}, drops; choose fewer drops or a factor nearer to 1."
         )
+
     if image.scale_min < image.crop:
         raise UserError(
             f"config.image.scale_min (S) is {image.scale_min}, less than config.image.crop, {image.crop}: "
@@ -312,9 +329,23 @@ def _check_type(key: str, value: object, default: object) -> None:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return
     if type(value) is not type(default):
-        raise UserError(f"config.{key} is {value!r}; it must be of type {type(default).__name__}, as {default!r} is.")
+        raise UserError(
+            f"config.{key} is {_shown(value)}; it must be of type {type(default).__name__}, as {default!r} is."
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"config.{key} is {value}; it must be a finite number.")
+    if isinstance(value, str) and (len(value) > _LONGEST_TEXT or any(ord(letter) < 32 for letter in value)):
+        raise UserError(
+            f"config.{key} is {_shown(value)}; it must have at most {_LONGEST_TEXT} letters and no control characters."
+        )
+
+
+def _shown(value: object) -> str:
+    """A value as a message quotes it; Python itself refuses to print integers of many digits."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
@@ -322,13 +353,3 @@ def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
         raise UserError(
             f"config.{key} is {value!r}; it must be one of {', '.join(allowed)}.{did_you_mean(value, allowed)}"
         )
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise UserError(f"config.{key} is {value}; it must be at least {least}.")
-
-
-def _above_zero(key: str, value: float) -> None:
-    if value <= 0:
-        raise UserError(f"config.{key} is {value}; it must be greater than 0.")
