@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from benchmarks.evaluation_findings import posteriors_of
 from vgg_jax import cli
@@ -82,6 +81,7 @@ PROTOCOL_COMPARISONS = (
 )
 FUSION = ("D-256", "E-256")
 
+flags = cli.Flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where all runs go.")
 _GROUPS = flags.DEFINE_list("groups", list(GROUPS), "Which groups to train.")
 _WIDTH = flags.DEFINE_float("width", 0.125, "Factor on the channels of all convolutions.")
@@ -335,4 +335,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags, outlives_stdout=True)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from PIL import Image
 
 from vgg_jax import cli, features
@@ -24,6 +23,7 @@ from vgg_jax.data.crops import rescaled
 from vgg_jax.errors import UserError, writing_to
 from vgg_jax.models import endpoint_names
 
+flags = cli.Flags()
 _WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (python -m vgg_jax.convert).", required=True)
 _CONTENT = flags.DEFINE_string("content", None, "The picture to paint.", required=True)
 _STYLE = flags.DEFINE_string("style", None, "The picture in whose manner.", required=True)
@@ -98,4 +98,4 @@ def picture(name: str, size: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

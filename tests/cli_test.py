@@ -1,5 +1,6 @@
-"""What all command lines share: Ctrl-C stops them with a sentence, even where it comes at a bad moment."""
+"""What all command lines share: help, one sentence for what goes wrong, and streams that break."""
 
+import os
 import subprocess
 import sys
 
@@ -18,12 +19,12 @@ def main(_):
     gc.callbacks.clear()
     time.sleep(60)
 
-cli.run(main)
+cli.run(main, cli.Flags())
 """
 ANYWHERE = """
 import signal
 from vgg_jax import cli
-cli.run(lambda _: signal.raise_signal(signal.SIGINT))
+cli.run(lambda _: signal.raise_signal(signal.SIGINT), cli.Flags())
 """
 
 
@@ -31,4 +32,82 @@ cli.run(lambda _: signal.raise_signal(signal.SIGINT))
 def test_ctrl_c_stops_with_a_sentence(code):
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
     assert done.returncode == 130
-    assert done.stderr == "error: stopped; nothing that was saved is lost, the same command goes on.\n"
+    assert done.stderr == "stopped; nothing that was saved is lost, the same command goes on.\n"
+
+
+COMMANDS = ("main", "evaluate", "predict", "prepare", "convert", "report", "reproduce", "compile_check")
+
+
+def run_code(code: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30, **options)
+
+
+def test_all_commands_can_be_imported_together_and_have_their_own_help():
+    modules = ", ".join(f"vgg_jax.{name}" for name in COMMANDS)
+    assert run_code(f"import {modules}").returncode == 0
+    done = subprocess.run(
+        [os.path.join(os.path.dirname(sys.executable), "vgg-jax"), "--help"], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--config: Configuration file" in done.stdout
+    assert "--workdir" in done.stdout
+    assert "--protocol" not in done.stdout  # evaluate's
+
+
+PRINTING = """
+import sys
+from vgg_jax import cli
+
+def main(_):
+    for _ in range(100_000):
+        print("a line", flush=True)
+    open(sys.argv[1], "w").close()
+
+cli.run(main, cli.Flags(), outlives_stdout={outlives})
+"""
+
+
+@pytest.mark.parametrize(("outlives", "status"), [(True, 0), (False, 141)])
+def test_a_reader_that_goes_away_ends_a_command_quietly_and_training_never(outlives, status, tmp_path):
+    command = [sys.executable, "-c", PRINTING.format(outlives=outlives), str(tmp_path / "end")]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "a line\n"
+    process.stdout.close()
+    assert process.wait(timeout=30) == status
+    assert process.stderr.read() == ""
+    assert (tmp_path / "end").exists() is outlives
+
+
+def test_streams_of_plain_ascii_and_closed_ones_take_any_text():
+    code = "from vgg_jax import cli; cli.run(lambda _: print('Müller', '\\udcff'), cli.Flags())"
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = run_code(code, env=ascii_only)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "M\\xfcller \\udcff\n", "")
+    closed = subprocess.run(
+        f'{sys.executable} -c "{code}" >&-', shell=True, cwd=REPOSITORY, capture_output=True, timeout=30
+    )
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        ("MemoryError()", "error: memory is exhausted: MemoryError. Take a smaller batch"),
+        (
+            "RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nmore')",
+            "error: memory is exhausted: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. Take a smaller batch",
+        ),
+        (
+            "RuntimeError('Could not determine home directory.')",
+            "error: the home directory is unknown; set HOME, or write",
+        ),
+        ("OSError(36, 'File name too long', 'a')", "error: a: File name too long; mend that, or name another path."),
+    ],
+)
+def test_what_the_machine_refuses_is_one_sentence(raised, sentence):
+    code = f"from vgg_jax import cli\ndef main(_): raise {raised}\ncli.run(main, cli.Flags())"
+    done = run_code(code)
+    assert done.returncode == 2
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1

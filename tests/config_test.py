@@ -103,7 +103,11 @@ def test_every_configuration_file_is_valid_on_eight_devices():
         ("seed", 2**32, "must be at least 0 and at most 4294967295."),
         ("plateau.max_drops", 40, "which makes a rate of less than 1e-30 of config.optimizer.learning_rate, 0.01, in"),
         ("batch_size", 10**99, "config.batch_size is an integer of 329 bits; it must be at least 1"),
-        ("data.dir", "a\0b", r"config.data.dir is 'a\x00b'; it must have at most 4096 letters and no control characters"),
+        (
+            "data.dir",
+            "a\0b",
+            r"config.data.dir is 'a\x00b'; it must have at most 4096 letters and no control characters",
+        ),
         ("data.dir", "a" * 5000, "it must have at most 4096 letters"),
         ("init_layers", "conv*", "there is nothing to take layers from; give --config.init_from=DIR as well"),
         ("optimizer.lr_factors", "fc8", "'fc8' is not layer=factor with a factor from 0 to 1e+06"),

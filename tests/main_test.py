@@ -31,6 +31,7 @@ def test_the_default_workdir_is_named_after_the_configuration():
             (QUICKSTART, "--config.bach_size=3"),
             'error: the configuration has no key \'bach_size\'. Did you mean "batch_size" instead of "bach_size"?',
         ),
+        ((QUICKSTART, "--config.batch_size 8"), "'--config.batch_size 8' is one word; write --config.batch_size=8"),
         ((QUICKSTART, "--config.batch_size=many"), "flag --config.batch_size=many: invalid literal for int()"),
         ((QUICKSTART, "--config.batch_size=33"), "config.batch_size is 33, which 2 devices do not divide; 32 or 34"),
         ((QUICKSTART, "--config.model.configuration=F"), "config.model.configuration is 'F'; it must be one of A,"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import logging as std_logging
 import os
 import re
@@ -11,28 +13,71 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import flags as absl_flags
+from absl import logging
 
-from vgg_jax.errors import UserError
+from vgg_jax.errors import STOPPED, UserError, as_user_error, sentence
+
+_HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Parses the command line and calls `main` with what is not a flag; never returns.
+class Flags:
+    """The flags of one command: `DEFINE_string` and its like as in absl.flags, but apart from those of other commands."""
+
+    def __init__(self):
+        self.values = absl_flags.FlagValues()
+
+    def __getattr__(self, name: str) -> Callable[..., absl_flags.FlagHolder[Any]]:
+        return functools.partial(getattr(absl_flags, name), flag_values=self.values)
+
+
+def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool = False) -> NoReturn:
+    """Parses the command line, calls `main` with what is not a flag, and exits.
 
     A UserError is printed without a traceback, exit status 2; Ctrl-C exits with 130.
+
+    Args:
+      main: the command.
+      flags: its own.
+      outlives_stdout: goes on where nobody reads what it prints any more; otherwise that ends the command quietly, as
+        SIGPIPE would, exit status 141.
     """
-    app.run(lambda argv: _guarded(main, argv[1:]), flags_parser=_parse)
+    _prepare_streams(outlives_stdout)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.FATAL)  # what libraries log would bury what this project says
+    # When a checkpoint cannot be written, Orbax's threads print a traceback for every array; the error says it once.
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
+    sys.unraisablehook = _unraisable
+    absl_flags.FLAGS.mark_as_parsed()  # libraries define some for themselves
+    try:
+        if _HELP.intersection(sys.argv[1:]):
+            print(f"{sys.modules[main.__module__].__doc__}\n{flags.values.get_help()}")
+        else:
+            main(_parse(flags.values, sys.argv)[1:])
+        sys.stdout and sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python flushes what is still to be printed
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr, flush=True)
+        # At once: XLA's threads may be in the middle of compiling, and crash where Python takes itself down around them.
+        os._exit(130)
+    except Exception as error:
+        if (known := as_user_error(error)) is None:
+            raise
+        fail(str(known))
+    sys.exit(0)
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Prints one sentence and exits."""
-    print(f"error: {message}", file=sys.stderr)
+    print(sentence(message, status), file=sys.stderr)
     sys.exit(status)
 
 
-def process_flags() -> Callable[[], AbstractContextManager[None]]:
+def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
     """Defines the flags of tools that several processes run together; returns what joins this one to the others."""
     distributed = flags.DEFINE_bool(
         "distributed", False, "One of several processes that train or evaluate together. Alone where JAX finds them by "
@@ -83,15 +128,41 @@ def default_workdir(config: str) -> Path:
     return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _prepare_streams(outlives_stdout: bool) -> None:
+    """Lets anything be printed anywhere: letters that an ASCII terminal does not have, file names that are not text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):  # closed, or a notebook's
+            continue
+        stream.reconfigure(errors="backslashreplace")
+        if outlives_stdout:
+            raw = io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False))
+            wrapped = io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+            setattr(sys, name, wrapped)
+
+
+class _Lossy(io.FileIO):
+    """Drops what can no longer be written: the reader is gone, the terminal closed, the disk full."""
+
+    def write(self, data, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
     """absl's parsing, with one sentence and exit status 2 for whatever is wrong, so that launchers do not try it again."""
     for argument in argv:
+        name, _, value = argument.partition(" ")
+        if argument.startswith("--") and value and "=" not in name:
+            fail(f"{argument!r} is one word; write {name}={value} or, as two words, {argument}.")
         file = argument.removeprefix("--config=").partition(":")[0]
         if argument.startswith("--config=") and not Path(file).is_file():
             fail(f"--config={file}: there is no such file; configuration files lie in configs/.")
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
+        return values(argv)
+    except absl_flags.Error as error:
         fail(
             f"{' '.join(str(error).replace(' ?', '?').split()).rstrip('.')}. --help lists the flags.".replace("?.", "?")
         )
@@ -105,18 +176,3 @@ def _unraisable(ignored: sys.UnraisableHookArgs) -> None:
     """Says nothing; but a Ctrl-C that came while the garbage collector had called Python back comes again."""
     if ignored.exc_type is KeyboardInterrupt:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-
-
-def _guarded(main: Callable[[list[str]], None], arguments: list[str]) -> None:
-    logging.set_verbosity(logging.FATAL)  # what libraries log would bury what this project says
-    # When a checkpoint cannot be written, Orbax's threads print a traceback for every array; the error says it once.
-    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
-    sys.unraisablehook = _unraisable
-    try:
-        main(arguments)
-    except UserError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print("error: stopped; nothing that was saved is lost, the same command goes on.", file=sys.stderr, flush=True)
-        # At once: XLA's threads may be in the middle of compiling, and crash where Python takes itself down around them.
-        os._exit(130)

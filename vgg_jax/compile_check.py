@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from absl import flags
 from ml_collections import config_flags
 
 from vgg_jax import cli
 
+flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file of the run. Values as for training: --config.batch_size=4096 "
-    "--config.model.dtype=bfloat16."
+    "--config.model.dtype=bfloat16.", flag_values=flags.values
 )  # fmt: skip
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "", "The slice, chip:shape: v5e:4x4, v4:2x2x1, v5p:4x4x4, v6e:16x16, TPU7x:2x2x1, ..."
@@ -50,4 +50,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -245,7 +245,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _one_of("sharding", config.sharding, RULES)
     for key, (least, greatest) in RANGES.items():
         if not least <= given[key] <= greatest:
-            raise UserError(f"config.{key} is {_shown(given[key])}; it must be at least {least} and at most {greatest}.")
+            raise UserError(
+                f"config.{key} is {_shown(given[key])}; it must be at least {least} and at most {greatest}."
+            )
     if config.init_layers and not init_from(config):
         raise UserError(
             f"config.init_layers is {config.init_layers!r}, but there is nothing to take layers from; give "

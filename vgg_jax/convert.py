@@ -15,10 +15,9 @@ import json
 import os
 from pathlib import Path
 
-from absl import flags
-
 from vgg_jax import cli
 
+flags = cli.Flags()
 _TO = flags.DEFINE_enum(
     "to", "vgg_jax", ["vgg_jax", "torchvision", "stablehlo"], "What to write: this project's file, torchvision's names "
     "(.safetensors), or a program for jax.export."
@@ -155,4 +154,4 @@ def _listing(file: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
+
+# Of a path that somebody gave. Others, such as EIO on a mounted bucket, may pass by themselves.
+_PATH_ERRORS = {getattr(errno, name) for name in (
+    *("EACCES", "EDQUOT", "EEXIST", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"),
+)}  # fmt: skip
+STOPPED = "stopped; nothing that was saved is lost, the same command goes on."
 
 
 class UserError(Exception):
@@ -37,3 +44,25 @@ def first_line(error: BaseException) -> str:
         return "No space left on device."
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (text[:300] + "...") if len(text) > 300 else text.rstrip(".") + "."
+
+
+def sentence(message: str, status: int) -> str:
+    """Returns what is printed before a process exits; a signal's statuses, from 128, are no errors."""
+    return message if status >= 128 else f"error: {message}"
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """Returns an error that only the user can put right as a UserError: no memory, a path that cannot be used; else None."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
+        return UserError(f"{os.fsdecode(error.filename)}: {error.strerror}; mend that, or name another path.")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
+        return UserError("the home directory is unknown; set HOME, or write paths without ~.")
+    # By its text, as JAX takes seconds to import.
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return UserError(
+            f"memory is exhausted: {first_line(error)} Take a smaller batch (batch_size, or accumulation_steps in training), "
+            "a smaller net or smaller pictures, or more devices."
+        )
+    return None

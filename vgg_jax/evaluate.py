@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from absl import flags
-
 from vgg_jax import cli
 
+flags = cli.Flags()
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "A run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP. Several, by commas or by "
     "giving the flag again, are fused: the mean of their posteriors, each net at its own scales."
@@ -44,7 +43,7 @@ _CLASS_NUMBERS = flags.DEFINE_string(
 _JSON = flags.DEFINE_string(
     "json", "", "File for the results. Default: RUN/evaluation/CHECKPOINT/DATA-SPLIT/results-....json."
 )
-_joined = cli.process_flags()
+_joined = cli.process_flags(flags)
 
 
 def main(arguments: list[str]) -> None:
@@ -81,4 +80,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import flags
 from ml_collections import config_flags
 
 from vgg_jax import cli
 
+flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, e.g. configs/vgg19.py or configs/vgg19.py:S=384. Any value can be overridden: "
-    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py)."
+    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py).", flag_values=flags.values
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
     "Where checkpoints and logs go; the same workdir continues a run. Default: runs/<config>[-<argument>].",
 )
-_joined = cli.process_flags()
+_joined = cli.process_flags(flags)
 
 
 def main(arguments: list[str]) -> None:
@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.errors import Interrupted
     from vgg_jax.train import train  # here, so that --help answers at once
 
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else cli.default_workdir(config_file)
+    config_file = config_flags.get_config_filename(flags.values["config"])
+    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else cli.default_workdir(config_file)
     try:
         with joined:
             train(_CONFIG.value, workdir)
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
 
 def run() -> None:
     """The console script `vgg-jax`."""
-    cli.run(main)
+    cli.run(main, flags, outlives_stdout=True)
 
 
 if __name__ == "__main__":

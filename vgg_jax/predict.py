@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import flags
-
 from vgg_jax import cli
 
+flags = cli.Flags()
 _WEIGHTS = flags.DEFINE_string("weights", "", "A file of weights (python -m vgg_jax.convert).")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Or a run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP."
@@ -92,4 +91,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

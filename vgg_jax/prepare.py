@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from absl import flags
-
 from vgg_jax import cli
 
+flags = cli.Flags()
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Where prepared data goes (config.data.dir).")
 _TARS = flags.DEFINE_string(
     "tars", "", "For imagenet2012: the directory with ILSVRC2012_img_train.tar and ..._val.tar."
@@ -76,4 +75,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -25,7 +25,7 @@ import jax
 from jax._src import distributed  # the key-value store has no public name; Orbax and jax.experimental take it from here
 
 from vgg_jax import __version__
-from vgg_jax.errors import Interrupted, UserError, first_line, writing_to
+from vgg_jax.errors import STOPPED, Interrupted, UserError, as_user_error, first_line, sentence, writing_to
 
 HEARTBEAT_SECONDS = 60  # a process that has been silent for so long is gone, and jax.distributed ends the others
 GATHER_SECONDS = 60  # to wait for each other at the start, where an address was given
@@ -59,7 +59,7 @@ def joined(address: str = "", count: int | None = None, index: int | None = None
       seconds: to wait for the others; 0: GATHER_SECONDS, or CLUSTER_GATHER_SECONDS without an address.
     """
     global _run
-    before = signal.signal(signal.SIGTERM, _leave)
+    before = {number: signal.signal(number, _leave) for number in stop_signals() if number != signal.SIGINT}
     together: Interrupted | None = None
     try:
         _gather(address, count, index, seconds or (GATHER_SECONDS if address else CLUSTER_GATHER_SECONDS))
@@ -73,11 +73,18 @@ def joined(address: str = "", count: int | None = None, index: int | None = None
     run.close()
     _run = None
     jax.distributed.shutdown()
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     if together is not None:
         if run.index:  # process 0 says it for all
             sys.exit(128 + together.signum)
         raise together
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Returns the signals that ask a run to save and end; SIGHUP is none of them under nohup."""
+    heeded = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if heeded else [])]
 
 
 def check_same(facts: dict[str, Any]) -> None:
@@ -329,7 +336,7 @@ class _NobodyCame(UserError):
 
 
 def _leave(number: int, _frame) -> NoReturn:
-    """SIGTERM where nothing can be saved yet, or for the second time."""
+    """SIGTERM or SIGHUP where nothing can be saved yet, or for the second time."""
     raise SystemExit(128 + number)
 
 
@@ -338,11 +345,11 @@ def _fail(error: BaseException) -> NoReturn:
     # Whoever started all may end the rest now; the status is this error's.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     name = type(error).__name__
-    if isinstance(error, UserError):
-        status, message = 1 if isinstance(error, _NobodyCame) else 2, str(error)
+    if known := as_user_error(error):
+        status, message = 1 if isinstance(error, _NobodyCame) else 2, str(known)
     elif isinstance(error, KeyboardInterrupt | SystemExit):
         status = 130 if isinstance(error, KeyboardInterrupt) else error.code if isinstance(error.code, int) else 1
-        message = "stopped; nothing that was saved is lost, the same command goes on."
+        message = STOPPED
     elif isinstance(error, jax.errors.JaxRuntimeError) and _connection_broke(str(error)):
         time.sleep(4 * _POLL_SECONDS)  # whoever failed may have said why, and the thread that listens ends this process
         status = 1
@@ -355,7 +362,7 @@ def _fail(error: BaseException) -> NoReturn:
         _say(traceback.format_exc())
     if _run is not None:
         _run.close()
-    _say(f"error: {message}")
+    _say(sentence(message, status))
     if _run is not None:
         _run.set(_FAILURE, json.dumps({"process": _run.index, "status": status, "message": message}))
         _depart(_run)
@@ -366,7 +373,7 @@ def _heed(run: _Run, failure: dict[str, Any]) -> None:
     """Ends this process for a failure of another one."""
     if failure["process"] == run.index:
         return
-    _say(f"error: process {failure['process']}: {failure['message']}")
+    _say(sentence(f"process {failure['process']}: {failure['message']}", failure["status"]))
     _depart(run)
     _exit(failure["status"])
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import flags
-
 from vgg_jax import cli
 
+flags = cli.Flags()
 _OUTPUT = flags.DEFINE_string(
     "output", "", "The page. Default: WORKDIR/report.html; of several workdirs, report.html in the current directory."
 )
@@ -38,4 +37,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

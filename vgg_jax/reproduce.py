@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from absl import flags
 from ml_collections import config_flags
 
 from vgg_jax import cli
 
+flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A configuration file of a whole plan: configs/paper.py, or configs/paper.py:crop=64. Any value can be "
-    "overridden for all stages: --config.data.dir=DIR, --config.plan.seeds=3."
+    "overridden for all stages: --config.data.dir=DIR, --config.plan.seeds=3.", flag_values=flags.values
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.reproduction import plan, run, tables  # here, so that --help answers at once
 
     shared, own = plan.split_config(_CONFIG.value)
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    file = config_flags.get_config_filename(flags.values["config"])
     directory = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else cli.default_workdir(file)
     chosen = plan.chosen_stages(plan.STAGES, _NETS.value, _STAGES.value)
     steps = run.steps_of(chosen, shared, own, directory, plan.STAGES)
@@ -55,4 +55,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags, outlives_stdout=True)

@@ -355,9 +355,7 @@ def _every(steps: float, total_steps: int):
 def _signals() -> Iterator[list[int]]:
     """The signals received so far. The first Ctrl-C, SIGTERM or SIGHUP is noted here; another one acts as it always does."""
     received: list[int] = []
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
-        numbers.append(signal.SIGHUP)
+    numbers = processes.stop_signals()
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield received
         return
