@@ -37,6 +37,19 @@ def test_a_new_run_begins_with_an_empty_file(tmp_path):
     assert lines(tmp_path / "metrics.jsonl") == []
 
 
+def test_damaged_lines_are_dropped_with_one_warning(tmp_path):
+    good = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": float("inf")}]
+    damage = [b"\0" * 40, b"\xff\xfe\x80", b"[1, 2]", b"null", b'{"train/loss": 1}', b'{"step": "1"}', b"[" * 100_000]
+    first, second = (json.dumps(line).encode() for line in good)
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *damage, second, b'{"step": 3, "tr']))
+    said = []
+    log = MetricsLog(tmp_path, 5, say=said.append)
+    log.write(6, {"train/loss": 1.0})
+    log.close()
+    assert said == [f"WARNING: 7 lines of {tmp_path}/metrics.jsonl are damaged and left out."]
+    assert lines(tmp_path / "metrics.jsonl") == [*good, {"step": 6, "train/loss": 1.0}]
+
+
 def test_json_is_whole_or_not_there(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})

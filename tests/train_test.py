@@ -123,13 +123,14 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(longer, tmp_path):
             assert found[name] == wanted[name], name
         steps = [line["step"] for line in metrics(workdir) if "train/loss" in line]
         assert steps == list(range(1, found["steps"] + 1))  # no step is missing, none stands there twice
+        assert load_params(workdir)[0] == workdir / "checkpoints" / str(found["best_step"])
     longer.seed = 1
     assert run_main(*flags(longer, tmp_path / "other"))[0] == 0
     assert summary(tmp_path / "other")["params_sha256"] != wanted["params_sha256"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(longer, tmp_path, number):
     process = start_main(*flags(longer, tmp_path / "run"))
     wait_for_step(process, tmp_path / "run", 7)
@@ -207,6 +208,44 @@ def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
         train(tiny_config, tmp_path / "run", quiet=True)
     tiny_config.num_epochs = 2.0  # longer is fine
     assert train(tiny_config, tmp_path / "run", quiet=True)["steps"] == 23
+
+
+def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config, tmp_path):
+    tiny_config.num_epochs = 2.0
+    train(tiny_config, tmp_path / "whole", quiet=True)
+    tiny_config.num_epochs = 8 / 11.25  # ends between two log lines
+    assert train(tiny_config, tmp_path / "run", quiet=True)["steps"] == 8
+    tiny_config.num_epochs = 2.0
+    train(tiny_config, tmp_path / "run", quiet=True)
+    rows = [[line for line in metrics(tmp_path / name) if "train/loss" in line] for name in ("whole", "run")]
+    for line in (line for lines in rows for line in lines):
+        del line["train/images_per_second"], line["train/input_wait"]
+    assert rows[0] == rows[1]
+    assert [line["step"] for line in rows[1]] == [5, 10, 15, 20]
+
+
+def test_a_short_run_has_metrics_and_top5_error_counts_from_six_classes(tiny_config, tmp_path, capsys):
+    tiny_config.num_epochs, tiny_config.log_every_steps = 1.0, 100
+    train(tiny_config, tmp_path / "run")
+    assert [line["step"] for line in metrics(tmp_path / "run") if "train/loss" in line] == [11]
+    out = capsys.readouterr().out
+    assert "validation top-1 error" in out
+    assert "top-5" not in out  # three classes
+
+
+def test_a_lengthened_run_keeps_its_best_checkpoint(tiny_config, tmp_path, monkeypatch):
+    errors = iter([0.5, 0.7, 0.6, 0.6, 0.4])
+    monkeypatch.setattr(
+        "vgg_jax.train.evaluate", lambda *_: {"top1_error": next(errors), "top5_error": 0.0, "loss": 1.0}
+    )
+    best = []
+    for epochs in (1.0, 2.0, 4.0, 5.0):  # each opens the workdir anew
+        tiny_config.num_epochs = epochs
+        result = train(tiny_config, tmp_path / "run", quiet=True)
+        directory, _ = load_params(tmp_path / "run")
+        assert str(directory) == result["best_checkpoint"]
+        best.append((result["best_top1_error"], result["best_step"]))
+    assert best == [(0.5, 12), (0.5, 12), (0.5, 12), (0.4, 57)]
 
 
 def test_a_disk_that_fills_up_is_said_to_be_full(tiny_config, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler wants no device, and one that is busy would be in the way
     from vgg_jax.tpu.answers import check  # here, so that --help answers at once
 
-    destination = Path(_JSON.value) if _JSON.value else None
+    destination = Path(_JSON.value).expanduser() if _JSON.value else None
     check(_CONFIG.value, _TOPOLOGY.value, _SHARDING.value, _DENSE.value, _LARGEST.value, destination)
 
 

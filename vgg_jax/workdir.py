@@ -114,7 +114,7 @@ def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
     """
     with writing_to(workdir, "choose another --workdir"):
         workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_lock(workdir)
+        descriptor, kernel_locks = _open_lock(workdir)
     content: dict[str, Any] = {
         "id": uuid.uuid4().hex,
         "machine": _machine(),
@@ -141,7 +141,11 @@ def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
             )
 
     try:
-        _wait_until_stale(workdir, descriptor, content["machine"], say)
+        before = _lock_content(descriptor)
+        if before:
+            if not kernel_locks or before["machine"] != content["machine"]:
+                _wait_until_stale(workdir, descriptor, before, say)
+            say(f"WARNING: {_holder(before)} has ended without releasing {workdir}; this run takes it over.")
         with writing_to(workdir, "choose another --workdir"):
             _write_lock(descriptor, content)
         thread = threading.Thread(target=renew, name="workdir lock", daemon=True)
@@ -157,8 +161,12 @@ def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
         os.close(descriptor)
 
 
-def _open_lock(workdir: Path) -> int:
-    """Opens the lock file and has the kernel lock it; UserError where another process on this machine has."""
+def _open_lock(workdir: Path) -> tuple[int, bool]:
+    """Opens the lock file and has the kernel lock it; UserError where another process on this machine has.
+
+    Returns:
+      Its descriptor, and whether the kernel could: some mounted buckets and network disks have no locks.
+    """
     while True:
         descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -168,26 +176,21 @@ def _open_lock(workdir: Path) -> int:
             os.close(descriptor)
             raise _in_use(workdir, holder) from None
         except OSError:
-            return descriptor  # this file system knows no locks; the file's content has to do
+            return descriptor, False
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(workdir / LOCK)):
-                return descriptor
+                return descriptor, True
         os.close(descriptor)  # its last holder has removed it in between
 
 
-def _wait_until_stale(workdir: Path, descriptor: int, machine: str, say: Callable[[str], None]) -> None:
-    """Returns once the lock's last holder is known to have ended; UserError where it shows a sign of life."""
-    before = _lock_content(descriptor)
-    if not before:
-        return
-    if before["machine"] != machine:
-        say(f"{workdir / LOCK} is of {_holder(before)}; waiting {STALE_SECONDS:.0f} s to see whether that run is alive")
-        until = time.monotonic() + STALE_SECONDS
-        while time.monotonic() < until:
-            time.sleep(min(1.0, STALE_SECONDS / 10))
-            if _lock_content(descriptor).get("renewed", before["renewed"]) != before["renewed"]:
-                raise _in_use(workdir, _holder(before))
-    say(f"WARNING: {_holder(before)} has ended without releasing {workdir}; this run takes it over.")
+def _wait_until_stale(workdir: Path, descriptor: int, before: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Returns once a lock has shown no sign of life for STALE_SECONDS; UserError where it does."""
+    say(f"{workdir / LOCK} is of {_holder(before)}; waiting {STALE_SECONDS:.0f} s to see whether that run is alive")
+    until = time.monotonic() + STALE_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1.0, STALE_SECONDS / 10))
+        if _lock_content(descriptor).get("renewed", before["renewed"]) != before["renewed"]:
+            raise _in_use(workdir, _holder(before))
 
 
 def _in_use(workdir: Path, holder: str) -> UserError:
