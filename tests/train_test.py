@@ -10,7 +10,9 @@ import pytest
 
 from tests.command import as_flags, run_main, start_main
 from vgg_jax.checkpoints import load_params
-from vgg_jax.errors import UserError
+from vgg_jax.config import RANGES
+from vgg_jax.errors import Interrupted, UserError
+from vgg_jax.models import STRIDE
 from vgg_jax.train import train
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -272,3 +274,27 @@ def test_real_photographs_are_learnt(tiny_config, real_pictures, tmp_path):
     status, _, err = run_main(*flags(tiny_config, tmp_path / "run"))
     assert status == 0, err
     assert summary(tmp_path / "run")["best_top1_error"] < 0.8  # guessing is 0.9
+
+
+EXTREMES = [(key, bound) for key, bounds in RANGES.items() for bound in dict.fromkeys(bounds)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "value"), EXTREMES)
+def test_the_ends_of_every_range_run_or_are_refused_in_a_sentence(tiny_config, tmp_path, monkeypatch, key, value):
+    monkeypatch.setattr("vgg_jax.processes.Stop.after", lambda _, step: step >= 2)
+    monkeypatch.setattr("vgg_jax.processes.Stop.signum", signal.SIGTERM)
+    if key == "image.scale_max":
+        tiny_config.image.scale_min = STRIDE
+    section, _, name = key.rpartition(".")
+    (tiny_config[section] if section else tiny_config)[name] = value
+    ended: Exception | None = None
+    try:
+        train(tiny_config, tmp_path / "run", quiet=True)
+    except (Interrupted, UserError) as error:
+        ended = error
+    if isinstance(ended, Interrupted):
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+    elif ended:
+        assert "\n" not in str(ended)
+        assert len(str(ended)) < 600

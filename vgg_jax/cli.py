@@ -163,9 +163,10 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         return values(argv)
     except absl_flags.Error as error:
-        fail(
-            f"{' '.join(str(error).replace(' ?', '?').split()).rstrip('.')}. --help lists the flags.".replace("?.", "?")
-        )
+        text = " ".join(str(error).replace(" ?", "?").split()).rstrip(".")
+        if len(text) > 600:
+            text = f"{text[:200]} ... {text[-200:]}"
+        fail(f"{text}. --help lists the flags.".replace("?.", "?"))
     except (AttributeError, KeyError, UserError) as error:  # a key that does not exist, a bad argument of the file
         cause = error.args[0] if isinstance(error.args[0], KeyError) else error
         message = ". ".join(str(cause.args[0]).splitlines())

@@ -35,13 +35,18 @@ from vgg_jax.sharding import (
     batch_sharding,
     bytes_a_device,
     for_computing,
+    host_memory,
+    local_rows,
     make_mesh,
+    memory_a_device,
     over_all_devices,
     replicated,
 )
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import batch_shapes, compile_step, compile_train_step, make_eval_step
 from vgg_jax.transplant import start_from
+
+_INTERPRETER_BYTES = 200 * 2**20  # of a process that decodes
 
 
 def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, Any]:
@@ -74,6 +79,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     mesh = make_mesh(config.model_parallel)
     model, optimizer = make_model(config), make_optimizer(config)
     shapes = state_shapes(config, model, optimizer, mesh)
+    _check_memory(config, shapes, mesh)
 
     with contextlib.ExitStack() as stack:
         # The workdir becomes this run's, and no other run's until it ends.
@@ -193,6 +199,31 @@ def _total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
     return steps
 
 
+def _check_memory(config: ConfigDict, shapes: TrainState, mesh: Mesh) -> None:
+    """Refuses, before anything is compiled or decoded, what certainly needs more memory than there is."""
+    image = 3 * config.image.crop**2  # bytes, as the host decodes it; the first step makes it float
+    state, batch = bytes_a_device(shapes), config.batch_size // mesh.shape["data"] * image
+    _need_memory(state + batch + 4 * batch // config.accumulation_steps, "on each device for the state and a batch")
+    threads = config.data.threads * max(1, config.data.processes)
+    ahead = (threads + 2) * len(local_rows(mesh, config.batch_size)) * image
+    needed = ahead + config.data.processes * _INTERPRETER_BYTES
+    if needed > host_memory():
+        raise UserError(
+            f"config.data.threads={config.data.threads} and config.data.processes={config.data.processes} need "
+            f"{needed / 2**30:,.1f} GiB to decode {threads} batches ahead, and this machine has "
+            f"{host_memory() / 2**30:,.1f} GiB of memory; give fewer of them or a smaller config.batch_size."
+        )
+
+
+def _need_memory(num_bytes: int, purpose: str) -> None:
+    if num_bytes > memory_a_device():
+        raise UserError(
+            f"this run needs {num_bytes / 2**30:,.1f} GiB {purpose}, and there are {memory_a_device() / 2**30:,.1f} GiB; take "
+            "a smaller config.batch_size, config.image.crop or net (config.model.fc_width, config.model.width_multiplier), "
+            "config.accumulation_steps, or more devices (config.sharding=fsdp splits the state)."
+        )
+
+
 def _with_best(restored: Restored, checkpoints: Checkpoints, screen: Screen) -> dict[str, Any]:
     """The progress of a restored run; says what is damaged or missing, and puts the restored checkpoint in its place."""
     progress, path = restored.progress, checkpoints.path
@@ -232,6 +263,7 @@ def _compiled(
     memory: Any = train_step.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    _need_memory(needed, "on each device for a compiled step")
     screen.say(_state_line(config, model, optimizer, shapes))
     screen.say(
         f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "
