@@ -34,6 +34,16 @@ def test_errors_are_those_of_training(classes):
     assert results.errors(posteriors, right, np.arange(200) < 20) == pytest.approx((0.1, 0.1))  # refused is wrong
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_wrong_for_every_class(value):
+    scores = np.full((7, 7), 0.1, np.float32)
+    scores[np.arange(7), np.arange(7)[::-1]] = value
+    labels = np.arange(7)
+    assert results.errors(scores, labels, np.zeros(7, bool)) == (1, 1)
+    found = errors_in_training(jnp.asarray(scores), jnp.asarray(labels))
+    assert [float(found[name].min()) for name in ("top1_error", "top5_error")] == [1, 1]
+
+
 def test_the_mean_does_not_depend_on_the_order():
     parts = [random_posteriors(50, 9, seed) for seed in range(5)]
     forth, back = results.average(parts), results.average(parts[::-1])

@@ -145,10 +145,11 @@ def make_eval_step(model: VGG, statistics: ColorStatistics) -> Callable[[dict, B
 def errors(logits_BxK: jax.Array, labels_B: jax.Array) -> dict[str, jax.Array]:
     """top1_error and top5_error, [B] float32: 1 where the label is not among the 1 or 5 highest scores, else 0.
 
-    Of equal scores the lower class number ranks higher. With fewer than 5 classes top-5 is over all of them.
+    Of equal scores the lower class number ranks higher. With fewer than 5 classes top-5 is over all of them. Scores that are
+    not all finite rank nothing: both errors are 1.
     """
     _, best_Bx5 = jax.lax.top_k(logits_BxK, min(5, logits_BxK.shape[-1]))
-    hit_Bx5 = best_Bx5 == labels_B[:, None]
+    hit_Bx5 = (best_Bx5 == labels_B[:, None]) & jnp.isfinite(logits_BxK).all(-1, keepdims=True)
     return {
         "top1_error": 1.0 - hit_Bx5[:, 0].astype(jnp.float32),
         "top5_error": 1.0 - hit_Bx5.any(-1).astype(jnp.float32),

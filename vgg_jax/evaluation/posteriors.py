@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Sequence
@@ -87,8 +88,11 @@ def posteriors_of(
     Raises:
       UserError: a picture that cannot be read, a full disk, ... What was computed is kept.
     """
-    stores = {view: _store(net, view, source) for view in wanted}
+    stores = {view: _store(net, view, source, screen) for view in wanted}
     found = {view: kept for view, store in stores.items() if (kept := store.load()) is not None}
+    if not all(_of_same_pictures(kept, other) for kept, other in itertools.pairwise(found.values())):
+        screen.say(f"{which}what is kept in {directory(net, source)} is not of the same pictures; it is computed anew")
+        found = {}
     if found:
         screen.say(f"{which}kept from before: {', '.join(view_name(net, view) for view in found)}")
     missing = [view for view in wanted if view not in found]
@@ -96,16 +100,27 @@ def posteriors_of(
         return found
     looked = source.survey(net.config.data.threads)
     looked = looked._replace(labels=_labels(looked.labels, source, net))
+    if any(not _of_same_pictures(kept, looked) for kept in found.values()):
+        screen.say(f"{which}what is kept in {directory(net, source)} is of other pictures; it is computed anew")
+        found, missing = {}, list(wanted)
     computer = Computer(net, batch_size or _DEFAULT_BATCH * net.mesh.shape["data"], net.config.data.threads, costs)
-    parts = {view: stores[view].parts() for view in missing}
-    left = {
-        view: np.setdiff1d(np.flatnonzero(~computer.refused(view, looked.sizes)), parts[view][0]) for view in missing
-    }
+    possible = {view: np.flatnonzero(~computer.refused(view, looked.sizes)) for view in missing}
+    parts = {view: _among(possible[view], *stores[view].parts()) for view in missing}
+    left = {view: np.setdiff1d(possible[view], parts[view][0]) for view in missing}
     pace = _Pace(screen, costs, sum(computer.work(view, looked.sizes, left[view]) for view in missing))
     for number, view in enumerate(missing, start=1):
         pace.begin(f"{which}view {number} of {len(missing)}, {view_name(net, view)}", len(looked.keys), len(left[view]))
         found[view] = _compute(computer, view, source, looked, parts[view], left[view], stores[view], pace)
     return found
+
+
+def _of_same_pictures(kept: Posteriors, other: Posteriors | Survey) -> bool:
+    return np.array_equal(kept.keys, other.keys) and np.array_equal(kept.labels, other.labels)
+
+
+def _among(possible: np.ndarray, indices: np.ndarray, posteriors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    chosen = np.isin(indices, possible)
+    return indices[chosen], posteriors[chosen]
 
 
 def _compute(
@@ -162,7 +177,7 @@ def assembled(looked: Survey, refused: np.ndarray, indices: np.ndarray, posterio
     return Posteriors(looked.keys, looked.labels.astype(np.int32), whole, refused)
 
 
-def _store(net: Net, view: View, source: Source) -> Store:
+def _store(net: Net, view: View, source: Source, screen: Screen) -> Store:
     config = net.config
     settings: dict[str, Any] = {
         "form": _FORM,
@@ -177,7 +192,7 @@ def _store(net: Net, view: View, source: Source) -> Store:
         "split": source.split,
         "images": len(source.records),
     }
-    return Store(directory(net, source), view_name(net, view), settings, len(net.class_names))
+    return Store(directory(net, source), view_name(net, view), settings, len(net.class_names), screen.say)
 
 
 def _labels(labels: np.ndarray, source: Source, net: Net) -> np.ndarray:

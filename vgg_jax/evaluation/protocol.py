@@ -21,7 +21,7 @@ from vgg_jax.evaluation.compute import Costs, reading
 from vgg_jax.evaluation.nets import Net, load_net, load_weights_net
 from vgg_jax.evaluation.posteriors import UNLABELLED, Source, directory, posteriors_of
 from vgg_jax.evaluation.store import Posteriors
-from vgg_jax.evaluation.views import PROTOCOLS, View, views
+from vgg_jax.evaluation.views import PROTOCOLS, View, paper_scales, views
 from vgg_jax.logbook import Screen, duration, environment, write_json
 from vgg_jax.processes import leader_first, leading
 
@@ -97,6 +97,13 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         screen.say(
             f"WARNING: {refused.sum()} of {len(refused)} pictures are too large once rescaled and count as wrong: "
             f"{', '.join(summary['refused'][:10])}{', ...' if refused.sum() > 10 else ''}"
+        )
+    finite = np.all([np.isfinite(view.posteriors).all(-1) for of_net in found for view in of_net.values()], 0)
+    summary["not_finite"] = [str(key) for key in first.keys[~finite]]
+    if not finite.all():
+        screen.say(
+            f"WARNING: the scores of {(~finite).sum()} of {len(finite)} pictures are not finite, and these count as wrong: "
+            f"{', '.join(summary['not_finite'][:10])}{', ...' if (~finite).sum() > 10 else ''}"
         )
     if (first.labels < 0).all():
         summary["submission"] = _submit(request, nets, found, first.keys, output, screen)
@@ -214,6 +221,7 @@ def _rows(
     keys = [(net.config.model.configuration, paper.training_scales(net.config)) for net in nets]
 
     def row(which: list[int], protocol: str, scales: list[list[int]], posteriors: np.ndarray) -> results.Row:
+        top1_error, top5_error = results.errors(posteriors, labels, refused)
         kinds = {_kind_of_scales(nets[i], its) for i, its in zip(which, scales, strict=True)}
         name = " + ".join(f"{nets[i].config.model.configuration} {nets[i].workdir.name}" for i in which)
         return results.Row(
@@ -221,7 +229,8 @@ def _rows(
             protocol,
             " | ".join(dict.fromkeys(",".join(map(str, its)) for its in scales)),
             len(labels),
-            *results.errors(posteriors, labels, refused),
+            top1_error,
+            top5_error if posteriors.shape[1] > 5 else None,
             paper.published(
                 [keys[i] for i in which],
                 protocol,
@@ -252,8 +261,7 @@ def _rows(
 
 def _kind_of_scales(net: Net, scales: list[int]) -> str:
     """ "single" or "multi" where the scales are the paper's for this net, else ""."""
-    of = {kind: [v.scale for v in views(net.config, "dense", kind)] for kind in ("single", "multi")}
-    return next((kind for kind, its in of.items() if its == scales), "")
+    return next((kind for kind in ("single", "multi") if paper_scales(net.config, "dense", kind) == scales), "")
 
 
 # What is left behind.
@@ -283,7 +291,7 @@ def _submit(
     listing = ""
     if request.class_numbers:
         try:
-            listing = Path(request.class_numbers).expanduser().read_text()
+            listing = Path(request.class_numbers).expanduser().read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
             raise UserError(f"--class_numbers={request.class_numbers} cannot be read: {error}.") from error
     numbers = results.class_numbers(nets[0].class_names, listing, request.class_numbers)

@@ -19,7 +19,7 @@ class Row(NamedTuple):
     scales: str
     images: int
     top1_error: float  # fractions
-    top5_error: float
+    top5_error: float | None  # None with five classes or fewer, where it is always 0
     paper: Errors | None
 
 
@@ -30,7 +30,8 @@ def average(parts: Iterable[np.ndarray]) -> np.ndarray:
 
 def errors(posteriors_NxK: np.ndarray, labels_N: np.ndarray, refused_N: np.ndarray) -> tuple[float, float]:
     """Top-1 and top-5 error, fractions; a refused picture counts as wrong in both. As `steps.errors` in all else."""
-    hit_Nx5 = (best(posteriors_NxK) == labels_N[:, None]) & ~refused_N[:, None]
+    sound_N = np.isfinite(posteriors_NxK).all(-1) & ~refused_N
+    hit_Nx5 = (best(posteriors_NxK) == labels_N[:, None]) & sound_N[:, None]
     return 1 - float(hit_Nx5[:, 0].mean()), 1 - float(hit_Nx5.any(-1).mean())
 
 
@@ -41,17 +42,19 @@ def best(posteriors_NxK: np.ndarray) -> np.ndarray:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for a person, errors in per cent."""
-    lines = [("nets", "protocol", "Q", "images", "top-1 error", "top-5 error", "paper (ImageNet)")]
+    lines: list[tuple[str, ...]] = [
+        ("nets", "protocol", "Q", "images", "top-1 error", "top-5 error", "paper (ImageNet)")
+    ]
     for row in rows:
         paper = f"{row.paper.top1}/{row.paper.top5} %" if row.paper else ""
         lines.append(
             (
                 *(row.nets, row.protocol, row.scales, f"{row.images:,}"),
-                *(f"{row.top1_error:.2%}", f"{row.top5_error:.2%}", paper),
+                *(f"{row.top1_error:.2%}", "" if row.top5_error is None else f"{row.top5_error:.2%}", paper),
             )
         )
-    if not any(row.paper for row in rows):
-        lines = [(*line[:-1], "") for line in lines]
+    empty = {i for i, column in enumerate(zip(*lines[1:], strict=True)) if not any(column)}
+    lines = [tuple("" if i in empty else text for i, text in enumerate(line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     numbers = {3, 4, 5}
     return "\n".join(

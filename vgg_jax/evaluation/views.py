@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import eval_scale
+from vgg_jax.config import RANGES, eval_scale
 from vgg_jax.errors import UserError
 
 # protocol -> what it averages the posteriors of.
@@ -17,6 +17,8 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "dense+multi_crop": ("dense", "multi_crop"),  # Paper §4.3
 }
 GRID = 5  # rows and columns of the regular grid of crops: 5 x 5 x 2 mirrored x 3 scales = 150 (Paper §4.3)
+
+LARGEST_SCALE = int(RANGES["image.eval_scale"][1])  # Q, pixels
 
 
 class View(NamedTuple):
@@ -64,27 +66,47 @@ def test_scales(config: ConfigDict, part: str, spec: str) -> list[int]:
       spec: "single", "multi", or numbers with commas between.
 
     Raises:
-      UserError: neither of these, a scale twice, or one smaller than the crop.
+      UserError: neither of these, a scale twice, one smaller than the crop, or one beyond LARGEST_SCALE.
     """
-    low, high, crop = config.image.scale_min, config.image.scale_max, config.image.crop
-    middle = (low + high + 1) // 2
-    offset = (2 * 32 * crop + 224) // (2 * 224)
-    if spec == "single":
-        found = [eval_scale(config) if part == "center_crop" else middle]
-    elif spec == "multi":
-        found = [low - offset, low, low + offset] if low == high else [low, middle, high]
+    crop = config.image.crop
+    if spec in ("single", "multi"):
+        scales = paper_scales(config, part, spec)
     else:
         try:
-            found = sorted(int(word) for word in spec.split(","))
+            scales = sorted(int(word) for word in spec.split(","))
         except ValueError:
             raise UserError(
-                f"--scales={spec} is neither `single` nor `multi` nor whole numbers with commas between, as 256,384,512."
+                f"--scales={_short(spec)} is neither `single` nor `multi` nor whole numbers with commas between, as "
+                "256,384,512."
             ) from None
-        if len(set(found)) < len(found):
-            raise UserError(f"--scales={spec} names a scale twice; name each once.")
-    if found[0] < crop:
+        if len(set(scales)) < len(scales):
+            raise UserError(f"--scales={_short(spec)} names a scale twice; name each once.")
+    if scales[0] < crop:
+        least = max(crop, config.image.scale_min)
         raise UserError(
-            f"the test scale Q={found[0]} (--scales={spec}) is smaller than the net's crop, {crop}; give scales of at "
-            f"least {crop}: --scales={max(crop, low)},{max(crop, low) + offset}."
+            f"the test scale Q={_short(str(scales[0]))} (--scales={_short(spec)}) is smaller than the net's crop, {crop}; "
+            f"give scales of at least {crop}: --scales={least},{least + _offset(crop)}."
         )
-    return found
+    if scales[-1] > LARGEST_SCALE:
+        raise UserError(
+            f"the test scale Q={_short(str(scales[-1]))} (--scales={_short(spec)}) is larger than {LARGEST_SCALE} pixels; "
+            "give smaller ones."
+        )
+    return scales
+
+
+def paper_scales(config: ConfigDict, part: str, kind: str) -> list[int]:
+    """The paper's Q for a net in pixels, ascending, whether or not the crop fits; arguments as of `test_scales`."""
+    low, high, offset = config.image.scale_min, config.image.scale_max, _offset(config.image.crop)
+    middle = (low + high + 1) // 2
+    if kind == "multi":
+        return [low - offset, low, low + offset] if low == high else [low, middle, high]
+    return [eval_scale(config) if part == "center_crop" else middle]
+
+
+def _offset(crop: int) -> int:
+    return (2 * 32 * crop + 224) // (2 * 224)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

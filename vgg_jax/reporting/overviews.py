@@ -35,7 +35,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
                 "net": title(run),
                 "state": state(run),
                 "top1": percent(best["val/top1_error"] if best else None, 2),
-                "top5": percent(best["val/top5_error"] if best else None, 2),
+                "top5": percent(best.get("val/top5_error") if best else None, 2),
                 "seconds": duration(run.summary["seconds"]) if run.summary else ABSENT,
                 "speed": ABSENT if speed is None else f"{speed:,.0f}",
             }

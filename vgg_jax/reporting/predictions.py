@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
     labels: np.ndarray  # [N], as the net numbers classes
     posteriors: np.ndarray  # [N, K] float64; zeros where the picture was refused
     top1_error: float  # fractions
-    top5_error: float
+    top5_error: float | None  # None with five classes or fewer
 
     def predicted(self) -> np.ndarray:
         """The likeliest class of each picture, [N]; -1 where it was refused."""
@@ -98,6 +98,7 @@ def _averaged(net: Net, directory: Path, content: dict[str, Any]) -> Predictions
         return None
     mean = results.average(results.average(one.posteriors for one in part) for part in by_part.values())
     mean[refused] = 0
+    top1_error, top5_error = results.errors(mean, first.labels, refused)
     return Predictions(
         request.protocol,
         ", ".join(map(str, sorted(set(scales)))),
@@ -107,7 +108,8 @@ def _averaged(net: Net, directory: Path, content: dict[str, Any]) -> Predictions
         first.keys,
         first.labels,
         mean,
-        *results.errors(mean, first.labels, refused),
+        top1_error,
+        top5_error if mean.shape[1] > 5 else None,
     )
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import default_config, flatten
 from vgg_jax.errors import UserError
+from vgg_jax.logbook import read_metrics
 from vgg_jax.models import CONFIGURATIONS
 
 Point = tuple[float, float]
@@ -80,14 +81,14 @@ def read_run(workdir: Path, name: str) -> Run:
     if summary is not None:
         _known(workdir / "summary.json", summary, {"steps": int, "seconds": (int, float), "lr_drops": int})
     path = workdir / "metrics.jsonl"
-    metrics = _metrics(path)
+    metrics, notes = _metrics(path, config["model.num_classes"])
     if summary and metrics and metrics[-1]["step"] > summary["steps"]:
         summary = None  # of before the run was continued
     written = ""
     if path.exists():
         written = datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    evaluations, notes = _evaluations(workdir)
-    return Run(workdir, name, config, dataset, metrics, summary, written, evaluations, notes)
+    evaluations, broken = _evaluations(workdir)
+    return Run(workdir, name, config, dataset, metrics, summary, written, evaluations, notes + broken)
 
 
 def lr_drops(run: Run) -> list[tuple[float, float]]:
@@ -185,24 +186,16 @@ def _known(path: Path, content: Any, kinds: dict[str, Any]) -> None:
             )
 
 
-def _metrics(path: Path) -> list[dict[str, float]]:
-    """All whole lines; the last may be half, in a run that is being written."""
-    if not path.exists():
-        return []
+def _metrics(path: Path, classes: int) -> tuple[list[dict[str, float]], list[str]]:
+    """All sound lines by step, without the top-5 error of so few classes that it is always 0, and notes on the others."""
     try:
-        text = path.read_text()
-    except (OSError, ValueError) as error:
+        lines, damaged = read_metrics(path)
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); mend its permissions or bring it back.") from error
-    found = []
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            content = json.loads(line)
-            found.append({"step": content["step"]} | {name: float(value) for name, value in content.items()})
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(
-                f"{path}, line {number}: {line[:60]!r} is no line of metrics; remove it, or bring the file back from a copy."
-            ) from error
-    return sorted(found, key=lambda line: line["step"])
+    if classes <= 5:
+        lines = [{name: value for name, value in line.items() if "top5" not in name} for line in lines]
+    notes = [f"{damaged} lines of {path} are damaged and left out."] if damaged else []
+    return sorted(lines, key=lambda line: line["step"]), notes
 
 
 def _evaluations(workdir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
@@ -215,7 +208,7 @@ def _evaluations(workdir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list
                 _known(path, net, {"checkpoint": str, "views": list})
             for row in content["rows"]:
                 text, number = dict.fromkeys(("nets", "protocol", "scales"), str), (int, float)
-                _known(path, row, {**text, "images": int, "top1_error": number, "top5_error": number})
+                _known(path, row, {**text, "images": int, "top1_error": number})
             found.append((path, content))
         except UserError as error:
             notes.append(f"An evaluation is left out: {error}")

@@ -121,7 +121,7 @@ def _seen(run: Run, net: Net, wanted: Wanted, place: Place, quiet: bool, notes: 
         "of": f"{found.protocol.replace('_', ' ')}, Q = {found.scales}, checkpoint {net.checkpoint.name}, "
         f"{found.data} {found.split}, {len(found.keys):,} pictures",
         "top1": percent(found.top1_error),
-        "top5": percent(found.top5_error),
+        "top5": "" if found.top5_error is None else percent(found.top5_error),
         "classes": by_class(found, net.class_names),
     }
     try:
@@ -176,10 +176,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles = []
     if best is not None:
         at = f"best, step {int(best['step']):,}; centre crop"
-        tiles += [
-            (percent(best["val/top1_error"]), "validation top-1 error", at),
-            (percent(best["val/top5_error"]), "validation top-5 error", "at the same step"),
-        ]
+        tiles.append((percent(best["val/top1_error"]), "validation top-1 error", at))
+        if "val/top5_error" in best:
+            tiles.append((percent(best["val/top5_error"]), "validation top-5 error", "at the same step"))
     epochs = f"{round(run.step() / per_epoch, 1):g} epochs" if per_epoch else "steps"
     stopped = {"plateau": "ended by the last plateau", "num_epochs": "all its epochs"}
     how = stopped.get(run.summary.get("stopped_by", ""), "") if run.summary else "not finished"
@@ -305,7 +304,7 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
                 "scales": row["scales"].replace(",", ", "),
                 "images": f"{row['images']:,}",
                 "top1": percent(row["top1_error"], 2),
-                "top5": percent(row["top5_error"], 2),
+                "top5": percent(row.get("top5_error"), 2),
                 "paper": f"{published['top1']} / {published['top5']} %" if published else "",
             }
             rows.setdefault(tuple(shown.values()), shown)
