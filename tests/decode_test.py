@@ -2,12 +2,25 @@
 
 import io
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
-from vgg_jax.data.decode import MAX_PIXELS, DecodeError, check, decode, decode_part, read_header
+from vgg_jax.data.decode import (
+    _KINDS,
+    MAX_OTHER_PIXELS,
+    MAX_SCANS,
+    DecodeError,
+    check,
+    decode,
+    decode_part,
+    is_cut_short,
+    read_file,
+    read_header,
+)
 
 WHOLE = (10**6, 10**6)  # larger than any picture here: nothing may be decoded smaller
 
@@ -99,9 +112,126 @@ def test_one_channel_and_cmyk_become_rgb():
     check(content)
 
 
-def test_sixteen_bits_are_divided_by_257():
-    deep = np.array([[0, 257, 25700, 65535]], np.uint16)
-    np.testing.assert_array_equal(decode(encoded(deep))[0, :, 0], [0, 1, 100, 255])
+@pytest.mark.parametrize(
+    ("form", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("PPM", np.uint16), ("TIFF", np.int32)]
+)
+def test_sixteen_bits_are_divided_by_257_and_rounded(form, dtype):
+    deep = np.arange(0, 65500, 5, dtype=dtype).reshape(100, -1)
+    nearest = np.rint(deep / 257).astype(np.uint8)
+    assert (nearest != deep // 257).any()
+    np.testing.assert_array_equal(decode(encoded(deep, form))[..., 1], nearest)
+
+
+def test_sixteen_bits_big_endian():
+    deep = np.array([[0, 128, 129, 65535]], ">u2")
+    file = io.BytesIO()
+    Image.frombytes("I;16B", (4, 1), deep.tobytes()).save(file, "TIFF")
+    assert Image.open(io.BytesIO(file.getvalue())).mode == "I;16B"
+    np.testing.assert_array_equal(decode(file.getvalue())[0, :, 0], [0, 0, 1, 255])
+
+
+def test_floats_from_0_to_1_are_multiplied_by_255():
+    values = np.linspace(0, 1, 1000, dtype=np.float32).reshape(10, 100)
+    np.testing.assert_array_equal(decode(encoded(values, "TIFF"))[..., 2], np.rint(values.astype(float) * 255))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.array([[0.5, 1.5]], np.float32), "numbers from 0.5 to 1.5, of which nothing says what is white"),
+        (np.array([[-0.1, 0.5]], np.float32), "numbers from -0.1"),
+        (np.array([[0.5, np.nan]], np.float32), "numbers from nan to nan"),
+        (np.array([[0.5, np.inf]], np.float32), "numbers from 0.5 to inf"),
+        (np.array([[0, 65536]], np.int32), "integers from 0 to 65536, of which nothing says what is white"),
+        (np.array([[-1, 7]], np.int32), "integers from -1 to 7"),
+    ],
+)
+def test_numbers_whose_white_nothing_says_are_refused(values, reason):
+    for function in (decode, check):
+        with pytest.raises(DecodeError, match=reason):
+            function(encoded(values, "TIFF"))
+
+
+def test_transparent_grey_of_sixteen_bits_is_laid_on_white():
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 500, 40_000]], np.uint16)).save(file, "PNG", transparency=500)
+    np.testing.assert_array_equal(decode(file.getvalue())[0, :, 0], [0, 255, 156])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])
+def test_every_mode_of_eight_bits_becomes_rgb(mode):
+    shades = np.repeat(np.array([[0, 51, 204, 255]], np.uint8)[..., None], 3, -1)
+    colours = smooth(40, 20) if mode not in ("1", "L", "LA", "P", "PA") else shades
+    colours = shades // 255 * 255 if mode == "1" else colours
+    picture = Image.fromarray(colours)
+    if mode == "LAB":
+        colours = colours // 4 + 96  # what Lab of 8 bits holds
+        picture = Image.fromarray(colours)
+        to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+        picture = ImageCms.applyTransform(picture, to_lab)
+    elif mode == "PA":
+        picture = picture.convert("P").convert("PA")
+    else:
+        picture = picture.convert(mode)
+    file = io.BytesIO()
+    picture.save(file, "TIFF")
+    assert Image.open(io.BytesIO(file.getvalue())).mode == ("RGB" if mode == "RGBX" else mode)
+    rounding = {"LAB": 4, "YCbCr": 3}.get(mode, 0)
+    assert np.abs(decode(file.getvalue()).astype(int) - colours).max() <= rounding
+
+
+@pytest.mark.parametrize("form", ["AVIF", "JPEG2000"])
+def test_newer_kinds_are_read_where_pillow_reads_them(form):
+    if form not in _KINDS:
+        pytest.skip(f"Pillow was built without {form}")
+    content = encoded(smooth(40, 20), form)
+    check(content)
+    np.testing.assert_array_equal(decode(content), with_pillow(content))
+
+
+def test_remarks_in_a_png_do_not_matter():
+    remarks = PngImagePlugin.PngInfo()
+    remarks.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    remarks.add_text("long", "y" * 70_000_000, zip=True)
+    picture = smooth(40, 20)
+    content = encoded(picture, pnginfo=remarks, icc_profile=b"z" * 5_000_000)
+    with pytest.raises(ValueError, match="Decompressed data too large"):
+        Image.open(io.BytesIO(content)).load()
+    check(content)
+    np.testing.assert_array_equal(decode(content), picture)
+
+
+def many_scans(count):
+    content = encoded(smooth(64, 64), "JPEG", progressive=True)
+    at = content.rindex(b"\xff\xda")
+    return content[:at] + content[at:-2] * (count - content.count(b"\xff\xda") + 1) + content[-2:]
+
+
+def test_scans_are_counted_before_any_is_decoded(monkeypatch):
+    decode(many_scans(MAX_SCANS))
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_args, **_options: pytest.fail("was decoded"))
+    for function in (decode, check, read_header):
+        with pytest.raises(DecodeError, match=rf"{MAX_SCANS + 1} scans of 64 x 64 pixels, more than {MAX_SCANS} scans"):
+            function(many_scans(MAX_SCANS + 1))
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 8 * 10**9)  # sparse
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises((DecodeError, IsADirectoryError), match="not a regular file|Is a directory"):
+            read_file(path)
+    with pytest.raises(DecodeError, match="8,000,000,000 bytes, more than 536,870,912"):
+        read_file(tmp_path / "large")
+
+
+def test_a_jpeg_that_is_cut_short_is_told_apart():
+    assert is_cut_short(GOOD[:-2])
+    assert is_cut_short(GOOD[: len(GOOD) // 2])
+    assert not is_cut_short(GOOD)
+    assert not is_cut_short(GOOD + b"\0" * 9)
+    assert not is_cut_short(PNG[:-9])
 
 
 def test_transparency_is_laid_on_white():
@@ -138,7 +268,11 @@ PNG = encoded(smooth(200, 150))
         (b"", "0 bytes"),
         (b"<html>404</html>", "not a picture"),
         (b"a line of text\n" * 100, "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not a picture"),  # would start Ghostscript
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "kind PostScript, which is not read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a picture of the kind HEIC, which is not read"),
+        (b"\xff\x0a\x7a\x1f", "kind JPEG XL"),
+        (b'<?xml version="1.0"?>\n<!-- made by hand -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "kind SVG"),
+        (b"%PDF-1.7\n", "kind PDF"),
         (GOOD[:20], "JPEG header cut short"),
         (GOOD[:400], "JPEG header cut short|JPEG without"),
         (PNG[:40], "."),
@@ -191,7 +325,7 @@ def test_a_size_that_cannot_be_costs_no_memory(size, monkeypatch):
 
 
 def test_a_png_with_too_many_pixels_is_refused_from_its_header():
-    side = math.isqrt(MAX_PIXELS) + 1
+    side = math.isqrt(MAX_OTHER_PIXELS) + 1
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, "PNG")
     for function in (decode, check):

@@ -58,16 +58,14 @@ def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_
 
 
 def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
-    """The central crop of the picture rescaled to a shorter side of `scale` pixels, decoded exactly.
+    """The central crop of `rescaled`, to the last bit.
 
     Args and result as in `random_crop`; where the margin is odd, the larger part is at the bottom or right.
     """
-    pixels = decode(encoded)
-    source = pixels.shape[1], pixels.shape[0]
-    width, height = rescaled_size(*source, scale)
+    picture = rescaled(encoded, scale)
+    height, width, _ = picture.shape
     left, top = (width - crop) // 2, (height - crop) // 2
-    x, y = source[0] / width, source[1] / height
-    return _resize(pixels, (x * left, y * top, x * (left + crop), y * (top + crop)), (crop, crop))
+    return picture[top : top + crop, left : left + crop]
 
 
 def rescaled(encoded: bytes, scale: int) -> np.ndarray:

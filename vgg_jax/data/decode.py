@@ -5,21 +5,56 @@ JPEGs are decoded by simplejpeg (libjpeg-turbo, pixel for pixel what Pillow give
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
 import re
+import stat
+import threading
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, features
 
-# A picture of more pixels is refused from its header alone: it would take 3 bytes for each. Pillow's own threshold.
-MAX_PIXELS = 89_478_485
+# The bounds of a picture; what is beyond them is refused, from its header where that says so. Decoding one then takes less
+# than a gigabyte and half a minute.
+MAX_BYTES = 2**29  # of a file
+MAX_PIXELS = 89_478_485  # of a JPEG, which takes 3 bytes for each. Pillow's own threshold.
+MAX_OTHER_PIXELS = 2**25  # of other kinds, of which Pillow makes several copies of 4 bytes a pixel
+MAX_SCANS = 100  # of a progressive JPEG; encoders make about ten
+MAX_SCANNED_PIXELS = 2 * 10**9  # pixels times scans
+_LARGE = 2**23  # pixels; of such pictures only so many are decoded at once, in a process:
+_LARGE_AT_ONCE = threading.BoundedSemaphore(2)
 
 # The kinds of file that are read. Pillow knows more, some of which start other programs (EPS).
-_KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+_KINDS = (
+    *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"),
+    *(["AVIF"] if features.check("avif") else []),
+    *(["JPEG2000"] if features.check("jpg_2000") else []),
+)
+# Endings of files that are looked for in folders.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
+    *([".avif"] if "AVIF" in _KINDS else []),
+    *([".jp2", ".j2k", ".jpx"] if "JPEG2000" in _KINDS else []),
+)
+# Pictures of other kinds, by what they contain near their beginning.
+_OTHER_KINDS = {
+    rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)": "HEIC",
+    rb"....ftyp(avif|avis)": "AVIF",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL",
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^<]*)?(<!--.*?-->\s*|<!DOCTYPE svg[^<]*)*<svg": "SVG",
+    rb"%PDF": "PDF",
+    rb"%!PS|\xc5\xd0\xd3\xc6": "PostScript",
+    rb"8BPS": "PSD",
+    rb"\0\0\x01\0": "ICO",
+}
 
 
 # Pillow warns from the same size on; here it is an error, and said once.
@@ -33,18 +68,19 @@ class DecodeError(ValueError):
 def decode(encoded: bytes) -> np.ndarray:
     """Decodes a picture exactly, at full size.
 
-    The kind is told by the content, not by a name. Grey, palette, CMYK and YCCK pictures become RGB; 16 bits are
-    divided by 257; transparent pictures are laid on white; of several frames the first counts. Orientation tags are
-    ignored (PAPER.md §5.9).
+    The kind is told by the content, not by a name. Grey, palette, CMYK, YCCK and Lab pictures become RGB; 16 bits are
+    divided by 257, numbers from 0 to 1 multiplied by 255, and rounded; transparent pictures are laid on white; of several
+    frames the first counts. Orientation tags are ignored (PAPER.md §5.9).
 
     Args:
-      encoded: a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file.
+      encoded: a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file; AVIF and JPEG 2000 where Pillow was built with them.
 
     Returns:
       [H, W, 3] uint8 RGB.
 
     Raises:
-      DecodeError: no such file, cut short where its decoder says so (`check` is stricter), or more than MAX_PIXELS.
+      DecodeError: no such file, cut short where its decoder says so (`check` is stricter), numbers whose white nothing
+        says, or beyond a bound above.
     """
     return decode_part(encoded, read_header(encoded), (MAX_PIXELS, MAX_PIXELS), math.inf)[0]
 
@@ -88,8 +124,9 @@ def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], botto
         "min_width": -(-width * eighths // 8), "min_height": -(-rows * eighths // 8), "min_factor": 8 / eighths
     }  # fmt: skip
     try:
-        # Not strict: a JPEG that was shortened ends with a warning. The warnings that matter, `check` reports.
-        pixels = simplejpeg.decode_jpeg(encoded, strict=False, **reduced)
+        with _large_ones_in_turn(header.size):
+            # Not strict: a JPEG that was shortened ends with a warning. The warnings that matter, `check` reports.
+            pixels = simplejpeg.decode_jpeg(encoded, strict=False, **reduced)
     except ValueError:  # a kind that libjpeg-turbo's simple interface leaves out, as odd chroma subsampling, or damage
         return _decode_with_pillow(encoded), 1.0
     return pixels, eighths / 8
@@ -116,6 +153,29 @@ def size_of(encoded: bytes) -> tuple[int, int]:
     return read_header(encoded).size
 
 
+def is_cut_short(encoded: bytes) -> bool:
+    """Whether a JPEG has no end marker, so that decoders make up its last rows; False for other kinds."""
+    if encoded[:2] != b"\xff\xd8" or encoded.endswith(b"\xff\xd9"):
+        return False
+    return encoded.find(b"\xff\xd9", read_header(encoded).pixels_at) < 0
+
+
+def read_file(path: Path) -> bytes:
+    """Reads a file that may be a picture.
+
+    Raises:
+      DecodeError: no regular file (a device, a pipe), or more than MAX_BYTES.
+      OSError: of reading.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a pipe must not wait for a writer
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise DecodeError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise DecodeError(f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
+        return file.read()
+
+
 def is_plain_jpeg(encoded: bytes) -> bool:
     """Whether a sound picture is a grey or RGB JPEG, which every JPEG decoder reads."""
     return read_header(encoded).components in (1, 3)
@@ -134,7 +194,8 @@ def check(encoded: bytes) -> None:
         _decode_with_pillow(encoded)
         return
     try:
-        simplejpeg.decode_jpeg(encoded, "CMYK" if header.components == 4 else "RGB", strict=True)
+        with _large_ones_in_turn(header.size):
+            simplejpeg.decode_jpeg(encoded, "CMYK" if header.components == 4 else "RGB", strict=True)
     except ValueError as error:
         reason = str(error)
         if _DAMAGE.match(reason):
@@ -181,19 +242,30 @@ def _jpeg_header(encoded: bytes) -> Header | None:
         if marker in (0xDA, 0xD9):
             if frame is None:
                 raise DecodeError("JPEG without a frame header")
-            _refuse_impossible(frame.size, len(encoded))
+            _refuse_impossible(frame.size, MAX_PIXELS, len(encoded))
             one_pass = frame.one_pass and segment[:1] == bytes([frame.components])
+            if not one_pass:
+                _refuse_many_scans(encoded, at, frame.size)
             return frame._replace(pixels_at=at, one_pass=one_pass)
         at += 2 + length
 
 
-def _refuse_impossible(size: tuple[int, int], num_bytes: int | None = None) -> None:
+def _refuse_many_scans(encoded: bytes, pixels_at: int, size: tuple[int, int]) -> None:
+    end = encoded.find(b"\xff\xd9", pixels_at)
+    scans = encoded.count(b"\xff\xda", pixels_at, end if end > 0 else len(encoded))
+    if scans > MAX_SCANS or scans * size[0] * size[1] > MAX_SCANNED_PIXELS:
+        raise DecodeError(
+            f"{scans:,} scans of {size[0]} x {size[1]} pixels, more than {MAX_SCANS} scans or {MAX_SCANNED_PIXELS:,} pixels"
+        )
+
+
+def _refuse_impossible(size: tuple[int, int], most: int, num_bytes: int | None = None) -> None:
     """Raises DecodeError for a size that would only cost memory: too large, or more than the bytes can hold."""
     pixels = size[0] * size[1]
     if pixels == 0:
         raise DecodeError(f"a size of {size[0]} x {size[1]}")
-    if pixels > MAX_PIXELS:
-        raise DecodeError(f"{size[0]} x {size[1]} pixels, more than {MAX_PIXELS:,}")
+    if pixels > most:
+        raise DecodeError(f"{size[0]} x {size[1]} pixels, more than {most:,}")
     # Every block of 8 x 8 pixels takes a bit at the least, in a Huffman-coded JPEG.
     if num_bytes is not None and pixels > 512 * num_bytes:
         raise DecodeError(f"{size[0]} x {size[1]} pixels in only {num_bytes} bytes")
@@ -203,20 +275,48 @@ def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise DecodeError("0 bytes")
     try:
-        picture = Image.open(io.BytesIO(encoded), formats=_KINDS)
+        picture = Image.open(io.BytesIO(_without_remarks(encoded)), formats=_KINDS)
     except Image.UnidentifiedImageError as error:
+        for pattern, kind in _OTHER_KINDS.items():
+            if re.match(pattern, encoded[:1000], re.DOTALL):
+                raise DecodeError(f"a picture of the kind {kind}, which is not read") from error
         raise DecodeError("not a picture") from error
     except Exception as error:  # Pillow's plugins raise many kinds on hostile bytes
         raise DecodeError(str(error) or type(error).__name__) from error
-    _refuse_impossible(picture.size)
+    _refuse_impossible(picture.size, MAX_PIXELS if picture.format == "JPEG" else MAX_OTHER_PIXELS)
     return picture
+
+
+def _without_remarks(encoded: bytes) -> bytes:
+    """A PNG without its texts, colour profile and the like, of which Pillow bounds the size; other kinds as they are."""
+    if encoded[:8] != _PNG:
+        return encoded
+    chunks, at = [_PNG], 8
+    while at + 8 <= len(encoded):
+        end = at + 12 + int.from_bytes(encoded[at : at + 4], "big")
+        if encoded[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            chunks.append(encoded[at:end])
+        at = end
+    return b"".join(chunks)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@contextlib.contextmanager
+def _large_ones_in_turn(size: tuple[int, int]) -> Iterator[None]:
+    with _LARGE_AT_ONCE if size[0] * size[1] > _LARGE else contextlib.nullcontext():
+        yield
 
 
 def _decode_with_pillow(encoded: bytes) -> np.ndarray:
     picture = _open(encoded)
     try:
-        picture.load()
-        return np.asarray(_to_rgb(picture))
+        with _large_ones_in_turn(picture.size):
+            picture.load()
+            return np.asarray(_to_rgb(picture))
+    except DecodeError:
+        raise
     except Exception as error:
         raise DecodeError(str(error) or type(error).__name__) from error
 
@@ -230,9 +330,34 @@ def _verify_with_pillow(encoded: bytes) -> None:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
-        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
+    """Any of Pillow's modes in 8-bit RGB, on white."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _deep_to_rgb(np.asarray(picture), picture.info.get("transparency"))
+    if picture.mode == "La":  # which Pillow converts to nothing else
+        picture = picture.convert("LA")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture.getchannel("A"))
+        return white
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _deep_to_rgb(grey_HxW: np.ndarray, transparent: object) -> Image.Image:
+    """Grey of 16 bits, of 32-bit integers that are 16 bits, or of floats from 0 to 1; Pillow's own conversion clips these."""
+    least, greatest = grey_HxW.min(), grey_HxW.max()
+    if grey_HxW.dtype.kind == "f":
+        if not 0 <= least <= greatest <= 1:
+            raise DecodeError(
+                f"numbers from {least:g} to {greatest:g}, of which nothing says what is white; save 8 or 16 bits"
+            )
+        bytes_HxW = np.rint(grey_HxW.astype(np.float64) * 255).astype(np.uint8)
+    else:
+        if not 0 <= least <= greatest <= 65535:
+            raise DecodeError(
+                f"integers from {least} to {greatest}, of which nothing says what is white; save 8 or 16 bits"
+            )
+        bytes_HxW = ((grey_HxW.astype(np.uint32) + 128) // 257).astype(np.uint8)  # no half to round: 257 is odd
+    if isinstance(transparent, int):
+        bytes_HxW[grey_HxW == transparent] = 255
+    return Image.fromarray(bytes_HxW).convert("RGB")
