@@ -127,7 +127,10 @@ spec:
                   volumeMounts:
                     - {name: bucket, mountPath: /bucket}
                     - {name: scratch, mountPath: /scratch}
+                    - {name: memory, mountPath: /dev/shm} # by itself 64 MiB, too little for data.processes
               volumes:
+                - name: memory
+                  emptyDir: {medium: Memory}
                 - name: scratch
                   emptyDir: {}
                 - name: bucket

@@ -16,6 +16,7 @@ from vgg_jax.config import default_config
 from vgg_jax.data import imagenet, space
 from vgg_jax.data.builtin import render
 from vgg_jax.data.imagenet import ILSVRC2012, Edition, Split, prepare
+from vgg_jax.data.records import Records
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.errors import UserError
 
@@ -178,6 +179,22 @@ def test_every_bad_picture_is_listed_and_can_be_left_out(made, tmp_path, monkeyp
     assert len(builder.as_data_source("train")) == 27
     skipped = json.loads((tmp_path / "d" / "imagenet2012" / "5.1.0" / "skipped.json").read_text())
     assert sorted(skipped) == ["n01440764_1.JPEG", "n01443537_0.JPEG", "n15075141_9.JPEG"]
+
+
+def test_names_of_any_letters(made, tmp_path):
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    contents = made[1]
+    train = {wnid: {n: c for n, c in contents.items() if n.startswith(wnid)} for wnid in CLASSES}
+    first, second = list(train[CLASSES[0]])[:2]
+    train[CLASSES[0]]["käfer.JPEG"] = train[CLASSES[0]].pop(first)
+    train[CLASSES[0]]["caf\udce9.JPEG"] = train[CLASSES[0]].pop(second)
+    tar_of_tars(tars / "ILSVRC2012_img_train.tar", train)
+    shutil.copy(made[0] / "ILSVRC2012_img_val.tar", tars)
+    builder = prepare(tars, tmp_path / "d", edition=edition_of(tars))
+    records = Records(builder, "train")
+    names = {records[i]["file_name"].decode() for i in range(len(records))}
+    assert {"käfer.JPEG", r"caf\udce9.JPEG"} <= names
 
 
 def test_tars_that_changed_are_read_anew(tars, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -229,6 +230,34 @@ def test_a_file_cut_short_on_the_disk_is_reported(tiny_config, tmp_path):
     file.write_bytes(file.read_bytes()[:70_000])
     with pytest.raises(UserError, match="cannot be read: .*bring it back from a copy, or delete its directory"):
         Records(builder, "train")[80]
+
+
+def test_jpegs_that_are_cut_short_are_named_once(tiny_config, dataset, capsys):
+    class Shortened(Marked):
+        def __getitem__(self, index):
+            record = self.records[index]
+            return {**record, "image": record["image"][:-200]} if index in (5, 7) else record
+
+    make = train_examples(tiny_config, Shortened(dataset.train)).make
+    for _ in make(range(180)):  # two epochs
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    names = [dataset.train[index]["file_name"].decode() for index in (5, 7)]
+    for line in lines:
+        assert line.startswith("WARNING: ")
+        assert line.endswith("is a JPEG that is cut short; its last rows are made up.")
+        assert any(name in line for name in names)
+
+
+def test_too_little_shared_memory_is_refused_before_anything_is_begun(tiny_config, dataset, monkeypatch):
+    monkeypatch.setattr("vgg_jax.data.pipeline.shutil.disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
+    tiny_config.data.processes, tiny_config.batch_size, tiny_config.image.crop = 2, 2048, 64
+    examples = train_examples(tiny_config, dataset.train)
+    with pytest.raises(
+        UserError, match=r"processes=2 hand their batches over in /dev/shm, which has 64 MiB free, and 144 M"
+    ):
+        batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))
 
 
 def test_a_record_that_cannot_be_decoded_is_named(tiny_config, dataset):

@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vgg_jax.data.sources import open_dataset
+from vgg_jax.config import default_config
+from vgg_jax.data.sources import expanded, open_dataset
 from vgg_jax.data.statistics import color_statistics
 from vgg_jax.errors import UserError
 
@@ -88,6 +91,26 @@ def test_a_bucket_without_its_package(tiny_config):
     refused(tiny_config, r"gs://bucket/datasets is in a bucket, .*: Please install gcsfs")
 
 
+def test_where_prepared_data_lies(tiny_config, monkeypatch, tmp_path):
+    tiny_config.data.dir = "http://example.org/data"
+    refused(tiny_config, "http://example.org/data is neither a directory nor a bucket that can be read")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert expanded(default_config().data.dir) == tmp_path
+    assert expanded("~/elsewhere") == Path.home() / "elsewhere"
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert expanded(default_config().data.dir) == Path.home() / "tensorflow_datasets"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where nobody knows a home
+    with pytest.raises(RuntimeError, match="home directory"):
+        expanded("~/elsewhere")
+
+
+def test_commands_to_copy_name_the_variant_and_are_quoted(folder_config, tmp_path):
+    folder_config.data.root, folder_config.data.name = "", "imagenet_resized/8x8"
+    folder_config.data.dir = str(tmp_path / "my data")
+    message = refused(folder_config, "tfds build imagenet_resized/8x8 --file_format=array_record --data_dir='")
+    assert f"--data_dir='{tmp_path}/my data'" in message
+
+
 def refused(config, message):
     with pytest.raises(UserError, match=message) as caught:
         open_dataset(config)
@@ -144,6 +167,110 @@ def test_a_split_that_is_not_there_lists_those_that_are(folder_config):
 def test_a_part_of_a_split_that_cannot_be_taken_is_explained(folder_config, split, message):
     folder_config.data.val_split = split
     refused(folder_config, rf"config.data.val_split is {re.escape(repr(split))}, which .*{message}")
+
+
+@pytest.mark.parametrize("split", ["train[50%:10%]", "train[5:5]"])
+def test_an_empty_slice_is_refused(folder_config, split):
+    folder_config.data.train_split = split
+    refused(folder_config, r"config.data.train_split is .*, which takes no picture of")
+
+
+def test_a_split_that_is_not_there_is_found_before_anything_is_packed(folder_config, tmp_path, capsys):
+    folder_config.data.train_split = "train[:50%]+extra"
+    refused(folder_config, r"config.data.train_split is 'train\[:50%\]\+extra', which the folder .* does not have")
+    folder_config.data.name, folder_config.data.root, folder_config.data.train_split = "builtin", "", "training"
+    refused(folder_config, "'training', which the built-in set does not have; its splits are train, validation")
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_folder_of_one_split_is_to_be_shared_out(folder_config, tmp_path):
+    shutil.rmtree(tmp_path / "pictures" / "validation")
+    message = refused(folder_config, "config.data.val_split is 'validation'")
+    advice = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
+    assert advice in message
+    folder_config.data.train_split, folder_config.data.val_split = "train[:90%]", "train[90%:]"
+    dataset = open_dataset(folder_config)
+    assert (len(dataset.train), len(dataset.validation), dataset.warnings) == (81, 9, ())
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "warning"),
+    [
+        ("train", "train", "90 of the 90 validation pictures are training pictures too"),
+        ("all", "validation", "31 of the 31 validation pictures are training pictures too"),
+        ("train[:50%]", "train[40%:60%]", "9 of the 18 validation pictures are training pictures too"),
+        ("train+train", "validation", "train_split=train+train takes 90 pictures more than once in an epoch"),
+        ("train[:4]", "validation", "config.batch_size is 8, more than the 4 training pictures"),
+        ("train[:50%]", "train[50%:]", ""),
+    ],
+)
+def test_what_is_rarely_meant_is_said(folder_config, train, validation, warning):
+    folder_config.data.train_split, folder_config.data.val_split = train, validation
+    warnings = open_dataset(folder_config).warnings
+    assert len(warnings) == (1 if warning else 0)
+    assert warning in "".join(warnings)
+
+
+def test_statistics_of_every_expression_are_kept_apart(folder_config):
+    means = []
+    for split in ("train[-5:]", "train[:5%]", "train[-5:]"):  # which differ in nothing but signs
+        folder_config.data.train_split = split
+        means.append(open_dataset(folder_config).statistics.mean_rgb.tolist())
+    assert means[0] == means[2] != means[1]
+
+
+def test_damaged_statistics_are_computed_anew(folder_config, tmp_path):
+    mean = open_dataset(folder_config).statistics.mean_rgb.tolist()
+    (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
+    for damage in ("", "{}", "\0\0", '{"mean_rgb": "x"}'):
+        kept.write_text(damage)
+        assert open_dataset(folder_config).statistics.mean_rgb.tolist() == mean
+
+
+def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_config, tmp_path, capsys):
+    root = tmp_path / "pictures"
+    deep = root / "train" / "arrow" / "camera" / "2024"
+    deep.mkdir(parents=True)
+    shutil.copy(root / "train" / "arrow" / "000.jpg", deep / "000.jpg")
+    (deep / "round").symlink_to(root / "train" / "arrow")  # back up: must end
+    (root / "train" / "arrow" / "gone.jpg").symlink_to("/nowhere.jpg")
+    shutil.copy(root / "train" / "arrow" / "000.jpg", root / "train" / "loose.jpg")
+    (root / "labels.csv").write_text("")
+    (root / "annotations" / "xml").mkdir(parents=True)
+    (root / "annotations" / "xml" / "000.xml").write_text("<a/>")
+    (root / "all" / "arrow").mkdir(parents=True)
+    shutil.copy(root / "train" / "arrow" / "000.jpg", root / "all" / "arrow" / "000.jpg")
+    dataset = open_dataset(folder_config)
+    assert (len(dataset.train), dataset.class_names) == (91, ["arrow", "crescent", "cross"])
+    names = [dataset.train[i]["file_name"].decode() for i in range(91)]
+    assert names.count("arrow/camera/2024/000.jpg") == 1
+    line = (
+        f"5 files and directories in {root} left out: labels.csv, all, annotations, train/arrow/gone.jpg (a dangling link), "
+        "train/loose.jpg\n"
+    )
+    assert line in capsys.readouterr().out
+
+
+def test_unlabelled_pictures_beside_training_ones(folder_config, tmp_path):
+    root = tmp_path / "pictures"
+    shutil.copytree(root / "validation" / "arrow", root / "test" / "unlabelled")
+    dataset = open_dataset(folder_config)
+    assert dataset.class_names == ["arrow", "crescent", "cross"]
+    folder_config.data.val_split = "test"
+    refused(folder_config, r"test has classes that .*train lacks: unlabelled")
+
+
+def test_names_that_are_not_utf8_or_hold_control_characters(folder_config, tmp_path):
+    root = os.fsencode(tmp_path / "pictures")
+    os.rename(root + b"/train/arrow/000.jpg", root + b"/train/arrow/caf\xe9.jpg")
+    os.rename(root + b"/train/arrow/006.jpg", root + "/train/arrow/Käfer.jpg".encode())
+    for split in (b"/train", b"/validation"):
+        os.rename(root + split + b"/cross", root + split + b"/cross\x1b[31m\n\xff")
+    dataset = open_dataset(folder_config)
+    assert dataset.class_names == ["arrow", "crescent", r"cross\x1b[31m\n\udcff"]
+    names = {dataset.train[i]["file_name"].decode() for i in range(len(dataset.train))}
+    assert {r"arrow/caf\udce9.jpg", "arrow/Käfer.jpg"} <= names
 
 
 def test_another_number_of_classes_is_named(folder_config):

@@ -19,6 +19,7 @@ from vgg_jax.sharding import RULES
 DTYPES = ("float32", "bfloat16")
 L2_MASKS = ("kernels", "all")
 NO_INIT_FROM = "none"
+DATA_DIR = "~/tensorflow_datasets"  # of prepared data, unless the environment has TFDS_DATA_DIR
 
 
 def default_config() -> ConfigDict:
@@ -78,7 +79,7 @@ def default_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # `builtin`, `folder`, or the name of a TFDS data set
-    config.data.dir = "~/tensorflow_datasets"  # where prepared data lies
+    config.data.dir = DATA_DIR  # where prepared data lies
     config.data.root = ""  # for `folder`: a directory laid out <split>/<class>/<picture>
     config.data.train_split = "train"
     config.data.val_split = "validation"

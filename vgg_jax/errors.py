@@ -46,6 +46,12 @@ def first_line(error: BaseException) -> str:
     return (text[:300] + "...") if len(text) > 300 else text.rstrip(".") + "."
 
 
+def printable(text: str) -> str:
+    """Returns a text from outside as one line that a terminal may show: control characters, bytes that are no UTF-8 and the
+    like as \\x1b, \\udcff, ..."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 def sentence(message: str, status: int) -> str:
     """Returns what is printed before a process exits; a signal's statuses, from 128, are no errors."""
     return message if status >= 128 else f"error: {message}"

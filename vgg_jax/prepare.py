@@ -11,6 +11,7 @@ Interrupted, the same command goes on, or begins anew where that costs little; w
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from vgg_jax import cli
@@ -49,15 +50,15 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.data import imagenet, sources  # here, so that --help answers at once
     from vgg_jax.data.space import SKIPPED
 
+    if name == imagenet.NAME and _TARS.value and "://" in _DATA_DIR.value:
+        cli.fail(
+            f"--data_dir={_DATA_DIR.value} is no directory of this machine; prepare on a disk, and copy the result."
+        )
+    data_dir = sources.expanded(_DATA_DIR.value)
     if name == imagenet.NAME and _TARS.value:
-        if "://" in _DATA_DIR.value:
-            cli.fail(
-                f"--data_dir={_DATA_DIR.value} is no directory of this machine; prepare on a disk, and copy the result."
-            )
-        tars, data_dir = Path(_TARS.value).expanduser(), Path(_DATA_DIR.value).expanduser()
-        builder = imagenet.prepare(tars, data_dir, _MD5.value, _SKIP_BAD.value)
+        builder = imagenet.prepare(Path(_TARS.value).expanduser(), Path(data_dir), _MD5.value, _SKIP_BAD.value)
     else:
-        builder = sources.prepared_builder(name, sources.expanded(_DATA_DIR.value), _ROOT.value, _SKIP_BAD.value)
+        builder = sources.prepared_builder(name, data_dir, _ROOT.value, _SKIP_BAD.value)
     counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
     print(f"{builder.info.full_name} is prepared in {builder.data_dir}: {counts} pictures")
     skipped = Path(builder.data_dir) / SKIPPED
@@ -67,11 +68,16 @@ def main(arguments: list[str]) -> None:
         records = sources.open_split(builder, _TRAIN_SPLIT.value, "train_split")
         statistics = sources.statistics_of(builder, _TRAIN_SPLIT.value, records)
         print(f"mean RGB {', '.join(f'{value:.2f}' for value in statistics.mean_rgb)}")
-    root = f" --config.data.root={_ROOT.value}" if _ROOT.value else ""
-    print(
-        f"train on it with: python -m vgg_jax.main --config=configs/vgg11.py --config.data.name={name} "
-        f"--config.data.dir={_DATA_DIR.value}{root} --config.model.num_classes={builder.info.features['label'].num_classes}"
-    )
+    values = {"data.name": name, "data.dir": data_dir, "data.root": _ROOT.value}
+    values["model.num_classes"] = builder.info.features["label"].num_classes
+    splits = list(builder.info.splits)
+    if "validation" not in splits and splits != ["train"]:
+        values["data.val_split"] = next((split for split in ("val", "valid", "test") if split in splits), splits[-1])
+    elif splits == ["train"]:
+        values |= {"data.train_split": "train[:90%]", "data.val_split": "train[90%:]"}
+    command = ["python", "-m", "vgg_jax.main", "--config=configs/vgg11.py"]
+    command += [f"--config.{key}={value}" for key, value in values.items() if value != ""]
+    print(f"train on it with: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

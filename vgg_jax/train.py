@@ -89,6 +89,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
 
         # The functions, compiled for exactly these shapes on this mesh.
         screen.say(_heading(config, workdir, dataset, mesh, shapes))
+        for warning in dataset.warnings:
+            screen.say(f"WARNING: {warning}")
         train_step, eval_step = _compiled(config, model, optimizer, dataset, mesh, shapes, screen)
 
         # Where to begin: resume > init_from > preset.

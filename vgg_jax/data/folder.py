@@ -3,50 +3,121 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from vgg_jax.data.decode import DecodeError, check
+from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import UncompressedWriter
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, printable
 
-Listing = dict[str, dict[str, list[Path]]]  # split -> class -> pictures
+NO_CLASS = -1  # label of pictures of a class that `train` lacks
+_NAMED = 5  # of what is left out, at most, in its line
+
+
+class Listing(NamedTuple):
+    """What lies in a folder, everything sorted by name."""
+
+    splits: dict[str, dict[str, list[Path]]]  # split -> class -> files
+    left_out: list[Path]  # what is in no class, dangling links, and directories that are no split
+
+    def class_names(self) -> list[str]:
+        """The classes of `train`; where there is no such split, of all."""
+        splits = [self.splits["train"]] if "train" in self.splits else self.splits.values()
+        return sorted({name for classes in splits for name in classes})
 
 
 def list_folder(root: Path) -> Listing:
-    """What lies in a folder, everything sorted by name; names that start with a dot are passed over.
+    """Lists a folder; names that start with a dot are passed over, and files in a class's own directories are of that class.
+
+    A directory without anything that is named like a picture (annotations/xml) is no split, nor is one whose name TFDS cannot
+    take.
 
     Raises:
-      UserError: no split, no class, a class without a picture, or a class of one split that `train` lacks.
+      UserError: no split, no class, or a class without a picture.
     """
     if not root.is_dir():
         raise UserError(f"config.data.root is {str(root)!r}, and there is no such directory.")
     layout = f"{root} should be laid out as <split>/<class>/<picture>"
-    listing = {
-        split.name: {kind.name: [f for f in _visible(kind) if f.is_file()] for kind in _visible(split) if kind.is_dir()}
-        for split in _visible(root)
-        if split.is_dir()
-    }
-    if not listing:
-        raise UserError(f"config.data.root: {layout}, but has no directory in it.")
-    for split, classes in listing.items():
-        if not classes:
-            raise UserError(f"config.data.root: {layout}, but {root / split} has no directory, so no class.")
-        if empty := [name for name, files in classes.items() if not files]:
+    splits: dict[str, dict[str, list[Path]]] = {}
+    left_out: list[Path] = []
+    directories = [entry for entry in _visible(root) if entry.is_dir()]
+    left_out += [entry for entry in _visible(root) if not entry.is_dir()]
+    for split in directories:
+        if not re.fullmatch(r"[\w-]+", split.name, re.ASCII) or split.name == "all":
+            left_out.append(split)
+            continue
+        classes, loose = {}, []
+        for entry in _visible(split):
+            if entry.is_dir():
+                files = list(files_below(entry))
+                classes[printable(entry.name)] = [file for file in files if file.is_file()]
+                loose += [file for file in files if not file.is_file()]
+            else:
+                loose.append(entry)
+        files = [file for its in classes.values() for file in its]
+        if not classes or (files and not any(file.suffix == "" or is_named_like_a_picture(file) for file in files)):
+            left_out.append(split)
+            continue
+        splits[split.name] = classes
+        left_out += loose
+    if not splits:
+        seen = (
+            f", and what is there is no split with classes: {_named(root, left_out)}" if left_out else ", but is empty"
+        )
+        raise UserError(f"config.data.root: {layout}{seen}.")
+    for name, classes in splits.items():
+        if empty := [kind for kind, its in classes.items() if not its]:
             raise UserError(
-                f"config.data.root: no picture in {', '.join(str(root / split / name) for name in empty)}; "
+                f"config.data.root: no picture in {', '.join(str(root / name / kind) for kind in empty)}; "
                 "put some there, or remove the empty class."
             )
-    if "train" in listing:
-        for split, classes in listing.items():
-            if strange := sorted(set(classes) - set(listing["train"])):
-                raise UserError(
-                    f"config.data.root: {root / split} has classes that {root / 'train'} lacks: {', '.join(strange)}."
-                )
-    return listing
+    return Listing(splits, left_out)
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """All files of a directory and below it, by name, but those that start with a dot; a link back to a directory above is
+    not followed."""
+    above = {os.path.realpath(directory)}
+
+    def walk(place: Path, above: set[str]) -> Iterator[Path]:
+        for entry in _visible(place):
+            if not entry.is_dir():
+                yield entry
+            elif (real := os.path.realpath(entry)) not in above:
+                yield from walk(entry, above | {real})
+
+    yield from walk(directory, above)
+
+
+def is_named_like_a_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def left_out_line(root: Path, left_out: Sequence[Path]) -> str:
+    """Counts and names what lies in a folder and is no picture of a class, in one line."""
+    count = "1 file or directory" if len(left_out) == 1 else f"{len(left_out):,} files and directories"
+    return f"{count} in {root} left out: {_named(root, left_out)}"
+
+
+def _named(root: Path, paths: Sequence[Path]) -> str:
+    names = [f"{path.relative_to(root)}{'' if path.exists() else ' (a dangling link)'}" for path in paths[:_NAMED]]
+    return printable(", ".join(names + (["..."] if len(paths) > _NAMED else [])))
+
+
+def check_classes(root: Path, listing: Listing, splits: Collection[str]) -> None:
+    """Raises UserError where one of these splits has a class that `train` lacks, so that its pictures have no label."""
+    known = listing.class_names()
+    for split in splits:
+        if strange := sorted(set(listing.splits.get(split, ())) - set(known)):
+            raise UserError(
+                f"config.data.root: {root / split} has classes that {root / 'train'} lacks: {', '.join(strange)}."
+            )
 
 
 def sizes(listing: Listing) -> list[int]:
@@ -60,9 +131,9 @@ def faults(root: Path, listing: Listing) -> dict[str, str]:
 
     def fault(file: Path) -> tuple[str, str] | None:
         try:
-            check(file.read_bytes())
+            check(read_file(file))
         except (DecodeError, OSError) as error:
-            return str(file.relative_to(root)), str(error)
+            return str(file.relative_to(root)), printable(str(error))
         return None
 
     checked = progress(parallel_map(fault, files), len(files), "checking")
@@ -70,22 +141,23 @@ def faults(root: Path, listing: Listing) -> dict[str, str]:
 
 
 def _files(listing: Listing) -> list[Path]:
-    return [file for classes in listing.values() for files in classes.values() for file in files]
+    return [file for classes in listing.splits.values() for files in classes.values() for file in files]
 
 
 def listing_digest(root: Path, listing: Listing) -> str:
     """Ten hexadecimal digits that change with any file's name, size or time of change."""
     digest = hashlib.sha256()
-    for classes in listing.values():
+    for classes in listing.splits.values():
         for files in classes.values():
             for file in files:
                 status = file.stat()
-                digest.update(f"{file.relative_to(root)}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+                name = os.fsencode(file.relative_to(root))
+                digest.update(name + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:10]
 
 
 class VggJaxFolder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of a listed folder; bytes are stored as they are, labels follow sorted class names."""
+    """TFDS builder of a listed folder; bytes are stored as they are, labels follow sorted class names (NO_CLASS, see there)."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -93,18 +165,17 @@ class VggJaxFolder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, *, root: Path, listing: Listing, skip: Collection[str] = (), **options):
         # The name is that of the whole listing, with what is skipped: who knows the folder finds what was prepared.
         self._root, self._listing, self._skip = root, listing, skip
-        name = f"{root.name}-{listing_digest(root, listing)}"
+        name = f"{printable(root.name)}-{listing_digest(root, listing)}"
         super().__init__(config=tfds.core.BuilderConfig(name=name), **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        classes = sorted({name for classes in self._listing.values() for name in classes})
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Pictures of {self._root.name}.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.ClassLabel(names=classes),
+                    "label": tfds.features.ClassLabel(names=self._listing.class_names()),
                     "file_name": tfds.features.Text(),
                 }
             ),
@@ -115,15 +186,17 @@ class VggJaxFolder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in self._listing}
+        return {split: self._generate_examples(split) for split in self._listing.splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        for label, files in self._listing[split].items():
+        known = self._listing.class_names()
+        for label, files in self._listing.splits[split].items():
             for file in files:
                 if str(file.relative_to(self._root)) in self._skip:
                     continue
-                name = f"{label}/{file.name}"
-                yield name, {"image": file.read_bytes(), "label": label, "file_name": name}
+                name = printable(str(file.relative_to(self._root / split)))
+                label_or_none = label if label in known else NO_CLASS
+                yield name, {"image": read_file(file), "label": label_or_none, "file_name": name}
 
 
 def _visible(directory: Path) -> list[Path]:

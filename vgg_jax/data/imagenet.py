@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from vgg_jax.data.decode import DecodeError, check, decode, is_plain_jpeg
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import WRITER_OPTIONS
 from vgg_jax.data.space import SKIPPED, need_space, writable
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, printable
 from vgg_jax.logbook import write_json
 
 NAME = "imagenet2012"
@@ -231,8 +232,8 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
     """Reads where everything lies in a tar, checks that nothing is missing or strange, and keeps it for the next time."""
     kept = work / f"index-{split}.npz"
     if kept.exists():
-        with np.load(kept) as arrays:
-            return _Index(**arrays)
+        with contextlib.suppress(OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile), np.load(kept) as arrays:
+            return _Index(**arrays)  # else damaged, and read anew
     expected = edition.splits[split]
     try:
         with tarfile.open(path, "r:") as tar:
@@ -253,7 +254,7 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
         kinds = list(edition.validation_classes)
     label = {wnid: ILSVRC2012.classes.index(wnid) for wnid in edition.classes}
     index = _Index(
-        np.array(names, "S"),
+        np.array([name.encode() for name in names], "S"),
         np.array([label[kind] if kind else -1 for kind in kinds]),
         np.array([offset for *_, offset, _ in rows]),
         np.array([size for *_, size in rows]),
@@ -283,7 +284,7 @@ def _train_members(tar: tarfile.TarFile, path: Path, edition: Edition) -> Iterat
 def _flat_members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, int, int]]:
     for member in tar:
         if member.isfile():
-            yield Path(member.name).name, "", member.offset_data, member.size
+            yield printable(Path(member.name).name), "", member.offset_data, member.size
 
 
 def _write_shards(

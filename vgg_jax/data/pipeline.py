@@ -8,13 +8,16 @@ the same global batches: each reads of every batch the rows that its devices hol
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -27,12 +30,13 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import eval_scale
 from vgg_jax.data.crops import center_crop, random_crop
-from vgg_jax.data.decode import DecodeError
+from vgg_jax.data.decode import DecodeError, is_cut_short
 from vgg_jax.data.records import Records
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, printable
 from vgg_jax.sharding import batch_sharding, local_rows
 
 Example = dict[str, Any]
+_SHARED_BATCHES = 3  # of each decoding process that lie in shared memory: made, waiting, being taken
 _ENDLESS_EPOCHS = 1_000_000  # as good as endless, and its examples can still be counted
 
 
@@ -119,6 +123,7 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
     local = local_batches(config, examples, rows)[start:]
     decoded = local.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.threads))
     if data.processes:
+        _need_shared_memory(data.processes, len(rows) * (3 * config.image.crop**2 + 8))
         if not flags.FLAGS.is_parsed():
             # Grain reads flags of its own here, which nobody has parsed in a notebook or a test.
             flags.FLAGS.mark_as_parsed()
@@ -131,12 +136,23 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
     iterator = iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=2))
     # Ctrl-C in a terminal reaches every process. This one wants to save first, and needs its helpers until then: they
     # are begun by a thread that inherits what is blocked here, and inherit it too.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         iterator.start_prefetch()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return iterator
+
+
+def _need_shared_memory(processes: int, batch_bytes: int) -> None:
+    """Raises UserError where batches on their way from the decoding processes have no room: using it would be a SIGBUS."""
+    needed, directory = processes * _SHARED_BATCHES * batch_bytes, Path("/dev/shm")
+    if directory.is_dir() and (free := shutil.disk_usage(directory).free) < needed:
+        raise UserError(
+            f"config.data.processes={processes} hand their batches over in {directory}, which has {free / 2**20:,.0f} MiB free, "
+            f"and {needed / 2**20:,.0f} MiB are needed; give the container more (docker run --shm-size=8g, on Kubernetes an "
+            "emptyDir of medium Memory there), or say --config.data.processes=0."
+        )
 
 
 def placed(local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> jax.Array:
@@ -197,10 +213,32 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def _example(records: Records, index: int, cut, *args) -> Example:
     record = records[index]
     try:
+        if is_cut_short(record["image"]):
+            _say_cut_short(f"{_name(record)}, {records.place(index)}")
         return {"image": cut(record["image"], *args), "label": np.int32(record["label"])}
     except DecodeError as error:
-        name = record.get("file_name", b"a picture without a name")
         raise UserError(
-            f"{name.decode() if isinstance(name, bytes) else name}, {records.place(index)}, cannot be decoded: {error}. "
+            f"{_name(record)}, {records.place(index)}, cannot be decoded: {error}. "
             "Prepare the data again, with `python -m vgg_jax.prepare` where it can, which finds all such pictures."
         ) from error
+
+
+def _name(record: dict[str, Any]) -> str:
+    name = record.get("file_name", b"a picture without a name")
+    return printable(name.decode(errors="surrogateescape") if isinstance(name, bytes) else name)
+
+
+@functools.cache  # each record once in a process
+def _say_cut_short(which: str) -> None:
+    count = next(_cut_short)
+    if count <= _CUT_SHORT_NAMED:
+        more = "; further ones are not named" if count == _CUT_SHORT_NAMED else ""
+        print(
+            f"WARNING: {which}, is a JPEG that is cut short; its last rows are made up{more}.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+_cut_short = itertools.count(1)
+_CUT_SHORT_NAMED = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -55,6 +55,8 @@ class Records(Sequence[Record]):
         self._source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         self._split = f"{builder.info.full_name}, {split}"
         files = builder.info.splits[split].file_instructions
+        if any(file.take <= 0 for file in files):  # as of train[50%:10%]
+            raise ValueError(f"{split} has 0 length")
         self._files = [(file.filename, file.skip) for file in files]
         self._ends = list(accumulate(file.take for file in files))
 
@@ -73,6 +75,20 @@ class Records(Sequence[Record]):
                 f"{self.place(index)} cannot be read: {' '.join(str(error).split())}. The file has changed since it was "
                 "prepared: bring it back from a copy, or delete its directory and prepare the data again."
             ) from error
+
+    def in_common(self, other: Records) -> int:
+        """How many of these records are among the other ones too, those that are here several times counted so."""
+        return sum(
+            max(0, min(end, other_end) - max(start, other_start))
+            for file, start, end in self._parts()
+            for other_file, other_start, other_end in other._parts()
+            if file == other_file
+        )
+
+    def _parts(self) -> list[tuple[str, int, int]]:
+        """(file, first record, record after the last) of everything that is read."""
+        sizes = [end - start for start, end in pairwise([0, *self._ends])]
+        return [(str(file), skip, skip + size) for (file, skip), size in zip(self._files, sizes, strict=True)]
 
     def place(self, index: int) -> str:
         """In words: which record of what, and in which file it lies."""

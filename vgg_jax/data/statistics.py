@@ -49,7 +49,7 @@ def save_statistics(path: epath.Path, statistics: ColorStatistics) -> None:
     text = json.dumps({name: value.tolist() for name, value in statistics._asdict().items()}, indent=1)
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text)
-    unfinished.rename(path)
+    unfinished.replace(path)
 
 
 def load_statistics(path: epath.Path) -> ColorStatistics:

@@ -135,7 +135,7 @@ def opened(request: Request, net: Net, screen: Screen) -> Source:
         )
     split = request.split or data.val_split
     try:
-        builder = prepared_builder(name, expanded(request.data_dir or data.dir), root)
+        builder = prepared_builder(name, expanded(request.data_dir or data.dir), root, splits={"split": split})
         records = open_split(builder, split, "split")
     except UserError as error:  # which speaks of a training run's flags
         raise UserError(re.sub(r"(--)?config\.data\.(name|dir|root)", r"--data_\2", str(error))) from error
