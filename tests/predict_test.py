@@ -1,12 +1,16 @@
 """Predictions on one's own pictures: those of the test protocol, and one bad picture does not spoil the others."""
 
 import json
+import os
+import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import help_of, run_module
+from tests.command import help_of, run_module, start_module
 from tests.reference import Reference
 from vgg_jax.errors import UserError
 from vgg_jax.evaluation.nets import load_net, load_weights_net, weights_of_run
@@ -60,7 +64,8 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
         *(f"--weights={weights}", f"--json={output}", f"--maps={tmp_path / 'maps'}", folder, tmp_path / "missing.jpg"),
     )
     assert status == 1
-    lines = err.splitlines()
+    left_out, *lines = err.splitlines()
+    assert left_out == f"1 file or directory in {folder} left out: notes.txt"
     assert lines[0] == "error: 3 of 6 pictures could not be read:"
     assert [line.split(": ")[0].strip() for line in lines[1:]] == [
         str(folder / "cut.jpg"),
@@ -69,17 +74,59 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
     ]
     assert "Traceback" not in err
     shown = out.splitlines()
-    assert shown[0] == str(folder / "0.jpg")
     assert len(shown) == 3 * (1 + 3)
     assert {line.split("%  ")[1] for line in shown[1:4]} == set(TITLES)
     summary = json.loads(output.read_text())
-    assert [one["picture"] for one in summary["predictions"]] == [s for s in shown if s.startswith("/")]
+    assert [one["picture"] for one in summary["predictions"]] == sorted(s for s in shown if s.startswith("/"))
     first = summary["predictions"][0]["classes"]
     assert [one["class"] for one in first] == [WNIDS[TITLES.index(one["title"])] for one in first]
     assert sum(one["probability"] for one in first) == pytest.approx(1, abs=1e-5)
     assert [f["reason"] for f in summary["failures"]][1:] == ["not a picture", "No such file or directory"]
     for one in summary["predictions"]:
         assert Image.open(one["map"]).size[0] > 700  # the picture and two maps beside one another
+
+
+def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_path):
+    output, pictures = tmp_path / "found.json", sorted(photos.glob("validation/*/*"))
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")  # no UTF-8
+    shutil.copy(pictures[0], odd)
+    options = (f"--weights={weights}", f"--json={output}", "--protocol=dense+multi_crop", "--batch_size=1")
+    process = start_module("vgg_jax.predict", *options, odd, *pictures)
+    first = process.stdout.readline().strip()
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = json.loads(output.read_text())
+    assert kept["predictions"][0]["picture"] == first
+    assert len(kept["predictions"]) < 11
+    found = []
+    done, failures = predict(
+        load_weights_net(weights), [odd, *pictures], "dense+multi_crop", "64,82", done=found.append
+    )
+    assert failures == []
+    assert sorted(one.picture for one in found) == sorted(one.picture for one in done) == sorted([odd, *pictures])
+    assert [one.picture for one in done] == [odd, *pictures]
+
+
+def test_scores_that_are_not_finite_are_a_failure(run, photos):
+    net = load_net(run)
+    net.params["fc8"]["bias"] = net.params["fc8"]["bias"].at[1].set(np.nan)
+    done, failures = predict(net, sorted(photos.glob("validation/*/*"))[:2], "center_crop")
+    assert (done, [failure.reason for failure in failures]) == ([], ["the net's scores of it are not finite"] * 2)
+
+
+def test_a_device_a_pipe_and_a_sparse_file_are_failures(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "sparse.jpg").touch()
+    os.truncate(tmp_path / "sparse.jpg", 8 * 10**9)
+    pictures = [tmp_path / "pipe.jpg", tmp_path / "sparse.jpg", Path("/dev/zero")]
+    _, failures = predict(load_net(run), pictures, "center_crop")
+    assert [failure.reason for failure in failures] == [
+        "not a regular file",
+        "8,000,000,000 bytes, more than 536,870,912",
+        "not a regular file",
+    ]
 
 
 def test_a_run_serves_as_well_as_a_file(weights, run, photos):

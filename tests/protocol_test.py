@@ -220,22 +220,25 @@ def test_classes_are_matched_by_name(run, tmp_path):
     assert kept(run, "*crosses*/dense-Q73")["labels"].tolist() == [2, 2, 2]
 
 
-def test_a_split_without_labels_becomes_a_submission(run, tmp_path):
+@pytest.mark.parametrize("beside_training", [False, True])
+def test_a_split_without_labels_becomes_a_submission(run, tmp_path, beside_training):
     root = varied_pictures(tmp_path / "unknown")
+    if beside_training:
+        varied_pictures(root, "train")
     place = root / "test" / "unlabelled"
     place.mkdir(parents=True)
     for file in root.glob("validation/*/*"):
         file.rename(place / file.name)
     shutil.rmtree(root / "validation")
     order = tmp_path / "order.txt"
-    order.write_text("ring a ring\ncross a cross\ncrescent\narrow\n")
+    order.write_text("\ufeffcross a cross\nring a ring\ncrescent\narrow\n", encoding="utf-8")
     options = {"data_root": str(root), "split": "test"}
     summary = evaluate(request(run, **options, class_numbers=str(order)), quiet=True)
     assert summary["rows"] == []
     lines = Path(summary["submission"]["file"]).read_text().splitlines()
     arrays = kept(run, "*unknown*/dense-Q73")
     assert (arrays["labels"] == -1).all()
-    wanted = [[(4, 3, 2)[k] for k in np.argsort(-row)] for row in arrays["posteriors"]]
+    wanted = [[(4, 3, 1)[k] for k in np.argsort(-row)] for row in arrays["posteriors"]]
     assert lines == [" ".join(map(str, row)) for row in wanted]
     refused("--class_numbers=.* cannot be read", run, **options, class_numbers=str(tmp_path / "no"))
     order.write_text("cross\narrow\n")

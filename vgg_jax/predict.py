@@ -3,14 +3,25 @@
     python -m vgg_jax.predict --weights=vgg16.safetensors photo.jpg folder 'more/*.png'
     python -m vgg_jax.predict --workdir=runs/vgg16 --protocol=dense+multi_crop --maps=maps --json=found.json photo.jpg
 
-A picture that cannot be read is reported, the others are done all the same, and the exit status is then 1.
+Each is printed as soon as it is done, in whatever order is cheapest, and --json is written every few seconds. A picture that
+cannot be read is reported, the others are done all the same, and the exit status is then 1.
 """
 
 from __future__ import annotations
 
+import math
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vgg_jax import cli
+
+if TYPE_CHECKING:
+    from vgg_jax.evaluation.predictions import Failure, Prediction
+
+_SECONDS_BETWEEN_WRITES = 5.0  # of --json
 
 flags = cli.Flags()
 _WEIGHTS = flags.DEFINE_string("weights", "", "A file of weights (python -m vgg_jax.convert).")
@@ -46,7 +57,7 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.logbook import Screen, write_json
     from vgg_jax.weights.file import load_titles
 
-    pictures = listed(arguments)
+    pictures = listed(arguments, lambda line: print(line, file=sys.stderr))
     if _WEIGHTS.value:
         net, titles = load_weights_net(Path(_WEIGHTS.value), _DTYPE.value), load_titles(_WEIGHTS.value)
     else:
@@ -56,35 +67,44 @@ def main(arguments: list[str]) -> None:
     if _JSON.value:
         with writing_to(output.parent, "choose another --json"):
             output.parent.mkdir(parents=True, exist_ok=True)
-    found, failures = predict(
-        net, pictures, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, Screen(), titles
-    )
-    for prediction in found:
-        print(prediction.picture)
-        for index, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-            print(f"  {probability:6.1%}  {titles[index]}")
-    if _JSON.value:
-        write_json(
-            output,
-            {
-                "net": str(net.checkpoint),
-                "params_sha256": net.digest,
-                "protocol": _PROTOCOL.value,
-                "scales": _SCALES.value,
-                "predictions": [
-                    {
-                        "picture": str(one.picture),
-                        "classes": [
-                            {"class": net.class_names[i], "title": titles[i], "probability": float(p)}
-                            for i, p in zip(one.classes, one.probabilities, strict=True)
-                        ],
-                        **({"map": one.map} if one.map else {}),
-                    }
-                    for one in found
-                ],
-                "failures": [{"picture": str(one.picture), "reason": one.reason} for one in failures],
-            },
+    screen, written_at = Screen(), -math.inf
+    made: list[dict[str, Any]] = []
+
+    def write(failures: Sequence[Failure]) -> None:
+        order = {picture: i for i, picture in enumerate(pictures)}
+        content = {
+            "net": str(net.checkpoint),
+            "params_sha256": net.digest,
+            "protocol": _PROTOCOL.value,
+            "scales": _SCALES.value,
+            "predictions": sorted(made, key=lambda one: order[Path(one["picture"])]),
+            "failures": [{"picture": str(one.picture), "reason": one.reason} for one in failures],
+        }
+        write_json(output, content)
+
+    def done(one: Prediction) -> None:
+        nonlocal written_at
+        classes = [
+            {"class": net.class_names[i], "title": titles[i], "probability": float(p)}
+            for i, p in zip(one.classes, one.probabilities, strict=True)
+        ]
+        made.append({"picture": str(one.picture), "classes": classes, **({"map": one.map} if one.map else {})})
+        if _JSON.value and time.monotonic() - written_at > _SECONDS_BETWEEN_WRITES:
+            write(())
+            written_at = time.monotonic()
+        lines = [f"  {entry['probability']:6.1%}  {entry['title']}" for entry in classes]
+        screen.say("\n".join([str(one.picture), *lines]))
+
+    try:
+        _, failures = predict(
+            *(net, pictures, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, screen, titles, done)
         )
+    except BaseException:
+        if made and _JSON.value:
+            write(())
+        raise
+    if _JSON.value:
+        write(failures)
     if failures:
         lines = "".join(f"\n  {failure.picture}: {failure.reason}" for failure in failures)
         cli.fail(f"{len(failures)} of {len(pictures)} pictures could not be read:{lines}", status=1)

@@ -65,7 +65,9 @@ def open_dataset(config: ConfigDict) -> Dataset:
         classes than the configuration's, or a directory that cannot be written.
     """
     splits = {f"config.data.{key}": config.data[key] for key in ("train_split", "val_split")}
-    builder = prepared_builder(config.data.name, expanded(config.data.dir), config.data.root, splits=splits)
+    builder = prepared_builder(
+        config.data.name, expanded(config.data.dir), config.data.root, splits=splits, labelled=True
+    )
     train, validation = (open_split(builder, split, key) for key, split in splits.items())
     class_names = list(builder.info.features["label"].names)
     if len(class_names) != config.model.num_classes:
@@ -127,7 +129,12 @@ def expanded(directory: str) -> epath.Path:
 
 
 def prepared_builder(
-    name: str, data_dir: epath.Path, root: str = "", skip_bad: bool = False, splits: Mapping[str, str] | None = None
+    name: str,
+    data_dir: epath.Path,
+    root: str = "",
+    skip_bad: bool = False,
+    splits: Mapping[str, str] | None = None,
+    labelled: bool = False,
 ) -> tfds.core.DatasetBuilder:
     """The TFDS builder of a data set that is prepared, now if need be.
 
@@ -137,6 +144,7 @@ def prepared_builder(
       root: for `folder`: a directory laid out <split>/<class>/<picture>.
       skip_bad: for `folder`: leave files out that are no sound pictures, and record which, rather than stop.
       splits: expressions that will be opened, by the key that they come from: checked before anything is prepared.
+      labelled: whether all pictures of these splits must have labels; for `folder`.
 
     Raises:
       UserError: as `open_dataset`.
@@ -147,7 +155,7 @@ def prepared_builder(
         _check_splits(splits, list(COUNTS), "the built-in set")
         return _prepared(VggJaxShapes(**options), "rendering the built-in data set")
     if name == "folder":
-        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, options)
+        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, labelled, options)
     return _tfds_builder(name, data_dir)
 
 
@@ -206,11 +214,12 @@ def statistics_of(builder: tfds.core.DatasetBuilder, split: str, records: Record
 
 
 def _prepared_folder(
-    root: Path, skip_bad: bool, splits: Mapping[str, str], options: dict[str, Any]
+    root: Path, skip_bad: bool, splits: Mapping[str, str], labelled: bool, options: dict[str, Any]
 ) -> tfds.core.DatasetBuilder:
     listing = list_folder(root)
     _check_splits(splits, list(listing.splits), f"the folder {root}")
-    check_classes(root, listing, {name for split in splits.values() for name in _names(split)})
+    if labelled:
+        check_classes(root, listing, {name for split in splits.values() for name in _names(split)})
     builder = VggJaxFolder(root=root, listing=listing, **options)
     if builder.is_prepared():
         return builder

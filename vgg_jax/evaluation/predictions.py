@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +13,15 @@ import jax
 import numpy as np
 
 from vgg_jax.data.crops import rescaled, rescaled_size
-from vgg_jax.data.decode import DecodeError, check, size_of
+from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file, size_of
+from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
 from vgg_jax.errors import UserError, writing_to
 from vgg_jax.evaluation import maps, results
-from vgg_jax.evaluation.compute import MAX_PIXELS, Computer, Costs
+from vgg_jax.evaluation.compute import MAX_PIXELS, Computer, Costs, Part
 from vgg_jax.evaluation.nets import Net
 from vgg_jax.evaluation.views import PROTOCOLS, View, views
 from vgg_jax.logbook import Screen
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}  # looked for in folders
 _MOST_IMAGES = 64  # of the crop's size, a device, at once
 _LONGEST_MAP = 8  # times Q: pictures longer than that are not drawn
 
@@ -52,16 +53,20 @@ class _Files(Sequence):
 
     def __getitem__(self, index):
         try:
-            return {"image": self._paths[index].read_bytes(), "label": -1, "file_name": str(self._paths[index])}
-        except OSError as error:
-            raise UserError(f"{self._paths[index]} can no longer be read: {error.strerror or error}.") from error
+            return {"image": read_file(self._paths[index]), "label": -1, "file_name": str(self._paths[index])}
+        except (OSError, DecodeError) as error:
+            raise UserError(f"{self._paths[index]} can no longer be read: {error}.") from error
 
     def place(self, index: int) -> str:
         return f"picture {index + 1} of {len(self)}"
 
 
-def listed(arguments: Sequence[str]) -> list[Path]:
+def listed(arguments: Sequence[str], say: Callable[[str], None] = print) -> list[Path]:
     """Files, all pictures in folders and below them (by their suffix), and what patterns match; in the order given.
+
+    Args:
+      arguments: files, folders, patterns.
+      say: is given a line that counts and names what a folder holds beside.
 
     Raises:
       UserError: an argument that stands for no picture.
@@ -70,9 +75,13 @@ def listed(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         path = Path(argument).expanduser()
         if path.is_dir():
-            some = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+            files = list(files_below(path))
+            some = [file for file in files if is_named_like_a_picture(file) and file.is_file()]
+            taken = set(some)
+            if left_out := [file for file in files if file not in taken]:
+                say(left_out_line(path, left_out))
             if not some:
-                raise UserError(f"{argument}: there is no picture in this folder ({', '.join(sorted(_SUFFIXES))}).")
+                raise UserError(f"{argument}: there is no picture in this folder ({', '.join(SUFFIXES)}).")
         elif path.exists() or not glob.has_magic(argument):
             some = [path]  # also where it is missing: reported with the others that cannot be read
         else:
@@ -92,6 +101,7 @@ def predict(
     maps_place: str = "",
     screen: Screen | None = None,
     titles: list[str] | None = None,
+    done: Callable[[Prediction], None] = lambda prediction: None,
 ) -> tuple[list[Prediction], list[Failure]]:
     """Runs the test protocol (Paper §3.2, §4) on pictures.
 
@@ -104,6 +114,7 @@ def predict(
       maps_place: a directory for score maps, see `maps.draw`; "" draws none.
       screen: shows progress.
       titles: of all classes, to be written on the maps; None: their names.
+      done: is given each prediction as soon as it is made, in whatever order is cheapest.
 
     Returns:
       Predictions and failures, each in the order of the pictures.
@@ -120,18 +131,21 @@ def predict(
     if not good:
         return [], failures
     records: Any = _Files(good)
-    mean = _posteriors(net, wanted, protocol, records, sizes, batch_size, screen)
-    best = results.best(mean)
-    found = []
     params = jax.device_get(net.params) if maps_place else {}
-    for i, picture in enumerate(good):
+    scale = max(view.scale for view in wanted)
+    predictions: dict[int, Prediction] = {}
+    for i, posterior_K in _posteriors(net, wanted, protocol, records, sizes, batch_size, screen):
+        if not np.isfinite(posterior_K).all():
+            failures.append(Failure(good[i], "the net's scores of it are not finite"))
+            continue
         drawn = ""
         if maps_place:
-            place = Path(maps_place).expanduser() / f"{i:03d}-{picture.stem}.png"
-            scale = max(view.scale for view in wanted)
-            drawn = _draw(net, params, scale, records[i]["image"], mean[i], titles or net.class_names, place)
-        found.append(Prediction(picture, best[i], mean[i, best[i]], drawn))
-    return found, failures
+            place = Path(maps_place).expanduser() / f"{i:03d}-{good[i].stem}.png"
+            drawn = _draw(net, params, scale, records[i]["image"], posterior_K, titles or net.class_names, place)
+        (best,) = results.best(posterior_K[None])
+        predictions[i] = Prediction(good[i], best, posterior_K[best], drawn)
+        done(predictions[i])
+    return [predictions[i] for i in sorted(predictions)], failures
 
 
 def _looked_through(pictures: Sequence[Path], scale: int) -> tuple[list[Path], np.ndarray, list[Failure]]:
@@ -139,7 +153,7 @@ def _looked_through(pictures: Sequence[Path], scale: int) -> tuple[list[Path], n
 
     def look(path: Path) -> tuple[int, int] | str:
         try:
-            encoded = path.read_bytes()
+            encoded = read_file(path)
             check(encoded)
             size = size_of(encoded)
         except OSError as error:
@@ -166,26 +180,43 @@ def _posteriors(
     sizes: np.ndarray,
     batch_size: int,
     screen: Screen,
-) -> np.ndarray:
-    """The mean over parts of the means over scales, [N, K] float64."""
-    by_part: dict[str, list[np.ndarray]] = {part: [] for part in PROTOCOLS[protocol]}
-    screen.start(0, len(wanted) * len(records))
-    done = 0
-    for view in wanted:
-        # No more slots than there are pictures, for an empty slot costs as much as a full one.
-        shape = max(rescaled_size(int(width), int(height), view.scale) for width, height in sizes)
-        largest = 1 if view.part != "dense" else -(-shape[0] * shape[1] // view.crop**2)
-        enough = len(records) * view.per_picture() * largest
-        most = batch_size or min(enough, _MOST_IMAGES * net.mesh.shape["data"])
-        computer = Computer(net, most, net.config.data.threads, Costs())
-        posteriors = np.zeros((len(records), len(net.class_names)), np.float32)
-        for part in computer.posteriors(view, records, sizes, np.arange(len(records))):
-            posteriors[part.indices] = part.posteriors
-            done += len(part.indices)
-            screen.progress(done, f"{view.part} at Q = {view.scale}")
-        by_part[view.part].append(posteriors)
-    screen.close()
-    return results.average(results.average(parts) for parts in by_part.values())
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (number of a picture, [K] float64: the mean over parts of the means over scales), each once it is whole.
+
+    All views advance together, a batch of each in turn. The order of pictures is much the same in all of them.
+    """
+    streams = deque((view, _view_posteriors(net, view, records, sizes, batch_size)) for view in wanted)
+    by_picture: dict[int, dict[View, np.ndarray]] = {i: {} for i in range(len(records))}
+    screen.start(0, len(records))
+    count = 0
+    try:
+        while streams:
+            view, stream = streams.popleft()
+            part = next(stream, None)
+            if part is None:
+                continue
+            streams.append((view, stream))
+            for i, posterior_K in zip(part.indices.tolist(), part.posteriors, strict=True):
+                by_picture[i][view] = posterior_K
+                if len(by_picture[i]) < len(wanted):
+                    continue
+                of_picture = by_picture.pop(i)
+                parts = [[of_picture[v] for v in wanted if v.part == part] for part in PROTOCOLS[protocol]]
+                count += 1
+                screen.progress(count, "pictures")
+                yield i, results.average(results.average(of_part) for of_part in parts)
+    finally:
+        screen.close()
+
+
+def _view_posteriors(net: Net, view: View, records: Any, sizes: np.ndarray, batch_size: int) -> Iterator[Part]:
+    # No more slots than there are pictures, for an empty slot costs as much as a full one.
+    shape = max(rescaled_size(int(width), int(height), view.scale) for width, height in sizes)
+    largest = 1 if view.part != "dense" else -(-shape[0] * shape[1] // view.crop**2)
+    enough = len(records) * view.per_picture() * largest
+    most = batch_size or min(enough, _MOST_IMAGES * net.mesh.shape["data"])
+    computer = Computer(net, most, net.config.data.threads, Costs())
+    return computer.posteriors(view, records, sizes, np.arange(len(records)))
 
 
 def _draw(

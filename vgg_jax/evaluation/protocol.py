@@ -65,6 +65,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     for net in nets[1:]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]
+    numbers = _class_numbers(request, nets[0])
     source = leader_first(lambda: opened(request, nets[0], screen))
     output = _output(request, nets, source)
     for place, flag in ((output.parent, "--json"), (request.maps and Path(request.maps).expanduser(), "--maps")):
@@ -106,7 +107,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
             f"{', '.join(summary['not_finite'][:10])}{', ...' if (~finite).sum() > 10 else ''}"
         )
     if (first.labels < 0).all():
-        summary["submission"] = _submit(request, nets, found, first.keys, output, screen)
+        summary["submission"] = _submit(request, numbers, found, first.keys, output, screen)
     else:
         rows = _rows(request, nets, wanted, found, refused, source)
         summary["rows"] = [row._asdict() | {"paper": row.paper and row.paper._asdict()} for row in rows]
@@ -279,22 +280,25 @@ def _output(request: Request, nets: list[Net], source: Source) -> Path:
     return directory(nets[0], source) / f"results-{request.protocol}{dtype}-{scales}{fusion}.json"
 
 
-def _submit(
-    request: Request,
-    nets: list[Net],
-    found: list[dict[View, Posteriors]],
-    keys: np.ndarray,
-    output: Path,
-    screen: Screen,
-) -> dict[str, str]:
-    """Predictions for a split without labels, in the challenge's form."""
+def _class_numbers(request: Request, net: Net) -> np.ndarray:
     listing = ""
     if request.class_numbers:
         try:
             listing = Path(request.class_numbers).expanduser().read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
             raise UserError(f"--class_numbers={request.class_numbers} cannot be read: {error}.") from error
-    numbers = results.class_numbers(nets[0].class_names, listing, request.class_numbers)
+    return results.class_numbers(net.class_names, listing, request.class_numbers)
+
+
+def _submit(
+    request: Request,
+    numbers: np.ndarray,
+    found: list[dict[View, Posteriors]],
+    keys: np.ndarray,
+    output: Path,
+    screen: Screen,
+) -> dict[str, str]:
+    """Predictions for a split without labels, in the challenge's form."""
     fused = results.average(_over_parts(of_net, PROTOCOLS[request.protocol]) for of_net in found)
     path = output.with_suffix(".submission.txt")
     if jax.process_index() == 0:
@@ -304,7 +308,7 @@ def _submit(
             unfinished.replace(path)
     meaning = (
         f"numbers as in {request.class_numbers}"
-        if listing
+        if request.class_numbers
         else "number n is the n-th class by sorted name. ILSVRC's development kit numbers classes otherwise: give its "
         "order with --class_numbers=FILE"
     )
