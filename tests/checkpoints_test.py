@@ -12,7 +12,7 @@ import pytest
 from tests.steps_test import some_steps
 from vgg_jax.checkpoints import Checkpoints, load_params
 from vgg_jax.errors import UserError
-from vgg_jax.transplant import start_from
+from vgg_jax.transplant import read_donor, start_from
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_starting_from_a_checkpoint(state, tmp_path):
     checkpoints.save(7, state, {"best_step": 7})
     checkpoints.wait()
     fresh = other(state.params, 3)
-    params, report = start_from(str(tmp_path), fresh, np.zeros(3))
+    params, report = start_from(read_donor(str(tmp_path)), fresh, np.zeros(3))
     jax.tree.map(np.testing.assert_array_equal, params, state.params)
     assert report == f"all layers start from {tmp_path}/checkpoints/7"
 
@@ -224,7 +224,7 @@ def test_where_there_is_no_checkpoint_it_is_said(tmp_path):
     ):
         load_params(tmp_path)
     with pytest.raises(UserError, match=r"config.init_from: .* is neither a run's workdir"):
-        start_from(str(tmp_path), {}, np.zeros(3))
+        start_from(read_donor(str(tmp_path)), {}, np.zeros(3))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="there is no finished checkpoint in"):
         load_params(tmp_path)

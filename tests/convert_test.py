@@ -15,7 +15,7 @@ from tests.weights_test import ODD, some_weights
 from vgg_jax.checkpoints import load_params
 from vgg_jax.evaluation.nets import load_net, load_weights_net
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.transplant import start_from
+from vgg_jax.transplant import read_donor, start_from
 from vgg_jax.weights.file import folded_params, load_weights, make_model, save_weights
 
 
@@ -154,14 +154,14 @@ def test_training_starts_from_a_file_with_its_preprocessing(tmp_path):
         layer: {k: __import__("jax").numpy.asarray(v) for k, v in leaves.items()} for layer, leaves in fresh.items()
     }
     mean = ODD.mean_rgb()
-    params, report = start_from(str(tmp_path / "a.safetensors"), fresh, mean)
+    params, report = start_from(read_donor(str(tmp_path / "a.safetensors")), fresh, mean)
     assert report == f"all layers start from {tmp_path / 'a.safetensors'}"
     for layer, leaves in folded_params(weights).items():
         for name, array in leaves.items():
             np.testing.assert_array_equal(params[layer][name], array)
 
     # Another mean: the same inside a picture, and not at its border, where zero padding stands for the new mean.
-    other, _ = start_from(str(tmp_path / "a.safetensors"), fresh, mean + np.float32([10, -5, 3]))
+    other, _ = start_from(read_donor(str(tmp_path / "a.safetensors")), fresh, mean + np.float32([10, -5, 3]))
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.float32)
 
     def first(p, x):
@@ -176,7 +176,7 @@ def test_training_starts_from_a_file_with_its_preprocessing(tmp_path):
 def test_a_new_head_with_names_can_be_made_beforehand(tmp_path):
     save_weights(tmp_path / "a.safetensors", some_weights("A"))
     ten = jax.tree.map(jax.numpy.asarray, random_params("A", NARROW._replace(num_classes=10)))
-    params, report = start_from(str(tmp_path / "a.safetensors"), ten, ODD.mean_rgb())
+    params, report = start_from(read_donor(str(tmp_path / "a.safetensors")), ten, ODD.mean_rgb())
     assert params["fc8"]["kernel"] is ten["fc8"]["kernel"]
     assert report.endswith("random: fc8 (fc8: 5 classes there, 10 here)")
     (tmp_path / "ten").write_text("".join(f"class number {i}\n" for i in range(10)))
@@ -191,7 +191,7 @@ def test_a_new_head_with_names_can_be_made_beforehand(tmp_path):
     )
     assert status == 0
     assert load_weights(tmp_path / "b.safetensors").class_names[9] == "class number 9"
-    params, _ = start_from(str(tmp_path / "b.safetensors"), ten, ODD.mean_rgb())
+    params, _ = start_from(read_donor(str(tmp_path / "b.safetensors")), ten, ODD.mean_rgb())
     assert params["fc8"]["bias"].shape == (10,)
 
 

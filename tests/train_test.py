@@ -202,6 +202,24 @@ def test_starting_from_another_run(tiny_config, tmp_path, capsys):
     assert second["steps"] == first["steps"]
 
 
+def test_a_wrong_start_is_found_before_anything_is_packed(tiny_config, tmp_path, capsys):
+    tiny_config.data.dir = str(tmp_path / "data")
+    tiny_config.init_from = str(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"config.init_from: .*nothing is neither a run's workdir"):
+        train(tiny_config, tmp_path / "run")
+    tiny_config.init_from = ""
+    other = tiny_config.copy_and_resolve_references()
+    other.model.fc_width, other.num_epochs, other.data.dir = 8, 0.1, str(tmp_path / "other")
+    train(other, tmp_path / "first", quiet=True)
+    capsys.readouterr()
+    tiny_config.init_from = str(tmp_path / "first")
+    with pytest.raises(UserError, match=r"does not fit: fc6/kernel is \[1, 1, 32, 8\] there and \[1, 1, 32, 16\] here"):
+        train(tiny_config, tmp_path / "run")
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
     tiny_config.num_epochs = 1.0
     train(tiny_config, tmp_path / "run", quiet=True)

@@ -10,11 +10,13 @@ import pytest
 
 from tests.runs import make_run
 from vgg_jax.errors import UserError
+from vgg_jax.evaluation.nets import weights_of_run
 from vgg_jax.models import CONFIGURATIONS, layer_names
 from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import make_mesh
 from vgg_jax.state import init_state, make_model, state_shapes
-from vgg_jax.transplant import chosen_layers, start_from, transplant
+from vgg_jax.transplant import chosen_layers, read_donor, start_from, transplant
+from vgg_jax.weights.file import save_weights
 
 PAPER = ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"]
 DEEPER = ("B", "C", "D", "E")
@@ -100,7 +102,7 @@ def test_it_works_on_sharded_parameters(tiny_config, tmp_path, sharding):
     model, optimizer = make_model(tiny_config), make_optimizer(tiny_config)
     mesh = make_mesh(tiny_config.model_parallel)
     state = init_state(tiny_config, model, optimizer, state_shapes(tiny_config, model, optimizer, mesh))
-    found, report = start_from(str(run), state.params, np.float32([120, 110, 100]))
+    found, report = start_from(read_donor(str(run)), state.params, np.float32([120, 110, 100]))
     assert report.splitlines()[0].endswith(f"checkpoints/7: {', '.join(PAPER)}")
     assert report.splitlines()[1].startswith("random: conv1_2, conv2_2, conv4_1")
     jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail("moved"), found, state.params)
@@ -116,8 +118,8 @@ def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_pat
     run = make_run(tmp_path / "a", tiny_config)
     mean = np.float32(json.loads((run / "dataset.json").read_text())["mean_rgb"])
     fresh = filled(shapes_of(tiny_config, "A"), 1)
-    same, _ = start_from(str(run), fresh, mean)
-    other, _ = start_from(str(run), fresh, mean + np.float32([8, -4, 2]))
+    same, _ = start_from(read_donor(str(run)), fresh, mean)
+    other, _ = start_from(read_donor(str(run)), fresh, mean + np.float32([8, -4, 2]))
     model, images = make_model(tiny_config), np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
 
     def first(params, x):
@@ -128,3 +130,44 @@ def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_pat
         first(other, images - mean - np.float32([8, -4, 2])), wanted, atol=1e-4 * np.abs(wanted).max()
     )
     assert np.abs(first(same, images - mean - np.float32([8, -4, 2])) - wanted).max() > 1e-2
+
+
+NAMES = ["arrow", "crescent", "cross"]
+
+
+def started(run, fresh, class_names, layers=""):
+    donor = read_donor(str(run))
+    return *start_from(donor, fresh, donor.mean_rgb, layers, class_names), donor.params
+
+
+def test_a_head_is_moved_by_the_names_of_its_classes(tiny_config, tmp_path):
+    run, fresh = make_run(tmp_path / "a", tiny_config), filled(shapes_of(tiny_config, "A"), 1)
+    found, report, there = started(run, fresh, NAMES)
+    assert report == f"all layers start from {run}/checkpoints/7"
+    np.testing.assert_array_equal(found["fc8"]["kernel"], there["fc8"]["kernel"])
+    found, report, _ = started(run, fresh, ["cross", "arrow", "crescent"])
+    assert report.endswith("checkpoints/7 (fc8: its classes have another order there, and were moved by name)")
+    for name in ("kernel", "bias"):
+        np.testing.assert_array_equal(found["fc8"][name], there["fc8"][name][..., [2, 0, 1]])
+    found, report, _ = started(run, fresh, ["cross", "disc", "heart"])
+    assert report.endswith("random: fc8 (fc8: its classes have other names there)")
+    assert found["fc8"] is fresh["fc8"]
+    np.testing.assert_array_equal(found["fc7"]["kernel"], there["fc7"]["kernel"])
+    found, report, _ = started(run, fresh, ["cross", "disc", "heart"], "fc8")  # asked for by name
+    np.testing.assert_array_equal(found["fc8"]["kernel"], there["fc8"]["kernel"])
+    found, _, _ = started(run, fresh, ["cross", "disc", "heart"], "fc*")
+    assert found["fc8"] is fresh["fc8"]
+    (run / "dataset.json").unlink()
+    donor = read_donor(str(run))
+    _, report = start_from(donor, fresh, np.zeros(3), "", NAMES)
+    assert report.endswith("checkpoints/7 (fc8: whether its classes are the same there is unknown)")
+
+
+def test_classes_of_a_weights_file_are_known_by_either_name(tiny_config, tmp_path):
+    run, fresh = make_run(tmp_path / "a", tiny_config), filled(shapes_of(tiny_config, "A"), 1)
+    weights = weights_of_run(run)._replace(class_titles=["an arrow", "a crescent", "a cross"])
+    save_weights(tmp_path / "a.safetensors", weights)
+    for names, order in ((NAMES[::-1], [2, 1, 0]), (["a cross", "an arrow", "a crescent"], [2, 0, 1])):
+        found, report, there = started(tmp_path / "a.safetensors", fresh, names)
+        assert report.endswith("moved by name)")
+        np.testing.assert_array_equal(found["fc8"]["bias"], there["fc8"]["bias"][order])

@@ -70,6 +70,11 @@ def pickled(shapes, storage="FloatStorage", view_metadata=b""):
     return b"".join([*parts, b"u."])
 
 
+def nested(body, key="state_dict"):
+    """A training script's checkpoint: a state dictionary's pickle under a key, beside the epoch."""
+    return b"\x80\x02}" + _text(key) + body[2:-1] + b"s" + _text("epoch") + b"K\x05s."
+
+
 def write_pth(path, tensors, pickle=None):
     """The zip form (since torch 1.6)."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

@@ -2,19 +2,24 @@
 
 import io
 import json
+import os
 import pickle
+import resource
 import struct
+import time
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.weights_files import (
     NARROW,
     as_laid_out,
+    nested,
     pickled,
     random_params,
     write_caffemodel,
@@ -22,7 +27,7 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UNPRINTABLE, UserError
 from vgg_jax.models import VGG
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
@@ -212,8 +217,44 @@ def test_names_of_classes():
     assert named.class_titles == ["tench, Tinca tinca", "goldfish", "shark", "n01491361", "hammerhead"]
     plain = with_class_names(some_weights(), "a b\nc\nd\ne\nf", "x")
     assert (plain.class_names, plain.class_titles) == (["a b", "c", "d", "e", "f"], None)
-    with pytest.raises(UserError, match=r"--class_names=x has 5 names \(4 different\) for 5 classes"):
-        with_class_names(some_weights(), "a\nc\nd\ne\na", "x")
+    with pytest.raises(UserError, match=r"--class_names=x has 4 names \(4 different\) for 5 classes"):
+        with_class_names(some_weights(), "a\nc\nd\ne", "x")
+    for line, fault in (
+        ("a", "'a' is there twice, as number 5"),
+        ("f\x1b[2J", r"number 5 is .*x1b\[2J', which is no name"),
+    ):
+        with pytest.raises(UserError, match=f"--class_names=x cannot be: {fault}"):
+            with_class_names(some_weights(), f"a\nb\nc\nd\n{line}", "x")
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["a", "b", "c", "d", "a"], "'a' is there twice, as number 5"),
+        (["a", "", "c", "d", "e"], "number 2 is 'empty'"),
+        (["a", "b", "c", "d", "x\x1b[31m"], "number 5 is"),
+        (["a", "b", "c", "d", "\udc80"], "number 5 is"),
+        (["a", "b", "c", "d", "two\nlines"], "number 5 is"),
+        (["a", "b", "c", "d", "\u202eright to left"], "number 5 is"),
+        (["a", "b", "c", "d", "x" * 1001], "number 5 is"),
+    ],
+)
+def test_names_that_cannot_be_shown_or_told_apart_are_refused(names, fault, tmp_path):
+    save_weights(tmp_path / "a.safetensors", some_weights(class_names=names))
+    with pytest.raises(UserError, match=f"its class_names cannot be: {fault}") as caught:
+        load_weights(tmp_path / "a.safetensors")
+    assert UNPRINTABLE.search(str(caught.value)) is None
+
+
+def test_names_and_titles_of_any_language_are_taken(tmp_path):
+    names = ["Käfer", "नमस्ते\u200d", "犬", "n\u00a0b", "👩\u200d🚀"]
+    titles = ["crane", "crane", "b", "c", "d"]  # ImageNet, too, has two cranes
+    save_weights(
+        tmp_path / "a.safetensors", some_weights(class_names=names, class_titles=titles, source="\x1b]0;x\x07")
+    )
+    weights = load_weights(tmp_path / "a.safetensors")
+    assert (weights.class_names, weights.class_titles) == (names, titles)
+    assert weights.source == r"\x1b]0;x\x07"
 
 
 # Nothing is run.
@@ -456,6 +497,139 @@ def test_kerass_forms_are_read_and_nothing_else_in_an_h5_is(tmp_path):
     refused(circle, "its groups are none of Keras's")
     refused(lambda file: replace(file, dtype="f8"), "is of float64")
     refused(lambda file: file.__setitem__("lambda", np.void(b"code")), "lambda too many")
+
+
+# Files that are made to cost memory or time, or to reach beyond themselves.
+
+
+@pytest.mark.parametrize("order", [(4, 2), (2, 4)])
+def test_a_storage_of_two_sizes_is_refused(order, tmp_path):
+    tensors = {"a": np.zeros(order[0], np.float32), "b": np.zeros(order[1], np.float32)}
+    body = pickled({name: array.shape for name, array in tensors.items()}, view_metadata=b"N")
+    body = body.replace(b"X\x01\0\0\x001", b"X\x01\0\0\x000")  # b's storage is a's
+    assert body.count(b"X\x01\0\0\x000") == 2
+    path = write_old_pth(tmp_path / "old.pth", {"a": np.zeros(2, np.float32)}, body)
+    with pytest.raises(UserError, match="its storage 0 has two sizes or kinds"):
+        read(path)
+    path = write_pth(tmp_path / "new.pth", {"a": np.zeros(2, np.float32)}, body.replace(b"NtQ", b"tQ"))
+    with pytest.raises(UserError, match="its storage 0 has another size|is none of the nets"):
+        read(path)
+
+
+@pytest.mark.parametrize("call", [b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_parameter\n"])
+def test_a_memoised_list_given_again_and_again_is_bounded(call, tmp_path):
+    pairs = b"".join(b"(" + b"X\x04\0\0\0" + f"{i:04d}".encode() + b"Nt" for i in range(4000))
+    arguments = b"(](" + pairs + b"et" if b"Ordered" in call else b"(N" + pairs + b"t"
+    body = b"\x80\x02](" + call + b"q\x01" + arguments + b"q\x00R" + 100_000 * b"h\x01h\x00R" + b"e."
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    path = write_pth(tmp_path / "bomb.pth", {}, body)
+    with pytest.raises(UserError, match="its pickle makes far more than any net has|a parameter that is not a tensor"):
+        read(path)
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
+
+
+def test_an_h5_whose_links_make_endless_paths_is_refused(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="reads .h5, which needs h5py (pip install 'vgg-jax[h5]')")
+    with h5py.File(tmp_path / "dag.h5", "w") as file:
+        below = file.create_group("bottom")
+        for depth in range(3):
+            group = file.create_group(f"level{depth}")
+            for i in range(900):
+                group[str(i)] = below
+            below = group
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"more groups and data sets than 1,000"):
+        read(tmp_path / "dag.h5")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("part", [b"\x3a\x00", b"\x30\x01"])  # an empty blob, a number
+def test_a_caffemodel_of_millions_of_small_fields_is_refused(part, tmp_path):
+    layer = b"\x0a\x01a" + part * 2_000_000
+    length = bytes([len(layer) >> s & 127 | (128 if s < 21 else 0) for s in (0, 7, 14, 21)])
+    (tmp_path / "many.caffemodel").write_bytes(b"\xa2\x06" + length + layer)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="it has more than 100,000 fields"):
+        read(tmp_path / "many.caffemodel")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("scale", value) for value in (10**400, 1e308, 1e-308, 1e-9, 0, -1, True, "1", None)),
+        *(("mean", [value, 0, 0]) for value in (10**400, 1e308, -1e308, 1e6, "x", None)),
+        *(("std", [value, 1, 1]) for value in (10**400, 1e308, 1e-308, 0, -1, None)),
+    ],
+)
+def test_preprocessing_beyond_reason_is_refused(key, value, tmp_path):
+    save_weights(tmp_path / "a.safetensors", some_weights())
+    tensors = load_file(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        description = json.loads(file.metadata()[KEY])
+    description["preprocessing"][key] = value
+    save_file(tensors, tmp_path / "b.safetensors", {KEY: json.dumps(description)})
+    with pytest.raises(UserError, match="its preprocessing is damaged|its description is damaged"):
+        load_weights(tmp_path / "b.safetensors")
+
+
+# Names as wrappers of modules leave them, and files of other kinds.
+
+
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [
+        (lambda name: f"module.{name}", "names without 'module.'"),
+        (lambda name: f"_orig_mod.module.{name}", "names without '_orig_mod.module.'"),
+        (lambda name: f"model.{name}", "names without 'model.'"),
+        (lambda name: name.replace("features.", "features.module."), "names without 'features.module.'"),
+    ],
+)
+def test_a_prefix_of_all_names_is_recognised_and_said(rename, said, tmp_path):
+    params = random_params()
+    tensors = as_laid_out(params, "torchvision")
+    path = write_pth(tmp_path / "a.pth", {rename(name): array for name, array in tensors.items()})
+    weights, what = import_weights(path, NO_DIGESTS, preprocessing_flag="caffe")
+    assert equal(weights.params, params)
+    assert said in what
+
+
+@pytest.mark.parametrize("writer", [write_pth, write_old_pth])
+def test_a_state_dictionary_within_a_checkpoint_is_recognised_and_said(writer, tmp_path):
+    params = random_params()
+    tensors = {f"module.{name}": array for name, array in as_laid_out(params, "torchvision").items()}
+    shapes = {name: array.shape for name, array in tensors.items()}
+    body = pickled(shapes, view_metadata=b"N" if writer is write_old_pth else b"")
+    path = writer(tmp_path / "a.pth", tensors, nested(body))
+    weights, what = import_weights(path, NO_DIGESTS, preprocessing_flag="caffe")
+    assert equal(weights.params, params)
+    assert "under 'state_dict', names without 'module.'" in what
+
+
+def test_files_of_other_kinds_are_called_by_their_names(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    with pytest.raises(UserError, match=r"it is an \.npz of NumPy"):
+        read(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+        archive.writestr("a/constants.pkl", b"")
+    with pytest.raises(UserError, match="it is a TorchScript program; save the state dictionary of its module"):
+        read(tmp_path / "script.pt")
+    (tmp_path / "parts").mkdir()
+    save_file({"a": np.zeros(3)}, tmp_path / "parts" / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        UserError, match=r"it is a directory with \.safetensors in it; give one such file, parts of one net"
+    ):
+        read(tmp_path / "parts")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(UserError, match="it lists the parts of a net in several"):
+        read(tmp_path / "model.safetensors.index.json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no regular file"):
+        read(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no regular file"):
+        containers.sha256(tmp_path / "pipe")
 
 
 def test_without_h5py_one_is_told_how_to_get_it(tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> None:
 
 def _read(source: Path):
     """Weights of a file or a run; says what they are."""
-    if source.is_dir():
+    if source.is_dir() and not list(source.glob("*.safetensors")):
         for flag in (_SHA256, _PREPROCESSING, _CONFIGURATION, _TRAINING_SCALES):
             if flag.value:
                 cli.fail(f"--{flag.name} is for files; {source} is a run, which says it itself.")
@@ -148,7 +148,7 @@ def _check_digest(source: Path, found: str) -> None:
 
 def _listing(file: str) -> str:
     try:
-        return Path(file).expanduser().read_text()
+        return Path(file).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         cli.fail(f"--class_names={file} cannot be read: {error}.")
 

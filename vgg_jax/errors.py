@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 # Of a path that somebody gave. Others, such as EIO on a mounted bucket, may pass by themselves.
@@ -46,10 +47,13 @@ def first_line(error: BaseException) -> str:
     return (text[:300] + "...") if len(text) > 300 else text.rstrip(".") + "."
 
 
+# Control characters, ends of lines, marks that turn the direction of text, and bytes that are no UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def printable(text: str) -> str:
-    """Returns a text from outside as one line that a terminal may show: control characters, bytes that are no UTF-8 and the
-    like as \\x1b, \\udcff, ..."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    """Returns a text from outside as one line that a terminal may show; what is UNPRINTABLE as \\x1b, \\udcff, ..."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "backslashreplace").decode(), text)
 
 
 def sentence(message: str, status: int) -> str:

@@ -44,7 +44,7 @@ from vgg_jax.sharding import (
 )
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import batch_shapes, compile_step, compile_train_step, make_eval_step
-from vgg_jax.transplant import start_from
+from vgg_jax.transplant import check_fit, read_donor, start_from
 
 _INTERPRETER_BYTES = 200 * 2**20  # of a process that decodes
 
@@ -73,13 +73,17 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     # What will run, where, on what data; refused here if it cannot.
     config_lib.validate(config, jax.device_count())
     workdir_lib.check(workdir, config)
-    dataset = processes.leader_first(lambda: open_dataset(config))
-    steps_per_epoch = len(dataset.train) / config.batch_size
-    total_steps = _total_steps(config, steps_per_epoch)
     mesh = make_mesh(config.model_parallel)
     model, optimizer = make_model(config), make_optimizer(config)
     shapes = state_shapes(config, model, optimizer, mesh)
     _check_memory(config, shapes, mesh)
+    donor = None
+    if config_lib.init_from(config) and not workdir_lib.checkpoint_steps(workdir):
+        donor = read_donor(config_lib.init_from(config))
+        check_fit(shapes.params, donor, config.init_layers)
+    dataset = processes.leader_first(lambda: open_dataset(config))
+    steps_per_epoch = len(dataset.train) / config.batch_size
+    total_steps = _total_steps(config, steps_per_epoch)
 
     with contextlib.ExitStack() as stack:
         # The workdir becomes this run's, and no other run's until it ends.
@@ -107,9 +111,9 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                 )
         else:
             step, state = 0, init_state(config, model, optimizer, shapes)
-            if config_lib.init_from(config):
+            if donor:
                 params, report = start_from(
-                    config_lib.init_from(config), state.params, dataset.statistics.mean_rgb, config.init_layers
+                    donor, state.params, dataset.statistics.mean_rgb, config.init_layers, dataset.class_names
                 )
                 state = dataclasses.replace(state, params=params)
                 screen.say(report)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,32 +22,102 @@ NET_A_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 _HEAD = "fc8"
 
 
-def start_from(source: str, params: dict, mean_rgb: np.ndarray, layers: str = "") -> tuple[dict, str]:
-    """Replaces layers of freshly initialised parameters by those of a checkpoint or a weights file.
+class Donor(NamedTuple):
+    """A net to start from."""
+
+    path: Path  # of the checkpoint or the file
+    params: dict  # as NumPy arrays
+    mean_rgb: np.ndarray | None  # that it expects pixels to be without, [3], 0 to 255; None where nothing says
+    class_names: tuple[list[str], ...]  # of its head, by one or two names; () where nothing says
+
+
+def read_donor(source: str) -> Donor:
+    """Reads a net to start from.
 
     Args:
       source: a run's workdir (its best checkpoint is taken), one of its checkpoints/<step>, or a weights file of
         `python -m vgg_jax.convert`, whose preprocessing becomes part of conv1_1.
+
+    Raises:
+      UserError: nothing to read there.
+    """
+    place = Path(source).expanduser()
+    try:
+        if place.is_file():
+            weights = load_weights(place)
+            names = tuple(its for its in (weights.class_names, weights.class_titles) if its)
+            return Donor(place, folded_params(weights), weights.preprocessing.mean_rgb(), names)
+        path, params = load_params(place)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+    mean, names = None, ()
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # a run's, or a checkpoint that was copied alone
+        dataset = json.loads((path.parent.parent / "dataset.json").read_text())
+        names = (list(dataset["class_names"]),)
+        mean = np.array(dataset["mean_rgb"], np.float32)
+    return Donor(path, params, mean, names)
+
+
+def check_fit(params: dict, donor: Donor, layers: str = "") -> None:
+    """Raises UserError where `start_from` would; needs but the shapes of the new net's parameters."""
+    _check_shapes(params, donor.params, chosen_layers(params, donor.params, layers, str(donor.path)), str(donor.path))
+
+
+def start_from(
+    donor: Donor, params: dict, mean_rgb: np.ndarray, layers: str = "", class_names: Sequence[str] = ()
+) -> tuple[dict, str]:
+    """Replaces layers of freshly initialised parameters by those of another net.
+
+    Where both nets know the names of their classes, fc8 is moved by name, and stays random where the names are others,
+    unless `layers` names it.
+
+    Args:
+      donor: of `read_donor`.
       params: of the new net; the result lies on the devices as they do.
-      mean_rgb: that the new net's pixels will be without, [3], 0 to 255. Where the source's differs, conv1_1's bias takes
+      mean_rgb: that the new net's pixels will be without, [3], 0 to 255. Where the donor's differs, conv1_1's bias takes
         up the difference.
       layers: which, see `chosen_layers`.
+      class_names: of the new net, in order; () where they are unknown.
 
     Returns:
       The new parameters, and a text that says what was copied from where and what stayed random.
 
     Raises:
-      UserError: nothing to read there, or what `chosen_layers` and `transplant` refuse.
+      UserError: what `chosen_layers` and `transplant` refuse.
     """
-    place = Path(source).expanduser()
-    try:
-        path, donor, mean_there = _read(place)
-    except UserError as error:
-        raise UserError(f"config.init_from: {error}") from error
-    chosen = chosen_layers(params, donor, layers, str(path))
-    if "conv1_1" in chosen and mean_there is not None:
-        donor = donor | {"conv1_1": _for_mean(donor["conv1_1"], mean_there, mean_rgb)}
-    return transplant(params, donor, chosen, str(path)), _report(params, donor, chosen, path)
+    place, donor_params = str(donor.path), donor.params
+    chosen = chosen_layers(params, donor_params, layers, place)
+    if "conv1_1" in chosen and donor.mean_rgb is not None:
+        donor_params = donor_params | {"conv1_1": _for_mean(donor_params["conv1_1"], donor.mean_rgb, mean_rgb)}
+    remark = ""
+    if _HEAD in chosen and _classes(params) == _classes(donor_params):
+        order, remark = _order_of_classes(donor.class_names, list(class_names))
+        if order is not None:
+            donor_params = donor_params | {_HEAD: jax.tree.map(lambda x: x[..., order], donor_params[_HEAD])}
+        elif remark == _OTHER_CLASSES and _HEAD not in [word.strip() for word in layers.split(",")]:
+            chosen.remove(_HEAD)
+    elif _HEAD not in chosen and _classes(params) != _classes(donor_params):
+        remark = f"{_classes(donor_params)} classes there, {_classes(params)} here"
+    return transplant(params, donor_params, chosen, place), _report(params, chosen, donor.path, remark)
+
+
+_OTHER_CLASSES = "its classes have other names there"
+
+
+def _order_of_classes(there: tuple[list[str], ...], here: list[str]) -> tuple[list[int] | None, str]:
+    """Where each class of the new head lies in the donor's, None where nothing moves; and a remark."""
+    if not here:
+        return None, ""
+    if not there:
+        return None, "whether its classes are the same there is unknown"
+    for names in there:
+        if names == here:
+            return None, ""
+        if sorted(names) == sorted(here) and len(set(here)) == len(here):
+            return [names.index(name) for name in here], "its classes have another order there, and were moved by name"
+    return None, _OTHER_CLASSES
 
 
 def chosen_layers(params: dict, donor: dict, layers: str, place: str = "the source") -> list[str]:
@@ -91,6 +163,17 @@ def transplant(params: dict, donor: dict, layers: Iterable[str], place: str = "t
       UserError: a layer that either net lacks, or of another shape: each is named.
     """
     layers = list(layers)
+    _check_shapes(params, donor, layers, place)
+    copied = {
+        layer: jax.tree.map(
+            lambda new, old: jax.device_put(old.astype(new.dtype), new.sharding), params[layer], donor[layer]
+        )
+        for layer in layers
+    }
+    return {**params, **copied}
+
+
+def _check_shapes(params: dict, donor: dict, layers: list[str], place: str) -> None:
     different = [
         f"{layer}/{name} is {_shape(donor, layer, name)} there and {_shape(params, layer, name)} here"
         for layer in layers
@@ -105,26 +188,6 @@ def transplant(params: dict, donor: dict, layers: Iterable[str], place: str = "t
             remedy = "Is the width another? config.model.width_multiplier and fc_width must be as they are there."
             different[4:] = [f"and {len(different) - 4} more"]
         raise UserError(f"config.init_from: {place} does not fit: {'; '.join(different)}. {remedy}")
-    copied = {
-        layer: jax.tree.map(
-            lambda new, old: jax.device_put(old.astype(new.dtype), new.sharding), params[layer], donor[layer]
-        )
-        for layer in layers
-    }
-    return {**params, **copied}
-
-
-def _read(place: Path) -> tuple[Path, dict, np.ndarray | None]:
-    """What was read, its parameters, and the mean RGB that they expect pixels to be without; None where nothing says."""
-    if place.is_file():
-        weights = load_weights(place)
-        return place, folded_params(weights), weights.preprocessing.mean_rgb()
-    path, params = load_params(place)
-    try:
-        mean = np.array(json.loads((path.parent.parent / "dataset.json").read_text())["mean_rgb"], np.float32)
-    except (OSError, ValueError, KeyError, TypeError):
-        mean = None
-    return path, params, mean
 
 
 def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dict:
@@ -140,14 +203,14 @@ def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dic
     return {"kernel": layer["kernel"], "bias": bias.astype(np.float32)}
 
 
-def _report(params: dict, donor: dict, chosen: list[str], path: Path) -> str:
+def _report(params: dict, chosen: list[str], path: Path, remark: str) -> str:
     random = [name for name in sorted(params, key=_order) if name not in chosen]
+    remark = f" ({_HEAD}: {remark})" if remark else ""
     if not random:
-        return f"all layers start from {path}"
-    head = ""
-    if _HEAD in random and _classes(params) != _classes(donor):
-        head = f" ({_HEAD}: {_classes(donor)} classes there, {_classes(params)} here)"
-    return f"from {path}: {', '.join(chosen)}\nrandom: {', '.join(random)}{head}"
+        return f"all layers start from {path}{remark}"
+    if _HEAD in random:
+        return f"from {path}: {', '.join(chosen)}\nrandom: {', '.join(random)}{remark}"
+    return f"from {path}: {', '.join(chosen)}{remark}\nrandom: {', '.join(random)}"
 
 
 def _convolutions(params: dict) -> dict[str, tuple[int, ...]]:

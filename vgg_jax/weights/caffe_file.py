@@ -20,7 +20,7 @@ from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, s
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Where a layer's name and blobs are, by the field that the layer itself is.
 _LAYERS = {2: (4, 6), 100: (1, 7)}
-_MOST = 1000  # layers
+_MOST_FIELDS = 100_000  # in a file; a VGG has a thousand or two
 
 
 class _Field(NamedTuple):
@@ -52,102 +52,104 @@ def opened(path: Path) -> Iterator[Contents]:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     # Not closed here: arrays that were made of it may live on, and it goes with the last of them.
     try:
-        yield _read(content)
+        yield _Reader(content).contents()
     except UnicodeDecodeError as error:
         raise Unreadable("a name in it is no text") from error
 
 
-def _read(content: mmap.mmap) -> Contents:
-    tensors: dict[str, Tensor] = {}
-    metadata = {}
-    layers = 0
-    for field in _fields(content, 0, len(content)):
-        if field.number == 1 and field.kind == _BYTES:
-            metadata["name"] = short(_text(content, field))
-        if field.number not in _LAYERS or field.kind != _BYTES:
-            continue
-        layers += 1
-        name_at, blobs_at = _LAYERS[field.number]
-        name, blobs = "", []
-        for part in _fields(content, field.start, field.end):
-            if part.number == name_at and part.kind == _BYTES:
-                name = _text(content, part)
-            elif part.number == blobs_at and part.kind == _BYTES:
-                blobs.append(_blob(content, part))
-        for i, blob in enumerate(blobs):
-            if f"{name}/{i}" in tensors:
-                raise Unreadable(f"it has {short(name)} twice")
-            tensors[f"{name}/{i}"] = blob
-        if layers > _MOST or len(tensors) > _MOST:
-            raise Unreadable("it has more layers than any VGG")
-    check_sizes(tensors, len(content), {"float32": 4})
-    return Contents("a .caffemodel of Caffe", tensors, metadata)
+class _Reader:
+    """Goes through a file once, and counts how much there is."""
 
+    def __init__(self, content: mmap.mmap):
+        self._content, self._count = content, 0
 
-def _blob(content: mmap.mmap, blob: _Field) -> Tensor:
-    old, shape, data, doubles = {}, None, None, False
-    for field in _fields(content, blob.start, blob.end):
-        if field.number <= 4 and field.kind == _VARINT:
-            old[field.number] = field.value
-        elif field.number == 7 and field.kind == _BYTES:
-            shape = _dims(content, field)
-        elif field.number in (5, 8):
-            if field.kind != _BYTES or data is not None:
-                raise Unreadable("the numbers of a blob are not in one piece")
-            data, doubles = field, field.number == 8
-    if shape is None:
-        shape = tuple(old.get(i, 1) for i in range(1, 5)) if old else ()
-    if data is None or doubles:
-        size = data.end - data.start if data else 0
-        return Tensor(shape, "float64" if size else "nothing", lambda: np.zeros(0))
-    count = int(np.prod(shape, dtype=object))
-    if count * 4 != data.end - data.start:
-        raise Unreadable(f"a blob of shape {short(list(shape))} has {data.end - data.start:,} bytes")
+    def contents(self) -> Contents:
+        tensors: dict[str, Tensor] = {}
+        metadata = {}
+        for field in self._fields(0, len(self._content)):
+            if field.number == 1 and field.kind == _BYTES:
+                metadata["name"] = short(_text(self._content, field))
+            if field.number not in _LAYERS or field.kind != _BYTES:
+                continue
+            name_at, blobs_at = _LAYERS[field.number]
+            name, blobs = "", []
+            for part in self._fields(field.start, field.end):
+                if part.number == name_at and part.kind == _BYTES:
+                    name = _text(self._content, part)
+                elif part.number == blobs_at and part.kind == _BYTES:
+                    blobs.append(self._blob(part))
+            for i, blob in enumerate(blobs):
+                if f"{name}/{i}" in tensors:
+                    raise Unreadable(f"it has {short(name)} twice")
+                tensors[f"{name}/{i}"] = blob
+        check_sizes(tensors, len(self._content), {"float32": 4})
+        return Contents("a .caffemodel of Caffe", tensors, metadata)
 
-    def read() -> np.ndarray:
-        return np.frombuffer(content, "<f4", count, data.start).reshape(shape)
+    def _blob(self, blob: _Field) -> Tensor:
+        old, shape, data, doubles = {}, None, None, False
+        for field in self._fields(blob.start, blob.end):
+            if field.number <= 4 and field.kind == _VARINT:
+                old[field.number] = field.value
+            elif field.number == 7 and field.kind == _BYTES:
+                shape = self._dims(field)
+            elif field.number in (5, 8):
+                if field.kind != _BYTES or data is not None:
+                    raise Unreadable("the numbers of a blob are not in one piece")
+                data, doubles = field, field.number == 8
+        if shape is None:
+            shape = tuple(old.get(i, 1) for i in range(1, 5)) if old else ()
+        if data is None or doubles:
+            size = data.end - data.start if data else 0
+            return Tensor(shape, "float64" if size else "nothing", lambda: np.zeros(0))
+        count = int(np.prod(shape, dtype=object))
+        if count * 4 != data.end - data.start:
+            raise Unreadable(f"a blob of shape {short(list(shape))} has {data.end - data.start:,} bytes")
 
-    return Tensor(shape, "float32", read)
+        def read() -> np.ndarray:
+            return np.frombuffer(self._content, "<f4", count, data.start).reshape(shape)
 
+        return Tensor(shape, "float32", read)
 
-def _dims(content: mmap.mmap, shape: _Field) -> tuple[int, ...]:
-    dims: list[int] = []
-    for field in _fields(content, shape.start, shape.end):
-        if field.number != 1:
-            continue
-        if field.kind == _VARINT:
-            dims.append(field.value)
-            continue
-        at = field.start
-        while at < field.end and len(dims) < 9:
-            value, at = _varint(content, at, field.end)
-            dims.append(value)
-    if len(dims) > 8:
-        raise Unreadable("a blob has more than eight dimensions")
-    return tuple(dims)
+    def _dims(self, shape: _Field) -> tuple[int, ...]:
+        dims: list[int] = []
+        for field in self._fields(shape.start, shape.end):
+            if field.number != 1:
+                continue
+            if field.kind == _VARINT:
+                dims.append(field.value)
+                continue
+            at = field.start
+            while at < field.end and len(dims) < 9:
+                value, at = _varint(self._content, at, field.end)
+                dims.append(value)
+        if len(dims) > 8:
+            raise Unreadable("a blob has more than eight dimensions")
+        return tuple(dims)
 
-
-def _fields(content: mmap.mmap, at: int, end: int) -> Iterator[_Field]:
-    """The fields of a message that lies at these bytes."""
-    while at < end:
-        tag, at = _varint(content, at, end)
-        number, kind = tag >> 3, tag & 7
-        if number == 0:
-            raise Unreadable(f"byte {at - 1:,} is no field of a protocol buffer")
-        if kind == _VARINT:
-            value, at = _varint(content, at, end)
-            yield _Field(number, kind, value, at, at)
-            continue
-        if kind == _BYTES:
-            length, at = _varint(content, at, end)
-        elif kind in (_FIXED32, _FIXED64):
-            length = 4 if kind == _FIXED32 else 8
-        else:
-            raise Unreadable(f"byte {at - 1:,} is no field of a protocol buffer")
-        if length > end - at:
-            raise Unreadable(f"the field at byte {at:,} reaches {length - (end - at):,} bytes too far")
-        yield _Field(number, kind, 0, at, at + length)
-        at += length
+    def _fields(self, at: int, end: int) -> Iterator[_Field]:
+        """The fields of a message that lies at these bytes."""
+        while at < end:
+            self._count += 1
+            if self._count > _MOST_FIELDS:
+                raise Unreadable(f"it has more than {_MOST_FIELDS:,} fields, far more than any VGG")
+            tag, at = _varint(self._content, at, end)
+            number, kind = tag >> 3, tag & 7
+            if number == 0:
+                raise Unreadable(f"byte {at - 1:,} is no field of a protocol buffer")
+            if kind == _VARINT:
+                value, at = _varint(self._content, at, end)
+                yield _Field(number, kind, value, at, at)
+                continue
+            if kind == _BYTES:
+                length, at = _varint(self._content, at, end)
+            elif kind in (_FIXED32, _FIXED64):
+                length = 4 if kind == _FIXED32 else 8
+            else:
+                raise Unreadable(f"byte {at - 1:,} is no field of a protocol buffer")
+            if length > end - at:
+                raise Unreadable(f"the field at byte {at:,} reaches {length - (end - at):,} bytes too far")
+            yield _Field(number, kind, 0, at, at + length)
+            at += length
 
 
 def _varint(content: mmap.mmap, at: int, end: int) -> tuple[int, int]:

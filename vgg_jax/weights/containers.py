@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,16 +27,38 @@ def opened(path: Path) -> Iterator[Contents]:
     """
     try:
         with contextlib.ExitStack() as stack:
-            yield stack.enter_context(_kind(path)(path))
+            yield _without_prefix(stack.enter_context(_kind(path)(path)))
     except Unreadable as error:
         raise UserError(f"{path}: {error}.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+# What wrappers of modules put before every name: torch's DataParallel, of the whole or of `features`, and compile, ...
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
+
+
+def _without_prefix(contents: Contents) -> Contents:
+    tensors, dropped = contents.tensors, ""
+    while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), ""):
+        tensors, dropped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, dropped + prefix
+    inner = "features.module."
+    if any(name.startswith(inner) for name in tensors):
+        renamed = {re.sub("^features\\.module\\.", "features.", name): tensor for name, tensor in tensors.items()}
+        if len(renamed) == len(tensors):
+            tensors, dropped = renamed, dropped + inner
+    if not dropped:
+        return contents
+    return contents._replace(kind=f"{contents.kind}, names without {dropped!r}", tensors=tensors)
+
+
 def _kind(path: Path):
+    if path.is_dir() and list(path.glob("*.safetensors")):
+        raise Unreadable("it is a directory with .safetensors in it; give one such file, parts of one net put together")
     if path.is_dir():
         raise Unreadable("it is a directory; give a file of weights, or to convert a run, its workdir")
+    if path.exists() and not path.is_file():
+        raise Unreadable("it is no regular file")
     with open(path, "rb") as file:
         start = file.read(512)
     if start.startswith(torch_file.ZIP_START):
@@ -48,6 +71,8 @@ def _kind(path: Path):
         return safetensors_file.opened
     if caffe_file.looks_so(start, path):
         return caffe_file.opened
+    if path.name.endswith(".index.json"):
+        raise Unreadable("it lists the parts of a net in several .safetensors; put these together into one file")
     what = "it is empty" if not start else f"it begins with {short(repr(start[:8]))}"
     raise Unreadable(f"it is of an unknown kind ({what}); known are {KINDS}")
 
@@ -59,6 +84,8 @@ def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:
       UserError: it cannot be read.
     """
     digest, other = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file; give a file of weights.")
     try:
         with open(path, "rb") as file:
             while block := file.read(2**20):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vgg_jax.errors import UserError, writing_to
+from vgg_jax.errors import UNPRINTABLE, UserError, printable, writing_to
 from vgg_jax.models import CONFIGURATIONS, STRIDE, VGG
 from vgg_jax.state import params_sha256
 from vgg_jax.weights import containers, preprocessing
@@ -30,6 +31,7 @@ KEY, FORM = "vgg_jax", 1
 # In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any order.
 EXPORTED_KEY = "vgg_jax_preprocessing"
 SUFFIX = ".safetensors"
+_LONGEST_NAME = 1000  # letters, of a class
 
 
 class Weights(NamedTuple):
@@ -157,10 +159,25 @@ def _description(given: Any) -> dict[str, Any]:
             isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)
         ):
             _refuse(key, names)
+        if names and (fault := fault_of_names(names, once=key == "class_names")):
+            raise Unreadable(f"its {key} cannot be: {fault}")
     for key in ("source", "params_sha256"):
         if not isinstance(found[key], str):
             _refuse(key, found[key])
+    found["source"] = printable(found["source"])[:_LONGEST_NAME]
     return found | {"training_scales": tuple(scales), "width_multiplier": float(width)}
+
+
+def fault_of_names(names: Sequence[str], once: bool) -> str:
+    """What is wrong with names of classes, "" for nothing: empty, overlong, not to be shown, or, where `once`, twice."""
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=1):
+        if not name.strip() or len(name) > _LONGEST_NAME or UNPRINTABLE.search(name):
+            return f"number {number} is {short(printable(name)) or 'empty'!r}, which is no name"
+        if once and name in seen:
+            return f"{short(name)!r} is there twice, as number {number}"
+        seen.add(name)
+    return ""
 
 
 def _refuse(key: str, value: Any) -> Any:

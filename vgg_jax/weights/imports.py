@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vgg_jax.errors import UserError
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing
-from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, own
+from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, own
 from vgg_jax.weights.tensors import Contents, Unreadable, short
 
 
@@ -146,10 +146,14 @@ def with_class_names(weights: Weights, listing: str, place: str) -> Weights:
     Raises:
       UserError: another number of names, or one of them twice.
     """
-    lines = [line.strip() for line in listing.splitlines() if line.strip()]
+    lines = [line.strip() for line in listing.split("\n") if line.strip()]
     first = [line.split()[0] for line in lines]
     wnids = all(len(word) == 9 and word[0] == "n" and word[1:].isdigit() for word in first)
     names = first if wnids else lines
+    if fault := fault_of_names(lines, once=True):
+        raise UserError(
+            f"--class_names={place} cannot be: {fault}; give one a line, in the order of the net's classes."
+        )
     if len(names) != weights.num_classes or len(set(names)) != len(names):
         raise UserError(
             f"--class_names={place} has {len(names)} names ({len(set(names))} different) for {weights.num_classes} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def opened(path: Path) -> Iterator[Contents]:
             if file.get("model_weights", getlink=True) is not None:  # a whole model, of which only this is read
                 root = _entry(h5py, file, "model_weights", "")
             tensors: dict[str, Tensor] = {}
-            _collect(h5py, root, "", 0, tensors)
+            _collect(h5py, root, "", 0, tensors, itertools.count())
             check_sizes(tensors, num_bytes, {"float32": 4, "float16": 2})
             yield Contents("an .h5 of Keras", tensors, {})
     except (Unreadable, UserError):
@@ -55,10 +56,12 @@ def _entry(h5py: Any, group: Any, name: str, place: str) -> Any:
     return group[name]
 
 
-def _collect(h5py: Any, group: Any, place: str, depth: int, found: dict[str, Tensor]) -> None:
-    if not isinstance(group, h5py.Group) or depth > _DEEPEST or len(group) > _MOST or len(found) > _MOST:
+def _collect(h5py: Any, group: Any, place: str, depth: int, found: dict[str, Tensor], visits: Iterator[int]) -> None:
+    if not isinstance(group, h5py.Group) or depth > _DEEPEST or len(group) > _MOST:
         raise Unreadable(f"its groups are none of Keras's ({short(place) or 'its root'})")
     for name in group:
+        if next(visits) > _MOST:  # hard links can make many paths of few groups
+            raise Unreadable(f"it has more groups and data sets than {_MOST:,}, far more than any VGG")
         item = _entry(h5py, group, name, place)
         if isinstance(item, h5py.Dataset):
             key = _name(place, name)
@@ -66,7 +69,7 @@ def _collect(h5py: Any, group: Any, place: str, depth: int, found: dict[str, Ten
                 raise Unreadable(f"it has {short(key)} twice")
             found[key] = _tensor(item, key)
         else:
-            _collect(h5py, item, f"{place}{name}/", depth + 1, found)
+            _collect(h5py, item, f"{place}{name}/", depth + 1, found, visits)
 
 
 def _name(place: str, name: str) -> str:

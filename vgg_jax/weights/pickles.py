@@ -128,12 +128,17 @@ def read_pickle(stream: BinaryIO) -> Any:
     raise Unreadable("its pickle has no end")
 
 
+# Items that calls may be given in all. A memoised list can be given again in three bytes; a VGG's calls take a thousand.
+_MOST_ARGUMENTS = 2**20
+
+
 class _Machine:
     """A pickle's stack and memo."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._arguments = 0
 
     def pop(self) -> Any:
         value = self._stack.pop()
@@ -186,6 +191,9 @@ class _Machine:
             arguments, called = self.pop(), self.pop()
             if not isinstance(called, _Name) or called.text not in _CALLS or not isinstance(arguments, tuple):
                 raise Unreadable("its pickle calls something that cannot be called")
+            self._arguments += len(arguments) + sum(len(a) for a in arguments if isinstance(a, list | tuple))
+            if self._arguments > _MOST_ARGUMENTS:
+                raise Unreadable("its pickle makes far more than any net has")
             push(_CALLS[called.text](*arguments))
         elif name == "BINPERSID":
             push(_storage(self.pop()))

@@ -8,7 +8,6 @@ colour before and after.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,10 +97,13 @@ def from_json(value: Any) -> Preprocessing:
     if value["order"] not in ORDERS:
         raise ValueError("the order of channels is neither RGB nor BGR")
     numbers = [value["scale"], *_three(value["mean"]), *_three(value["std"])]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
-        raise ValueError("scale, mean and std must be finite numbers")
-    if value["scale"] <= 0 or min(value["std"]) <= 0:
-        raise ValueError("scale and std must be above zero")
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) <= 1e6 for n in numbers):
+        raise ValueError("scale, mean and std must be numbers of at most 1e6")
+    scale, largest = value["scale"], 10 * value["scale"]
+    if not (scale >= 1e-3 and max(map(abs, value["mean"])) <= largest):
+        raise ValueError("scale must be at least 0.001, and mean within ten times scale")
+    if not (1e-4 * scale <= min(value["std"]) and max(value["std"]) <= largest):
+        raise ValueError("std must be from 0.0001 to ten times scale")
     mean, std = ((float(r), float(g), float(b)) for r, g, b in (value["mean"], value["std"]))
     return Preprocessing(value["order"], float(value["scale"]), mean, std)
 

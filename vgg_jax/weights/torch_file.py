@@ -58,6 +58,8 @@ def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> Contents:
     if sum(info.file_size for info in parts.values()) > num_bytes:
         raise Unreadable("its zip claims more than the file holds")
     pickles = [name for name in parts if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if parts and all(name.endswith(".npy") for name in parts):
+        raise Unreadable("it is an .npz of NumPy, in which nobody publishes these nets; save it as .safetensors")
     if len(pickles) != 1:
         raise Unreadable("it is a zip, but not one of torch.save: there is no data.pkl in it")
     root = pickles[0].removesuffix("data.pkl")
@@ -84,7 +86,7 @@ def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> Contents:
         except (zipfile.BadZipFile, OSError, EOFError, struct.error) as error:
             raise Unreadable(f"its storage {short(storage.key)} is damaged ({short(str(error))})") from error
 
-    return Contents("a .pth of torch", _tensors(value, num_bytes, storage_bytes), {})
+    return _contents("a .pth of torch", value, num_bytes, storage_bytes)
 
 
 @contextlib.contextmanager
@@ -99,7 +101,10 @@ def opened_old(path: Path) -> Iterator[Contents]:
             raise Unreadable("its form is none that torch wrote on a little-endian machine")
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
             raise Unreadable("its list of storages is damaged")
-        storages = {view.storage.key: view.storage for view in _views(value).values()}
+        storages: dict[str, Storage] = {}
+        for view in _views(value)[0].values():
+            if storages.setdefault(view.storage.key, view.storage) != view.storage:
+                raise Unreadable(f"its storage {short(view.storage.key)} has two sizes or kinds")
         if set(storages) != set(keys):
             raise Unreadable("its list of storages is not that of its tensors")
         places, at = {}, stream.tell()
@@ -117,21 +122,32 @@ def opened_old(path: Path) -> Iterator[Contents]:
             file.seek(places[storage.key])
             return file.read(storage.numel * _ITEMSIZES[storage.dtype])
 
-        yield Contents("a .pth of torch, in the form before 1.6", _tensors(value, num_bytes, storage_bytes), {})
+        yield _contents("a .pth of torch, in the form before 1.6", value, num_bytes, storage_bytes)
 
 
-def _views(value: Any) -> dict[str, View]:
+def _views(value: Any) -> tuple[dict[str, View], str]:
+    """The tensors by name, and the key under which they lay; "" where they are the whole."""
+    inner = ""
+    if isinstance(value, dict):
+        inner = next((key for key in _NESTED if isinstance(value.get(key), dict)), "")
+        value = value[inner] if inner else value
     if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
         odd = [key for key, item in value.items() if not isinstance(item, View)]
         if not odd:
-            return value
-        inner = next((key for key in ("state_dict", "model_state_dict", "model", "net") if key in odd), None)
-        hint = f"; its weights may lie under {inner!r}: save that alone with torch" if inner else ""
-        raise Unreadable(f"it is no plain state dictionary: {short(odd[0])} is no tensor{hint}")
+            return value, inner
+        raise Unreadable(f"it is no plain state dictionary: {short(odd[0])} is no tensor")
     raise Unreadable("it is no state dictionary; save one: torch.save(model.state_dict(), FILE)")
 
 
-def _tensors(value: Any, num_bytes: int, storage_bytes: Callable[[Storage], bytes]) -> dict[str, Tensor]:
+_NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+)  # where training scripts put it, beside the optimizer's state
+
+
+def _contents(kind: str, value: Any, num_bytes: int, storage_bytes: Callable[[Storage], bytes]) -> Contents:
     def tensor(name: str, view: View) -> Tensor:
         last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True))
         count = int(np.prod(view.shape, dtype=object))
@@ -140,12 +156,16 @@ def _tensors(value: Any, num_bytes: int, storage_bytes: Callable[[Storage], byte
 
         def read() -> np.ndarray:
             dtype = _DTYPES[view.storage.dtype]
-            flat = np.frombuffer(storage_bytes(view.storage), dtype)[view.offset :]
+            flat = np.frombuffer(storage_bytes(view.storage), dtype)
+            if last >= len(flat):
+                raise Unreadable(f"{short(name)} is not all there")
+            flat = flat[view.offset :]
             strides = [s * dtype.itemsize for s in view.strides]
             return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)
 
         return Tensor(view.shape, view.storage.dtype, read)
 
-    tensors = {name: tensor(name, view) for name, view in _views(value).items()}
+    views, inner = _views(value)
+    tensors = {name: tensor(name, view) for name, view in views.items()}
     check_sizes(tensors, num_bytes, _ITEMSIZES)
-    return tensors
+    return Contents(f"{kind}, under {inner!r}" if inner else kind, tensors, {})
