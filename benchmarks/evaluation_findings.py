@@ -82,26 +82,27 @@ def main(runs):
         fused = [(average(found[run][i][0] for run in runs), found[runs[0]][i][1]) for i in range(len(ROWS))]
         found[together] = fused
     for run, rows in found.items():
-        wrong, best_alone = [], None
+        wrong: list[np.ndarray] = []
         for i, (posteriors, labels) in enumerate(rows):
             top5 = best(posteriors) != labels[:, None]
             wrong.append(top5[:, 0].astype(float))
-            against, other = "", None
+            others = {"": None}
             if run in runs and ROWS[i][4] is not None:
-                against, other = ROWS[ROWS[i][4]][0], wrong[ROWS[i][4]]
-            elif run not in runs:  # fused: against the best of its nets
-                alone = {r: (best(found[r][i][0])[:, 0] != labels).astype(float) for r in runs}
-                best_alone = min(alone, key=lambda r: alone[r].mean())
-                against, other = f"{names[best_alone]} alone", alone[best_alone]
-            difference = ""
-            if other is not None:
-                d = wrong[i] - other
-                difference = f"{100 * d.mean():+.1f} ± {196 * d.std(ddof=1) / len(d) ** 0.5:.1f} points"
-            print(
-                f"| {names[run]} | {ROWS[i][0]} | {len(labels):,} | {wrong[i].mean():.1%} | {top5.all(1).mean():.1%} | "
-                f"{against} | {difference} |",
-                flush=True,
-            )
+                others = {ROWS[ROWS[i][4]][0]: wrong[ROWS[i][4]]}
+            elif run not in runs and ROWS[i][:4] in [row[:4] for row in ROWS[:i]]:
+                continue  # is there already; compared with each of its nets, whatever the row above
+            elif run not in runs:
+                others = {f"{names[r]} alone": (best(found[r][i][0])[:, 0] != labels).astype(float) for r in runs}
+            for against, other in others.items():
+                d = wrong[i] - other if other is not None else None
+                difference = ""
+                if d is not None:
+                    difference = f"{100 * d.mean():+.1f} ± {196 * d.std(ddof=1) / len(d) ** 0.5:.1f} points"
+                print(
+                    f"| {names[run]} | {ROWS[i][0]} | {len(labels):,} | {wrong[i].mean():.1%} | {top5.all(1).mean():.1%} | "
+                    f"{against} | {difference} |",
+                    flush=True,
+                )
     for run in runs:
         errors = window_errors(run)
         print(

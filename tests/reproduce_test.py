@@ -155,8 +155,10 @@ def test_a_directory_belongs_to_one_plan(tiny_config, tmp_path):
 
 
 def test_the_tables_have_every_figure_of_the_paper():
-    cells = {number: cells for number, _, cells in TABLES}
+    cells = {int(heading[-1]): cells for heading, _, cells in TABLES if heading.startswith("Table")}
     assert [len(cells[number]) for number in (3, 4, 5, 6)] == [12, 10, 6, 4]
+    assert [cell.stages for cell in TABLES[-1][2]] == [("B-256",), ("B-5x5-256",)]  # §4.1
+    assert {(cell.protocol, cell.scales, cell.paper) for cell in TABLES[-1][2]} == {("center_crop", "single", None)}
     assert [(cell.paper.top1, cell.paper.top5) for cell in cells[6]] == [
         (24.7, 7.5),
         (24.0, 7.1),
@@ -176,7 +178,7 @@ def test_a_cell_is_the_mean_over_seeds_of_what_the_protocol_gives(net_config, tm
             finished(tmp_path, shared, plan, name, seed, errors_by=7 * (name == "E-jitter") + 13 * seed)
     content = fill(tmp_path, range(3), STAGES, lambda line: None)
     assert {"E-jitter, seed 2: not finished yet", "A-256, seed 0: not finished yet"} <= set(content["missing"])
-    fusion = next(table for table in content["tables"] if table["number"] == 6)["rows"][1]
+    fusion = next(table for table in content["tables"] if table["heading"] == "Table 6")["rows"][1]
     assert (fusion["net"], fusion["protocol"], fusion["seeds"], fusion["images"]) == (
         "D-jitter + E-jitter",
         "dense",

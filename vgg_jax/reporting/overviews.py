@@ -109,7 +109,7 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
     ]
     protocols = {row["protocol"] for row in rows}
     protocol = protocols.pop() if len(protocols) == 1 else ""
-    return {"number": table["number"], "title": table["title"], "rows": rows, "protocol": protocol}
+    return {"heading": table["heading"], "title": table["title"], "rows": rows, "protocol": protocol}
 
 
 def _by_configuration(reproduction: Reproduction) -> list[Chart]:

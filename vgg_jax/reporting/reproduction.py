@@ -91,7 +91,9 @@ def _tables(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     content = read_json(path)
     try:
         for table in content.get("tables", []):
-            table["number"], table["title"]
+            if "heading" not in table:  # as earlier versions wrote them
+                table["heading"] = f"Table {table['number']}"
+            table["title"]
             for row in table["rows"]:
                 row["net"], row["top1_error"], row["top5_error"]
                 for key in ("images", "top1_error", "top1_spread", "top5_error", "top5_spread"):
