@@ -57,7 +57,7 @@ manifest() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $POOL
+  name: $(yaml "$POOL")
 spec:
   ttlSecondsAfterFinished: 86400
   failurePolicy:
@@ -87,19 +87,19 @@ spec:
                 gke-gcsfuse/volumes: "true"
                 gke-gcsfuse/ephemeral-storage-limit: 10Gi
             spec:
-              serviceAccountName: ${SERVICE_ACCOUNT:-default}
+              serviceAccountName: $(yaml "${SERVICE_ACCOUNT:-default}")
               restartPolicy: Never
               terminationGracePeriodSeconds: 120 # to save in
               nodeSelector:
-                cloud.google.com/gke-nodepool: $POOL
-                cloud.google.com/gke-tpu-accelerator: $ACCELERATOR
-                cloud.google.com/gke-tpu-topology: $TOPOLOGY
+                cloud.google.com/gke-nodepool: $(yaml "$POOL")
+                cloud.google.com/gke-tpu-accelerator: $(yaml "$ACCELERATOR")
+                cloud.google.com/gke-tpu-topology: $(yaml "$TOPOLOGY")
               tolerations:
                 - {key: google.com/tpu, operator: Exists}
                 - {key: cloud.google.com/gke-spot, operator: Exists}
               containers:
                 - name: train
-                  image: ${IMAGE:-python:3.12}
+                  image: $(yaml "${IMAGE:-python:3.12}")
                   command:
                     - bash
                     - -c
@@ -137,7 +137,7 @@ spec:
                   csi:
                     driver: gcsfuse.csi.storage.gke.io
                     volumeAttributes:
-                      bucketName: ${BUCKET#gs://}
+                      bucketName: $(yaml "${BUCKET#gs://}")
                       # Other pods' files are seen at once, and what is synced is in the bucket.
                       mountOptions: "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,write:enable-streaming-writes:false"
 END
@@ -152,7 +152,7 @@ rent() {
   LOGS="runs/launches/$NAME/$LAUNCH"
   local file="$LOGS/jobset.yaml"
   if ((DRY_RUN)); then
-    printf "+ cat >%s <<'END'\n%s\nEND\n" "$file" "$(manifest)" >&3
+    printf "+ cat >%s <<'END'\n%s\nEND\n" "$(quoted "$file")" "$(manifest)" >&3
   else
     mkdir -p "$LOGS"
     manifest >"$file"

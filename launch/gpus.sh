@@ -39,7 +39,7 @@ forward() { [[ -z ${CHILD:-} ]] || kill -TERM "$CHILD" 2>/dev/null || true; }
 trap forward TERM INT
 
 wait_for_training() {
-  printf '+ %s%s\n' "${GPUS:+CUDA_VISIBLE_DEVICES=$GPUS }" "$(quoted "$@")"
+  printf '+ %s%s\n' "${GPUS:+CUDA_VISIBLE_DEVICES=$(quoted "$GPUS") }" "$(quoted "$@")"
   ((DRY_RUN)) && return
   "$@" &
   CHILD=$!

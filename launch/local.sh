@@ -30,7 +30,9 @@ fail() {
 }
 
 positive() {
-  [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 is '$2'; it must be a whole number of at least 1."
+  if ! [[ $2 =~ ^[1-9][0-9]{0,3}$ ]] || (($2 > 1024)); then
+    fail "$1 is '${2:0:40}'; it must be a whole number of at least 1 and at most 1024."
+  fi
 }
 
 python=${PYTHON:-python}

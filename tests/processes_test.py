@@ -254,7 +254,9 @@ def test_the_launch_prints_what_it_would_run_and_explains_mistakes():
     assert second.endswith("'--num_processes=2' '--process_id=1' '--config=x y'")
     for arguments, sentence in [
         ((), "say how many processes: -n 2"),
-        (("-n", "0"), "-n is '0'; it must be a whole number of at least 1."),
+        (("-n", "0"), "-n is '0'; it must be a whole number of at least 1 and at most 1024."),
+        (("-n", 10**30), "-n is '1000000000000000000000000000000'; it must be"),
+        (("-n", 2, "--devices-per-process", 1025), "--devices-per-process is '1025'; it must be"),
         (("-n",), "-n wants a value"),
         (("-n", 2), "say after -- what to run"),
         (("-n", 2, "--config=x"), "'--config=x' is not known; arguments of vgg_jax.main come after --"),
