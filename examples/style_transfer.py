@@ -28,7 +28,7 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (python -m vg
 _CONTENT = flags.DEFINE_string("content", None, "The picture to paint.", required=True)
 _STYLE = flags.DEFINE_string("style", None, "The picture in whose manner.", required=True)
 _OUTPUT = flags.DEFINE_string("output", "painted.png", "Where the result goes.")
-_SIZE = flags.DEFINE_integer("size", 256, "Shorter side of both pictures, pixels.", lower_bound=32)
+_SIZE = flags.DEFINE_integer("size", 256, "Shorter side of both pictures, pixels.", lower_bound=32, upper_bound=4096)
 _STEPS = flags.DEFINE_integer("steps", 300, "Updates of the pixels.", lower_bound=1)
 _STYLE_WEIGHT = flags.DEFINE_float("style_weight", 10.0, "Of the style against the content.", lower_bound=0)
 _SMOOTHNESS = flags.DEFINE_float(

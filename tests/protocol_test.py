@@ -210,6 +210,10 @@ def test_scales_that_cannot_be_are_named(run):
     refused("--scales=73,73 names a scale twice", run, scales="73,73")
 
 
+def test_a_batch_that_no_memory_holds_is_refused(run):
+    refused(r"--batch_size=9999999999 takes .* GiB for pictures alone", run, batch_size=9_999_999_999)
+
+
 def test_classes_are_matched_by_name(run, tmp_path):
     # Only crosses: class 0 of that folder, class 2 of the net.
     root = varied_pictures(tmp_path / "crosses")

@@ -203,7 +203,9 @@ def test_a_cell_is_the_mean_over_seeds_of_what_the_protocol_gives(net_config, tm
 
     text = write(content, tmp_path)
     mean, spread = 100 * np.mean(errors), 100 * np.std(errors, ddof=1)
-    assert f"| D-jitter + E-jitter | jitter | dense | 73,110,146 | {mean:.1f} ± {spread:.1f} |" in text  # three classes: no top-5
+    assert (
+        f"| D-jitter + E-jitter | jitter | dense | 73,110,146 | {mean:.1f} ± {spread:.1f} |" in text
+    )  # three classes: no top-5
     assert text.count("| not trained |") == 12 + 10 + 6 + 4 + 2 - 2 - 2 - 6 - 3
     assert markdown(json.loads((tmp_path / "tables.json").read_text())) == (tmp_path / "tables.md").read_text() == text
 

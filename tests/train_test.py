@@ -2,8 +2,10 @@
 
 import json
 import random
+import re
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from vgg_jax.checkpoints import load_params
 from vgg_jax.config import RANGES
 from vgg_jax.errors import Interrupted, UserError
 from vgg_jax.models import STRIDE
-from vgg_jax.train import train
+from vgg_jax.train import _Window, train
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -242,6 +244,17 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config,
         del line["train/images_per_second"], line["train/input_wait"]
     assert rows[0] == rows[1]
     assert [line["step"] for line in rows[1]] == [5, 10, 15, 20]
+
+
+def test_a_narrow_terminal_shows_the_time_left(tiny_config):
+    lines = []
+    screen = SimpleNamespace(progress=lambda _, line: lines.append(line), log=lambda _: None, say=lambda _: None)
+    window = _Window(tiny_config, 11.25, 34, SimpleNamespace(write=lambda *_: None), screen, None)
+    for step in range(1, 8):
+        window.add(step, {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3})
+    assert len(lines) == 6
+    for line in lines:
+        assert re.match(r"at most \d+ s left \| epoch ", line)
 
 
 def test_a_short_run_has_metrics_and_top5_error_counts_from_six_classes(tiny_config, tmp_path, capsys):

@@ -89,7 +89,7 @@ def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
     index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
     seconds = flags.DEFINE_integer(
         "join_timeout", 0, "Seconds to wait for the others at the start. Default: 60 with an address, else 300.",
-        lower_bound=0,
+        lower_bound=0, upper_bound=7 * 24 * 3600,
     )  # fmt: skip
 
     def joined() -> AbstractContextManager[None]:
@@ -116,7 +116,7 @@ def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
 
 
 def _check_processes(address: str, count: int, index: int) -> None:
-    if not re.fullmatch(r".+:\d+", address):
+    if not re.fullmatch(r".+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65535:
         fail(f"--coordinator_address={address} has no port; write HOST:PORT, as localhost:1234.")
     if index >= count:
         fail(f"--process_id={index} is not below --num_processes={count}; processes are numbered from 0.")

@@ -41,9 +41,9 @@ _TRAINING_SCALES = flags.DEFINE_string(
 )  # fmt: skip
 _NUM_CLASSES = flags.DEFINE_integer(
     "num_classes", 0, "Keep the body and replace the head by a random one for so many classes, to be fine-tuned.",
-    lower_bound=0,
+    lower_bound=0, upper_bound=2**20,
 )  # fmt: skip
-_SEED = flags.DEFINE_integer("seed", 0, "Of the new head.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the new head.", lower_bound=0, upper_bound=2**32 - 1)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace DEST where it exists.")
 
 

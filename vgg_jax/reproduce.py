@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ml_collections import config_flags
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> None:
     content = tables.fill(directory, range(own.seeds), plan.STAGES, lambda line: print(line, flush=True))
     print(tables.write(content, directory))
     print(
-        f"the same: {directory / 'tables.md'}, {directory / 'tables.json'}; all of it: python -m vgg_jax.report {directory}"
+        f"the same: {directory / 'tables.md'}, {directory / 'tables.json'}; all of it: python -m vgg_jax.report "
+        f"{shlex.quote(str(directory))}"
     )
 
 

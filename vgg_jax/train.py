@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import platform
+import shlex
 import signal
 import threading
 import time
@@ -435,7 +436,7 @@ def _heading(config: ConfigDict, workdir: Path, dataset: Dataset, mesh: Mesh, sh
         f"S {low if low == high else f'{low} to {high}'}, crop {config.image.crop}, batch {config.batch_size}, at most "
         f"{config.num_epochs:g} epochs; {device.device_kind} x {mesh.size} ({config.sharding}), {config.model.dtype}, "
         f"jax {jax.__version__}, Python {platform.python_version()}\n"
-        f"everything is written to {workdir}; watch it with: tensorboard --logdir {workdir}"
+        f"everything is written to {workdir}; watch it with: tensorboard --logdir {shlex.quote(str(workdir))}"
     )
 
 

@@ -21,7 +21,7 @@ from vgg_jax.errors import UserError
 from vgg_jax.evaluation import buckets, forward
 from vgg_jax.evaluation.nets import Net
 from vgg_jax.evaluation.views import GRID, View
-from vgg_jax.sharding import batch_sharding, replicated
+from vgg_jax.sharding import batch_sharding, host_memory, replicated
 from vgg_jax.steps import compile_step
 
 MAX_PIXELS = 2**28  # of a rescaled picture, 768 MiB as bytes; a larger one is refused
@@ -95,9 +95,18 @@ class Computer:
         crops all count, larger ones as much as they are larger. It bounds memory. At least one picture a device.
       threads: that decode.
       costs: counts are added to it.
+
+    Raises:
+      UserError: a batch that this machine's memory cannot hold.
     """
 
     def __init__(self, net: Net, batch_size: int, threads: int, costs: Costs):
+        needed = batch_size * 3 * net.config.image.crop**2 * 5  # bytes as the host has them, and as floats
+        if needed > host_memory():
+            raise UserError(
+                f"--batch_size={batch_size} takes {needed / 2**30:,.1f} GiB for pictures alone, and this machine has "
+                f"{host_memory() / 2**30:,.1f} GiB of memory; give a smaller one."
+            )
         self._net, self._batch_size, self._threads = net, batch_size, threads
         self._devices = net.mesh.shape["data"]
         self._compiled: dict[tuple, Callable] = {}

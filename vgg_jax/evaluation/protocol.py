@@ -304,7 +304,7 @@ def _submit(
     if jax.process_index() == 0:
         with writing_to(path.parent, "choose another --json"):
             unfinished = path.with_name(path.name + ".unfinished")
-            unfinished.write_text(results.submission(fused, keys, numbers))
+            unfinished.write_text(results.submission(fused, keys, numbers), encoding="utf-8")
             unfinished.replace(path)
     meaning = (
         f"numbers as in {request.class_numbers}"

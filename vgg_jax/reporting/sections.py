@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ def _seen(run: Run, net: Net, wanted: Wanted, place: Place, quiet: bool, notes: 
     if found is None:
         if not wanted.may_compute:
             notes.append(
-                f"No predictions: it was not evaluated yet (python -m vgg_jax.evaluate --workdir={run.workdir})."
+                f"No predictions: it was not evaluated yet (python -m vgg_jax.evaluate {shlex.quote(f'--workdir={run.workdir}')})."
             )
         return section
     source = None

@@ -73,9 +73,11 @@ def split_config(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
             raise UserError(f"config.plan.{key} is not a known key.{config_lib.did_you_mean(key, known)}")
     if missing := set(known) - set(plan):
         raise UserError(f"config.plan.{min(missing)} is missing; start from vgg_jax.reproduction.plan.plan_defaults().")
-    for key, least in (("seeds", 1), ("later_drops", 0)):
-        if not isinstance(plan[key], int) or plan[key] < least:
-            raise UserError(f"config.plan.{key} is {plan[key]!r}; it must be a whole number of at least {least}.")
+    for key, least, greatest in (("seeds", 1, 1000), ("later_drops", 0, 100)):
+        if not isinstance(plan[key], int) or not least <= plan[key] <= greatest:
+            raise UserError(
+                f"config.plan.{key} is {plan[key]!r}; it must be a whole number of at least {least} and at most {greatest}."
+            )
     for key in ("later_learning_rate", "later_epochs"):
         if not isinstance(plan[key], int | float) or not plan[key] > 0:
             raise UserError(f"config.plan.{key} is {plan[key]!r}; it must be a number greater than 0.")

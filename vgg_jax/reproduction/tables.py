@@ -128,7 +128,7 @@ def write(content: dict[str, Any], directory: Path) -> str:
     write_json(directory / "tables.json", content)
     with writing_to(directory, "free some space or mend the permissions and give the same command again"):
         unfinished = directory / "tables.md.unfinished"
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(directory / "tables.md")
     return text
 

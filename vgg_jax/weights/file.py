@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ def load_weights(source: str | os.PathLike) -> Weights:
         if KEY not in contents.metadata:
             raise UserError(
                 f"{path} is {contents.kind}, but not of this project; make one of it with: python -m vgg_jax.convert "
-                f"{path} NAME{SUFFIX}"
+                f"{shlex.quote(str(path))} NAME{SUFFIX}"
             )
         return own(contents)
 
