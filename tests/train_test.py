@@ -15,7 +15,8 @@ from vgg_jax.checkpoints import load_params
 from vgg_jax.config import RANGES
 from vgg_jax.errors import Interrupted, UserError
 from vgg_jax.models import STRIDE
-from vgg_jax.train import _Window, train
+from vgg_jax.train import train
+from vgg_jax.window import Window
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -249,9 +250,9 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config,
 def test_a_narrow_terminal_shows_the_time_left(tiny_config):
     lines = []
     screen = SimpleNamespace(progress=lambda _, line: lines.append(line), log=lambda _: None, say=lambda _: None)
-    window = _Window(tiny_config, 11.25, 34, SimpleNamespace(write=lambda *_: None), screen, None)
+    window = Window(tiny_config, 11.25, 34, SimpleNamespace(write=lambda *_: None), screen, None)
     for step in range(1, 8):
-        window.add(step, {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3})
+        window.add(step, {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3, "finite": 1.0})
     assert len(lines) == 6
     for line in lines:
         assert re.match(r"at most \d+ s left \| epoch ", line)
