@@ -252,7 +252,10 @@ def test_a_narrow_terminal_shows_the_time_left(tiny_config):
     screen = SimpleNamespace(progress=lambda _, line: lines.append(line), log=lambda _: None, say=lambda _: None)
     window = Window(tiny_config, 11.25, 34, SimpleNamespace(write=lambda *_: None), screen, None)
     for step in range(1, 8):
-        window.add(step, {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3, "finite": 1.0})
+        window.add(
+            step,
+            {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3, "finite": 1.0, "update_ratio/fc6": 1e-3},
+        )
     assert len(lines) == 6
     for line in lines:
         assert re.match(r"at most \d+ s left \| epoch ", line)
