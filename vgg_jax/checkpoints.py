@@ -207,9 +207,9 @@ def _read_params(path: Path) -> dict:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(path / _STATE).item_metadata.tree
         # Momentum stays on the disk.
-        wanted = {"params": jax.tree.map(lambda _: 0, tree["params"])}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        args = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+        params = {"params": jax.tree.map(lambda _: 0, tree["params"])}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), params)
+        args = ocp.args.PyTreeRestore(item=params, restore_args=as_numpy, partial_restore=True)
         state = reader.restore(path / _STATE, args=args)
     if checksums:
         _compare({name: int(checksum(leaf, np)) for name, leaf in leaf_names(state).items()}, checksums)

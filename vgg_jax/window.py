@@ -1,4 +1,4 @@
-"""What a run says between evaluations: the steps' mean metrics, their speed, and whether they are sound."""
+"""Between evaluations of a run: the steps' mean metrics, their speed, and whether they are sound."""
 
 from __future__ import annotations
 

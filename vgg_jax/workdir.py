@@ -217,7 +217,7 @@ def _write_lock(descriptor: int, content: dict[str, Any]) -> None:
 
 
 def _machine() -> str:
-    """What tells one running kernel from another: containers of one kernel share file locks, machines do not."""
+    """Returns what tells one running kernel from another: containers of one kernel share file locks, machines do not."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {uuid.getnode():x}"

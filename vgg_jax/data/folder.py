@@ -21,7 +21,7 @@ _NAMED = 5  # of what is left out, at most, in its line
 
 
 class Listing(NamedTuple):
-    """What lies in a folder, everything sorted by name."""
+    """The contents of a folder, everything sorted by name."""
 
     splits: dict[str, dict[str, list[Path]]]  # split -> class -> files
     left_out: list[Path]  # what is in no class, dangling links, and directories that are no split

@@ -82,7 +82,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
 
 def _warnings(config: ConfigDict, train: Records, validation: Records) -> tuple[str, ...]:
-    """What is rarely meant: pictures that are trained on and validated on, or twice in an epoch; less than a batch."""
+    """Says what is rarely meant: pictures that are trained on and validated on, or twice in an epoch; less than a batch."""
     sentences = []
     if common := validation.in_common(train):
         sentences.append(

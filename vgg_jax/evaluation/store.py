@@ -61,7 +61,7 @@ class Store:
         return Posteriors(**arrays)
 
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """What was computed with these settings before an interruption: indices [n], each once, and posteriors [n, K]."""
+        """Reads what was computed with these settings before an interruption: indices [n], each once, and posteriors [n, K]."""
         indices, posteriors = [np.zeros(0, np.int64)], [np.zeros((0, self._classes), np.float32)]
         if self._is_of(self._path(".part.json")):
             for path in self._part_paths():

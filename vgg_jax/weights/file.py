@@ -170,7 +170,7 @@ def _description(given: Any) -> dict[str, Any]:
 
 
 def fault_of_names(names: Sequence[str], once: bool) -> str:
-    """What is wrong with names of classes, "" for nothing: empty, overlong, not to be shown, or, where `once`, twice."""
+    """Says what is wrong with names of classes, "" for nothing: empty, overlong, not to be shown, or, where `once`, twice."""
     seen: set[str] = set()
     for number, name in enumerate(names, start=1):
         if not name.strip() or len(name) > _LONGEST_NAME or UNPRINTABLE.search(name):
