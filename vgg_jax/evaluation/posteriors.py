@@ -98,12 +98,12 @@ def posteriors_of(
     missing = [view for view in wanted if view not in found]
     if not missing:
         return found
+    computer = Computer(net, batch_size or _DEFAULT_BATCH * net.mesh.shape["data"], net.config.data.threads, costs)
     looked = source.survey(net.config.data.threads)
     looked = looked._replace(labels=_labels(looked.labels, source, net))
     if any(not _of_same_pictures(kept, looked) for kept in found.values()):
         screen.say(f"{which}what is kept in {directory(net, source)} is of other pictures; it is computed anew")
         found, missing = {}, list(wanted)
-    computer = Computer(net, batch_size or _DEFAULT_BATCH * net.mesh.shape["data"], net.config.data.threads, costs)
     possible = {view: np.flatnonzero(~computer.refused(view, looked.sizes)) for view in missing}
     parts = {view: _among(possible[view], *stores[view].parts()) for view in missing}
     left = {view: np.setdiff1d(possible[view], parts[view][0]) for view in missing}
