@@ -273,9 +273,10 @@ def test_names_that_are_not_utf8_or_hold_control_characters(folder_config, tmp_p
     assert {r"arrow/caf\udce9.jpg", "arrow/Käfer.jpg"} <= names
 
 
-def test_another_number_of_classes_is_named(folder_config):
+def test_another_number_of_classes_is_named_before_anything_is_packed(folder_config, tmp_path):
     folder_config.model.num_classes = 10
     refused(folder_config, "config.model.num_classes is 10, but folder has 3 classes; say --config.model.num_classes=3")
+    assert not (tmp_path / "prepared").exists()
 
 
 def test_unknown_and_unprepared_sets_say_what_to_do(folder_config):

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import DATA_DIR, did_you_mean
-from vgg_jax.data.builtin import COUNTS, VggJaxShapes
+from vgg_jax.data.builtin import CLASS_NAMES, COUNTS, VggJaxShapes
 from vgg_jax.data.folder import VggJaxFolder, check_classes, faults, left_out_line, list_folder, sizes
 from vgg_jax.data.records import Records
 from vgg_jax.data.space import SKIPPED, need_space, writable
@@ -66,15 +66,15 @@ def open_dataset(config: ConfigDict) -> Dataset:
     """
     splits = {f"config.data.{key}": config.data[key] for key in ("train_split", "val_split")}
     builder = prepared_builder(
-        config.data.name, expanded(config.data.dir), config.data.root, splits=splits, labelled=True
+        config.data.name,
+        expanded(config.data.dir),
+        config.data.root,
+        splits=splits,
+        num_classes=config.model.num_classes,
     )
     train, validation = (open_split(builder, split, key) for key, split in splits.items())
     class_names = list(builder.info.features["label"].names)
-    if len(class_names) != config.model.num_classes:
-        raise UserError(
-            f"config.model.num_classes is {config.model.num_classes}, but {config.data.name} has {len(class_names)} "
-            f"classes; say --config.model.num_classes={len(class_names)}."
-        )
+    _check_num_classes(config.model.num_classes, config.data.name, len(class_names))
     statistics = statistics_of(builder, config.data.train_split, train)
     return Dataset(
         builder.info.full_name, train, validation, class_names, statistics, _warnings(config, train, validation)
@@ -134,7 +134,7 @@ def prepared_builder(
     root: str = "",
     skip_bad: bool = False,
     splits: Mapping[str, str] | None = None,
-    labelled: bool = False,
+    num_classes: int = 0,
 ) -> tfds.core.DatasetBuilder:
     """The TFDS builder of a data set that is prepared, now if need be.
 
@@ -144,7 +144,7 @@ def prepared_builder(
       root: for `folder`: a directory laid out <split>/<class>/<picture>.
       skip_bad: for `folder`: leave files out that are no sound pictures, and record which, rather than stop.
       splits: expressions that will be opened, by the key that they come from: checked before anything is prepared.
-      labelled: whether all pictures of these splits must have labels; for `folder`.
+      num_classes: that all pictures of these splits must be of, checked as early; 0: any, and pictures without a label.
 
     Raises:
       UserError: as `open_dataset`.
@@ -153,9 +153,10 @@ def prepared_builder(
     splits = splits or {}
     if name == "builtin":
         _check_splits(splits, list(COUNTS), "the built-in set")
+        _check_num_classes(num_classes, name, len(CLASS_NAMES))
         return _prepared(VggJaxShapes(**options), "rendering the built-in data set")
     if name == "folder":
-        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, labelled, options)
+        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, num_classes, options)
     return _tfds_builder(name, data_dir)
 
 
@@ -194,6 +195,14 @@ def _check_splits(splits: Mapping[str, str], known: list[str], owner: str) -> No
         )
 
 
+def _check_num_classes(num_classes: int, name: str, count: int) -> None:
+    if num_classes not in (0, count):
+        raise UserError(
+            f"config.model.num_classes is {num_classes}, but {name} has {count} classes; say "
+            f"--config.model.num_classes={count}."
+        )
+
+
 def _flag(name: str, value: object) -> str:
     """A flag as a shell takes it."""
     return f"--{name}={shlex.quote(str(value))}"
@@ -214,11 +223,12 @@ def statistics_of(builder: tfds.core.DatasetBuilder, split: str, records: Record
 
 
 def _prepared_folder(
-    root: Path, skip_bad: bool, splits: Mapping[str, str], labelled: bool, options: dict[str, Any]
+    root: Path, skip_bad: bool, splits: Mapping[str, str], num_classes: int, options: dict[str, Any]
 ) -> tfds.core.DatasetBuilder:
     listing = list_folder(root)
     _check_splits(splits, list(listing.splits), f"the folder {root}")
-    if labelled:
+    _check_num_classes(num_classes, "folder", len(listing.class_names()))
+    if num_classes:
         check_classes(root, listing, {name for split in splits.values() for name in _names(split)})
     builder = VggJaxFolder(root=root, listing=listing, **options)
     if builder.is_prepared():
