@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tensorboardX
 from tqdm import tqdm
 
 from vgg_jax import __version__
@@ -62,6 +61,8 @@ class MetricsLog:
             unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= resume_step))
             unfinished.replace(path)
             self._file = open(path, "a", buffering=1)  # a line reaches the system as soon as it is whole
+            import tensorboardX  # here: it imports torch where that is installed
+
             self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

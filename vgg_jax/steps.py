@@ -1,5 +1,7 @@
 """The two pure functions that everything else drives: train_step and eval_step, each compiled once."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from clu import metrics as clu_metrics
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,12 +22,9 @@ Batch = dict[str, jax.Array]
 
 # What XLA is told for each platform, or kind of device where it needs something else, a compilation at a time.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
-    # The CPU backend has faster convolution gradients than those it takes by default: net A, batch 8, forward and
-    # backward on two cores, 121 GFLOP/s without and 161 with these (`python -m benchmarks.cpu_options`).
-    "cpu": {
-        "xla_cpu_experimental_onednn_custom_call": True,
-        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-    },
+    # The CPU backend has faster convolution gradients than those it takes by default, half as fast again on two cores
+    # (`python -m benchmarks.cpu_options`). oneDNN's custom call is slower, and jaxlib 0.12 cannot keep what uses it.
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
     # By itself the TPU compiler reduces all gradients in one piece at the end of the step, where nothing hides it. With
     # these, gradients of 4 MiB and more are reduced layer by layer, carried by the convolutions that follow
     # (benchmarks/compile_check.md).
@@ -44,13 +42,19 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
 
 
 @flax.struct.dataclass
-class EvalMetrics(clu_metrics.Collection):
-    """Means over images, each with the exact number of images it is over (`.loss.count`)."""
+class EvalMetrics:
+    """Sums over images, and over how many: what several batches, or several devices, add up to is exact."""
 
-    # No postponed evaluation of annotations in this module: clu reads these as classes.
-    loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    top1_error: clu_metrics.Average.from_output("top1_error")  # type: ignore[valid-type]
-    top5_error: clu_metrics.Average.from_output("top5_error")  # type: ignore[valid-type]
+    sums: dict[str, jax.Array]  # float32: loss, top1_error, top5_error
+    count: jax.Array  # int32
+
+    def merge(self, other: EvalMetrics) -> EvalMetrics:
+        """Of the images of both."""
+        return jax.tree.map(jnp.add, self, other)
+
+    def compute(self) -> dict[str, jax.Array]:
+        """Means over the images, NaN of none."""
+        return {name: total / self.count for name, total in self.sums.items()}
 
 
 def make_train_step(
@@ -133,11 +137,11 @@ def make_eval_step(model: VGG, statistics: ColorStatistics) -> Callable[[dict, B
 
     def eval_step(params: dict, batch: Batch) -> EvalMetrics:
         logits_BxK: Any = model.apply({"params": params}, normalize(batch["image"], statistics))
-        return EvalMetrics.single_from_model_output(
-            loss=optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["label"]),
-            **errors(logits_BxK, batch["label"]),
-            mask=batch["mask"],
-        )
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["label"])
+        of_images = {"loss": losses_B, **errors(logits_BxK, batch["label"])}
+        mask_B = batch["mask"]
+        sums = {name: jnp.where(mask_B, value_B, 0).sum() for name, value_B in of_images.items()}
+        return EvalMetrics(sums, mask_B.sum(dtype=jnp.int32))
 
     return eval_step
 

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -322,6 +321,8 @@ def _facts(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def _heading(config: ConfigDict, workdir: Path, dataset: Dataset, mesh: Mesh, shapes: TrainState) -> str:
     device = jax.devices()[0]
     low, high = config.image.scale_min, config.image.scale_max
+    from clu import parameter_overview  # here, where it is used: it takes long to import
+
     # The overview wants dtype and shape only, so shapes serve as parameters.
     table = parameter_overview.get_parameter_overview(shapes.params, include_stats=False)
     return (

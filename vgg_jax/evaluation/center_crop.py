@@ -29,6 +29,6 @@ def evaluate(
     """
     parts = (eval_step(params, batch) for batch in batches)
     total: EvalMetrics = jax.device_get(functools.reduce(EvalMetrics.merge, parts))
-    if int(total.loss.count) != num_images:
-        raise RuntimeError(f"evaluated {int(total.loss.count)} images of {num_images}")
+    if int(total.count) != num_images:
+        raise RuntimeError(f"evaluated {int(total.count)} images of {num_images}")
     return {name: float(value) for name, value in total.compute().items()}
