@@ -1,12 +1,16 @@
 """What all command lines share: help, one sentence for what goes wrong, and streams that break."""
 
 import os
+import platform
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from tests.conftest import REPOSITORY
+from vgg_jax import __version__
+from vgg_jax.__main__ import COMMANDS
 
 IN_THE_COLLECTOR = """
 import gc, signal, time
@@ -35,24 +39,61 @@ def test_ctrl_c_stops_with_a_sentence(code):
     assert done.stderr == "stopped; nothing that was saved is lost, the same command goes on.\n"
 
 
-COMMANDS = ("main", "evaluate", "predict", "prepare", "convert", "report", "reproduce", "compile_check")
-
-
 def run_code(code: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30, **options)
 
 
+def script(*arguments, **options) -> subprocess.CompletedProcess:
+    """The console command."""
+    command = [os.path.join(os.path.dirname(sys.executable), "vgg-jax"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, **options)
+
+
 def test_all_commands_can_be_imported_together_and_have_their_own_help():
-    modules = ", ".join(f"vgg_jax.{name}" for name in COMMANDS)
-    assert run_code(f"import {modules}").returncode == 0
-    done = subprocess.run(
-        [os.path.join(os.path.dirname(sys.executable), "vgg-jax"), "--help"], capture_output=True, text=True, timeout=30
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--config: Configuration file" in done.stdout
-    assert "--workdir" in done.stdout
-    assert "--protocol" not in done.stdout  # evaluate's
+    assert {module for module, _ in COMMANDS.values()} == {
+        path.stem for path in (REPOSITORY / "vgg_jax").glob("*.py") if "cli.run(main, flags" in path.read_text()
+    }
+    assert run_code("import " + ", ".join(f"vgg_jax.{module}" for module, _ in COMMANDS.values())).returncode == 0
+    for name, (module, _) in COMMANDS.items():
+        done = script(name, "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"`python -m vgg_jax.{module}")
+        own = done.stdout.split("\n\n")[1 if name not in ("predict", "convert", "prepare", "report") else -1]
+        assert "--protocol" not in done.stdout or name in ("evaluate", "predict")
+        assert "coordinator_address" not in own  # its own flags come first
+        assert "jax" not in run_code(f"import sys, vgg_jax.{module}; print(*sys.modules)").stdout.split()
+
+
+def test_without_a_command_it_says_what_there_is():
+    for done in (
+        script(),
+        script("--help"),
+        run_code("import runpy; runpy.run_module('vgg_jax', run_name='__main__')"),
+    ):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert all(f"vgg-jax {name}" in done.stdout for name in COMMANDS)
+        assert "vgg11_lrn" in done.stdout
+    for done in (script("--version"), script("evaluate", "--version")):
+        assert (done.returncode, done.stdout) == (
+            0,
+            f"vgg_jax {__version__}, jax {jax.__version__}, Python {platform.python_version()}\n",
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("trian",), "error: 'trian' is no command. Did you mean 'train'? There are train, evaluate,"),
+        (("--config=vgg16",), "error: --config=vgg16 comes before a command; write vgg-jax train --config=vgg16 ..."),
+        (("train", "--confg=vgg16"), "error: Unknown command line flag 'confg'. Did you mean: config"),
+    ],
+)
+def test_a_wrong_command_gets_a_sentence(arguments, sentence):
+    done = script(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1
 
 
 PRINTING = """

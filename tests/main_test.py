@@ -21,12 +21,25 @@ def test_the_default_workdir_is_named_after_the_configuration():
 
 
 @pytest.mark.parametrize(
+    "form", [("--config=vgg19:S=384",), ("--config", "vgg19:S=384"), ("--config=./configs/vgg19.py:S=384",)]
+)
+def test_a_configuration_is_found_by_its_name_and_by_its_path(form, tmp_path):
+    status, _, err = run_main(*form, f"--workdir={tmp_path}/run", "--config.batch_size=4")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "this stage (S=384, learning rate 0.001) starts from a trained net" in err
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "say what to train: --config=configs/quickstart.py"),
+        ((), "say what to train: --config=quickstart"),
         (("--confg=configs/quickstart.py",), "Unknown command line flag 'confg'. Did you mean: config"),
         (("configs/quickstart.py",), "'configs/quickstart.py' is not a flag"),
-        (("--config=configs/quickstrat.py",), "--config=configs/quickstrat.py: there is no such file"),
+        (("--config=configs/quickstrat.py",), "--config=configs/quickstrat.py: there is no such file, and no config"),
+        (
+            ("--config", "quickstrat:S=1"),
+            "name. Did you mean 'quickstart'? There are finetune, paper, quickstart, vgg11,",
+        ),
         (
             (QUICKSTART, "--config.bach_size=3"),
             'error: the configuration has no key \'bach_size\'. Did you mean "batch_size" instead of "bach_size"?',

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import io
 import logging as std_logging
 import os
+import platform
 import re
 import signal
 import sys
@@ -18,7 +20,8 @@ from typing import Any, NoReturn
 from absl import flags as absl_flags
 from absl import logging
 
-from vgg_jax.errors import STOPPED, UserError, as_user_error, sentence
+from vgg_jax import __version__
+from vgg_jax.errors import STOPPED, UserError, as_user_error, did_you_mean, sentence
 
 _HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
 
@@ -54,6 +57,8 @@ def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool =
     try:
         if _HELP.intersection(sys.argv[1:]):
             print(f"{sys.modules[main.__module__].__doc__}\n{flags.values.get_help()}")
+        elif "--version" in sys.argv[1:]:
+            print(version())
         else:
             main(_parse(flags.values, sys.argv)[1:])
         sys.stdout and sys.stdout.flush()
@@ -69,6 +74,11 @@ def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool =
             raise
         fail(str(known))
     sys.exit(0)
+
+
+def version() -> str:
+    """This package's version, and that of what its results depend on most."""
+    return f"vgg_jax {__version__}, jax {importlib.metadata.version('jax')}, Python {platform.python_version()}"
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -157,11 +167,8 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
         name, _, value = argument.partition(" ")
         if argument.startswith("--") and value and "=" not in name:
             fail(f"{argument!r} is one word; write {name}={value} or, as two words, {argument}.")
-        file = argument.removeprefix("--config=").partition(":")[0]
-        if argument.startswith("--config=") and not Path(file).is_file():
-            fail(f"--config={file}: there is no such file; configuration files lie in configs/.")
     try:
-        return values(argv)
+        return values(_with_configuration_files(argv))
     except absl_flags.Error as error:
         text = " ".join(str(error).replace(" ?", "?").split()).rstrip(".")
         if len(text) > 600:
@@ -171,6 +178,34 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
         cause = error.args[0] if isinstance(error.args[0], KeyError) else error
         message = ". ".join(str(cause.args[0]).splitlines())
         fail(f"the configuration has no key {message}" if message.startswith("'") else message)
+
+
+def configurations() -> dict[str, Path]:
+    """The files of this project's configurations by their names: in an installed package within it, in a clone beside it."""
+    package = Path(__file__).parent
+    places = [place for place in (package / "configs", package.parent / "configs") if place.is_dir()]
+    return {file.stem: file for place in places[:1] for file in sorted(place.glob("*.py"))}
+
+
+def _with_configuration_files(argv: list[str]) -> list[str]:
+    """The same arguments with the file wherever --config gives a configuration's name: vgg19:S=384, or a path."""
+    found = []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        flag, value = (
+            ("", argument) if before == "--config" else argument.split("=", 1) if "=" in argument else ("", "")
+        )
+        if before == "--config" or flag == "--config":
+            name, colon, rest = value.partition(":")
+            known = configurations()
+            if not Path(name).is_file() and name not in known:
+                fail(
+                    f"--config={name}: there is no such file, and no configuration of that name."
+                    f"{did_you_mean(Path(name).stem, known)} There are {', '.join(known)}; a path to a file works too."
+                )
+            file = name if Path(name).is_file() else known[name]
+            argument = f"{flag}{'=' if flag else ''}{file}{colon}{rest}"
+        found.append(argument)
+    return found
 
 
 def _unraisable(ignored: sys.UnraisableHookArgs) -> None:

@@ -14,7 +14,7 @@ from vgg_jax import cli
 
 flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file of the run. Values as for training: --config.batch_size=4096 "
+    "config", None, "The run's configuration, by name or file. Values as for training: --config.batch_size=4096 "
     "--config.model.dtype=bfloat16.", flag_values=flags.values
 )  # fmt: skip
 _TOPOLOGY = flags.DEFINE_string(
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --topology=v5e:4x4.")
     if _CONFIG.value is None:
-        cli.fail("say what to compile: --config=configs/vgg19.py, for example; --help lists the flags.")
+        cli.fail("say what to compile: --config=vgg19, for example; --help lists the flags.")
     if not _TOPOLOGY.value:
         cli.fail("say for which slice: --topology=v5e:4x4, for example; --help lists the flags.")
     os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler wants no device, and one that is busy would be in the way

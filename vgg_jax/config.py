@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, did_you_mean
 from vgg_jax.models import CONFIGURATIONS, STRIDE, layer_names
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.sharding import RULES
@@ -204,12 +203,6 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         value = config[key]
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value})
     return flat
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean X?", or "" where nothing known is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:

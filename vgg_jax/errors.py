@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # Of a path that somebody gave. Others, such as EIO on a mounted bucket, may pass by themselves.
 _PATH_ERRORS = {getattr(errno, name) for name in (
@@ -54,6 +55,12 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2
 def printable(text: str) -> str:
     """Returns a text from outside as one line that a terminal may show; what is UNPRINTABLE as \\x1b, \\udcff, ..."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "backslashreplace").decode(), text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ " Did you mean X?", or "" where nothing known is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def sentence(message: str, status: int) -> str:

@@ -10,7 +10,7 @@ from vgg_jax import cli
 
 flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, e.g. configs/vgg19.py or configs/vgg19.py:S=384. Any value can be overridden: "
+    "config", None, "A configuration by name or file: vgg19, vgg19:S=384, configs/vgg19.py:S=384. Any value can be overridden: "
     "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py).", flag_values=flags.values
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string(
@@ -23,9 +23,9 @@ _joined = cli.process_flags(flags)
 
 def main(arguments: list[str]) -> None:
     if arguments:
-        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --config=configs/quickstart.py.")
+        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --config=quickstart.")
     if _CONFIG.value is None:
-        cli.fail("say what to train: --config=configs/quickstart.py, for example; --help lists the flags.")
+        cli.fail("say what to train: --config=quickstart, for example; --help lists the flags.")
     joined = _joined()
     from vgg_jax.errors import Interrupted
     from vgg_jax.train import train  # here, so that --help answers at once
@@ -39,10 +39,5 @@ def main(arguments: list[str]) -> None:
         cli.fail(str(interruption), 128 + interruption.signum)
 
 
-def run() -> None:
-    """The console script `vgg-jax`."""
-    cli.run(main, flags, outlives_stdout=True)
-
-
 if __name__ == "__main__":
-    run()
+    cli.run(main, flags, outlives_stdout=True)

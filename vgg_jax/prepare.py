@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         values["data.val_split"] = next((split for split in ("val", "valid", "test") if split in splits), splits[-1])
     elif splits == ["train"]:
         values |= {"data.train_split": "train[:90%]", "data.val_split": "train[90%:]"}
-    command = ["python", "-m", "vgg_jax.main", "--config=configs/vgg11.py"]
+    command = ["python", "-m", "vgg_jax.main", "--config=vgg11"]
     command += [f"--config.{key}={value}" for key, value in values.items() if value != ""]
     print(f"train on it with: {shlex.join(command)}")
 

@@ -11,7 +11,7 @@ from vgg_jax import cli
 
 flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A configuration file of a whole plan: configs/paper.py, or configs/paper.py:crop=64. Any value can be "
+    "config", None, "The configuration of a whole plan: paper, paper:crop=64, or a file. Any value can be "
     "overridden for all stages: --config.data.dir=DIR, --config.plan.seeds=3.", flag_values=flags.values
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string(
@@ -26,9 +26,9 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, its lengths and 
 
 def main(arguments: list[str]) -> None:
     if arguments:
-        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --config=configs/paper.py.")
+        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --config=paper.")
     if _CONFIG.value is None:
-        cli.fail("say what to reproduce: --config=configs/paper.py, for example; --help lists the flags.")
+        cli.fail("say what to reproduce: --config=paper, for example; --help lists the flags.")
     if _NETS.value and _STAGES.value:
         cli.fail("--nets and --stages both choose a part of the plan; give one of them.")
     from vgg_jax.errors import Interrupted

@@ -22,13 +22,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
-from vgg_jax.config import DATA_DIR, did_you_mean
+from vgg_jax.config import DATA_DIR
 from vgg_jax.data.builtin import CLASS_NAMES, COUNTS, VggJaxShapes
 from vgg_jax.data.folder import VggJaxFolder, check_classes, faults, left_out_line, list_folder, sizes
 from vgg_jax.data.records import Records
 from vgg_jax.data.space import SKIPPED, need_space, writable
 from vgg_jax.data.statistics import color_statistics, load_statistics, save_statistics
-from vgg_jax.errors import UserError, first_line, printable
+from vgg_jax.errors import UserError, did_you_mean, first_line, printable
 from vgg_jax.logbook import write_json
 
 

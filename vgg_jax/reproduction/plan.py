@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, did_you_mean
 
 
 class Stage(NamedTuple):
@@ -70,7 +70,7 @@ def split_config(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
         del shared["plan"]
     for key in plan:
         if key not in known:
-            raise UserError(f"config.plan.{key} is not a known key.{config_lib.did_you_mean(key, known)}")
+            raise UserError(f"config.plan.{key} is not a known key.{did_you_mean(key, known)}")
     if missing := set(known) - set(plan):
         raise UserError(f"config.plan.{min(missing)} is missing; start from vgg_jax.reproduction.plan.plan_defaults().")
     for key, least, greatest in (("seeds", 1, 1000), ("later_drops", 0, 100)):
@@ -122,7 +122,7 @@ def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: 
                 known = config_lib.flatten(config)
                 raise UserError(
                     f"config.plan.stages gives {stage.name} a value of {key}, which is not a known key."
-                    f"{config_lib.did_you_mean(key, known)}"
+                    f"{did_you_mean(key, known)}"
                 )
             config.update_from_flattened_dict({key: value})
     return config
@@ -153,8 +153,7 @@ def chosen_stages(stages: Sequence[Stage], nets: Iterable[str] = (), names: Iter
         for word in given:
             if word not in known:
                 raise UserError(
-                    f"--{flag}={word}: the plan has no such; it has {', '.join(known)}."
-                    f"{config_lib.did_you_mean(word, known)}"
+                    f"--{flag}={word}: the plan has no such; it has {', '.join(known)}.{did_you_mean(word, known)}"
                 )
     if not nets and not names:
         return list(stages)

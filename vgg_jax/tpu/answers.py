@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax import __version__
 from vgg_jax import config as config_lib
-from vgg_jax.errors import UserError
+from vgg_jax.errors import UserError, did_you_mean
 from vgg_jax.logbook import duration, write_json
 from vgg_jax.sharding import RULES
 from vgg_jax.tpu import compiled
@@ -69,7 +69,7 @@ def _by_sharding(config: ConfigDict, sharding: str, where: Slice) -> Iterator[Co
     if sharding not in ("", "all", *RULES):
         raise UserError(
             f"--sharding={sharding}: it must be one of {', '.join(RULES)}, or all."
-            f"{config_lib.did_you_mean(sharding, (*RULES, 'all'))}"
+            f"{did_you_mean(sharding, (*RULES, 'all'))}"
         )
     for rules in RULES if sharding == "all" else [sharding or config.sharding]:
         each = config.copy_and_resolve_references()

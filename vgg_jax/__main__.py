@@ -1,0 +1,44 @@
+"""`vgg-jax COMMAND ...`, or `python -m vgg_jax COMMAND ...`: every command of this project by one name."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from vgg_jax import cli
+from vgg_jax.errors import did_you_mean
+
+COMMANDS = {  # the module that `python -m vgg_jax.MODULE` runs as well, and what it does
+    "train": ("main", "train a network that a configuration describes"),
+    "evaluate": ("evaluate", "the paper's test protocol on trained networks, single or fused"),
+    "predict": ("predict", "the likeliest classes of one's own pictures"),
+    "convert": ("convert", "weights of other frameworks in, and out again"),
+    "report": ("report", "runs as one HTML page"),
+    "reproduce": ("reproduce", "the paper's networks one after another, and its tables"),
+    "prepare": ("prepare", "make a data set ready, and find its bad pictures"),
+    "compile-check": ("compile_check", "what a TPU slice would make of a run, without a TPU"),
+}
+
+
+def run() -> None:
+    """Runs the command that the first argument names, as `python -m` would; without one, says which there are."""
+    name, rest = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if name in ("--help", "-h", "help"):
+        lines = "".join(f"\n  vgg-jax {name:14}{what}" for name, (_, what) in COMMANDS.items())
+        print(
+            f"VGG in JAX ({cli.version()}):\n{lines}\n\nvgg-jax COMMAND --help lists a command's flags. To begin: vgg-jax "
+            f"train --config=quickstart\nConfigurations: {', '.join(cli.configurations())}; or a path to a file."
+        )
+    elif name == "--version":
+        print(cli.version())
+    elif name.startswith("-"):
+        cli.fail(f"{name} comes before a command; write vgg-jax train {name} ..., or another of {', '.join(COMMANDS)}.")
+    elif name not in COMMANDS:
+        cli.fail(f"{name!r} is no command.{did_you_mean(name, COMMANDS)} There are {', '.join(COMMANDS)}.")
+    else:
+        sys.argv[1:] = rest
+        runpy.run_module(f"vgg_jax.{COMMANDS[name][0]}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    run()
