@@ -2,16 +2,16 @@
 
 import os
 import shutil
-import tempfile
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# What one test has compiled another need not compile again, nor the programs that tests start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vgg_jax_tests_")
+# What one test has compiled another need not compile again: neither in the programs that tests start, nor in pytest's other
+# workers, nor the next time. A bounded cache is a locked one, so that no two processes meet in a file.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-
-from pathlib import Path
 
 import pytest
 
