@@ -5,6 +5,8 @@
     python -m vgg_jax.convert vgg16.safetensors mine.safetensors --num_classes=10   the same body, a new head
     python -m vgg_jax.convert runs/vgg16 torch.safetensors --to=torchvision
     python -m vgg_jax.convert vgg16.safetensors vgg16.stablehlo --to=stablehlo
+    python -m vgg_jax.convert torchvision:vgg16 vgg16.safetensors               published weights by name, also keras:vgg16
+    python -m vgg_jax.convert runs/vgg16 folder --to=hf                         a folder for the Hugging Face hub
 
 The kind is told by the content. Names, shapes, dtypes and finiteness are checked, and no code of a file is ever run.
 """
@@ -13,14 +15,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from vgg_jax import cli
 
 flags = cli.Flags()
 _TO = flags.DEFINE_enum(
-    "to", "vgg_jax", ["vgg_jax", "torchvision", "stablehlo"], "What to write: this project's file, torchvision's names "
-    "(.safetensors), or a program for jax.export."
+    "to", "vgg_jax", ["vgg_jax", "torchvision", "stablehlo", "hf"], "What to write: this project's file, torchvision's "
+    "names (.safetensors), a program for jax.export, or a folder with a model card for the Hugging Face hub."
 )  # fmt: skip
 _SHA256 = flags.DEFINE_string("sha256", "", "What the SHA-256 of SOURCE must be, or at least its first eight digits.")
 _PREPROCESSING = flags.DEFINE_string(
@@ -54,11 +57,11 @@ def main(arguments: list[str]) -> None:
             "--help lists the flags."
         )
     source, dest = (Path(argument).expanduser() for argument in arguments)
-    if not source.exists():
+    if not source.exists() and ":" not in arguments[0]:
         cli.fail(f"{source}: there is no such file or run.")
-    if _TO.value != "stablehlo" and dest.suffix != ".safetensors":
+    if _TO.value in ("vgg_jax", "torchvision") and dest.suffix != ".safetensors":
         cli.fail(f"{dest}: what is written is a safetensors file; give it a name that ends in .safetensors.")
-    if dest.exists() and (dest.is_dir() or dest.samefile(source)):
+    if dest.exists() and (dest.is_dir() or (source.exists() and dest.samefile(source))):
         cli.fail(f"{dest} is a directory, or SOURCE itself; choose another name.")
     if dest.exists() and not _OVERWRITE.value:
         cli.fail(f"{dest} exists; choose another name, or say --overwrite.")
@@ -66,10 +69,14 @@ def main(arguments: list[str]) -> None:
         cli.fail("--num_classes=1: a net tells at least two classes apart.")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here wants a device, and a busy one would be in the way
 
-    weights = _read(source)  # and imports JAX, after --help and mistakes have been answered
-    from vgg_jax.weights import containers, imports
+    from vgg_jax.weights import containers, hub, imports  # and JAX, after --help and mistakes have been answered
     from vgg_jax.weights.file import EXPORTED_KEY, save_weights, write_safetensors
 
+    if not source.exists():
+        if not hub.is_name(arguments[0]):
+            cli.fail(f"{source}: there is no such file or run, and no published weights are named so.")
+        source = hub.fetch(arguments[0])
+    weights = _read(source)
     if _NUM_CLASSES.value:
         before = weights.num_classes
         weights = imports.with_new_head(weights, _NUM_CLASSES.value, _SEED.value)
@@ -102,6 +109,11 @@ def main(arguments: list[str]) -> None:
             f"{weights.crop}, 3] -> probabilities [b, {weights.num_classes}], on {', '.join(PLATFORMS)}"
         )
         print("JAX promises to read it for six months; docs/weights.md says more. Keep the weights beside it.")
+    elif _TO.value == "hf":
+        from vgg_jax.weights.exports import write_hub_folder
+
+        dest = write_hub_folder(dest, weights)
+        print(f"upload it with: hf upload OWNER/REPOSITORY {shlex.quote(str(dest.parent))}")
     else:
         save_weights(dest, weights)
     print(f"written: {dest}, {dest.stat().st_size:,} bytes, sha256 {containers.sha256(dest)[0]}")

@@ -10,7 +10,8 @@ _WORKDIR = flags.DEFINE_multi_string(
     "giving the flag again, are fused: the mean of their posteriors, each net at its own scales."
 )  # fmt: skip
 _WEIGHTS = flags.DEFINE_multi_string(
-    "weights", [], "A file of weights (python -m vgg_jax.convert) in place of a run; several as for --workdir. Its test "
+    "weights", [], "A file of weights (python -m vgg_jax.convert) or the name of published ones (torchvision:vgg16, "
+    "hf://timm/vgg16.tv_in1k) in place of a run; several as for --workdir. Its test "
     "data is ImageNet's validation split unless --data_name, --data_root, --data_dir or --split say otherwise."
 )  # fmt: skip
 _PROTOCOL = flags.DEFINE_enum(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from vgg_jax.errors import UserError
 from vgg_jax.models import VGG, endpoint_names
+from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_params, load_weights, make_model
 
 
@@ -42,13 +43,13 @@ def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
     """A backbone from a weights file of `python -m vgg_jax.convert`.
 
     Args:
-      source: the file.
+      source: the file, or a name of published weights (`weights.hub`), as torchvision:vgg16.
       dtype: of the computation: float32 or bfloat16.
 
     Raises:
       UserError: the file cannot be read.
     """
-    weights = load_weights(source)
+    weights = load_weights(hub.weights_file(source))
     return Backbone(
         params=jax.tree.map(jnp.asarray, folded_params(weights)),
         mean_rgb=jnp.asarray(weights.preprocessing.mean_rgb()),

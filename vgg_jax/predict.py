@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_WRITES = 5.0  # of --json
 
 flags = cli.Flags()
-_WEIGHTS = flags.DEFINE_string("weights", "", "A file of weights (python -m vgg_jax.convert).")
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    "",
+    "A file of weights (python -m vgg_jax.convert), or "
+    "the name of published ones: torchvision:vgg16, keras:vgg16, hf://timm/vgg16.tv_in1k.",
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Or a run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP."
 )
@@ -55,11 +60,13 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.evaluation.nets import load_net, load_weights_net
     from vgg_jax.evaluation.predictions import listed, predict
     from vgg_jax.logbook import Screen, write_json
+    from vgg_jax.weights import hub
     from vgg_jax.weights.file import load_titles
 
     pictures = listed(arguments, lambda line: print(line, file=sys.stderr))
     if _WEIGHTS.value:
-        net, titles = load_weights_net(Path(_WEIGHTS.value), _DTYPE.value), load_titles(_WEIGHTS.value)
+        file = hub.weights_file(_WEIGHTS.value)
+        net, titles = load_weights_net(file, _DTYPE.value), load_titles(file)
     else:
         net, titles = load_net(Path(_WORKDIR.value), _DTYPE.value), None
     titles = titles or net.class_names

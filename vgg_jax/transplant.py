@@ -14,6 +14,7 @@ import numpy as np
 
 from vgg_jax.checkpoints import load_params
 from vgg_jax.errors import UserError
+from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_params, load_weights
 
 # "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net A"
@@ -36,13 +37,14 @@ def read_donor(source: str) -> Donor:
 
     Args:
       source: a run's workdir (its best checkpoint is taken), one of its checkpoints/<step>, or a weights file of
-        `python -m vgg_jax.convert`, whose preprocessing becomes part of conv1_1.
+        `python -m vgg_jax.convert` or a name of published weights (`weights.hub`), whose preprocessing becomes part of
+        conv1_1.
 
     Raises:
       UserError: nothing to read there.
     """
-    place = Path(source).expanduser()
     try:
+        place = hub.weights_file(source)
         if place.is_file():
             weights = load_weights(place)
             names = tuple(its for its in (weights.class_names, weights.class_titles) if its)

@@ -24,6 +24,7 @@ from vgg_jax.evaluation.store import Posteriors
 from vgg_jax.evaluation.views import PROTOCOLS, View, paper_scales, views
 from vgg_jax.logbook import Screen, duration, environment, write_json
 from vgg_jax.processes import leader_first, leading
+from vgg_jax.weights import hub
 
 _LONGEST_MAP = 8  # times Q: pictures longer than that are not drawn
 
@@ -44,7 +45,9 @@ class Request(NamedTuple):
     num_maps: int = 8
     class_numbers: str = ""  # a file, see `results.class_numbers`
     output: str = ""  # a file for the results; "" beside the posteriors
-    weights: tuple[str, ...] = ()  # files, see `weights.file`; they come after the workdirs
+    weights: tuple[
+        str, ...
+    ] = ()  # files, see `weights.file`, or names, see `weights.hub`; they come after the workdirs
 
 
 def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
 
     # Which nets, on which pictures, how; refused here if they do not go together.
     nets = [load_net(Path(workdir), request.dtype) for workdir in request.workdirs]
-    nets += [load_weights_net(Path(file), request.dtype) for file in request.weights]
+    nets += [load_weights_net(hub.weights_file(file), request.dtype) for file in request.weights]
     for net in nets[1:]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]

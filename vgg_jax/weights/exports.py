@@ -1,8 +1,10 @@
-"""Weights out: to torchvision's names, and as a compiled-anywhere program (StableHLO) with the preprocessing inside."""
+"""Weights out: torchvision's names, a folder for a hub, a compiled-anywhere program (StableHLO) with the preprocessing."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from vgg_jax.errors import UserError
+from vgg_jax import __version__
+from vgg_jax.errors import UserError, writing_to
 from vgg_jax.weights import preprocessing
-from vgg_jax.weights.file import Weights, folded_params, make_model
+from vgg_jax.weights.file import SUFFIX, Weights, folded_params, make_model, save_weights
 from vgg_jax.weights.layouts import LAYOUTS, form_of
 from vgg_jax.weights.preprocessing import Preprocessing
 
@@ -71,3 +74,67 @@ def to_stablehlo(weights: Weights) -> bytes:
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, weights.crop, weights.crop, 3), jnp.uint8)
     return bytes(export.export(jax.jit(probabilities), platforms=PLATFORMS)(images).serialize())
+
+
+_CARD = """---
+library_name: vgg-jax
+pipeline_tag: image-classification
+tags:
+- image-classification
+- vgg
+- jax
+- flax
+---
+
+# {title}
+
+"Very Deep Convolutional Networks for Large-Scale Image Recognition" ([arXiv 1409.1556](https://arxiv.org/abs/1409.1556)),
+configuration {configuration}, written by vgg_jax {version}.
+
+| what | value |
+| --- | --- |
+| parameters | {parameters:,} |
+| crop; training scale S | {crop} pixels; {scales} |
+| classes | {classes} |
+| pixels | ({order} x {scale:g} / 255 - {mean}) / {std} |
+| from | {source} |
+
+    pip install 'vgg-jax[hub]'
+    vgg-jax predict --weights=hf://OWNER/REPOSITORY photo.jpg
+    vgg-jax evaluate --weights=hf://OWNER/REPOSITORY --protocol=dense --scales=multi
+
+Error, training data, licence and limits: not known to the program that wrote this card; write them here before it is published.
+"""
+
+
+def write_hub_folder(folder: Path, weights: Weights) -> Path:
+    """Writes what a model repository of the Hugging Face hub holds, whole or not at all: model.safetensors and a card.
+
+    Returns:
+      The file of weights, which is of this project's form; `hf://OWNER/REPOSITORY` names it once it is uploaded.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    expected = weights.preprocessing
+    card = _CARD.format(
+        title=f"VGG, configuration {weights.configuration}",
+        configuration=weights.configuration,
+        version=__version__,
+        parameters=sum(array.size for layer in weights.params.values() for array in layer.values()),
+        crop=weights.crop,
+        scales=" to ".join(map(str, sorted(set(weights.training_scales)))) + " pixels",
+        classes=weights.num_classes,
+        **expected._asdict(),
+        source=weights.source,
+    )
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    with writing_to(folder, "free some space or choose another place"):
+        try:
+            unfinished.mkdir(parents=True, exist_ok=True)
+            save_weights(unfinished / f"model{SUFFIX}", weights)
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder / f"model{SUFFIX}"

@@ -89,6 +89,12 @@ def load_weights(source: str | os.PathLike) -> Weights:
         return own(contents)
 
 
+def is_own(source: str | os.PathLike) -> bool:
+    """Whether a file is of this project's form."""
+    with containers.opened(Path(source).expanduser()) as contents:
+        return KEY in contents.metadata
+
+
 def load_titles(source: str | os.PathLike) -> list[str] | None:
     """What a person calls the classes of a file that `load_weights` reads; None where that is not known."""
     with containers.opened(Path(source).expanduser()) as contents:

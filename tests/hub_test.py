@@ -1,0 +1,227 @@
+"""Weights by name, fetched from a server on this machine that behaves as the published places do."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.weights_files import as_laid_out, random_params, write_h5, write_pth
+from tests.weights_test import some_weights
+from vgg_jax import features
+from vgg_jax.data.builtin import render
+from vgg_jax.errors import UserError
+from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.transplant import read_donor
+from vgg_jax.weights import hub, imports
+from vgg_jax.weights.exports import write_hub_folder
+from vgg_jax.weights.file import load_weights
+
+COMMIT = "0123456789" * 4
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Gives files by path; `cut` bytes only where that is set; counts what was asked for."""
+
+    def __init__(self):
+        super().__init__(("localhost", 0), Handler)
+        self.files, self.cut, self.asked = {}, None, []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://localhost:{self.server_port}/"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """The hub's headers as well, which the others' readers do not look at."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        self.server.asked.append((self.command, self.path))
+        content = self.server.files.get(self.path)
+        self.send_response(200 if content is not None else 404)
+        self.send_header("Content-Length", str(len(content or b"")))
+        if content is not None:
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET" and content:
+            self.wfile.write(content[: self.server.cut])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def published(server, monkeypatch, tmp_path):
+    """torchvision's and Keras's VGG-16 as they are published, but narrow, and so with checksums of their own."""
+    tensors = as_laid_out(random_params(), "torchvision")
+    pth = write_pth(tmp_path / "a.pth", tensors).read_bytes()
+    h5 = write_h5(tmp_path / "a.h5", as_laid_out(random_params(), "Keras")).read_bytes()
+    server.files |= {"/vgg16.pth": pth, "/vgg16.h5": h5}
+    sha256, md5 = hashlib.sha256(pth).hexdigest()[:8], hashlib.md5(h5).hexdigest()
+    monkeypatch.setattr(hub, "SOURCES", {
+        "torchvision:vgg16": hub.Source(server.url + "vgg16.pth", sha256=sha256),
+        "keras:vgg16": hub.Source(server.url + "vgg16.h5", md5=md5),
+    })  # fmt: skip
+    known = (
+        (imports.Published("torchvision's vgg16", sha256=sha256), "torchvision"),
+        (imports.Published("Keras's VGG16", md5=md5), "caffe"),
+    )
+    monkeypatch.setattr(imports, "PUBLISHED", known)
+    return server
+
+
+@pytest.mark.parametrize(("name", "expected"), [("torchvision:vgg16", "RGB"), ("keras:vgg16", "BGR")])
+def test_a_name_is_fetched_checked_and_converted_once(published, name, expected):
+    file = hub.weights_file(name)
+    weights = load_weights(file)
+    assert weights.preprocessing.order == expected
+    np.testing.assert_array_equal(weights.params["fc6"]["kernel"], random_params()["fc6"]["kernel"])
+    assert hub.weights_file(name) == file
+    assert len(published.asked) == 1
+    assert not list(hub.cache_dir().glob("*.unfinished"))
+
+
+def test_what_is_kept_is_not_trusted(published, capsys):
+    file, kept = hub.weights_file("torchvision:vgg16"), hub.fetch("torchvision:vgg16")
+    for path in (file, kept):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert load_weights(hub.weights_file("torchvision:vgg16")).configuration == "D"
+    said = capsys.readouterr().err
+    assert f"{kept} has the SHA-256" in said
+    assert "it is fetched again" in said
+    assert "it is made again" in said
+    assert len(published.asked) == 2
+
+
+def test_a_name_serves_wherever_a_file_does(published, tmp_path):
+    name = "torchvision:vgg16"
+    net = features.load(name)
+    assert features.activations(net, np.zeros((1, 64, 64, 3), np.float32), ("relu1_1",))["relu1_1"].shape[0] == 1
+    assert "fc8" in read_donor(name).params
+    for i in range(5):
+        folder = tmp_path / "pictures" / "validation" / f"class {i}"
+        folder.mkdir(parents=True)
+        render(i)[0].save(folder / "a.jpg")
+    data = {"data_name": "folder", "data_root": str(tmp_path / "pictures"), "data_dir": str(tmp_path / "data")}
+    request = Request(workdirs=(), weights=(name,), protocol="center_crop", scales="73", **data)
+    assert evaluate(request, quiet=True)["rows"][0]["top5_error"] == 0  # five classes
+    assert len(published.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (lambda server: server.files.clear(), "(HTTP Error 404: Not Found); try again with a connection"),
+        (lambda server: setattr(server, "cut", 1000), "it ended after 1,000 of "),
+        (lambda server: server.files.update({"/vgg16.pth": b"login, please"}), "but "),
+        (lambda server: server.server_close(), "Connection refused"),
+    ],
+)
+def test_what_cannot_be_fetched_is_said_and_leaves_nothing(published, harm, sentence):
+    harm(published)
+    if sentence == "Connection refused":
+        published.shutdown()
+    with pytest.raises(UserError) as raised:
+        hub.weights_file("torchvision:vgg16")
+    assert sentence in str(raised.value)
+    assert "torchvision:vgg16" in str(raised.value)
+    assert not list(hub.cache_dir().iterdir())
+
+
+def test_unknown_names_are_answered_with_those_there_are(server):
+    with pytest.raises(UserError, match="Did you mean 'torchvision:vgg16'. There are torchvision:vgg11,"):
+        hub.fetch("torchvision:vgg166")
+    with pytest.raises(UserError, match="hf://OWNER/REPOSITORY, as hf://timm/"):
+        hub.fetch("hf://vgg16")
+    assert not hub.is_name("runs/vgg16")
+    assert hub.weights_file("vgg16.safetensors").name == "vgg16.safetensors"
+    assert server.asked == []
+
+
+def test_published_sums_are_those_of_the_document():
+    text = (REPOSITORY / "docs" / "weights.md").read_text()
+    for source in hub.SOURCES.values():
+        assert source.url.rpartition("/")[2] in text
+        assert source.sha256[:8] in text
+        assert source.md5 in text
+
+
+def command(server, tmp_path, *arguments, **environment):
+    environment = os.environ | {
+        "HF_ENDPOINT": server.url.rstrip("/"), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", **environment
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "vgg_jax", *map(str, arguments)],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_repository_of_the_hub_serves_by_its_name_also_without_a_network(server, tmp_path):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    weights = some_weights("A")
+    file = write_hub_folder(tmp_path / "folder", weights)
+    card = huggingface_hub.ModelCard.load(tmp_path / "folder" / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    assert "configuration A" in card.text
+    server.files["/me/net/resolve/main/model.safetensors"] = file.read_bytes()
+    render(0)[0].save(tmp_path / "picture.png")
+    ask = ("predict", "--weights=hf://me/net", f"--json={tmp_path / 'found.json'}", tmp_path / "picture.png")
+    first = command(server, tmp_path, *ask)
+    assert first.returncode == 0, first.stderr
+    offline = command(server, tmp_path, *ask, HF_HUB_OFFLINE="1")
+    assert (offline.returncode, offline.stdout) == (0, first.stdout)
+    assert len(json.loads((tmp_path / "found.json").read_text())["predictions"]) == 1
+
+    blob = next((tmp_path / "hf").rglob("model.safetensors")).resolve()
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+    damaged = command(server, tmp_path, *ask, HF_HUB_OFFLINE="1")
+    assert damaged.returncode == 2
+    assert "was published; delete" in damaged.stderr
+    for name in ("hf://me/other", "hf://me/net/other.safetensors"):
+        missing = command(server, tmp_path, "convert", name, tmp_path / "x.safetensors")
+        assert missing.returncode == 2
+        assert missing.stderr.startswith(f"error: {name}: ")
+        assert missing.stderr.count("\n") == 1
+        assert "could not be fetched from the hub" in missing.stderr
+
+
+def test_a_folder_for_the_hub_from_the_command_line(server, tmp_path):
+    net = write_hub_folder(tmp_path / "given", some_weights("A"))
+    done = command(server, tmp_path, "convert", net, tmp_path / "folder", "--to=hf")
+    assert done.returncode == 0, done.stderr
+    assert f"upload it with: hf upload OWNER/REPOSITORY {tmp_path / 'folder'}" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["README.md", "model.safetensors"]
+    again = command(server, tmp_path, "convert", net, tmp_path / "folder", "--to=hf")
+    assert again.returncode == 2
+    assert "is a directory" in again.stderr
+    assert server.asked == []
+
+
+def test_a_missing_client_is_answered_with_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'vgg-jax\[hub\]'"):
+        hub.fetch("hf://timm/vgg16.tv_in1k")

@@ -1,0 +1,194 @@
+"""Published weights by name: fetched where a name asks for it, checked against what was published, and kept.
+
+hf://timm/vgg16.tv_in1k     a repository of the Hugging Face hub; also hf://OWNER/REPOSITORY@REVISION/FILE
+torchvision:vgg16           vgg11, vgg13, vgg16, vgg19
+keras:vgg16                 vgg16, vgg19
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from vgg_jax.errors import UserError, did_you_mean, first_line, writing_to
+from vgg_jax.weights import containers, imports
+from vgg_jax.weights.file import SUFFIX, is_own, load_weights, save_weights
+
+_HUB = "hf://"
+_HUB_NAME = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<file>.+))?")
+_SECONDS = 30  # without a byte, after which a connection counts as broken
+
+
+class Source(NamedTuple):
+    """A file that its makers publish, and the checksum that stands in their own code: hexadecimal, "" for none."""
+
+    url: str
+    sha256: str = ""  # its first digits
+    md5: str = ""
+
+
+_TORCHVISION, _KERAS = (
+    "https://download.pytorch.org/models/",
+    "https://storage.googleapis.com/tensorflow/keras-applications/",
+)
+_ENDING = "_weights_tf_dim_ordering_tf_kernels.h5"
+SOURCES: dict[str, Source] = {
+    "torchvision:vgg11": Source(_TORCHVISION + "vgg11-8a719046.pth", sha256="8a719046"),
+    "torchvision:vgg13": Source(_TORCHVISION + "vgg13-19584684.pth", sha256="19584684"),
+    "torchvision:vgg16": Source(_TORCHVISION + "vgg16-397923af.pth", sha256="397923af"),
+    "torchvision:vgg19": Source(_TORCHVISION + "vgg19-dcbb9e9d.pth", sha256="dcbb9e9d"),
+    "keras:vgg16": Source(f"{_KERAS}vgg16/vgg16{_ENDING}", md5="64373286793e3c8b2b4e3219cbf3544b"),
+    "keras:vgg19": Source(f"{_KERAS}vgg19/vgg19{_ENDING}", md5="cbe5617147190e668d6c5d5026f83318"),
+}
+
+
+def is_name(source: str | os.PathLike) -> bool:
+    """Whether this names published weights, rather than a file or a run."""
+    return str(source).startswith((_HUB, "torchvision:", "keras:"))
+
+
+def cache_dir() -> Path:
+    """Where fetched files are kept: $VGG_JAX_CACHE, else vgg_jax in the user's cache directory."""
+    own, general = os.environ.get("VGG_JAX_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or Path(general or "~/.cache") / "vgg_jax").expanduser()
+
+
+def fetch(name: str) -> Path:
+    """The file of a name, as published; fetched unless it is kept already.
+
+    Raises:
+      UserError: an unknown name, no connection, no such file there, another checksum than was published, no space.
+    """
+    if name.startswith(_HUB):
+        return _from_hub(name)
+    if name not in SOURCES:
+        raise UserError(
+            f"{name} names no published weights.{did_you_mean(name, SOURCES)} There are {', '.join(SOURCES)}, and "
+            "hf://OWNER/REPOSITORY."
+        )
+    source = SOURCES[name]
+    path = cache_dir() / source.url.rpartition("/")[2]
+    if path.is_file():
+        if not (fault := _fault(path, source)):
+            return path
+        _say(f"{path} {fault}; it is fetched again.")
+    _download(name, source, path)
+    return path
+
+
+def weights_file(source: str | os.PathLike) -> Path:
+    """A file of this project's own form: a path as it is; a name's file, fetched and converted, both once.
+
+    Raises:
+      UserError: as `fetch`, and what `imports.import_weights` refuses.
+    """
+    if not is_name(source):
+        return Path(source).expanduser()
+    name = str(source)
+    fetched = fetch(name)
+    if is_own(fetched):
+        return fetched
+    digests = imports.Digests(*containers.sha256(fetched, also_md5=True))
+    path = cache_dir() / ("-".join([*re.findall(r"[\w.]+", name), digests.sha256[:8]]) + SUFFIX)
+    if path.is_file():
+        try:
+            load_weights(path)
+            return path
+        except UserError as error:
+            _say(f"{str(error).rstrip('.')}; it is made again.")
+    weights, what = imports.import_weights(fetched, digests)
+    _say(f"{name}: {what}; kept as {path}")
+    save_weights(path, weights)
+    return path
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _fault(path: Path, source: Source) -> str:
+    """What is wrong with a fetched file, "" for nothing."""
+    sha256, md5 = containers.sha256(path, also_md5=bool(source.md5))
+    if not sha256.startswith(source.sha256):
+        return f"has the SHA-256 {sha256}, but {source.sha256}... was published"
+    if source.md5 and md5 != source.md5:
+        return f"has the MD5 {md5}, but {source.md5} was published"
+    return ""
+
+
+def _download(name: str, source: Source, path: Path) -> None:
+    """Writes the file, whole and checked, or not at all."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    remedy = "free some space, or choose another place with VGG_JAX_CACHE"
+    with writing_to(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(unfinished, "wb") as file, _connection(name, source.url) as response:
+                length = int(response.headers.get("Content-Length") or 0) or None
+                _say(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
+                with tqdm(total=length, unit="B", unit_scale=True, disable=None, leave=False) as progress:
+                    while block := response.read(2**20):
+                        with writing_to(path, remedy):  # here too, so that a full disk is not taken for the connection
+                            file.write(block)
+                        progress.update(len(block))
+                if length is not None and file.tell() != length:
+                    raise ConnectionError(f"it ended after {file.tell():,} of {length:,} bytes")
+            if fault := _fault(unfinished, source):
+                raise UserError(
+                    f"{name}: what {source.url} gave {fault}; it was thrown away. Try again, or from another network."
+                )
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _connection(name: str, url: str) -> Iterator[http.client.HTTPResponse]:
+    """Opens an address; whatever goes wrong with the connection within becomes a UserError."""
+    try:
+        with urllib.request.urlopen(url, timeout=_SECONDS) as response:
+            yield response
+    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        raise UserError(
+            f"{name} could not be fetched from {url} ({reason}); try again with a connection, or bring the file from "
+            "elsewhere and name it: docs/weights.md says what is published where."
+        ) from error
+
+
+def _from_hub(name: str) -> Path:
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"{name} is no name on the hub; write hf://OWNER/REPOSITORY, as hf://timm/vgg16.tv_in1k.")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(
+            f"{name} is fetched with huggingface_hub, which is not installed: pip install 'vgg-jax[hub]', or pip install "
+            "huggingface_hub."
+        ) from error
+    file = match["file"] or "model.safetensors"
+    try:
+        path = Path(huggingface_hub.hf_hub_download(match["repository"], file, revision=match["revision"]))
+    except Exception as error:  # of many kinds: of the hub, of HTTP, of the disk
+        raise UserError(
+            f"{name}: {file} could not be fetched from the hub ({first_line(error).rstrip('.')}); mend the name, or try again "
+            "with a connection, or bring the file from elsewhere and name it."
+        ) from error
+    # The hub's client keeps a large file under its published SHA-256, which it does not compare with the bytes.
+    published = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", published) and (found := containers.sha256(path)[0]) != published:
+        raise UserError(
+            f"{name}: {path} has the SHA-256 {found}, but {published} was published; delete {path.resolve()} and try again."
+        )
+    return path
