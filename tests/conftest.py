@@ -10,7 +10,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # workers, nor the next time. A bounded cache is a locked one, so that no two processes meet in a file.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # what takes less is not worth the file
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest

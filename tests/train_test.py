@@ -289,7 +289,7 @@ def test_a_disk_that_fills_up_is_said_to_be_full(tiny_config, tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vgg_jax.logbook.tensorboardX.SummaryWriter.add_scalar", full)
+    monkeypatch.setattr("tensorboardX.SummaryWriter.add_scalar", full)
     with pytest.raises(UserError, match=r"cannot write to .*metrics.jsonl: No space left on device; free some space"):
         train(tiny_config, tmp_path / "run", quiet=True)
 
