@@ -1,0 +1,65 @@
+"""The package as it is installed: from a wheel, without a clone, and with the versions that its files promise."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from vgg_jax import __version__
+from vgg_jax.data.builtin import render
+
+
+def test_files_agree_on_the_version():
+    cited = re.search(r"^version: (.+)$", (REPOSITORY / "CITATION.cff").read_text(), re.M)
+    released = re.search(r"^## \[(\d.*?)\] - (.+)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.M)
+    assert cited[1] == released[1] == __version__
+    assert f"date-released: {released[2]}" in (REPOSITORY / "CITATION.cff").read_text()
+
+
+def test_pip_and_uv_are_given_the_same_versions():
+    packages = tomllib.loads((REPOSITORY / "uv.lock").read_text())["package"]
+    locked = {(package["name"], package["version"]) for package in packages if "registry" in package["source"]}
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    constrained = {tuple(line.split(" ;")[0].strip().split("==")) for line in lines}
+    assert constrained == locked
+
+
+def test_every_package_of_the_source_is_in_the_wheel():
+    listed = set(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {".".join(file.parent.relative_to(REPOSITORY).parts) for file in (REPOSITORY / "vgg_jax").rglob("*.py")}
+    assert listed == there | {"vgg_jax.configs"}
+
+
+@pytest.mark.slow
+def test_a_wheel_does_everything_in_an_empty_directory(tmp_path):
+    def done(*command, **environment):
+        result = subprocess.run(
+            [sys.executable, "-m", *map(str, command)], cwd=tmp_path / "empty", capture_output=True, text=True, timeout=300,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "site"), **environment},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    (tmp_path / "empty").mkdir()
+    subprocess.run(["git", "clone", "-q", REPOSITORY, tmp_path / "clone"], check=True)  # a build writes into its source
+    done("pip", "wheel", "-q", "--no-deps", "-w", tmp_path, tmp_path / "clone")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert {"vgg_jax/configs/vgg16_c.py", "vgg_jax/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
+    done("pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel)
+    assert "quickstart" in done("vgg_jax")
+    small = (
+        "--config.num_epochs=0.1",
+        "--config.model.width_multiplier=0.0625",
+        f"--config.data.dir={tmp_path / 'data'}",
+    )
+    assert "VGG A on" in done("vgg_jax", "train", "--config=quickstart", *small)
+    assert "top-1" in done("vgg_jax", "evaluate", "--workdir=runs/quickstart", "--protocol=center_crop")
+    render(0)[0].save(tmp_path / "picture.png")
+    assert "%" in done("vgg_jax", "predict", "--workdir=runs/quickstart", tmp_path / "picture.png")
+    done("vgg_jax", "report", "runs/quickstart")
+    assert (tmp_path / "empty" / "runs" / "quickstart" / "report.html").stat().st_size > 100_000
