@@ -90,7 +90,7 @@ def init_state(
     """
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     options = (
-        {"xla_backend_optimization_level": 1} if shapes.step.sharding.mesh.devices.flat[0].platform == "cpu" else None
+        {"xla_backend_optimization_level": 1} if next(iter(shapes.step.sharding.device_set)).platform == "cpu" else None
     )
     return jax.jit(lambda: _init(config, model, optimizer), out_shardings=shardings, compiler_options=options)()
 
