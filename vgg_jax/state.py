@@ -89,9 +89,8 @@ def init_state(
     numbers that differ in the last digit by how they are sharded.
     """
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    options = (
-        {"xla_backend_optimization_level": 1} if next(iter(shapes.step.sharding.device_set)).platform == "cpu" else None
-    )
+    devices = next(iter(jax.tree.leaves(shardings))).device_set
+    options = {"xla_backend_optimization_level": 1} if next(iter(devices)).platform == "cpu" else None
     return jax.jit(lambda: _init(config, model, optimizer), out_shardings=shardings, compiler_options=options)()
 
 
