@@ -245,6 +245,20 @@ def test_transparency_is_laid_on_white():
     np.testing.assert_array_equal(decode(file.getvalue())[0], [[9, 8, 7], [255, 255, 255]])
 
 
+def test_without_simplejpeg_pillow_decodes(monkeypatch):
+    content = encoded(smooth(64, 48), "JPEG", quality=90)
+    wanted = decode(content)
+    monkeypatch.setattr("vgg_jax.data.decode.simplejpeg", None)
+    np.testing.assert_array_equal(decode(content), wanted)
+    part, factor = decode_part(content, read_header(content), (8, 8), 10.0)
+    assert factor == 1.0
+    np.testing.assert_array_equal(part, wanted)
+    check(content)
+    for damaged in (content[: len(content) // 2], content[:-2]):
+        with pytest.raises(DecodeError):
+            check(damaged)
+
+
 def test_orientation_tags_are_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6

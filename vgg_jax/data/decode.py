@@ -1,6 +1,7 @@
 """Encoded bytes -> RGB pixels, whatever kind of file it is, and for training no more of them than a crop needs.
 
-JPEGs are decoded by simplejpeg (libjpeg-turbo, pixel for pixel what Pillow gives), everything else by Pillow.
+JPEGs are decoded by simplejpeg (libjpeg-turbo, pixel for pixel what Pillow gives) where it is installed, everything else by
+Pillow.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from PIL import Image, features
+
+try:
+    import simplejpeg
+except ImportError:  # it has no build for every machine; Pillow decodes whole pictures in its place
+    simplejpeg = None
 
 # The bounds of a picture; what is beyond them is refused, from its header where that says so. Decoding one then takes less
 # than a gigabyte and half a minute.
@@ -104,7 +109,10 @@ def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], botto
     Raises:
       DecodeError: as `decode`.
     """
-    if header.components not in (1, 3):  # no JPEG; or CMYK or YCCK, which want Pillow's conversion
+    if simplejpeg is None or header.components not in (
+        1,
+        3,
+    ):  # no JPEG; or CMYK or YCCK, which want Pillow's conversion
         return _decode_with_pillow(encoded), 1.0
     width, height = header.size
     eighths = next(
@@ -184,6 +192,8 @@ def is_plain_jpeg(encoded: bytes) -> bool:
 def check(encoded: bytes) -> None:
     """Decodes a picture to find out whether it is whole and sound; stricter than `decode`, which goes on where it can.
 
+    Without simplejpeg, stray bytes among a JPEG's pixels are not found: Pillow does not say.
+
     Raises:
       DecodeError: as `decode`, or a JPEG that lacks bytes, has some too many among its pixels, or has no end marker,
         or a PNG whose checksums or end are wrong. The message is the reason.
@@ -191,6 +201,11 @@ def check(encoded: bytes) -> None:
     header = read_header(encoded)
     if not header.components:
         _verify_with_pillow(encoded)
+        _decode_with_pillow(encoded)
+        return
+    if simplejpeg is None:
+        if b"\xff\xd9" not in encoded[header.pixels_at :]:
+            raise DecodeError("JPEG without an end marker")
         _decode_with_pillow(encoded)
         return
     try:
