@@ -15,10 +15,12 @@ Ours: top-1 error 73.1 % on the Caltech-101 subset (30 training pictures a class
 the width that was trained on the Imagenette subset at crop 64; two shared CPU cores.
 """
 
+from ml_collections import ConfigDict
+
 from vgg_jax.config import default_config
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
     config = default_config()
     config.start_required = True
     config.model.configuration = argument or "D"

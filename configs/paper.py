@@ -8,12 +8,14 @@ Paper: top-1/top-5 error from 29.6/10.4 % (A, S = 256) to 23.7/6.8 % (D and E, f
 Ours: not trained on ImageNet yet; on small data, benchmarks/findings.md.
 """
 
+from ml_collections import ConfigDict
+
 from vgg_jax.config import default_config
 from vgg_jax.errors import UserError
 from vgg_jax.reproduction.plan import plan_defaults
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
     config = default_config()
     if argument is not None:
         name, _, value = argument.partition("=")

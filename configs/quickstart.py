@@ -3,10 +3,12 @@
 python -m vgg_jax.main --config=configs/quickstart.py
 """
 
+from ml_collections import ConfigDict
+
 from vgg_jax.config import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config()
     config.model.configuration = "A"
     config.model.num_classes = 10

@@ -8,8 +8,10 @@ Ours: not trained on ImageNet yet.
     python -m vgg_jax.main --config=configs/vgg13.py:S=jitter --config.init_from=runs/vgg13-S=384
 """
 
+from ml_collections import ConfigDict
+
 from vgg_jax.config import paper_config
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
     return paper_config("B", argument)

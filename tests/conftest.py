@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -21,6 +22,11 @@ from vgg_jax.config import default_config
 from vgg_jax.data.builtin import CLASS_NAMES, render
 
 REPOSITORY = Path(__file__).parents[1]
+
+# Programs that tests start are to hear these, also where the tests themselves run in the background or under nohup.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ _HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
 class Flags:
     """The flags of one command: `DEFINE_string` and its like as in absl.flags, but apart from those of other commands."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.values = absl_flags.FlagValues()
 
     def __getattr__(self, name: str) -> Callable[..., absl_flags.FlagHolder[Any]]:
@@ -154,7 +154,7 @@ def _prepare_streams(outlives_stdout: bool) -> None:
 class _Lossy(io.FileIO):
     """Drops what can no longer be written: the reader is gone, the terminal closed, the disk full."""
 
-    def write(self, data, /) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:

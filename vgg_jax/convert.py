@@ -17,8 +17,12 @@ import json
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vgg_jax import cli
+
+if TYPE_CHECKING:
+    from vgg_jax.weights.file import Weights
 
 flags = cli.Flags()
 _TO = flags.DEFINE_enum(
@@ -119,7 +123,7 @@ def main(arguments: list[str]) -> None:
     print(f"written: {dest}, {dest.stat().st_size:,} bytes, sha256 {containers.sha256(dest)[0]}")
 
 
-def _read(source: Path):
+def _read(source: Path) -> Weights:
     """Weights of a file or a run; says what they are."""
     if source.is_dir() and not list(source.glob("*.safetensors")):
         for flag in (_SHA256, _PREPROCESSING, _CONFIGURATION, _TRAINING_SCALES):

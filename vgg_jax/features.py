@@ -11,7 +11,7 @@ under jit, grad and vmap; `net` is a pytree, so it can be an argument of a jitte
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -148,7 +148,14 @@ def total_variation(image_HxWx3: jax.Array) -> jax.Array:
     return jnp.square(jnp.diff(x, axis=-2)).mean() + jnp.square(jnp.diff(x, axis=-3)).mean()
 
 
-def _weighted(net, x, y, layers, weights, function) -> jax.Array:
+def _weighted(
+    net: Backbone,
+    x: jax.Array,
+    y: jax.Array,
+    layers: Sequence[str],
+    weights: Sequence[float] | None,
+    function: Callable,
+) -> jax.Array:
     if weights is not None and len(weights) != len(layers):
         raise UserError(f"{len(weights)} weights for {len(layers)} layers; give one for each.")
     of_x, of_y = activations(net, x, layers), activations(net, y, layers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def _scale_by_plateau(config: ConfigDict) -> optax.GradientTransformation:
         del params
         return schedule.init(jnp.float32(0))  # float32, whatever the parameters are
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         return jax.tree.map(lambda u: (state.scale * u).astype(u.dtype), updates), state
 
@@ -109,7 +110,7 @@ def _scale_by_learning_rate(config: ConfigDict) -> optax.GradientTransformation:
     """Minus the starting rate, times the layer's factor."""
     rate = config.optimizer.learning_rate
 
-    def scaled(path, update: jax.Array) -> jax.Array:
+    def scaled(path: Any, update: jax.Array) -> jax.Array:
         return -rate * lr_factor(config, path[-2].key) * update
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))

@@ -202,7 +202,7 @@ class Stop:
 class _Run:
     """What this process knows of the others, and a thread that listens to them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.index, self.count = jax.process_index(), jax.process_count()
         self.signum = 0
         self._client: Any = distributed.global_state.client
@@ -335,7 +335,7 @@ class _NobodyCame(UserError):
     """Of processes that were started together: no mistake of the user's, so that launchers try again."""
 
 
-def _leave(number: int, _frame) -> NoReturn:
+def _leave(number: int, _frame: Any) -> NoReturn:
     """SIGTERM or SIGHUP where nothing can be saved yet, or for the second time."""
     raise SystemExit(128 + number)
 

@@ -55,7 +55,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def for_computing(params, rules: str, mesh: Mesh):
+def for_computing(params: Any, rules: str, mesh: Mesh) -> Any:
     """Parameters, a tree of arrays, as layers want them: what `fsdp` keeps in parts is whole on every device while in use.
 
     Left to itself the compiler sends parts of the maps around in place of kernels, in loops
@@ -91,7 +91,7 @@ def whole(array: Any) -> Any:
     return jax.jit(lambda x: x, out_shardings=replicated(sharding.mesh))(array)
 
 
-def bytes_a_device(tree) -> int:
+def bytes_a_device(tree: Any) -> int:
     """Bytes that one device holds of a tree of arrays or of jax.ShapeDtypeStruct with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -110,7 +110,7 @@ def host_memory() -> int:
     return size
 
 
-def tree_shardings(tree, mesh: Mesh, rules: str):
+def tree_shardings(tree: Any, mesh: Mesh, rules: str) -> Any:
     """NamedSharding for each array of a tree of parameters, or of a train state.
 
     Args:
@@ -122,7 +122,7 @@ def tree_shardings(tree, mesh: Mesh, rules: str):
       UserError: a dimension that its mesh axis does not divide, where that cannot be left whole.
     """
 
-    def of(path, leaf) -> NamedSharding:
+    def of(path: Any, leaf: Any) -> NamedSharding:
         name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         spec = next((spec for pattern, spec in RULES[rules] if re.search(pattern, name)), PartitionSpec())
         for size, axis in zip(leaf.shape, spec, strict=False):

@@ -100,7 +100,7 @@ def _init(config: ConfigDict, model: VGG, optimizer: optax.GradientTransformatio
     return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
 
 
-def checksum(array, xp=jnp):
+def checksum(array: Any, xp: Any = jnp) -> Any:
     """Computes a checksum of an array's bits, a uint32 scalar.
 
     Every element is mixed with its index, one to one, and the results are added up modulo 2^32. So a change of one
@@ -117,7 +117,7 @@ def checksum(array, xp=jnp):
     return _sum_of_bits(array, xp, 0)
 
 
-def _sum_of_bits(array, xp, first: int):
+def _sum_of_bits(array: Any, xp: Any, first: int) -> Any:
     index = xp.full(array.shape, first % 2**32, xp.uint32)
     for axis, size in enumerate(array.shape):
         along_axis = xp.arange(size, dtype=xp.uint32) * xp.uint32(math.prod(array.shape[axis + 1 :]) % 2**32)
@@ -128,7 +128,7 @@ def _sum_of_bits(array, xp, first: int):
     return xp.sum((bits ^ (bits >> 13)) * xp.uint32(0xC2B2AE35), dtype=xp.uint32)
 
 
-def leaf_names(tree) -> dict[str, Any]:
+def leaf_names(tree: Any) -> dict[str, Any]:
     """Returns the arrays of a tree by name, as {"params/fc6/kernel": ...}."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

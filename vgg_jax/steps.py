@@ -73,7 +73,7 @@ def make_train_step(
     """
     parts = config.accumulation_steps
 
-    def loss_and_logits(params, images, labels_B, key):
+    def loss_and_logits(params: dict, images: jax.Array, labels_B: jax.Array, key: jax.Array) -> Any:
         # What is frozen has no gradient, so nothing computes it.
         params = {
             layer: leaves if lr_factor(config, layer) else jax.lax.stop_gradient(leaves)
@@ -85,11 +85,11 @@ def make_train_step(
 
     gradient = jax.value_and_grad(loss_and_logits, has_aux=True)
 
-    def accumulated(params, images, labels_B, key):
+    def accumulated(params: dict, images: jax.Array, labels_B: jax.Array, key: jax.Array) -> Any:
         if parts == 1:
             return gradient(params, images, labels_B, key)
 
-        def part(total, args):
+        def part(total: Any, args: Any) -> Any:
             i, x, y = args
             (loss, logits), grads = gradient(params, x, y, jax.random.fold_in(key, i))
             return jax.tree.map(lambda t, v: t + v / parts, total, (loss, grads)), logits
@@ -187,7 +187,7 @@ def compile_train_step(
     )
 
 
-def compile_step(step: Callable, *shapes, donate: bool = False, out_shardings=None) -> jax.stages.Compiled:
+def compile_step(step: Callable, *shapes: Any, donate: bool = False, out_shardings: Any = None) -> jax.stages.Compiled:
     """Compiles a step for arguments of these shapes, dtypes and shardings (jax.ShapeDtypeStruct).
 
     With `donate` the first argument's memory is reused for the result.
@@ -205,7 +205,7 @@ def compile_step(step: Callable, *shapes, donate: bool = False, out_shardings=No
     return lowered.compile()
 
 
-def _device(shapes) -> jax.Device:
+def _device(shapes: Any) -> jax.Device:
     """One of the devices that arguments lie on: not always of this process (`vgg_jax.compile_check`)."""
     shardings = (leaf.sharding for leaf in jax.tree.leaves(shapes))
     devices = next((sharding.device_set for sharding in shardings if sharding is not None), None)

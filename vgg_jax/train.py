@@ -10,7 +10,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from vgg_jax.sharding import (
     replicated,
 )
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
-from vgg_jax.steps import batch_shapes, compile_step, compile_train_step, make_eval_step
+from vgg_jax.steps import Batch, EvalMetrics, batch_shapes, compile_step, compile_train_step, make_eval_step
 from vgg_jax.transplant import check_fit, read_donor, start_from
 from vgg_jax.window import Window, top5
 
@@ -254,7 +254,7 @@ def _compiled(
     mesh: Mesh,
     shapes: TrainState,
     screen: Screen,
-):
+) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     """train_step and eval_step, compiled."""
     began = time.monotonic()
     batch, whole = batch_shapes(config, mesh), replicated(mesh)
@@ -262,7 +262,7 @@ def _compiled(
     train_step = compile_train_step(config, model, optimizer, dataset.statistics, mesh, shapes)
     evaluate = make_eval_step(model, dataset.statistics)
 
-    def spread_evaluate(params, batch):
+    def spread_evaluate(params: dict, batch: Batch) -> EvalMetrics:
         batch = {**batch, "image": over_all_devices(batch["image"], mesh)}
         return evaluate(for_computing(params, config.sharding, mesh), batch)
 
@@ -279,7 +279,7 @@ def _compiled(
     return train_step, eval_step
 
 
-def _every(steps: float, total_steps: int):
+def _every(steps: float, total_steps: int) -> Callable[[int], bool]:
     """step -> whether a multiple of `steps`, which need not be whole, is reached with it, or the end."""
     return lambda step: step == total_steps or math.floor(step / steps) > math.floor((step - 1) / steps)
 
@@ -294,7 +294,7 @@ def _signals() -> Iterator[list[int]]:
         return
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def note(number, _frame):
+    def note(number: int, _frame: Any) -> None:
         received.append(number)
         for other in numbers:
             signal.signal(other, before[other])

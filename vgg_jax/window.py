@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -100,7 +101,7 @@ class Window:
             self._warn(alarms.stuck, step, _mean(self._sums["evaluation"]))
         self._sums["evaluation"] = {}
 
-    def _warn(self, alarm: Callable[..., str | None], *arguments) -> None:
+    def _warn(self, alarm: Callable[..., str | None], *arguments: Any) -> None:
         """Once in a run."""
         if alarm not in self._warned and (text := alarm(self._config, *arguments)):
             self._warned.add(alarm)

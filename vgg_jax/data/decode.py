@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 
 try:
     import simplejpeg
@@ -291,7 +291,7 @@ def _open(encoded: bytes) -> Image.Image:
         raise DecodeError("0 bytes")
     try:
         picture = Image.open(io.BytesIO(_without_remarks(encoded)), formats=_KINDS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         for pattern, kind in _OTHER_KINDS.items():
             if re.match(pattern, encoded[:1000], re.DOTALL):
                 raise DecodeError(f"a picture of the kind {kind}, which is not read") from error

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
@@ -162,7 +162,7 @@ class VggJaxFolder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
-    def __init__(self, *, root: Path, listing: Listing, skip: Collection[str] = (), **options):
+    def __init__(self, *, root: Path, listing: Listing, skip: Collection[str] = (), **options: Any):
         # The name is that of the whole listing, with what is skipped: who knows the folder finds what was prepared.
         self._root, self._listing, self._skip = root, listing, skip
         name = f"{printable(root.name)}-{listing_digest(root, listing)}"

@@ -158,7 +158,7 @@ def _need_shared_memory(processes: int, batch_bytes: int) -> None:
 def placed(local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> jax.Array:
     """The global array of `batch_size` rows of which `local` are those that this process has, numbered `rows`."""
 
-    def of_device(index) -> np.ndarray:
+    def of_device(index: Any) -> np.ndarray:
         # A device's rows follow one another, in the batch and in this process's part of it.
         start, stop, _ = index[0].indices(batch_size)
         first = np.searchsorted(rows, start)
@@ -167,7 +167,7 @@ def placed(local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: Named
     return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, of_device)
 
 
-def _end_with_parent(*_) -> None:
+def _end_with_parent(*_: Any) -> None:
     """Ends a decoding process when the one that began it is gone, however that was killed."""
 
     def wait() -> None:
@@ -210,7 +210,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _example(records: Records, index: int, cut, *args) -> Example:
+def _example(records: Records, index: int, cut: Callable, *args: Any) -> Example:
     record = records[index]
     try:
         if is_cut_short(record["image"]):

@@ -26,7 +26,7 @@ class UncompressedWriter(writer.ExampleWriter):
     def __init__(self) -> None:
         super().__init__(tfds.core.FileFormat.ARRAY_RECORD)
 
-    def write(self, path, examples) -> None:
+    def write(self, path: Any, examples: Any) -> None:
         records = ArrayRecordWriter(str(path), WRITER_OPTIONS)
         for _, record in examples:
             records.write(record)
@@ -63,7 +63,7 @@ class Records(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         """A record; raises UserError, with the place, where its bytes are not those that were written."""
         try:
             example = self._source[index]

@@ -21,6 +21,7 @@ from vgg_jax.errors import UserError
 from vgg_jax.evaluation import buckets, forward
 from vgg_jax.evaluation.nets import Net
 from vgg_jax.evaluation.views import GRID, View
+from vgg_jax.models import STRIDE
 from vgg_jax.sharding import batch_sharding, host_memory, replicated
 from vgg_jax.steps import compile_step
 
@@ -264,7 +265,7 @@ class Computer:
         run = self._crops_run(view, slots, GRID**2)
         return _Job(np.array([index]), slots, _loader(records, load), run, slots * each, each)
 
-    def _crops_run(self, view: View, slots: int, crops: int):
+    def _crops_run(self, view: View, slots: int, crops: int) -> Callable:
         shape = (slots, crops, view.crop, view.crop, 3)
 
         def run(rows: list[tuple[np.ndarray, ...]]) -> jax.Array:
@@ -275,7 +276,7 @@ class Computer:
 
         return run
 
-    def _cut_run(self, view: View, batch: buckets.Batch):
+    def _cut_run(self, view: View, batch: buckets.Batch) -> Any:
         def run(rows: list[tuple[np.ndarray, ...]]) -> jax.Array:
             frames, sizes = self._frames(batch.frame, batch.slots, rows)
             cut = self._compile(
@@ -291,7 +292,7 @@ class Computer:
 
         return run
 
-    def _dense_run(self, batch: buckets.Batch):
+    def _dense_run(self, batch: buckets.Batch) -> Any:
         def run(rows: list[tuple[np.ndarray, ...]]) -> jax.Array:
             frames, sizes = self._frames(batch.frame, batch.slots, rows)
             arguments = (self._params_for(batch.on_side), frames, sizes, self._flag(batch.on_side))
@@ -323,7 +324,7 @@ class Computer:
             step = forward.make_strips(self._net.model, self._net.statistics)
             scores.append(np.asarray(self._compile(("strips", frames.shape), step, *arguments)(*arguments)))
         rows, columns = self._net.params["fc6"]["kernel"].shape[:2]
-        places = (view.scale // buckets.STRIDE - rows + 1) * (max(size) // buckets.STRIDE - columns + 1)
+        places = (view.scale // STRIDE - rows + 1) * (max(size) // STRIDE - columns + 1)
         sums_2xK = np.concatenate(scores)[: len(todo)].reshape(2, len(cuts), -1).sum(1, dtype=np.float64)
         posteriors = np.asarray(jax.nn.softmax(jnp.asarray(sums_2xK / places, jnp.float32)).mean(0, keepdims=True))
         work = self._long_work(view, size)
@@ -333,7 +334,7 @@ class Computer:
 
     # On the devices.
 
-    def _frames(self, frame: tuple[int, int], slots: int, rows: list[tuple[np.ndarray, ...]]):
+    def _frames(self, frame: tuple[int, int], slots: int, rows: list[tuple[np.ndarray, ...]]) -> Any:
         """Frames [slots, H, W, 3] uint8 with pictures in their top left corners, and their sizes [slots, 2] int32."""
         share = slots // jax.process_count()
         frames = np.zeros((share, *frame, 3), np.uint8)
@@ -361,7 +362,7 @@ class Computer:
         crops = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(self._net.mesh))
         return self._compile(("crops", shape, view.mirrored), step, self._net.params, crops)
 
-    def _compile(self, key: tuple, step: Callable, *arguments, out_shardings=None) -> Callable:
+    def _compile(self, key: tuple, step: Callable, *arguments: Any, out_shardings: Any = None) -> Callable:
         """The step, compiled for such arguments at the first call; every process gets the whole result by default."""
         if key not in self._compiled:
             began = time.perf_counter()
@@ -380,11 +381,11 @@ def rescaled_sizes(sizes_Nx2: np.ndarray, scale: int) -> np.ndarray:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def _loader(records: Records, function: Callable[[bytes], tuple[np.ndarray, ...]]):
+def _loader(records: Records, function: Callable[[bytes], tuple[np.ndarray, ...]]) -> Callable:
     return lambda index: reading(records, index, function)
 
 
-def reading(records: Records, index: int, function: Callable, record: dict[str, Any] | None = None):
+def reading(records: Records, index: int, function: Callable, record: dict[str, Any] | None = None) -> Any:
     """`function` of a picture's bytes; raises UserError, with its name and place, where they cannot be decoded."""
     record = record or records[index]
     try:

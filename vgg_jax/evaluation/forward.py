@@ -6,6 +6,7 @@ nets in `results`. Frames, and what lies on its side, are explained in `buckets`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ def mirrored(frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, on_side: jax.Array
     )
 
 
-def make_dense(model: VGG, statistics: ColorStatistics):
+def make_dense(model: VGG, statistics: ColorStatistics) -> Callable[..., Any]:
     """Dense evaluation of whole pictures (Paper §3.2).
 
     Returns:
@@ -51,7 +52,7 @@ def make_dense(model: VGG, statistics: ColorStatistics):
       the params are those of `laid_on_side`.
     """
 
-    def dense(params, frames_BxHxWx3, sizes_Bx2, on_side):
+    def dense(params: dict, frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, on_side: jax.Array) -> Any:
         pair = jnp.stack([frames_BxHxWx3, mirrored(frames_BxHxWx3, sizes_Bx2, on_side)], 1)
         images = normalize(pair.reshape(-1, *pair.shape[2:]), statistics)
         scores: Any = model.apply({"params": params}, images, sizes_Bx2=jnp.repeat(sizes_Bx2, 2, 0))
@@ -60,7 +61,7 @@ def make_dense(model: VGG, statistics: ColorStatistics):
     return dense
 
 
-def make_strips(model: VGG, statistics: ColorStatistics):
+def make_strips(model: VGG, statistics: ColorStatistics) -> Callable[..., Any]:
     """Parts of pictures too long for a frame, see `buckets.strips`.
 
     Returns:
@@ -68,7 +69,7 @@ def make_strips(model: VGG, statistics: ColorStatistics):
       summed over all rows and over the columns from keep[:, 0] up to keep[:, 1] of each strip's score map.
     """
 
-    def strip_scores(params, frames_BxHxWx3, sizes_Bx2, keep_Bx2):
+    def strip_scores(params: dict, frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, keep_Bx2: jax.Array) -> Any:
         images = normalize(frames_BxHxWx3, statistics)
         found: Any = model.apply({"params": params}, images, sizes_Bx2=sizes_Bx2, endpoints=("score_map",))
         columns = jnp.arange(found[1]["score_map"].shape[2])
@@ -78,7 +79,7 @@ def make_strips(model: VGG, statistics: ColorStatistics):
     return strip_scores
 
 
-def make_crops(model: VGG, statistics: ColorStatistics, mirror: bool):
+def make_crops(model: VGG, statistics: ColorStatistics, mirror: bool) -> Callable[..., Any]:
     """Several crops of each picture (Paper §4.3).
 
     Returns:
@@ -86,7 +87,7 @@ def make_crops(model: VGG, statistics: ColorStatistics, mirror: bool):
       and, with `mirror`, their mirror images.
     """
 
-    def crops(params, crops_BxNxCxCx3):
+    def crops(params: dict, crops_BxNxCxCx3: jax.Array) -> Any:
         batch = crops_BxNxCxCx3.shape[0]
         if mirror:
             crops_BxNxCxCx3 = jnp.concatenate([crops_BxNxCxCx3, crops_BxNxCxCx3[..., ::-1, :]], 1)
@@ -107,8 +108,8 @@ def cut_grid(frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, on_side: jax.Array
     # As `grid_offsets`, for sizes known on the device only.
     offsets_Bx2x5 = (2 * jnp.arange(GRID) * (sizes_Bx2[..., None] - crop) + GRID - 1) // (2 * (GRID - 1))
 
-    def one(frame, offsets_2x5):
-        def at(row, column):
+    def one(frame: jax.Array, offsets_2x5: jax.Array) -> Any:
+        def at(row: jax.Array, column: jax.Array) -> Any:
             return jax.lax.dynamic_slice(frame, (row, column, 0), (crop, crop, 3))
 
         return jax.vmap(lambda row: jax.vmap(lambda column: at(row, column))(offsets_2x5[1]))(offsets_2x5[0])

@@ -32,10 +32,8 @@ def score_map(net: Net, params: dict, picture_HxWx3: np.ndarray) -> tuple[np.nda
     # Only a few pictures are drawn, so each has its own compilation and no frame.
     shape = jax.ShapeDtypeStruct((1, *picture_HxWx3.shape), jnp.uint8)
 
-    def forward(params, images):
-        scores, found = net.model.apply(  # type: ignore[misc]
-            {"params": params}, normalize(images, net.statistics), endpoints=("score_map",)
-        )
+    def forward(params: dict, images: jax.Array) -> Any:
+        scores, found = net.model.apply({"params": params}, normalize(images, net.statistics), endpoints=("score_map",))
         return found["score_map"][0], jax.nn.softmax(scores)[0]
 
     shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)

@@ -51,7 +51,7 @@ class _Files(Sequence):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         try:
             return {"image": read_file(self._paths[index]), "label": -1, "file_name": str(self._paths[index])}
         except (OSError, DecodeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.nn.initializers import Initializer, normal, zeros
 
 
 def _symmetric_uniform(bound: float) -> Initializer:
-    def init(key: jax.Array, shape, dtype=jnp.float32, out_sharding=None) -> jax.Array:
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del out_sharding
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 

@@ -5,6 +5,8 @@ Maps are [batch, height, width, channels]; B, H, W, C and K (classes) are used f
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
 
 
 @max_pool_2x2.defjvp
-def _max_pool_2x2_jvp(primals, tangents):
+def _max_pool_2x2_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     # Left to itself autodiff would make the gradient from four arrays of a quarter's size, each padded, added up and then
     # copied into the map's layout. This way it is written once, where it belongs.
     windows_BxHx2xWx2xC = _windows(primals[0])
@@ -156,7 +158,7 @@ def _product(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array) -> jax.Array:
 
 
 @_product.defjvp
-def _product_jvp(primals, tangents):
+def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
     # The gradient is made row by row of the kernel: between devices it is then reduced in parts that fit a TPU's vector
     # memory, beside other layers' work; fc6's in one piece, 200 MB, could not be.
     (x, kernel), (dx, dkernel) = primals, tangents

@@ -19,7 +19,9 @@ class Configuration(NamedTuple):
     lrn: bool = False  # local response normalisation after the first convolution's ReLU
 
 
-def _blocks(*channels: int, depth: Sequence[int], size: int = 3, closing_1x1: bool = False):
+def _blocks(
+    *channels: int, depth: Sequence[int], size: int = 3, closing_1x1: bool = False
+) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Blocks of `depth[i]` convolutions each; `closing_1x1` adds a 1x1 convolution to blocks 3, 4 and 5."""
     return tuple(
         ((c, size),) * d + (((c, 1),) if closing_1x1 and i >= 2 else ())
@@ -81,7 +83,7 @@ class VGG(nn.Module):
         sizes_Bx2: jax.Array | None = None,
         endpoints: Sequence[str] = (),
         logits: bool = True,
-    ):
+    ) -> Any:
         """Class scores of images.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -137,7 +137,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
     return [*means[:-1], points[-1]]
 
 
-def _marks(marks: Sequence[Mark], place) -> list[str]:
+def _marks(marks: Sequence[Mark], place: Callable[[float], float]) -> list[str]:
     """Dashed lines; the labels of near ones one below the other, those near the right edge to the left."""
     parts, before, row = [], -math.inf, 0
     for mark in marks:

@@ -16,7 +16,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """Several runs side by side."""
     x_label = "epoch" if all(run.steps_per_epoch() for run in runs) else "step"
 
-    def overlay(name: str, what: str, **options) -> Chart | None:
+    def overlay(name: str, what: str, **options: Any) -> Chart | None:
         lines = [
             Line(run.name, run.series(name), i, "" if i < COLORS else "dashed", dots=True) for i, run in enumerate(runs)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,7 +51,7 @@ def filters(kernel_hxwx3xC: np.ndarray) -> str:
     return _uri(Image.fromarray(canvas), "PNG", optimize=True)
 
 
-def _uri(picture: Image.Image, kind: str, **options) -> str:
+def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

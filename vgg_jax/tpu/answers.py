@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ def _figures(answer: Answer, images: int, where: Slice) -> dict[str, Any]:
     return found
 
 
-def _without_answers(tree):
+def _without_answers(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _without_answers(value) for key, value in tree.items() if key != "answer"}
     return tree
@@ -218,7 +218,7 @@ def _lines(title: str, answer: Answer, images: int, where: Slice) -> Iterator[st
         )
 
 
-def _grouped(collectives) -> dict[tuple, list]:
+def _grouped(collectives: Iterable) -> dict[tuple, list]:
     groups: dict[tuple, list] = {}
     for each in sorted(collectives, key=lambda one: -one.bytes):
         groups.setdefault((each.kind, each.dtype, each.devices, each.overlapped), []).append(each)
@@ -229,7 +229,7 @@ def _named(config: ConfigDict) -> str:
     return config.sharding + (f" over {config.model_parallel}" if config.model_parallel > 1 else "")
 
 
-def _say(lines) -> None:
+def _say(lines: Iterable[str]) -> None:
     print("\n".join(lines), flush=True)
 
 

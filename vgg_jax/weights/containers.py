@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def _without_prefix(contents: Contents) -> Contents:
     return contents._replace(kind=f"{contents.kind}, names without {dropped!r}", tensors=tensors)
 
 
-def _kind(path: Path):
+def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Contents]]:
     if path.is_dir() and list(path.glob("*.safetensors")):
         raise Unreadable("it is a directory with .safetensors in it; give one such file, parts of one net put together")
     if path.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -52,7 +53,7 @@ def opened(path: Path) -> Iterator[Contents]:
         raise Unreadable(f"its header is damaged ({short(str(error))})") from error
 
 
-def _tensor(file, name: str) -> Tensor:
+def _tensor(file: Any, name: str) -> Tensor:
     part = file.get_slice(name)
     dtype = _DTYPES.get(part.get_dtype(), part.get_dtype())
 
