@@ -171,6 +171,7 @@ def test_validation_holds_every_image_once(tiny_config, dataset, batch_size):
 @pytest.mark.slow
 def test_decoding_processes_end_with_a_killed_program(tiny_config):
     tiny_config.data.processes = 2
+    open_dataset(tiny_config)  # prepares what the program reads, which says what it does
     code = f"""
 if __name__ == "__main__":
     import json, multiprocessing, time
