@@ -1,8 +1,9 @@
-"""What the CPU's `steps.COMPILER_OPTIONS` are worth: net A's forward and backward pass at 224, batch 8, with and without.
+"""What compiler options are worth on the CPU: net A's forward and backward pass at 224, batch 8, in turns.
 
 python -m benchmarks.cpu_options
 """
 
+import statistics
 import time
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from vgg_jax.models import VGG
 from vgg_jax.steps import COMPILER_OPTIONS
 
-BATCH, GMAC = 8, 7.61  # Paper Table 2's net A, PAPER.md's count
+BATCH, ROUNDS, GMAC = 8, 4, 7.61  # Paper Table 2's net A, PAPER.md's count
 
 
 def main():
@@ -22,14 +23,22 @@ def main():
     def loss(p, x):
         return jnp.square(model.apply({"params": p}, x)).mean()
 
-    for name, options in (("XLA's choice", {}), ("COMPILER_OPTIONS", COMPILER_OPTIONS["cpu"])):
-        step = jax.jit(jax.grad(loss)).lower(params, images).compile(compiler_options=options)
-        jax.block_until_ready(step(params, images))
-        began = time.perf_counter()
-        for _ in range(3):
+    fusion, onednn = COMPILER_OPTIONS["cpu"], {"xla_cpu_experimental_onednn_custom_call": True}
+    choices = {"XLA's choice": {}, "COMPILER_OPTIONS": fusion, "oneDNN": onednn, "both": {**fusion, **onednn}}
+    lowered = jax.jit(jax.grad(loss)).lower(params, images)
+    steps = {name: lowered.compile(compiler_options=options) for name, options in choices.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(1 + ROUNDS):
+        for name, step in steps.items():
+            began = time.perf_counter()
             jax.block_until_ready(step(params, images))
-        seconds = (time.perf_counter() - began) / 3
-        print(f"{name}: {seconds:.2f} s, {6 * GMAC * BATCH / seconds:.0f} GFLOP/s")
+            seconds[name].append(time.perf_counter() - began)
+    print(f"jax {jax.__version__}")
+    for name, (_, *rounds) in seconds.items():  # the first of each warms up
+        middle = statistics.median(rounds)
+        print(
+            f"{name}: {middle:.2f} s ({min(rounds):.2f} to {max(rounds):.2f}), {6 * GMAC * BATCH / middle:.0f} GFLOP/s"
+        )
 
 
 if __name__ == "__main__":

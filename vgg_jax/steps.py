@@ -22,8 +22,8 @@ Batch = dict[str, jax.Array]
 
 # What XLA is told for each platform, or kind of device where it needs something else, a compilation at a time.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
-    # The CPU backend has faster convolution gradients than those it takes by default, half as fast again on two cores
-    # (`python -m benchmarks.cpu_options`). oneDNN's custom call is slower, and jaxlib 0.12 cannot keep what uses it.
+    # The CPU backend has faster convolution gradients than those it takes by default, by a quarter to a half on two
+    # cores (`python -m benchmarks.cpu_options`). oneDNN's custom call adds nothing, and jaxlib 0.12 cannot keep what uses it.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
     # By itself the TPU compiler reduces all gradients in one piece at the end of the step, where nothing hides it. With
     # these, gradients of 4 MiB and more are reduced layer by layer, carried by the convolutions that follow
