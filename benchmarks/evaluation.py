@@ -20,7 +20,7 @@ import numpy as np
 
 from vgg_jax.augment import IMAGENET_STATISTICS, normalize
 from vgg_jax.config import default_config
-from vgg_jax.data.sources import expanded, open_split, prepared_builder
+from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.evaluation.compute import Computer, Costs, rescaled_sizes, survey
 from vgg_jax.evaluation.forward import make_crops, make_dense
 from vgg_jax.evaluation.nets import Net
@@ -93,7 +93,7 @@ def timed(function, inputs):
 def main():
     args = arguments()
     place = Path(os.environ.get("VGG_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data")) / "caltech101-30"
-    records = open_split(prepared_builder("folder", expanded(args.data_dir), str(place)), "val", "split")
+    records = open_split(prepared_data("folder", expanded(args.data_dir), str(place)), "val", "split")
     net = random_net(args, make_mesh())
     looked = survey(records, args.threads, lambda _: None)
     everything, rng = np.arange(len(records)), np.random.default_rng(0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from vgg_jax.augment import normalize
 from vgg_jax.data.crops import center_crop
-from vgg_jax.data.sources import expanded, open_split, prepared_builder
+from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.evaluation.nets import load_net
 from vgg_jax.evaluation.posteriors import view_name
 from vgg_jax.evaluation.protocol import Request, evaluate
@@ -54,7 +54,7 @@ def window_errors(run):
     """Top-1 errors of the central window of every picture, at Q = crop + 64, as a place of the map and as a crop."""
     net = load_net(Path(run))
     data, crop = net.config.data, net.config.image.crop
-    builder = prepared_builder(data.name, expanded(data.dir), data.root)
+    builder = prepared_data(data.name, expanded(data.dir), data.root)
     records = open_split(builder, data.val_split, "split")
 
     def places(params, images):

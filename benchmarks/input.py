@@ -111,7 +111,7 @@ def whole_pipeline(folder, cores, seconds, processes=0):
 
     from vgg_jax.config import default_config
     from vgg_jax.data.pipeline import batches, train_examples
-    from vgg_jax.data.sources import open_split, prepared_builder
+    from vgg_jax.data.sources import open_split, prepared_data
     from vgg_jax.sharding import make_mesh
 
     config = default_config()
@@ -125,7 +125,7 @@ def whole_pipeline(folder, cores, seconds, processes=0):
         # Enough records to be a data set: Grain's shuffle works on 65,536 places at the least, and skips those not there.
         for i in range(max(len(contents), 4000)):
             (kind / f"{i:05d}.jpg").write_bytes(contents[i % len(contents)])
-        records = open_split(prepared_builder("folder", Path(place), str(Path(place, "pictures"))), "train", "split")
+        records = open_split(prepared_data("folder", Path(place), str(Path(place, "pictures"))), "train", "split")
         stream = batches(config, train_examples(config, records), make_mesh())
         with contextlib.closing(stream):
             for _ in range(2 + cores):

@@ -21,11 +21,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
+from etils import epath
 
 from vgg_jax import cli
 from vgg_jax.data.builtin import CLASS_NAMES, render
-from vgg_jax.data.records import Records
+from vgg_jax.data.prepared import read
+from vgg_jax.data.sources import open_split
 
 flags = cli.Flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; must not exist.")
@@ -84,8 +85,8 @@ class Work:
         if kind == "preparing":
             # Not the files' bytes: protobuf writes the fields of a record in an order of its own.
             (directory,) = (place / "data").glob("*/*/1.0.0")
-            builder = tfds.builder_from_directory(directory)
-            splits = [Records(builder, split) for split in sorted(builder.info.splits)]
+            data = read(epath.Path(directory))
+            splits = [open_split(data, split, "split") for split in sorted(data.splits)]
             records = [records[i] for records in splits for i in range(len(records))]
             return _sha256(*(part for r in records for part in (r["image"], r["file_name"], b"%d" % r["label"])))
         if kind == "evaluating":

@@ -16,8 +16,7 @@ from vgg_jax.config import default_config
 from vgg_jax.data import imagenet, space
 from vgg_jax.data.builtin import render
 from vgg_jax.data.imagenet import ILSVRC2012, Edition, Split, prepare
-from vgg_jax.data.records import Records
-from vgg_jax.data.sources import open_dataset
+from vgg_jax.data.sources import open_dataset, open_split
 from vgg_jax.errors import UserError
 
 CLASSES = ("n01440764", "n01443537", "n15075141")  # labels 0, 1 and 999
@@ -174,8 +173,9 @@ def test_every_bad_picture_is_listed_and_can_be_left_out(made, tmp_path, monkeyp
         assert line in message
     assert not tfds.builder("imagenet2012", data_dir=tmp_path / "d").is_prepared()
     monkeypatch.setattr(imagenet, "check", None)  # nothing is checked again
-    builder = prepare(spoilt, tmp_path / "d", skip_bad=True, edition=edition)
-    assert builder.info.splits["train"].num_examples == 27
+    data = prepare(spoilt, tmp_path / "d", skip_bad=True, edition=edition)
+    assert data.counts()["train"] == 27
+    builder = tfds.builder_from_directory(data.directory)
     assert len(builder.as_data_source("train")) == 27
     skipped = json.loads((tmp_path / "d" / "imagenet2012" / "5.1.0" / "skipped.json").read_text())
     assert sorted(skipped) == ["n01440764_1.JPEG", "n01443537_0.JPEG", "n15075141_9.JPEG"]
@@ -191,8 +191,8 @@ def test_names_of_any_letters(made, tmp_path):
     train[CLASSES[0]]["caf\udce9.JPEG"] = train[CLASSES[0]].pop(second)
     tar_of_tars(tars / "ILSVRC2012_img_train.tar", train)
     shutil.copy(made[0] / "ILSVRC2012_img_val.tar", tars)
-    builder = prepare(tars, tmp_path / "d", edition=edition_of(tars))
-    records = Records(builder, "train")
+    data = prepare(tars, tmp_path / "d", edition=edition_of(tars))
+    records = open_split(data, "train", "split")
     names = {records[i]["file_name"].decode() for i in range(len(records))}
     assert {"käfer.JPEG", r"caf\udce9.JPEG"} <= names
 
@@ -204,7 +204,7 @@ def test_tars_that_changed_are_read_anew(tars, tmp_path, monkeypatch):
     monkeypatch.undo()
     changed = {f"ILSVRC2012_val_{i:08d}.JPEG": encoded(700 + i) for i in range(1, 6)}
     write_tar(tars / "ILSVRC2012_img_val.tar", changed)
-    builder = prepare(tars, tmp_path / "d", edition=edition_of(tars))
+    builder = tfds.builder_from_directory(prepare(tars, tmp_path / "d", edition=edition_of(tars)).directory)
     raw = {"image": tfds.decode.SkipDecoding()}
     found = {r["file_name"].decode(): r["image"] for r in builder.as_data_source("validation", decoders=raw)}
     assert found == changed
@@ -281,6 +281,7 @@ def test_other_versions_and_formats_in_the_way_are_named(made, tmp_path):
         open_dataset(config)
     (place / "dataset_info.json").write_text(json.dumps(info | {"version": "5.0.0"}))
     place.rename(place.with_name("5.0.0"))
+    config.data.name = "imagenet2012:5.1.0"
     with pytest.raises(UserError, match=re.escape("--config.data.name=imagenet2012:5.0.0 would take it")):
         open_dataset(config)
     place.mkdir()

@@ -21,6 +21,13 @@ def test_files_agree_on_the_version():
     assert f"date-released: {released[2]}" in (REPOSITORY / "CITATION.cff").read_text()
 
 
+def test_an_old_python_is_refused_in_a_sentence():
+    code = "import sys; sys.version_info = (3, 10, 9); import vgg_jax"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"Python \S+ \(.+\) is too old for vgg_jax; take 3.11 or newer.\n", done.stderr)
+
+
 def test_pip_and_uv_are_given_the_same_versions():
     packages = tomllib.loads((REPOSITORY / "uv.lock").read_text())["package"]
     locked = {(package["name"], package["version"]) for package in packages if "registry" in package["source"]}

@@ -18,8 +18,7 @@ import tensorflow_datasets as tfds
 from tests.conftest import REPOSITORY
 from vgg_jax.data.crops import random_crop
 from vgg_jax.data.pipeline import batches, eval_examples, local_batches, placed, train_examples
-from vgg_jax.data.records import Records
-from vgg_jax.data.sources import open_dataset, prepared_builder
+from vgg_jax.data.sources import open_dataset, open_split, prepared_data
 from vgg_jax.errors import UserError
 from vgg_jax.sharding import batch_sharding, make_mesh
 
@@ -208,14 +207,15 @@ def readable(source, index):
 @pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_byte_that_changed_on_the_disk_is_reported_with_its_place(tiny_config, tmp_path, processes):
     tiny_config.data.dir, tiny_config.data.processes = str(tmp_path / "prepared"), processes
-    builder = prepared_builder("folder", tmp_path / "prepared", tiny_config.data.root)
+    data = prepared_data("folder", tmp_path / "prepared", tiny_config.data.root)
     (file,) = (tmp_path / "prepared").rglob("*train.array_record*")
     content = bytearray(file.read_bytes())
     content[100_000] ^= 0x10
     file.write_bytes(content)
+    builder = tfds.builder_from_directory(data.directory)
     source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
     (index,) = [i for i in range(90) if not readable(source, i)]
-    examples = train_examples(tiny_config, Records(builder, "train"))
+    examples = train_examples(tiny_config, open_split(data, "train", "split"))
     place = rf"record {index} of vgg_jax_folder/.*, train \(number {index} in {re.escape(str(file))}\) cannot be read: .*hash"
     with (
         contextlib.closing(batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
@@ -226,11 +226,11 @@ def test_a_byte_that_changed_on_the_disk_is_reported_with_its_place(tiny_config,
 
 
 def test_a_file_cut_short_on_the_disk_is_reported(tiny_config, tmp_path):
-    builder = prepared_builder("folder", tmp_path / "prepared", tiny_config.data.root)
+    data = prepared_data("folder", tmp_path / "prepared", tiny_config.data.root)
     (file,) = (tmp_path / "prepared").rglob("*train.array_record*")
     file.write_bytes(file.read_bytes()[:70_000])
     with pytest.raises(UserError, match="cannot be read: .*bring it back from a copy, or delete its directory"):
-        Records(builder, "train")[80]
+        open_split(data, "train", "split")[80]
 
 
 def test_jpegs_that_are_cut_short_are_named_once(tiny_config, dataset, capsys):

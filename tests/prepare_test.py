@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from tests.command import help_of, run_module, start_module
 from vgg_jax.data import space
-from vgg_jax.data.sources import open_dataset, prepared_builder
+from vgg_jax.data.sources import open_dataset, prepared_data
 from vgg_jax.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_help_answers_without_loading_jax():
         (("imagenet2012", "--tars=/nowhere"), "--tars=/nowhere: there is no such directory"),
         (
             ("imagenet2012", "--tars=/tmp", "--data_dir=gs://bucket"),
-            "--data_dir=gs://bucket is no directory of this machine",
+            "gs://bucket is no directory of this machine",
         ),
         (("imagenet2102",), "neither `builtin` nor `folder` nor a TFDS data set. Did you mean 'imagenet2012'"),
         (("cifar10",), "tfds build cifar10 --file_format=array_record"),
@@ -90,7 +90,7 @@ def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, t
 @pytest.mark.slow
 def test_an_interrupted_preparation_begins_anew(tmp_path):
     process = start_module("vgg_jax.prepare", "builtin", f"--data_dir={tmp_path}")
-    while not list(tmp_path.rglob("*incomplete*")):
+    while not list(tmp_path.rglob("*unfinished*")):
         time.sleep(0.05)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
@@ -110,5 +110,5 @@ def test_no_room_for_a_folder_is_said_before_anything_is_written(pictures, tmp_p
     free = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(space.shutil, "disk_usage", lambda _: free)
     with pytest.raises(UserError, match=r"has 0.1 MB free, and [\d.]+ MB are needed; .*Nothing was written"):
-        prepared_builder("folder", tmp_path, str(pictures))
+        prepared_data("folder", tmp_path, str(pictures))
     assert not list(tmp_path.iterdir())

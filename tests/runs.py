@@ -10,7 +10,7 @@ from PIL import Image
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import Checkpoints
 from vgg_jax.data.builtin import CLASS_NAMES, render
-from vgg_jax.data.sources import expanded, open_split, prepared_builder
+from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.optimizer import make_optimizer
 from vgg_jax.state import TrainState, make_model
 
@@ -30,7 +30,7 @@ def varied_pictures(root: Path, split: str = "validation", sizes=SIZES) -> Path:
 
 def records_of(config, split: str = "validation"):
     """The records of a folder's split."""
-    return open_split(prepared_builder("folder", expanded(config.data.dir), config.data.root), split, "split")
+    return open_split(prepared_data("folder", expanded(config.data.dir), config.data.root), split, "split")
 
 
 def random_params(config, seed: int) -> dict:

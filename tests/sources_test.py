@@ -5,14 +5,19 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 
 from vgg_jax.config import default_config
-from vgg_jax.data.sources import expanded, open_dataset
+from vgg_jax.data import prepared
+from vgg_jax.data.sources import expanded, open_dataset, open_split
 from vgg_jax.data.statistics import color_statistics
 from vgg_jax.errors import UserError
 
@@ -159,14 +164,14 @@ def test_a_split_that_is_not_there_lists_those_that_are(folder_config):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("validation[:0]", "takes no picture of"),
-        ("validation[:x]", "TFDS refuses: Error parsing"),
-        ("validation[99:]", "TFDS"),
+        ("validation[:0]", "which takes no picture of"),
+        ("validation[:x]", "which is no split or part of one"),
+        ("validation[99:]", "but .* has 31 records of that split; take fewer"),
     ],
 )
 def test_a_part_of_a_split_that_cannot_be_taken_is_explained(folder_config, split, message):
     folder_config.data.val_split = split
-    refused(folder_config, rf"config.data.val_split is {re.escape(repr(split))}, which .*{message}")
+    refused(folder_config, rf"config.data.val_split is {re.escape(repr(split))}, {message}")
 
 
 @pytest.mark.parametrize("split", ["train[50%:10%]", "train[5:5]"])
@@ -308,3 +313,77 @@ def test_real_photographs(tiny_config, real_pictures, tmp_path):
     tiny_config.model.num_classes = 2
     dataset = open_dataset(tiny_config)
     assert (len(dataset.train), len(dataset.validation)) == (10, 4)
+
+
+EXPRESSIONS = [
+    *(
+        "train",
+        "train[:50%]",
+        "train[33.3%:66.6%]",
+        "train[-10%:]",
+        "train[:-20%]",
+        "train[7:]",
+        "train[:7]",
+        "train[-7:-2]",
+    ),
+    *(
+        "train[3:1_00]",
+        "train[2shard]",
+        "train[1shard:]",
+        "train[:2shard]",
+        "train[-1shard:]",
+        "train+validation",
+        "train[:9]+train[5:]",
+        "all",
+    ),
+    *("validation[0.4%:99.6%]", "train[:12.5%]", "train[12.5%:]", "train[1shard:3shard]"),
+]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """A set of several files to a split, of records that name their split and place."""
+    place = tmp_path_factory.mktemp("sharded")
+    lengths = {"train": [40, 1, 33, 26], "validation": [17, 14]}
+    for split, of in lengths.items():
+        for i, count in enumerate(of):
+            made = ({"image": b"", "label": 0, "file_name": b"%s %d %d" % (split.encode(), i, n)} for n in range(count))
+            prepared.write_shard(place / f"made-{split}.array_record-{i:05d}-of-{len(of):05d}", made)
+    sizes = {split: [[20] * count for count in of] for split, of in lengths.items()}
+    prepared.write_description(place, "made/1.0.0", "", ["one"], sizes)
+    return prepared.read(epath.Path(place))
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_parts_of_splits_are_those_that_tfds_takes(sharded, expression):
+    builder = tfds.builder_from_directory(sharded.directory)
+    raw = builder.as_data_source(expression, decoders={"image": tfds.decode.SkipDecoding()})
+    found = open_split(sharded, expression, "split")
+    assert [found[i]["file_name"] for i in range(len(found))] == [record["file_name"] for record in raw]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("train[:101%]", "train[3:1000]", "train[-101:]", "train[4shard]", "train[:5shard]"),
+        *("train[5]", "train[:]", "train[::2]", "train[a:]", "train[1.5:]", "train[", "all[:5]", ""),
+    ],
+)
+def test_what_is_no_part_of_a_split(sharded, expression):
+    with pytest.raises(UserError, match=r"no split or part of one; write train|which made does not have|take fewer"):
+        open_split(sharded, expression, "split")
+
+
+def test_training_on_a_folder_imports_no_tfds(pictures, tmp_path):
+    code = f"""
+import sys
+from vgg_jax.config import default_config
+from vgg_jax.data.sources import open_dataset
+config = default_config()
+config.data.name, config.data.root, config.data.dir = "folder", {str(pictures)!r}, {str(tmp_path)!r}
+config.model.num_classes = {len(list((pictures / "train").iterdir()))}
+for _ in range(2):  # prepared, and found
+    assert open_dataset(config).train[0]["image"]
+assert not {{"tensorflow_datasets", "pyarrow"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -48,29 +48,28 @@ def main(arguments: list[str]) -> None:
         if name == owner and not value and name == "folder":
             cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<picture>.")
     from vgg_jax.data import imagenet, sources  # here, so that --help answers at once
+    from vgg_jax.data.prepared import on_disk
     from vgg_jax.data.space import SKIPPED
 
-    if name == imagenet.NAME and _TARS.value and "://" in _DATA_DIR.value:
-        cli.fail(
-            f"--data_dir={_DATA_DIR.value} is no directory of this machine; prepare on a disk, and copy the result."
-        )
+    if name == imagenet.NAME and _TARS.value:
+        on_disk(_DATA_DIR.value)  # before a package for buckets is asked for
     data_dir = sources.expanded(_DATA_DIR.value)
     if name == imagenet.NAME and _TARS.value:
-        builder = imagenet.prepare(Path(_TARS.value).expanduser(), Path(data_dir), _MD5.value, _SKIP_BAD.value)
+        data = imagenet.prepare(Path(_TARS.value).expanduser(), on_disk(data_dir), _MD5.value, _SKIP_BAD.value)
     else:
-        builder = sources.prepared_builder(name, data_dir, _ROOT.value, _SKIP_BAD.value)
-    counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
-    print(f"{builder.info.full_name} is prepared in {builder.data_dir}: {counts} pictures")
-    skipped = Path(builder.data_dir) / SKIPPED
+        data = sources.prepared_data(name, data_dir, _ROOT.value, _SKIP_BAD.value)
+    counts = ", ".join(f"{split} {count:,}" for split, count in data.counts().items())
+    print(f"{data.name} is prepared in {data.directory}: {counts} pictures")
+    skipped = Path(data.directory) / SKIPPED
     if skipped.exists():
         print(f"{len(json.loads(skipped.read_text()))} bad pictures were left out; they are listed in {skipped}")
-    if _TRAIN_SPLIT.value in builder.info.splits or _TRAIN_SPLIT.value != "train":
-        records = sources.open_split(builder, _TRAIN_SPLIT.value, "train_split")
-        statistics = sources.statistics_of(builder, _TRAIN_SPLIT.value, records)
+    if _TRAIN_SPLIT.value in data.splits or _TRAIN_SPLIT.value != "train":
+        records = sources.open_split(data, _TRAIN_SPLIT.value, "train_split")
+        statistics = sources.statistics_of(data, _TRAIN_SPLIT.value, records)
         print(f"mean RGB {', '.join(f'{value:.2f}' for value in statistics.mean_rgb)}")
     values = {"data.name": name, "data.dir": data_dir, "data.root": _ROOT.value}
-    values["model.num_classes"] = builder.info.features["label"].num_classes
-    splits = list(builder.info.splits)
+    values["model.num_classes"] = len(data.class_names)
+    splits = list(data.splits)
     if "validation" not in splits and splits != ["train"]:
         values["data.val_split"] = next((split for split in ("val", "valid", "test") if split in splits), splits[-1])
     elif splits == ["train"]:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
-import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image, ImageDraw
 
-from vgg_jax.data.records import UncompressedWriter
+from vgg_jax.data import prepared
+from vgg_jax.data.records import Record
 
+NAME = "vgg_jax_shapes/1.0.0"
 COUNTS = {"train": 4000, "validation": 1000}
 _FIRST_SEED = {"train": 0, "validation": 1_000_000}  # the splits never share a seed
 
@@ -158,36 +160,24 @@ def _paint(
     picture.paste(fill, (left, top), mask)
 
 
-class VggJaxShapes(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the built-in data set: 4,000 training and 1,000 validation pictures, 400 and 100 a class."""
+def prepare(data_dir: epath.Path) -> prepared.Prepared:
+    """Renders and packs the 4,000 training and 1,000 validation pictures, 400 and 100 a class."""
+    splits = {
+        split: [
+            prepared.Entry(_file_name(_FIRST_SEED[split], index), 6000, partial(_record, _FIRST_SEED[split], index))
+            for index in range(count)
+        ]
+        for split, count in COUNTS.items()
+    }
+    return prepared.pack(data_dir / NAME, NAME, str(__doc__), CLASS_NAMES, splits, "jpeg")
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-                    "file_name": tfds.features.Text(),
-                }
-            ),
-        )
+def _file_name(first_seed: int, index: int) -> str:
+    return f"{CLASS_NAMES[(first_seed + index) % len(CLASS_NAMES)]}_{index:05d}.jpg"
 
-    def _example_writer(self) -> UncompressedWriter:
-        return UncompressedWriter()
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in COUNTS}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        for index in range(COUNTS[split]):
-            picture, label = render(_FIRST_SEED[split] + index)
-            encoded = io.BytesIO()
-            picture.save(encoded, "JPEG", quality=90)
-            name = f"{CLASS_NAMES[label]}_{index:05d}.jpg"
-            yield name, {"image": encoded.getvalue(), "label": label, "file_name": name}
+def _record(first_seed: int, index: int) -> Record:
+    picture, label = render(first_seed + index)
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=90)
+    return {"image": encoded.getvalue(), "label": label, "file_name": _file_name(first_seed, index).encode()}

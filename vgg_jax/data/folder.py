@@ -1,4 +1,4 @@
-"""A folder of pictures, <root>/<split>/<class>/<picture>, as a TFDS builder."""
+"""A folder of pictures, <root>/<split>/<class>/<picture>: listed, checked and packed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import tensorflow_datasets as tfds
+from etils import epath
 
+from vgg_jax.data import prepared
 from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file
 from vgg_jax.data.parallel import parallel_map, progress
-from vgg_jax.data.records import UncompressedWriter
 from vgg_jax.errors import UserError, printable
 
 NO_CLASS = -1  # label of pictures of a class that `train` lacks
@@ -156,47 +156,41 @@ def listing_digest(root: Path, listing: Listing) -> str:
     return digest.hexdigest()[:10]
 
 
-class VggJaxFolder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of a listed folder; bytes are stored as they are, labels follow sorted class names (NO_CLASS, see there)."""
+def full_name(root: Path, listing: Listing) -> str:
+    """The name of the prepared data: that of the whole listing, so that who knows the folder finds what was prepared."""
+    return f"vgg_jax_folder/{printable(root.name)}-{listing_digest(root, listing)}/1.0.0"
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
 
-    def __init__(self, *, root: Path, listing: Listing, skip: Collection[str] = (), **options: Any):
-        # The name is that of the whole listing, with what is skipped: who knows the folder finds what was prepared.
-        self._root, self._listing, self._skip = root, listing, skip
-        name = f"{printable(root.name)}-{listing_digest(root, listing)}"
-        super().__init__(config=tfds.core.BuilderConfig(name=name), **options)
+def prepare(root: Path, listing: Listing, data_dir: epath.Path, skip: Collection[str] = ()) -> prepared.Prepared:
+    """Packs a listed folder; bytes are stored as they are, labels follow sorted class names (NO_CLASS, see there).
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=f"Pictures of {self._root.name}.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.ClassLabel(names=self._listing.class_names()),
-                    "file_name": tfds.features.Text(),
-                }
-            ),
-        )
+    Args:
+      root: of the folder.
+      listing: of it.
+      data_dir: where prepared data lies.
+      skip: paths below the root that are left out.
+    """
+    labels = {name: label for label, name in enumerate(listing.class_names())}
+    splits = {
+        split: [
+            _entry(file, root / split, labels.get(kind, NO_CLASS))
+            for kind, files in classes.items()
+            for file in files
+            if str(file.relative_to(root)) not in skip
+        ]
+        for split, classes in listing.splits.items()
+    }
+    name = full_name(root, listing)
+    return prepared.pack(data_dir / name, name, f"Pictures of {root.name}.", list(labels), splits)
 
-    def _example_writer(self) -> UncompressedWriter:
-        return UncompressedWriter()
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in self._listing.splits}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        known = self._listing.class_names()
-        for label, files in self._listing.splits[split].items():
-            for file in files:
-                if str(file.relative_to(self._root)) in self._skip:
-                    continue
-                name = printable(str(file.relative_to(self._root / split)))
-                label_or_none = label if label in known else NO_CLASS
-                yield name, {"image": read_file(file), "label": label_or_none, "file_name": name}
+def _entry(file: Path, split: Path, label: int) -> prepared.Entry:
+    name = printable(str(file.relative_to(split)))
+    return prepared.Entry(
+        name,
+        file.stat().st_size,
+        lambda: {"image": read_file(file), "label": label, "file_name": name.encode()},
+    )
 
 
 def _visible(directory: Path) -> list[Path]:

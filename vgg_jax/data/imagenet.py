@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -21,18 +22,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from PIL import Image
 
 from vgg_jax.data.decode import DecodeError, check, decode, is_plain_jpeg
 from vgg_jax.data.parallel import parallel_map, progress
-from vgg_jax.data.records import WRITER_OPTIONS
+from vgg_jax.data.prepared import ARRAY_RECORD, Prepared, ShardPlan, plan_shards, read, write_description, write_shard
+from vgg_jax.data.records import Record
 from vgg_jax.data.space import SKIPPED, need_space, writable
 from vgg_jax.errors import UserError, printable
 from vgg_jax.logbook import write_json
 
 NAME = "imagenet2012"
+_VERSION = "5.1.0"  # of TFDS's layout of it
 
 
 class Split(NamedTuple):
@@ -55,7 +57,11 @@ class Edition(NamedTuple):
 
 
 def _lines(file: str) -> list[str]:
-    return tfds.core.tfds_path(f"datasets/imagenet2012/{file}").read_text().split()
+    """Of a file that TFDS carries; found without importing it, which takes seconds."""
+    package = importlib.util.find_spec("tensorflow_datasets")
+    assert package is not None
+    assert package.origin is not None
+    return (Path(package.origin).parent / "datasets" / NAME / file).read_text().split()
 
 
 ILSVRC2012 = Edition(
@@ -82,17 +88,9 @@ class _Index(NamedTuple):
     sizes: np.ndarray  # [N] int64, bytes
 
 
-class _Shard(NamedTuple):
-    """One ArrayRecord file of a split."""
-
-    split: str
-    file: str
-    members: np.ndarray  # places in the index, in the order of the file
-
-
 def prepare(
     tars: Path, data_dir: Path, md5: bool = False, skip_bad: bool = False, edition: Edition = ILSVRC2012
-) -> tfds.core.DatasetBuilder:
+) -> Prepared:
     """Makes `<data_dir>/imagenet2012/<version>/`, or goes on making it; does nothing where it is there.
 
     Every picture is decoded once to find those that are bad. The few CMYK JPEGs and PNGs among them become RGB JPEGs,
@@ -106,22 +104,20 @@ def prepare(
       edition: what to expect in the tars.
 
     Returns:
-      The TFDS builder of the prepared data.
+      The prepared data.
 
     Raises:
       UserError: tars that are missing, cut short, renamed, unpacked or of another year; pictures or classes missing;
         bad pictures, each by name; no room; what lies in data_dir is something else.
     """
-    builder = tfds.builder(NAME, data_dir=data_dir)
-    final = Path(builder.data_dir)
-    if builder.is_prepared():
-        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    final = data_dir / NAME / _VERSION
+    if there := read(epath.Path(final)):
+        if there.file_format != ARRAY_RECORD:
             raise UserError(
-                f"{final} is prepared already, but as {builder.info.file_format.value}, not ArrayRecord; give another "
-                "--data_dir, or remove it."
+                f"{final} is prepared already, but as {there.file_format}, not ArrayRecord; give another --data_dir, or "
+                "remove it."
             )
-        return builder
-    builder = tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
+        return there
     if final.exists() and any(final.iterdir()):
         raise UserError(f"{final} holds something that is no prepared data set; remove it, or give another --data_dir.")
 
@@ -134,18 +130,23 @@ def prepare(
         with _alone(unfinished / "work" / "lock"):
             _forget_other_tars(unfinished, paths)
             indices = {split: _index(split, path, edition, unfinished / "work") for split, path in paths.items()}
-            shards = {split: _shards(split, index, edition) for split, index in indices.items()}
-            _write_shards(builder, unfinished, paths, indices, shards)
-            bad = {name: reason for shard in _all(shards) for name, reason in _report(unfinished, shard)["bad"].items()}
+            plans = {split: _plans(split, index, edition) for split, index in indices.items()}
+            _write_shards(unfinished, paths, indices, plans)
+            reports = {split: [_report(unfinished, plan) for plan in of_split] for split, of_split in plans.items()}
+            bad = {
+                name: why for of_split in reports.values() for report in of_split for name, why in report["bad"].items()
+            }
             if bad and not skip_bad:
                 raise UserError(
                     f"{len(bad)} of {sum(len(i.names) for i in indices.values()):,} pictures are not sound. Nothing is "
                     "published, and what was done is kept: the same command with --skip_bad leaves them out, at once; or "
                     "fetch the tars again.\n  " + "\n  ".join(f"{name}: {reason}" for name, reason in bad.items())
                 )
-            _publish(builder, unfinished, final, shards, bad)
+            _publish(unfinished, final, reports, bad)
         shutil.rmtree(final / "work")
-    return tfds.builder(NAME, data_dir=data_dir)
+    prepared = read(epath.Path(final))
+    assert prepared is not None
+    return prepared
 
 
 def find_tars(directory: Path, edition: Edition) -> dict[str, Path]:
@@ -288,80 +289,67 @@ def _flat_members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, int, int]]:
 
 
 def _write_shards(
-    builder: tfds.core.DatasetBuilder,
-    unfinished: Path,
-    paths: dict[str, Path],
-    indices: dict[str, _Index],
-    shards: dict[str, list[_Shard]],
+    unfinished: Path, paths: dict[str, Path], indices: dict[str, _Index], plans: dict[str, list[ShardPlan]]
 ) -> None:
     """Writes the shards that are not there yet, each with a report beside it in `work`."""
-    missing = [shard for shard in _all(shards) if not _report_path(unfinished, shard).exists()]
-    todo = [(shard.split, i) for shard in missing for i in shard.members]
+    missing = [
+        (split, plan) for split, of in plans.items() for plan in of if not _report_path(unfinished, plan).exists()
+    ]
+    todo = [(split, i) for split, plan in missing for i in plan.members]
     need_space(unfinished, 1.01 * sum(float(indices[split].sizes[i]) for split, i in todo), "--data_dir=DIR")
-    features = builder.info.features
-    serialize = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()).serialize_example
 
     with contextlib.ExitStack() as files:
         tars = {split: files.enter_context(open(path, "rb")).fileno() for split, path in paths.items()}
 
-        def fetch(place: tuple[str, int]) -> tuple[str, int, bytes, str | None]:
+        def fetch(place: tuple[str, int]) -> tuple[Record, str | None]:
             split, i = place
             index = indices[split]
             try:
                 encoded = os.pread(tars[split], int(index.sizes[i]), int(index.offsets[i]))
             except OSError as error:
                 raise UserError(f"{paths[split]} cannot be read: {error.strerror}.") from error
-            name, label = index.names[i].decode(), int(index.labels[i])
+            record: Record = {"file_name": bytes(index.names[i]), "label": int(index.labels[i])}
             try:
                 check(encoded)
-                return name, label, encoded if is_plain_jpeg(encoded) else _as_rgb_jpeg(encoded), None
+                return record | {"image": encoded if is_plain_jpeg(encoded) else _as_rgb_jpeg(encoded)}, None
             except DecodeError as error:
-                return name, label, b"", str(error)
+                return record, str(error)
 
         total = sum(len(index.names) for index in indices.values())
         fetched = progress(parallel_map(fetch, todo), total, "checking and packing", done=total - len(todo))
         with contextlib.closing(fetched):
-            for shard in missing:
-                bad, lengths = {}, []
-                being_written = unfinished / "work" / shard.file
-                writer = ArrayRecordWriter(str(being_written), WRITER_OPTIONS)
-                for _ in shard.members:
-                    name, label, encoded, reason = next(fetched)
-                    if reason is not None:
-                        bad[name] = reason
-                        continue
-                    example = {"image": encoded, "label": label, "file_name": name}
-                    record = serialize(features.encode_example(example))
-                    writer.write(record)
-                    lengths.append(len(record))
-                writer.close()
-                being_written.replace(unfinished / shard.file)
-                done = {"examples": len(lengths), "num_bytes": sum(lengths), "bad": bad}
-                write_json(_report_path(unfinished, shard), done)
+            for _, plan in missing:
+                bad: dict[str, str] = {}
+                being_written = unfinished / "work" / plan.file
+                lengths = write_shard(being_written, _sound((next(fetched) for _ in plan.members), bad))
+                if len(lengths) + len(bad) != len(plan.members):
+                    raise RuntimeError(f"{plan.file} holds {len(lengths)} pictures of {len(plan.members)}")
+                being_written.replace(unfinished / plan.file)
+                write_json(_report_path(unfinished, plan), {"lengths": lengths, "bad": bad})
 
 
-def _shards(split: str, index: _Index, edition: Edition) -> list[_Shard]:
+def _sound(fetched: Iterator[tuple[Record, str | None]], bad: dict[str, str]) -> Iterator[Record]:
+    """The records of sound pictures; the others' names and faults are added to `bad`."""
+    for record, fault in fetched:
+        if fault is None:
+            yield record
+        else:
+            bad[record["file_name"].decode()] = fault
+
+
+def _plans(split: str, index: _Index, edition: Edition) -> list[ShardPlan]:
     total = len(index.names)
-    count = min(edition.splits[split].shards, total)
     # RandomState, because NumPy promises that its streams never change: a resumed preparation needs the same order.
     order = np.random.RandomState(0).permutation(total)
-    template = _template(split, Path())
-    return [
-        _Shard(split, template.relative_filepath(shard_index=i, num_shards=count), part)
-        for i, part in enumerate(np.array_split(order, count))
-    ]
+    return plan_shards(NAME, split, order, min(edition.splits[split].shards, total))
 
 
-def _report_path(unfinished: Path, shard: _Shard) -> Path:
-    return unfinished / "work" / f"{shard.file}.json"
+def _report_path(unfinished: Path, plan: ShardPlan) -> Path:
+    return unfinished / "work" / f"{plan.file}.json"
 
 
-def _report(unfinished: Path, shard: _Shard) -> dict:
-    return json.loads(_report_path(unfinished, shard).read_text())
-
-
-def _all(shards: dict[str, list[_Shard]]) -> list[_Shard]:
-    return [shard for of_split in shards.values() for shard in of_split]
+def _report(unfinished: Path, plan: ShardPlan) -> dict:
+    return json.loads(_report_path(unfinished, plan).read_text())
 
 
 def _as_rgb_jpeg(encoded: bytes) -> bytes:
@@ -370,41 +358,22 @@ def _as_rgb_jpeg(encoded: bytes) -> bytes:
     return file.getvalue()
 
 
-def _publish(
-    builder: tfds.core.DatasetBuilder,
-    unfinished: Path,
-    final: Path,
-    shards: dict[str, list[_Shard]],
-    bad: dict[str, str],
-) -> None:
-    """Adds TFDS's description of the shards, and gives the directory its name."""
-    infos = []
-    for split, of_split in shards.items():
-        reports = [_report(unfinished, shard) for shard in of_split]
-        for shard, report in zip(of_split, reports, strict=True):
-            if report["examples"] + len(report["bad"]) != len(shard.members):
-                raise RuntimeError(f"{shard.file} holds {report['examples']} pictures of {len(shard.members)}")
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[report["examples"] for report in reports],
-                num_bytes=sum(report["num_bytes"] for report in reports),
-                filename_template=_template(split, unfinished),
-            )
-        )
-    builder.info.set_splits(tfds.core.splits.SplitDict(infos))
-    builder.info.write_to_directory(unfinished)
+def _publish(unfinished: Path, final: Path, reports: dict[str, list[dict]], bad: dict[str, str]) -> None:
+    """Adds the description of the shards, and gives the directory its name."""
+    lengths = {split: [report["lengths"] for report in of_split] for split, of_split in reports.items()}
+    write_description(
+        unfinished,
+        f"{NAME}/{_VERSION}",
+        "ILSVRC 2012, from the tars of image-net.org.",
+        ILSVRC2012.classes,
+        lengths,
+        "jpeg",
+    )
     if bad:
         write_json(unfinished / SKIPPED, bad)
     if final.exists():
         final.rmdir()  # empty, as was seen at the start
     unfinished.rename(final)
-
-
-def _template(split: str, directory: Path) -> tfds.core.ShardedFileTemplate:
-    return tfds.core.ShardedFileTemplate(
-        data_dir=directory, dataset_name=NAME, split=split, filetype_suffix="array_record"
-    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core import writer
-from tensorflow_datasets.proto import tf_example_pb2
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from vgg_jax.errors import UserError
 
@@ -20,17 +17,13 @@ Record = dict[str, Any]
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
-class UncompressedWriter(writer.ExampleWriter):
-    """Writes records as they are, where a builder's `_example_writer` returns one; TFDS's own compresses them."""
+class Part(NamedTuple):
+    """Successive records of one file, as ArrayRecordDataSource takes them."""
 
-    def __init__(self) -> None:
-        super().__init__(tfds.core.FileFormat.ARRAY_RECORD)
-
-    def write(self, path: Any, examples: Any) -> None:
-        records = ArrayRecordWriter(str(path), WRITER_OPTIONS)
-        for _, record in examples:
-            records.write(record)
-        records.close()
+    filename: str
+    skip: int  # records before the first
+    take: int
+    examples_in_shard: int
 
 
 class Records(Sequence[Record]):
@@ -40,36 +33,25 @@ class Records(Sequence[Record]):
     is noticed when its record is read.
 
     Args:
-      builder: of a data set that is prepared as ArrayRecord.
-      split: a TFDS split expression, as `train` or `train[:90%]`.
-
-    Raises:
-      ValueError, KeyError: of TFDS, for a split that is not there.
+      parts: of files that hold at least one record each.
+      what: is read, for messages: data set and split.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        # A builder that knows nothing but the directory: it can be pickled, which one of a folder's own cannot.
-        builder = tfds.builder_from_directory(builder.data_dir)
-        # The pictures stay encoded: the crops' geometry decides how they are decoded. TFDS would take apart what else
-        # there is in four times the time that it takes here.
-        self._source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        self._split = f"{builder.info.full_name}, {split}"
-        files = builder.info.splits[split].file_instructions
-        if any(file.take <= 0 for file in files):  # as of train[50%:10%]
-            raise ValueError(f"{split} has 0 length")
-        self._files = [(file.filename, file.skip) for file in files]
-        self._ends = list(accumulate(file.take for file in files))
+    def __init__(self, parts: Sequence[Part], what: str):
+        self._source = ArrayRecordDataSource(parts)
+        self._what, self._parts = what, parts
+        self._ends = list(accumulate(part.take for part in parts))
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._ends[-1]
 
     def __getitem__(self, index: Any) -> Any:
         """A record; raises UserError, with the place, where its bytes are not those that were written."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         try:
             example = self._source[index]
             return _plainly_laid_out(example) or _parsed(example)
-        except IndexError:
-            raise
         except Exception as error:  # of several kinds, as they come out of C++
             raise UserError(
                 f"{self.place(index)} cannot be read: {' '.join(str(error).split())}. The file has changed since it was "
@@ -79,27 +61,24 @@ class Records(Sequence[Record]):
     def in_common(self, other: Records) -> int:
         """How many of these records are among the other ones too, those that are here several times counted so."""
         return sum(
-            max(0, min(end, other_end) - max(start, other_start))
-            for file, start, end in self._parts()
-            for other_file, other_start, other_end in other._parts()
-            if file == other_file
+            max(0, min(part.skip + part.take, other_part.skip + other_part.take) - max(part.skip, other_part.skip))
+            for part in self._parts
+            for other_part in other._parts
+            if part.filename == other_part.filename
         )
-
-    def _parts(self) -> list[tuple[str, int, int]]:
-        """(file, first record, record after the last) of everything that is read."""
-        sizes = [end - start for start, end in pairwise([0, *self._ends])]
-        return [(str(file), skip, skip + size) for (file, skip), size in zip(self._files, sizes, strict=True)]
 
     def place(self, index: int) -> str:
         """In words: which record of what, and in which file it lies."""
         number = bisect_right(self._ends, index)
-        name, skip = self._files[number]
-        position = skip + index - (self._ends[number - 1] if number else 0)
-        return f"record {index} of {self._split} (number {position} in {name})"
+        part = self._parts[number]
+        position = part.skip + index - (self._ends[number - 1] if number else 0)
+        return f"record {index} of {self._what} (number {position} in {part.filename})"
 
 
 def _parsed(example: bytes) -> Record:
     """The record in a serialised tf.train.Example of any layout."""
+    from tensorflow_datasets.proto import tf_example_pb2  # seconds, for what TFDS does not write
+
     features = tf_example_pb2.Example.FromString(example).features.feature
     record = {"image": features["image"].bytes_list.value[0], "label": features["label"].int64_list.value[0]}
     if "file_name" in features:
@@ -127,7 +106,7 @@ def _plainly_laid_out(example: bytes) -> Record | None:
                 values, at = _field(example, at, _LISTS[name])
                 value, at = _field(example, at, 0x0A)
                 if name == b"label":
-                    record["label"], value_read = _varint(example, at)
+                    record["label"], value_read = _varint(example, at, 64)
                 else:
                     record[name.decode()], value_read = example[at:value], value
                 if not entry == feature == values == value == value_read:
@@ -146,13 +125,35 @@ def _field(data: bytes, at: int, tag: int) -> tuple[int, int]:
     return start + length, start
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of up to 28 bits, and where it ends; raises ValueError for a longer one."""
+def _varint(data: bytes, at: int, bits: int = 28) -> tuple[int, int]:
+    """A number of up to so many bits, of 64 a signed one, and where it ends; raises ValueError for a longer one."""
     value = 0
-    for shift in (0, 7, 14, 21):
+    for shift in range(0, bits, 7):
         byte = data[at]
         value |= (byte & 0x7F) << shift
         at += 1
         if byte < 0x80:
-            return value, at
+            value &= (1 << 64) - 1
+            return value - (1 << 64 if value >> 63 else 0), at
     raise ValueError
+
+
+def serialized(record: Record) -> bytes:
+    """A record as a tf.train.Example, in the bytes that TFDS would write."""
+    features = b""
+    for name, value in sorted(record.items()):
+        content = _number(value) if name == "label" else value
+        values = _tagged(_LISTS[name.encode()], _tagged(0x0A, content))
+        features += _tagged(0x0A, _tagged(0x0A, name.encode()) + _tagged(0x12, values))
+    return _tagged(0x0A, features)
+
+
+def _tagged(tag: int, content: bytes) -> bytes:
+    return bytes([tag]) + _number(len(content)) + content
+
+
+def _number(value: int) -> bytes:
+    """A 64 bit integer as a varint: seven bits to a byte, the lowest first."""
+    value &= (1 << 64) - 1
+    groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])

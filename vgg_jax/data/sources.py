@@ -1,31 +1,29 @@
 """Where pictures come from: every kind of data set, opened as random-access records of encoded bytes.
 
-All of them are TFDS builders that hold ArrayRecord files, read without TensorFlow: the built-in set, a folder of
-pictures, ImageNet (`vgg_jax.data.imagenet` prepares it), and any other TFDS classification set by name.
+All of them are ArrayRecord files in TFDS's layout, read without TensorFlow (`vgg_jax.data.prepared`): the built-in set,
+a folder of pictures, ImageNet (`vgg_jax.data.imagenet` prepares it), and any other TFDS classification set by name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import shlex
-import sys
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import DATA_DIR
-from vgg_jax.data.builtin import CLASS_NAMES, COUNTS, VggJaxShapes
-from vgg_jax.data.folder import VggJaxFolder, check_classes, faults, left_out_line, list_folder, sizes
-from vgg_jax.data.records import Records
+from vgg_jax.data import builtin, folder, prepared
+from vgg_jax.data.prepared import ARRAY_RECORD, Prepared
+from vgg_jax.data.records import Part, Records
 from vgg_jax.data.space import SKIPPED, need_space, writable
 from vgg_jax.data.statistics import color_statistics, load_statistics, save_statistics
 from vgg_jax.errors import UserError, did_you_mean, first_line, printable
@@ -65,20 +63,17 @@ def open_dataset(config: ConfigDict) -> Dataset:
         classes than the configuration's, or a directory that cannot be written.
     """
     splits = {f"config.data.{key}": config.data[key] for key in ("train_split", "val_split")}
-    builder = prepared_builder(
+    data = prepared_data(
         config.data.name,
         expanded(config.data.dir),
         config.data.root,
         splits=splits,
         num_classes=config.model.num_classes,
     )
-    train, validation = (open_split(builder, split, key) for key, split in splits.items())
-    class_names = list(builder.info.features["label"].names)
-    _check_num_classes(config.model.num_classes, config.data.name, len(class_names))
-    statistics = statistics_of(builder, config.data.train_split, train)
-    return Dataset(
-        builder.info.full_name, train, validation, class_names, statistics, _warnings(config, train, validation)
-    )
+    train, validation = (open_split(data, split, key) for key, split in splits.items())
+    _check_num_classes(config.model.num_classes, config.data.name, len(data.class_names))
+    statistics = statistics_of(data, config.data.train_split, train)
+    return Dataset(data.name, train, validation, data.class_names, statistics, _warnings(config, train, validation))
 
 
 def _warnings(config: ConfigDict, train: Records, validation: Records) -> tuple[str, ...]:
@@ -128,15 +123,15 @@ def expanded(directory: str) -> epath.Path:
     return path
 
 
-def prepared_builder(
+def prepared_data(
     name: str,
     data_dir: epath.Path,
     root: str = "",
     skip_bad: bool = False,
     splits: Mapping[str, str] | None = None,
     num_classes: int = 0,
-) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of a data set that is prepared, now if need be.
+) -> Prepared:
+    """A data set that is prepared, now if need be.
 
     Args:
       name: `builtin`, `folder`, or the name of a TFDS data set.
@@ -149,32 +144,77 @@ def prepared_builder(
     Raises:
       UserError: as `open_dataset`.
     """
-    options = {"data_dir": data_dir, "file_format": "array_record"}
     splits = splits or {}
     if name == "builtin":
-        _check_splits(splits, list(COUNTS), "the built-in set")
-        _check_num_classes(num_classes, name, len(CLASS_NAMES))
-        return _prepared(VggJaxShapes(**options), "rendering the built-in data set")
+        _check_splits(splits, list(builtin.COUNTS), "the built-in set")
+        _check_num_classes(num_classes, name, len(builtin.CLASS_NAMES))
+        return prepared.read(data_dir / builtin.NAME) or builtin.prepare(data_dir)
     if name == "folder":
-        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, num_classes, options)
-    return _tfds_builder(name, data_dir)
+        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, num_classes, data_dir)
+    return _by_name(name, data_dir)
 
 
-def open_split(builder: tfds.core.DatasetBuilder, split: str, key: str) -> Records:
-    """The records of a split expression; `key` says in a UserError where the expression came from."""
-    try:
-        records = Records(builder, split)
-    except (ValueError, KeyError) as error:
-        splits, name = list(builder.info.splits), builder.info.name
-        _check_splits({key: split}, splits, name)
-        if "0 length" in str(error):
+def open_split(data: Prepared, split: str, key: str) -> Records:
+    """The records of a split expression, as train, train[:90%], train[100:], train[:2shard] or train+validation.
+
+    Raises:
+      UserError: an expression that is none, or takes no record; `key` says in it where the expression came from.
+    """
+    name = data.name.split("/")[0]
+    _check_splits({key: split}, list(data.splits), name)
+    parts = []
+    for one in [*data.splits] if split.strip() == "all" else split.split("+"):
+        begin, end = _range(one.strip(), data, key)
+        for shard in data.splits[_names(one)[0]]:
+            skip, stop = max(begin, 0), min(end, shard.num_records)
+            if skip < stop:
+                parts.append(Part(os.fspath(shard.path), skip, stop - skip, shard.num_records))
+            begin, end = begin - shard.num_records, end - shard.num_records
+    if not parts:
+        raise UserError(
+            f"{key} is {split!r}, which takes no picture of {name}; take more: --{key}={[*data.splits][-1]}."
+        )
+    return Records(parts, f"{data.name}, {split}")
+
+
+_NUMBER = r"(-?[\d_.]+)?(%|shard)?"
+_SLICE = re.compile(rf"[\w-]+(?:\[{_NUMBER}(:){_NUMBER}\]|\[(\d+)shard\])?")
+
+
+def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
+    """The first record that a split, or a part of it, takes, and the one after the last, as TFDS rounds them."""
+    shards = data.splits.get(_names(expression)[0], [])
+    ends = [0, *accumulate(shard.num_records for shard in shards)]
+
+    def place(text: str, unit: str, default: int) -> int:
+        if not text:
+            return default
+        of = len(shards) if unit == "shard" else ends[-1]
+        at = round(float(text) * of / 100) if unit == "%" else int(text)
+        if abs(at) > of:
             raise UserError(
-                f"{key} is {split!r}, which takes no picture of {name}; take more: --{key}={splits[-1]}."
-            ) from error
-        raise UserError(f"{key} is {split!r}, which TFDS refuses: {' '.join(str(error).split())}") from error
-    if not len(records):
-        raise UserError(f"{key}={split} of {builder.info.name} has no picture in it.")
-    return records
+                f"{key} is {expression!r}, but {data.name} has {of:,} {'files' if unit == 'shard' else 'records'} of "
+                "that split; take fewer."
+            )
+        at = at + of if at < 0 else at
+        return ends[at] if unit == "shard" else at
+
+    try:
+        found = _SLICE.fullmatch(expression)
+        if not shards or not found:
+            raise ValueError
+        first, unit_of_first, colon, last, unit_of_last, one = found.groups("")
+        if one:
+            return place(one, "shard", 0), place(str(int(one) + 1), "shard", 0)
+        if colon and not first + last:
+            raise ValueError
+        unit = unit_of_first or unit_of_last
+        return place(first, unit, 0), place(last, unit, ends[-1])
+    except ValueError:
+        raise UserError(
+            f"{key} is {expression!r}, which is no split or part of one; write train, train[:90%], train[1000:] or "
+            "train+validation."
+        ) from None
 
 
 def _names(split: str) -> list[str]:
@@ -208,86 +248,85 @@ def _flag(name: str, value: object) -> str:
     return f"--{name}={shlex.quote(str(value))}"
 
 
-def statistics_of(builder: tfds.core.DatasetBuilder, split: str, records: Records) -> ColorStatistics:
+def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatistics:
     """Mean RGB and colour vectors of a split: ImageNet's customary ones, or computed once and kept (PAPER.md §5.8)."""
-    if builder.info.name == "imagenet2012":
+    if data.name.startswith("imagenet2012/"):
         return IMAGENET_STATISTICS
-    kept = epath.Path(builder.data_dir) / f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
+    kept = data.directory / f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
     if kept.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed anew
             return load_statistics(kept)
     statistics = color_statistics(records)
-    with writable(builder.data_dir):
+    with writable(data.directory):
         save_statistics(kept, statistics)
     return statistics
 
 
 def _prepared_folder(
-    root: Path, skip_bad: bool, splits: Mapping[str, str], num_classes: int, options: dict[str, Any]
-) -> tfds.core.DatasetBuilder:
-    listing = list_folder(root)
+    root: Path, skip_bad: bool, splits: Mapping[str, str], num_classes: int, data_dir: epath.Path
+) -> Prepared:
+    listing = folder.list_folder(root)
     _check_splits(splits, list(listing.splits), f"the folder {root}")
     _check_num_classes(num_classes, "folder", len(listing.class_names()))
     if num_classes:
-        check_classes(root, listing, {name for split in splits.values() for name in _names(split)})
-    builder = VggJaxFolder(root=root, listing=listing, **options)
-    if builder.is_prepared():
-        return builder
+        folder.check_classes(root, listing, {name for split in splits.values() for name in _names(split)})
+    if there := prepared.read(data_dir / folder.full_name(root, listing)):
+        return there
     if listing.left_out:
-        print(left_out_line(root, listing.left_out), flush=True)
-    total = sum(sizes(listing))
-    # TFDS sorts what is more than a gigabyte on the disk, so all of it lies there twice for a while.
-    needed = total if total < 1e9 else 2 * total
-    need_space(builder.data_dir, needed, "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR)")
-    bad = faults(root, listing)
+        print(folder.left_out_line(root, listing.left_out), flush=True)
+    sizes = folder.sizes(listing)
+    need_space(data_dir, sum(sizes), "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR)")
+    bad = folder.faults(root, listing)
     if bad and not skip_bad:
         raise UserError(
-            f"{len(bad)} of {len(sizes(listing))} files are no sound pictures; repair or remove them and start again, or "
-            f"leave them out with: python -m vgg_jax.prepare folder {_flag('root', root)} {_flag('data_dir', options['data_dir'])} "
+            f"{len(bad)} of {len(sizes)} files are no sound pictures; repair or remove them and start again, or "
+            f"leave them out with: python -m vgg_jax.prepare folder {_flag('root', root)} {_flag('data_dir', data_dir)} "
             "--skip_bad. Nothing was prepared.\n  "
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())
         )
-    builder = VggJaxFolder(root=root, listing=listing, skip=frozenset(bad), **options)
-    _prepared(builder, f"packing {root}")
+    made = folder.prepare(root, listing, data_dir, bad)
     if bad:
-        write_json(Path(builder.data_dir) / SKIPPED, bad)
-    return builder
+        write_json(Path(made.directory) / SKIPPED, bad)
+    return made
 
 
-def _prepared(builder: tfds.core.DatasetBuilder, what: str) -> tfds.core.DatasetBuilder:
-    if not builder.is_prepared():
-        print(f"{what} into {builder.data_dir} (once)", flush=True)
-        with _tfds_progress(), writable(builder.data_dir):
-            builder.download_and_prepare()
-    return builder
+def _by_name(name: str, data_dir: epath.Path) -> Prepared:
+    found = prepared.find(name, data_dir)
+    if not found:
+        # TFDS alone knows which sets there are, which variant of each it takes without a word, and which version.
+        import tensorflow_datasets as tfds
 
-
-def _tfds_builder(name: str, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        known = ["builtin", "folder", *tfds.list_builders(with_community_datasets=False)]
+        try:
+            place = epath.Path(tfds.builder(name, data_dir=data_dir).data_dir)
+        except tfds.core.DatasetNotFoundError:
+            known = ["builtin", "folder", *tfds.list_builders(with_community_datasets=False)]
+            raise UserError(
+                f"config.data.name is {name!r}, which is neither `builtin` nor `folder` nor a TFDS data set."
+                + did_you_mean(name, known)
+            ) from None
+        except Exception as error:
+            raise UserError(f"config.data.name: TFDS cannot open {name!r}: {error}") from error
+        found = prepared.read(place)
+    if not found or found.file_format != ARRAY_RECORD:
+        state = f"not prepared in {data_dir}"
+        if found:
+            state = f"prepared in {data_dir}, but as {found.file_format}, not ArrayRecord"
+        elif others := prepared.versions(place.parent):
+            variant = "/".join(place.relative_to(data_dir).parts[:-1])
+            state = (
+                f"in {data_dir} in another version than {place.name}: --config.data.name={variant}:{others[-1]} would take "
+                f"{'it' if len(others) == 1 else 'the last of ' + ', '.join(others)}"
+            )
         raise UserError(
-            f"config.data.name is {name!r}, which is neither `builtin` nor `folder` nor a TFDS data set."
-            + did_you_mean(name, known)
-        ) from None
-    except Exception as error:
-        raise UserError(f"config.data.name: TFDS cannot open {name!r}: {error}") from error
-    if not builder.is_prepared() or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(
-            f"the TFDS data set {name!r} is {_what_is_there(builder, data_dir)}. {how_to_prepare(name, data_dir)}; or "
-            "name another place with --config.data.dir=DIR."
+            f"the TFDS data set {name!r} is {state}. {how_to_prepare(name, data_dir)}; or name another place with "
+            "--config.data.dir=DIR."
         )
-    features = dict(builder.info.features.items())
-    if not (
-        isinstance(features.get("image"), tfds.features.Image)
-        and isinstance(features.get("label"), tfds.features.ClassLabel)
-    ):
+    if "image" not in found.features.get("image", {}) or "classLabel" not in found.features.get("label", {}):
         raise UserError(
             f"the TFDS data set {name!r} is no image classification set: it needs an `image` and a class `label`, and "
-            f"has {', '.join(features)}."
+            f"has {', '.join(found.features)}."
         )
-    return builder
+    return found
 
 
 def how_to_prepare(name: str, data_dir: epath.Path) -> str:
@@ -301,29 +340,3 @@ def how_to_prepare(name: str, data_dir: epath.Path) -> str:
         "Prepare it as ArrayRecord, in an environment of its own that has TensorFlow (pip install tensorflow "
         f"tensorflow-datasets): tfds build {shlex.quote(name)} --file_format=array_record {_flag('data_dir', data_dir)}"
     )
-
-
-def _what_is_there(builder: tfds.core.DatasetBuilder, data_dir: epath.Path) -> str:
-    if builder.is_prepared():
-        return f"prepared in {data_dir}, but as {builder.info.file_format.value}, not ArrayRecord"
-    version = epath.Path(builder.data_dir)
-    variant = f"{builder.name}/{builder.builder_config.name}" if builder.builder_config else builder.name
-    others = sorted(
-        f"{variant}:{other.name}"
-        for other in (version.parent.iterdir() if version.parent.is_dir() else ())
-        if other.name != version.name and (other / "dataset_info.json").exists()
-    )
-    if others:
-        return (
-            f"in {data_dir} in another version than {version.name}: --config.data.name={others[-1]} would take "
-            f"{'it' if len(others) == 1 else 'the last of ' + ', '.join(others)}"
-        )
-    return f"not prepared in {data_dir}"
-
-
-@contextlib.contextmanager
-def _tfds_progress() -> Iterator[None]:
-    """TFDS's own bars where somebody watches (a log file would fill with them), and nothing else of what it prints."""
-    (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

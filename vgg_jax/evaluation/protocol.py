@@ -14,7 +14,7 @@ import numpy as np
 
 from vgg_jax.data.crops import rescaled, rescaled_size
 from vgg_jax.data.decode import size_of
-from vgg_jax.data.sources import expanded, open_split, prepared_builder
+from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.errors import UserError, writing_to
 from vgg_jax.evaluation import maps, paper, results
 from vgg_jax.evaluation.compute import Costs, reading
@@ -129,21 +129,21 @@ def opened(request: Request, net: Net, screen: Screen) -> Source:
     Raises:
       UserError: there is none, or it has classes that the net does not know.
     """
-    data = net.config.data
-    name, root = data.name, data.root
+    own = net.config.data
+    name, root = own.name, own.root
     if request.data_name or request.data_root:
         name, root = request.data_name or "folder", request.data_root
     if name == "folder" and not Path(root).expanduser().is_dir():
         raise UserError(
             f"there is no folder of pictures {root!r}; give one, laid out <split>/<class>/<picture>, with --data_root=DIR."
         )
-    split = request.split or data.val_split
+    split = request.split or own.val_split
     try:
-        builder = prepared_builder(name, expanded(request.data_dir or data.dir), root, splits={"split": split})
-        records = open_split(builder, split, "split")
+        data = prepared_data(name, expanded(request.data_dir or own.dir), root, splits={"split": split})
+        records = open_split(data, split, "split")
     except UserError as error:  # which speaks of a training run's flags
         raise UserError(re.sub(r"(--)?config\.data\.(name|dir|root)", r"--data_\2", str(error))) from error
-    class_names = list(builder.info.features["label"].names)
+    class_names = data.class_names
     strange = sorted(set(class_names) - set(net.class_names))
     if strange and class_names != [UNLABELLED]:
         place, names = net.workdir, ""
@@ -153,11 +153,11 @@ def opened(request: Request, net: Net, screen: Screen) -> Source:
                 ", or name its classes with: python -m vgg_jax.convert ... --class_names=FILE",
             )
         raise UserError(
-            f"{builder.info.full_name} has {len(strange)} classes that the net in {place} does not know, among them "
+            f"{data.name} has {len(strange)} classes that the net in {place} does not know, among them "
             f"{strange[0]!r}; evaluate it on pictures of the {len(net.class_names)} classes it was trained on "
             f"(--data_name, --data_root, --data_dir){names}."
         )
-    return Source(builder.info.full_name, split, records, class_names, screen)
+    return Source(data.name, split, records, class_names, screen)
 
 
 def _check_same_classes(first: Net, other: Net) -> None:

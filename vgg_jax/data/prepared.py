@@ -1,0 +1,265 @@
+"""Prepared data sets: ArrayRecord files laid out as TFDS lays them out, found, described and written without TFDS.
+
+    <data_dir>/<name>[/<variant>]/<version>/dataset_info.json    the splits, and how many records each of their files has
+                                            features.json        what a record holds
+                                            label.labels.txt     the names of the classes, in the order of the labels
+                                            <name>-<split>.array_record-00000-of-00001
+
+So `tfds.builder` reads what this package writes, and this package reads what `tfds build` wrote; importing TFDS takes
+seconds, and happens only where a name is asked for under which nothing is prepared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.records import WRITER_OPTIONS, Record, serialized
+from vgg_jax.data.space import writable
+from vgg_jax.errors import UserError
+from vgg_jax.logbook import write_json
+
+_INFO = "dataset_info.json"
+ARRAY_RECORD = "array_record"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_SHARD_BYTES = 1 << 28
+_FEATURES = "tensorflow_datasets.core.features"
+
+
+class Shard(NamedTuple):
+    """One file of a split."""
+
+    path: epath.Path
+    num_records: int
+
+
+class Prepared(NamedTuple):
+    """A prepared data set."""
+
+    directory: epath.Path
+    name: str  # <name>[/<variant>]/<version>
+    file_format: str  # array_record is the one that can be read here
+    features: Mapping[str, Any]  # by name, as in features.json
+    class_names: list[str]
+    splits: dict[str, list[Shard]]
+
+    def counts(self) -> dict[str, int]:
+        """Records by split."""
+        return {split: sum(shard.num_records for shard in shards) for split, shards in self.splits.items()}
+
+
+def versions(place: epath.Path) -> list[str]:
+    """The versions of a data set that are prepared in <data_dir>/<name>[/<variant>], the newest last."""
+    if not place.is_dir():
+        return []
+    found = [entry.name for entry in place.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", entry.name)]
+    return sorted(
+        (name for name in found if (place / name / _INFO).exists()), key=lambda name: [*map(int, name.split("."))]
+    )
+
+
+def find(name: str, data_dir: epath.Path) -> Prepared | None:
+    """What is prepared under <name>[/<variant>][:<version>]; of several versions the newest."""
+    path, _, version = name.partition(":")
+    if ".." in path.split("/"):
+        return None
+    place = data_dir / path
+    known = versions(place)
+    if version:
+        known = [other for other in known if other == version]
+    return read(place / known[-1]) if known else None
+
+
+def read(directory: epath.Path) -> Prepared | None:
+    """The data set that lies in a directory; None where there is none that is whole.
+
+    Raises:
+      UserError: its description is damaged.
+    """
+    if not (directory / _INFO).exists():
+        return None
+    try:
+        info = json.loads((directory / _INFO).read_text())
+        features = json.loads((directory / "features.json").read_text()).get("featuresDict", {}).get("features", {})
+        return Prepared(
+            directory,
+            "/".join(part for part in (info["name"], info.get("configName"), info["version"]) if part),
+            info.get("fileFormat", "tfrecord"),
+            features,
+            _class_names(directory, features),
+            {split["name"]: _shards(directory, info, split) for split in info.get("splits", ())},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{directory} holds a data set whose description cannot be read ({type(error).__name__}: {error}); bring it "
+            "back from a copy, or delete the directory and prepare the data again."
+        ) from error
+
+
+def _class_names(directory: epath.Path, features: Mapping[str, Any]) -> list[str]:
+    names = directory / "label.labels.txt"
+    if names.exists():
+        return names.read_text().rstrip("\n").split("\n")
+    label = features.get("label", {}).get("classLabel", {})
+    return [str(number) for number in range(int(label.get("numClasses", 0)))]
+
+
+def _shards(directory: epath.Path, info: Mapping[str, Any], split: Mapping[str, Any]) -> list[Shard]:
+    lengths = [int(length) for length in split.get("shardLengths", ())]
+    template = split.get("filepathTemplate") or _TEMPLATE
+    kind = info.get("fileFormat", "tfrecord")
+    names = [_file(info["name"], split["name"], i, len(lengths), template, kind) for i in range(len(lengths))]
+    return [Shard(directory / name, length) for name, length in zip(names, lengths, strict=True)]
+
+
+def _file(
+    name: str, split: str, index: int, count: int, template: str = _TEMPLATE, file_format: str = ARRAY_RECORD
+) -> str:
+    return template.format(
+        DATASET=name,
+        SPLIT=split,
+        FILEFORMAT=file_format,
+        SHARD_INDEX=f"{index:05d}",
+        NUM_SHARDS=f"{count:05d}",
+        SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
+    )
+
+
+class ShardPlan(NamedTuple):
+    """One file to write, and which records of its split go into it, in their order."""
+
+    file: str
+    members: np.ndarray
+
+
+def plan_shards(name: str, split: str, order: np.ndarray, count: int) -> list[ShardPlan]:
+    """Shares the records of a split out among `count` files of about as many each."""
+    return [ShardPlan(_file(name, split, i, count), part) for i, part in enumerate(np.array_split(order, count))]
+
+
+def write_shard(path: Path, records: Iterator[Record]) -> list[int]:
+    """Writes one ArrayRecord file, and returns the bytes of each record."""
+    writer, lengths = ArrayRecordWriter(str(path), WRITER_OPTIONS), []
+    for record in records:
+        content = serialized(record)
+        writer.write(content)
+        lengths.append(len(content))
+    writer.close()
+    return lengths
+
+
+def write_description(
+    directory: Path,
+    name: str,
+    description: str,
+    class_names: Sequence[str],
+    lengths: Mapping[str, Sequence[Sequence[int]]],
+    encoding: str = "",
+) -> None:
+    """Writes what makes the ArrayRecord files in a directory a data set.
+
+    Args:
+      directory: where the files are.
+      name: <name>[/<variant>]/<version>.
+      description: of the data set, for people.
+      class_names: in the order of the labels.
+      lengths: bytes of every record, by split and file.
+      encoding: "jpeg" or "png" where all pictures are of that kind.
+    """
+    base, *variant, version = name.split("/")
+    image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"}
+    features = {
+        "image": _feature("image_feature.Image", image=image | ({"encodingFormat": encoding} if encoding else {})),
+        "label": _feature("class_label_feature.ClassLabel", classLabel={"numClasses": str(len(class_names))}),
+        "file_name": _feature("text_feature.Text", text={}),
+    }
+    write_json(directory / "features.json", _feature("features_dict.FeaturesDict", featuresDict={"features": features}))
+    (directory / "label.labels.txt").write_text("\n".join(class_names) + "\n")
+    splits = [
+        {
+            "name": split,
+            "shardLengths": [str(len(of_file)) for of_file in files],
+            "numBytes": str(sum(map(sum, files))),
+            "filepathTemplate": _TEMPLATE,
+        }
+        for split, files in lengths.items()
+    ]
+    info = {"name": base, "version": version, "description": description, "fileFormat": ARRAY_RECORD, "splits": splits}
+    write_json(directory / _INFO, info | ({"configName": variant[0]} if variant else {}))
+
+
+def _feature(kind: str, **content: Any) -> dict[str, Any]:
+    return {"pythonClassName": f"{_FEATURES}.{kind}"} | content
+
+
+class Entry(NamedTuple):
+    """A picture to be packed."""
+
+    name: str  # of no other picture of its split
+    num_bytes: int  # about
+    record: Callable[[], Record]
+
+
+def pack(
+    final: epath.Path,
+    name: str,
+    description: str,
+    class_names: Sequence[str],
+    splits: Mapping[str, Sequence[Entry]],
+    encoding: str = "",
+) -> Prepared:
+    """Writes a data set into a directory that gets its name when it is whole; what an interruption leaves is removed.
+
+    The records lie in the order that TFDS gives them, by a hash of their names: parts of a split mix the classes.
+    """
+    lengths: dict[str, list[list[int]]] = {split: [] for split in splits}
+    with writable(on_disk(final)), _unfinished(on_disk(final)) as directory:
+        for split, entries in splits.items():
+            keys = [hashlib.md5((split + entry.name).encode(), usedforsecurity=False).digest() for entry in entries]
+            order = np.array(sorted(range(len(keys)), key=keys.__getitem__), int)
+            count = max(1, round(sum(entry.num_bytes for entry in entries) / _SHARD_BYTES))
+            made = parallel_map(lambda index: entries[index].record(), order.tolist())  # noqa: B023
+            made = progress(made, len(entries), f"packing {split}")
+            with contextlib.closing(made):
+                for shard in plan_shards(name.split("/")[0], split, order, count):
+                    records = (next(made) for _ in shard.members)
+                    lengths[split].append(write_shard(directory / shard.file, records))
+        write_description(directory, name, description, class_names, lengths, encoding)
+    prepared = read(final)
+    assert prepared is not None
+    return prepared
+
+
+def on_disk(directory: epath.Path | str) -> Path:
+    """A directory in which data is to be prepared; raises UserError for one that is in a bucket."""
+    if "://" in str(directory):
+        raise UserError(f"{directory} is no directory of this machine; prepare on a disk, and copy the result.")
+    return Path(directory)
+
+
+@contextlib.contextmanager
+def _unfinished(final: Path) -> Iterator[Path]:
+    """A new directory beside the final one, whose name it takes at the end; another preparation may be as far first."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    directory = final.with_name(f"{final.name}.unfinished-{secrets.token_hex(4)}")
+    directory.mkdir()
+    try:
+        yield directory
+        if not (final / _INFO).exists():
+            if final.exists():
+                final.rmdir()  # empty, or an OSError says that it is not
+            directory.rename(final)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
