@@ -175,7 +175,8 @@ def test_every_mode_of_eight_bits_becomes_rgb(mode):
         picture = picture.convert(mode)
     file = io.BytesIO()
     picture.save(file, "TIFF")
-    assert Image.open(io.BytesIO(file.getvalue())).mode == ("RGB" if mode == "RGBX" else mode)
+    kept = {"RGBX": ("RGB",), "YCbCr": ("YCbCr", "RGB")}.get(mode, (mode,))  # Pillow below 13 reads YCbCr as RGB
+    assert Image.open(io.BytesIO(file.getvalue())).mode in kept
     rounding = {"LAB": 4, "YCbCr": 3}.get(mode, 0)
     assert np.abs(decode(file.getvalue()).astype(int) - colours).max() <= rounding
 
