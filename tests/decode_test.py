@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -175,8 +176,9 @@ def test_every_mode_of_eight_bits_becomes_rgb(mode):
         picture = picture.convert(mode)
     file = io.BytesIO()
     picture.save(file, "TIFF")
-    kept = {"RGBX": ("RGB",), "YCbCr": ("YCbCr", "RGB")}.get(mode, (mode,))  # Pillow below 13 reads YCbCr as RGB
-    assert Image.open(io.BytesIO(file.getvalue())).mode in kept
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow below 13 writes no sound TIFF of YCbCr")
+    assert Image.open(io.BytesIO(file.getvalue())).mode == ("RGB" if mode == "RGBX" else mode)
     rounding = {"LAB": 4, "YCbCr": 3}.get(mode, 0)
     assert np.abs(decode(file.getvalue()).astype(int) - colours).max() <= rounding
 
