@@ -345,7 +345,7 @@ def _plans(split: str, index: _Index, edition: Edition) -> list[ShardPlan]:
 
 
 def _report_path(unfinished: Path, plan: ShardPlan) -> Path:
-    return unfinished / "work" / f"{plan.file}.json"
+    return unfinished / "work" / f"{plan.file}.lengths.json"  # versions before 0.2 wrote .json, without lengths
 
 
 def _report(unfinished: Path, plan: ShardPlan) -> dict:
