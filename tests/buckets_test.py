@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.vgg_test import PUBLISHED, shapes_of
+from tests.vgg_test import COLUMNS, PUBLISHED, shapes_of
 from vgg_jax.evaluation.buckets import frame_lengths, multiplications, plan, strip_length, strips
 from vgg_jax.models import CONFIGURATIONS, VGG
 
@@ -22,7 +22,7 @@ def test_multiplications_of_a_map_larger_than_one_place():
     # Counted from the shapes of every layer's result: outputs times the kernel's connections into each.
     model, count = VGG("D", 5, 1 / 16, 24), 0
     params = shapes_of(model, 64)
-    names = [f"relu{i}_{j}" for i, block in enumerate(CONFIGURATIONS["D"].blocks, 1) for j in range(1, len(block) + 1)]
+    names = [f"relu{i}_{j}" for i, depth in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, depth + 1)]
     wanted = (*names, "relu6", "relu7", "score_map")
     image = jax.ShapeDtypeStruct((1, 100, 163, 3), np.float32)
     _, maps = jax.eval_shape(lambda v, x: model.apply(v, x, endpoints=wanted), {"params": params}, image)
@@ -79,7 +79,8 @@ def test_strips_keep_every_column_once_and_see_no_cut(name, crop):
     kernel, strip = crop // 32, strip_length(params, name, crop + 10)
     assert strip % 32 == 0
     # Pixels that a column of the score map sees: by summing the reach of every convolution.
-    reach = sum((k - 1) // 2 * 2**i for i, block in enumerate(CONFIGURATIONS[name].blocks) for _, k in block)
+    blocks = COLUMNS[name].split("M")
+    reach = sum((int(item[0]) - 1) // 2 * 2**i for i, block in enumerate(blocks) for item in block.split())
     for length in [strip + 1, strip + 31, strip + 32, 3 * strip - 5, 10 * strip + 17]:
         columns = []
         for cut in strips(params, name, length, strip):

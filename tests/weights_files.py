@@ -6,7 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from vgg_jax.weights.layouts import LAYOUTS, Size, form_of, kernel_shapes, layers
+from vgg_jax.models import layer_names
+from vgg_jax.weights.layouts import LAYOUTS, Size, form_of, kernel_shapes
 
 NARROW = Size(width_multiplier=1 / 16, fc_width=16, num_classes=5, side=2)
 
@@ -29,7 +30,7 @@ def as_laid_out(params, layout, configuration="D"):
     for layer, (kernel, bias) in table.names(configuration).items():
         tensors[kernel] = np.ascontiguousarray(form_of(table, layer).to_theirs(params[layer]["kernel"]))
         tensors[bias] = params[layer]["bias"]
-    assert list(table.names(configuration)) == layers(configuration)
+    assert list(table.names(configuration)) == layer_names(configuration)
     return tensors
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics, augment, normalize
-from vgg_jax.models import VGG
+from vgg_jax.models import CONFIGURATIONS, VGG
 from vgg_jax.optimizer import learning_rate, lr_factor
 from vgg_jax.sharding import batch_sharding, for_computing, over_all_devices, replicated
 from vgg_jax.state import TrainState, step_key
@@ -106,13 +106,14 @@ def make_train_step(
         (loss, logits_BxK), grads = accumulated(state.params, images, batch["label"], dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        before, moved = kernel_norms(state.params), kernel_norms(updates)
+        configuration = config.model.configuration
+        before, moved = kernel_norms(state.params, configuration), kernel_norms(updates, configuration)
         metrics = {
             "loss": loss,
             **{name: wrong_B.mean() for name, wrong_B in errors(logits_BxK, batch["label"]).items()},
             "lr": learning_rate(state.opt_state, config),
             "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params)),
-            **{f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads).items()},
+            **{f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, configuration).items()},
             **{f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before},
         }
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -120,12 +121,13 @@ def make_train_step(
     return train_step
 
 
-def kernel_norms(params: dict) -> dict[str, jax.Array]:
-    """The norm of all kernels of each block, float32 scalars: block1 ... block5 are the convolutions', then fc6, fc7, fc8."""
+def kernel_norms(params: dict, configuration: str) -> dict[str, jax.Array]:
+    """Returns the norm of all kernels of each block, float32 scalars: block1 ... block5 are the convolutions', then fc6 to fc8."""
     blocks: dict[str, list[jax.Array]] = {}
-    for layer in sorted(params):
-        block = f"block{layer[4]}" if layer.startswith("conv") else layer
-        blocks.setdefault(block, []).append(params[layer]["kernel"].astype(jnp.float32))
+    for layer in CONFIGURATIONS[configuration]:
+        if layer.has_params:
+            block = layer.name if layer.kind == "fc" else f"block{layer.block}"
+            blocks.setdefault(block, []).append(params[layer.name]["kernel"].astype(jnp.float32))
     return {block: optax.tree.norm(kernels) for block, kernels in blocks.items()}
 
 

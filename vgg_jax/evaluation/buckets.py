@@ -39,12 +39,14 @@ class Strip(NamedTuple):
 def multiplications(params: dict, configuration: str, height: int, width: int) -> int:
     """Multiply-adds of the net on one image, densely (at 224x224: Paper Table 2's nets take 7.6 to 19.6 * 10^9)."""
     total = 0
-    for i, block in enumerate(CONFIGURATIONS[configuration].blocks, start=1):
-        total += height * width * sum(params[f"conv{i}_{j}"]["kernel"].size for j in range(1, len(block) + 1))
-        height, width = height // 2, width // 2
-    rows, columns = params["fc6"]["kernel"].shape[:2]
-    places = (height - rows + 1) * (width - columns + 1)
-    return total + places * sum(params[layer]["kernel"].size for layer in ("fc6", "fc7", "fc8"))
+    for layer in CONFIGURATIONS[configuration]:
+        height, width = height // layer.stride, width // layer.stride
+        if layer.has_params:
+            kernel = params[layer.name]["kernel"]
+            if layer.kind == "fc":
+                height, width = height - kernel.shape[0] + 1, width - kernel.shape[1] + 1
+            total += height * width * kernel.size
+    return total
 
 
 def frame_lengths(lengths_N: np.ndarray, cost: Callable[[int], int], most: int = MAX_FRAMES) -> list[int]:
@@ -150,7 +152,8 @@ def strips(params: dict, configuration: str, length: int, strip: int) -> list[St
 
 def _halo(configuration: str) -> int:
     """How many cells of the last map, from a cut inwards, have pixels beyond the cut in sight of the convolutions."""
-    radius = sum(
-        2**i * (size - 1) // 2 for i, block in enumerate(CONFIGURATIONS[configuration].blocks) for _, size in block
-    )
-    return -(-radius // STRIDE)
+    radius, stride = 0, 1  # in pixels
+    for layer in CONFIGURATIONS[configuration]:
+        radius += stride * (layer.kernel - 1) // 2 if layer.kind == "conv" else 0
+        stride *= layer.stride
+    return -(-radius // stride)

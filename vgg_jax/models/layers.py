@@ -1,4 +1,4 @@
-"""The layers of a VGG that flax does not have in the form needed: pooling, LRN, convolutions with named fans.
+"""The layers of a VGG that flax does not have in the form needed: pooling, LRN, FC layers over a map.
 
 Maps are [batch, height, width, channels]; B, H, W, C and K (classes) are used for sizes in names below.
 """
@@ -77,35 +77,6 @@ def local_response_norm(
     return (x_BxHxWxC * (k + alpha * sums) ** -beta).astype(x_BxHxWxC.dtype)
 
 
-class Convolution(nn.Module):
-    """A convolution of stride 1 with zero padding that keeps height and width (Paper §2.1).
-
-    Parameters: kernel [size, size, C, channels], bias [channels].
-
-    Attributes:
-      channels: output channels.
-      size: odd kernel size.
-      init_preset: a key of `initializers.PRESETS`.
-      dtype: of the computation and of the result.
-      param_dtype: of the parameters.
-    """
-
-    channels: int
-    size: int = 3
-    init_preset: str = "glorot"
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        inputs, area = x_BxHxWxC.shape[-1], self.size**2
-        kernel_init, bias_init = PRESETS[self.init_preset](area * inputs, area * self.channels)
-        kernel = self.param("kernel", kernel_init, (self.size, self.size, inputs, self.channels), self.param_dtype)
-        bias = self.param("bias", bias_init, (self.channels,), self.param_dtype)
-        x = _convolve(x_BxHxWxC.astype(self.dtype), kernel.astype(self.dtype), padding="SAME")
-        return x + bias.astype(self.dtype)
-
-
 class FullyConnected(nn.Module):
     """A fully connected layer over a whole map, kept as a convolution kernel (Paper §3.2).
 
@@ -118,7 +89,9 @@ class FullyConnected(nn.Module):
     Attributes:
       features: output features.
       size: kernel height and width; None takes the size of the map given to `init`.
-      init_preset, dtype, param_dtype: as in `Convolution`.
+      init_preset: a key of `initializers.PRESETS`.
+      dtype: of the computation and of the result.
+      param_dtype: of the parameters.
     """
 
     features: int
@@ -147,7 +120,7 @@ class FullyConnected(nn.Module):
         if (h, w) == shape[:2]:
             x = _product(x, kernel).reshape(b, 1, 1, self.features)
         else:
-            x = _convolve(x, kernel, padding="VALID")
+            x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return x + bias
 
 
@@ -168,7 +141,3 @@ def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
 
 def _rows(array: jax.Array, axis: int) -> list[jax.Array]:
     return list(lax.split(array, [1] * array.shape[axis], axis))
-
-
-def _convolve(x_BxHxWxC: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
-    return lax.conv_general_dilated(x_BxHxWxC, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))

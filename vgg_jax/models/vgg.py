@@ -1,49 +1,17 @@
-"""The networks of the paper: one table (Paper Table 1) and the one module that reads it."""
+"""The networks of the paper (Paper Table 1) as one module."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.models.layers import Convolution, FullyConnected, local_response_norm, max_pool_2x2
-
-
-class Configuration(NamedTuple):
-    """A column of Paper Table 1: per block, the (output channels, kernel size) of each convolution."""
-
-    blocks: tuple[tuple[tuple[int, int], ...], ...]
-    lrn: bool = False  # local response normalisation after the first convolution's ReLU
-
-
-def _blocks(
-    *channels: int, depth: Sequence[int], size: int = 3, closing_1x1: bool = False
-) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Blocks of `depth[i]` convolutions each; `closing_1x1` adds a 1x1 convolution to blocks 3, 4 and 5."""
-    return tuple(
-        ((c, size),) * d + (((c, 1),) if closing_1x1 and i >= 2 else ())
-        for i, (c, d) in enumerate(zip(channels, depth, strict=True))
-    )
-
-
-_CHANNELS = (64, 128, 256, 512, 512)
-
-CONFIGURATIONS: dict[str, Configuration] = {
-    "A": Configuration(_blocks(*_CHANNELS, depth=(1, 1, 2, 2, 2))),
-    "A-LRN": Configuration(_blocks(*_CHANNELS, depth=(1, 1, 2, 2, 2)), lrn=True),
-    "B": Configuration(_blocks(*_CHANNELS, depth=(2, 2, 2, 2, 2))),
-    "C": Configuration(_blocks(*_CHANNELS, depth=(2, 2, 2, 2, 2), closing_1x1=True)),
-    "D": Configuration(_blocks(*_CHANNELS, depth=(2, 2, 3, 3, 3))),
-    "E": Configuration(_blocks(*_CHANNELS, depth=(2, 2, 4, 4, 4))),
-    # The ablation of §4.1: each pair of B's 3x3 convolutions is one 5x5.
-    "B-5x5": Configuration(_blocks(*_CHANNELS, depth=(1, 1, 1, 1, 1), size=5)),
-}
-
-# Five poolings halve the image five times.
-STRIDE = 32
+from vgg_jax.models.description import CONFIGURATIONS, endpoint_names
+from vgg_jax.models.initializers import PRESETS
+from vgg_jax.models.layers import FullyConnected, local_response_norm, max_pool_2x2
 
 
 class VGG(nn.Module):
@@ -110,7 +78,6 @@ class VGG(nn.Module):
                 f"configuration {self.configuration} has no endpoint {', '.join(sorted(unknown))}; it has "
                 f"{', '.join(endpoint_names(self.configuration))}"
             )
-        blocks, lrn = CONFIGURATIONS[self.configuration]
         options: dict[str, Any] = {
             "init_preset": self.init_preset,
             "dtype": self.dtype,
@@ -130,18 +97,22 @@ class VGG(nn.Module):
             return x
 
         x = keep("images", images_BxHxWx3.astype(self.dtype))
-        for i, block in enumerate(blocks, start=1):
-            for j, (channels, size) in enumerate(block, start=1):
-                channels = max(1, round(channels * self.width_multiplier))
-                x = keep(f"conv{i}_{j}", Convolution(channels, size, name=f"conv{i}_{j}", **options)(x), False)
-                x = keep(f"relu{i}_{j}", nn.relu(x))
-                if lrn and (i, j) == (1, 1):
-                    x = keep("lrn1_1", local_response_norm(x), False)
-            x = max_pool_2x2(x)
-            sizes = None if sizes is None else sizes // 2
-            x = keep(f"pool{i}", x)
-            if not logits and len(found) == len(set(endpoints)):
-                return found
+        for layer in CONFIGURATIONS[self.configuration]:
+            if layer.kind == "fc":
+                break
+            if layer.kind == "conv":
+                channels = layer.scaled_channels(self.width_multiplier)
+                x = keep(layer.name, self._convolution(layer.name, layer.kernel, x.shape[-1], channels)(x), False)
+            elif layer.kind == "lrn":
+                x = keep(layer.name, local_response_norm(x), False)
+            elif layer.kind == "relu":
+                x = keep(layer.name, nn.relu(x))
+            else:
+                x = max_pool_2x2(x)
+                sizes = None if sizes is None else sizes // layer.stride
+                x = keep(layer.name, x)
+                if not logits and len(found) == len(set(endpoints)):
+                    return found
 
         last_map = x.shape[1:3]
         x = FullyConnected(self.fc_width, name="fc6", **options)(x)
@@ -162,25 +133,23 @@ class VGG(nn.Module):
             return found
         return (logits_BxK, found) if endpoints else logits_BxK
 
+    def _convolution(self, name: str, size: int, inputs: int, channels: int) -> nn.Conv:
+        """Returns a convolution of stride 1 that keeps height and width (Paper §2.1)."""
+        kernel_init, bias_init = PRESETS[self.init_preset](size**2 * inputs, size**2 * channels)
+        return nn.Conv(
+            channels,
+            (size, size),
+            padding="SAME",
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            name=name,
+        )
+
 
 def _inside(sizes_Bx2: jax.Array, height: int, width: int) -> jax.Array:
     """[B, height, width], True within each image's true size."""
     rows = jnp.arange(height) < sizes_Bx2[:, :1]
     columns = jnp.arange(width) < sizes_Bx2[:, 1:]
     return rows[:, :, None] & columns[:, None, :]
-
-
-def endpoint_names(configuration: str) -> list[str]:
-    """The names `VGG.__call__` takes as endpoints, in the order of computation: conv1_1, relu1_1, ..., score_map."""
-    blocks, lrn = CONFIGURATIONS[configuration]
-    names = ["images"]
-    for i, block in enumerate(blocks, start=1):
-        for j in range(1, len(block) + 1):
-            names += [f"conv{i}_{j}", f"relu{i}_{j}"] + (["lrn1_1"] if lrn and (i, j) == (1, 1) else [])
-        names.append(f"pool{i}")
-    return [*names, "fc6", "relu6", "fc7", "relu7", "score_map"]
-
-
-def layer_names(configuration: str) -> list[str]:
-    """The layers that have parameters, in the order of computation: conv1_1, ..., fc6, fc7, fc8."""
-    return [name for name in endpoint_names(configuration) if name.startswith(("conv", "fc"))] + ["fc8"]

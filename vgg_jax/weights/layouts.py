@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vgg_jax.models import CONFIGURATIONS, STRIDE
+from vgg_jax.models import CONFIGURATIONS, STRIDE, Layer, layer_names
 from vgg_jax.weights.tensors import Tensor, Unreadable, short
 
 Shape = tuple[int, ...]
@@ -57,29 +57,28 @@ class Layout(NamedTuple):
     leading_ones: bool = False  # do not count: Caffe of 2014 writes a bias [1, 1, 1, F] and a matrix [1, 1, F, C]
 
 
-def convolutions(configuration: str) -> list[tuple[int, int]]:
-    """(block, place in the block) of every convolution, both from 1, in order."""
-    blocks = CONFIGURATIONS[configuration].blocks
-    return [(i, j) for i, block in enumerate(blocks, start=1) for j in range(1, len(block) + 1)]
-
-
-def layers(configuration: str) -> list[str]:
-    """conv1_1, ..., fc8."""
-    return [*(f"conv{i}_{j}" for i, j in convolutions(configuration)), *FC_LAYERS]
+def _convolutions(configuration: str) -> list[Layer]:
+    return [layer for layer in CONFIGURATIONS[configuration] if layer.kind == "conv"]
 
 
 def _torch_names(configuration: str, fc: tuple[str, str, str]) -> dict[str, tuple[str, str]]:
-    # In `features` every convolution is followed by its ReLU, and every block by its pooling.
-    stems = [f"features.{2 * place + i - 1}" for place, (i, _) in enumerate(convolutions(configuration))]
+    # `features` numbers convolutions, ReLUs and poolings in the order of computation.
+    stems = [f"features.{i}" for i, layer in enumerate(CONFIGURATIONS[configuration]) if layer.kind == "conv"]
     return {
         layer: (f"{stem}.weight", f"{stem}.bias")
-        for layer, stem in zip(layers(configuration), [*stems, *fc], strict=True)
+        for layer, stem in zip(layer_names(configuration), [*stems, *fc], strict=True)
     }
 
 
 def _keras_names(configuration: str) -> dict[str, tuple[str, str]]:
-    stems = [f"block{i}_conv{j}" for i, j in convolutions(configuration)] + ["fc1", "fc2", "predictions"]
-    return {layer: (f"{stem}/kernel", f"{stem}/bias") for layer, stem in zip(layers(configuration), stems, strict=True)}
+    stems = [f"block{layer.block}_conv{layer.position}" for layer in _convolutions(configuration)] + [
+        "fc1",
+        "fc2",
+        "predictions",
+    ]
+    return {
+        layer: (f"{stem}/kernel", f"{stem}/bias") for layer, stem in zip(layer_names(configuration), stems, strict=True)
+    }
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -100,13 +99,13 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "Caffe": Layout(
         tuple(CONFIGURATIONS),
-        lambda c: {layer: (f"{layer}/0", f"{layer}/1") for layer in layers(c)},
+        lambda c: {layer: (f"{layer}/0", f"{layer}/1") for layer in layer_names(c)},
         {"conv": OIHW} | dict.fromkeys(FC_LAYERS, ROWS_OF_CHW),
         leading_ones=True,
     ),
     "vgg_jax": Layout(
         tuple(CONFIGURATIONS),
-        lambda c: {layer: (f"{layer}/kernel", f"{layer}/bias") for layer in layers(c)},
+        lambda c: {layer: (f"{layer}/kernel", f"{layer}/bias") for layer in layer_names(c)},
         {"conv": HWIO} | dict.fromkeys(FC_LAYERS, HWIO),
     ),
 }
@@ -125,11 +124,10 @@ def kernel_shapes(configuration: str, size: Size) -> dict[str, Shape]:
     """Of every layer, in order, as `VGG.init` makes them: [h, w, C, F]."""
     shapes: dict[str, Shape] = {}
     channels = 3
-    for i, block in enumerate(CONFIGURATIONS[configuration].blocks, start=1):
-        for j, (full, kernel) in enumerate(block, start=1):
-            features = max(1, round(full * size.width_multiplier))
-            shapes[f"conv{i}_{j}"] = (kernel, kernel, channels, features)
-            channels = features
+    for layer in _convolutions(configuration):
+        features = layer.scaled_channels(size.width_multiplier)
+        shapes[layer.name] = (layer.kernel, layer.kernel, channels, features)
+        channels = features
     shapes["fc6"] = (size.side, size.side, channels, size.fc_width)
     shapes["fc7"] = (1, 1, size.fc_width, size.fc_width)
     shapes["fc8"] = (1, 1, size.fc_width, size.num_classes)
@@ -186,13 +184,11 @@ def _size(tensors: dict[str, Tensor], layout: Layout, configuration: str) -> Siz
     def bias(layer: str) -> int:
         return math.prod(tensors[names[layer][1]].shape)
 
-    channels = {
-        f"conv{i}_{j}": CONFIGURATIONS[configuration].blocks[i - 1][j - 1][0] for i, j in convolutions(configuration)
-    }
+    convolutions = _convolutions(configuration)
     # Rounding hides a width in few channels more than in many.
-    widths = sorted({bias(layer) / full for layer, full in channels.items()})
-    width = min(widths, key=lambda w: sum(max(1, round(full * w)) != bias(layer) for layer, full in channels.items()))
-    cells = math.prod(tensors[names["fc6"][0]].shape) // max(1, bias("fc6") * bias(layers(configuration)[-4]))
+    widths = sorted({bias(layer.name) / layer.channels for layer in convolutions})
+    width = min(widths, key=lambda w: sum(layer.scaled_channels(w) != bias(layer.name) for layer in convolutions))
+    cells = math.prod(tensors[names["fc6"][0]].shape) // max(1, bias("fc6") * bias(convolutions[-1].name))
     return Size(width, bias("fc6"), bias("fc8"), max(1, math.isqrt(cells)))
 
 
