@@ -60,26 +60,26 @@ class Prepared(NamedTuple):
         return {split: sum(shard.num_records for shard in shards) for split, shards in self.splits.items()}
 
 
-def versions(place: epath.Path) -> list[str]:
-    """The versions of a data set that are prepared in <data_dir>/<name>[/<variant>], the newest last."""
-    if not place.is_dir():
+def versions(directory: epath.Path) -> list[str]:
+    """Returns the versions of a data set that are prepared in <data_dir>/<name>[/<variant>], the newest last."""
+    if not directory.is_dir():
         return []
-    found = [entry.name for entry in place.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", entry.name)]
+    names = [entry.name for entry in directory.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", entry.name)]
     return sorted(
-        (name for name in found if (place / name / _INFO).exists()), key=lambda name: [*map(int, name.split("."))]
+        (name for name in names if (directory / name / _INFO).exists()), key=lambda name: [*map(int, name.split("."))]
     )
 
 
 def find(name: str, data_dir: epath.Path) -> Prepared | None:
-    """What is prepared under <name>[/<variant>][:<version>]; of several versions the newest."""
+    """Returns what is prepared under <name>[/<variant>][:<version>]; of several versions the newest."""
     path, _, version = name.partition(":")
     if ".." in path.split("/"):
         return None
-    place = data_dir / path
-    known = versions(place)
+    directory = data_dir / path
+    available = versions(directory)
     if version:
-        known = [other for other in known if other == version]
-    return read(place / known[-1]) if known else None
+        available = [other for other in available if other == version]
+    return read(directory / available[-1]) if available else None
 
 
 def read(directory: epath.Path) -> Prepared | None:

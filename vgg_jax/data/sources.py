@@ -186,7 +186,7 @@ def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
     shards = data.splits.get(_names(expression)[0], [])
     ends = [0, *accumulate(shard.num_records for shard in shards)]
 
-    def place(text: str, unit: str, default: int) -> int:
+    def boundary(text: str, unit: str, default: int) -> int:
         if not text:
             return default
         of = len(shards) if unit == "shard" else ends[-1]
@@ -200,16 +200,16 @@ def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
         return ends[at] if unit == "shard" else at
 
     try:
-        found = _SLICE.fullmatch(expression)
-        if not shards or not found:
+        match = _SLICE.fullmatch(expression)
+        if not shards or not match:
             raise ValueError
-        first, unit_of_first, colon, last, unit_of_last, one = found.groups("")
+        first, unit_of_first, colon, last, unit_of_last, one = match.groups("")
         if one:
-            return place(one, "shard", 0), place(str(int(one) + 1), "shard", 0)
+            return boundary(one, "shard", 0), boundary(str(int(one) + 1), "shard", 0)
         if colon and not first + last:
             raise ValueError
         unit = unit_of_first or unit_of_last
-        return place(first, unit, 0), place(last, unit, ends[-1])
+        return boundary(first, unit, 0), boundary(last, unit, ends[-1])
     except ValueError:
         raise UserError(
             f"{key} is {expression!r}, which is no split or part of one; write train, train[:90%], train[1000:] or "
@@ -252,13 +252,13 @@ def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatisti
     """Mean RGB and colour vectors of a split: ImageNet's customary ones, or computed once and kept (PAPER.md §5.8)."""
     if data.name.startswith("imagenet2012/"):
         return IMAGENET_STATISTICS
-    kept = data.directory / f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
-    if kept.exists():
+    path = data.directory / f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
+    if path.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed anew
-            return load_statistics(kept)
+            return load_statistics(path)
     statistics = color_statistics(records)
     with writable(data.directory):
-        save_statistics(kept, statistics)
+        save_statistics(path, statistics)
     return statistics
 
 
@@ -291,13 +291,13 @@ def _prepared_folder(
 
 
 def _by_name(name: str, data_dir: epath.Path) -> Prepared:
-    found = prepared.find(name, data_dir)
-    if not found:
+    data = prepared.find(name, data_dir)
+    if not data:
         # TFDS alone knows which sets there are, which variant of each it takes without a word, and which version.
         import tensorflow_datasets as tfds
 
         try:
-            place = epath.Path(tfds.builder(name, data_dir=data_dir).data_dir)
+            directory = epath.Path(tfds.builder(name, data_dir=data_dir).data_dir)
         except tfds.core.DatasetNotFoundError:
             known = ["builtin", "folder", *tfds.list_builders(with_community_datasets=False)]
             raise UserError(
@@ -306,27 +306,27 @@ def _by_name(name: str, data_dir: epath.Path) -> Prepared:
             ) from None
         except Exception as error:
             raise UserError(f"config.data.name: TFDS cannot open {name!r}: {error}") from error
-        found = prepared.read(place)
-    if not found or found.file_format != ARRAY_RECORD:
+        data = prepared.read(directory)
+    if not data or data.file_format != ARRAY_RECORD:
         state = f"not prepared in {data_dir}"
-        if found:
-            state = f"prepared in {data_dir}, but as {found.file_format}, not ArrayRecord"
-        elif others := prepared.versions(place.parent):
-            variant = "/".join(place.relative_to(data_dir).parts[:-1])
+        if data:
+            state = f"prepared in {data_dir}, but as {data.file_format}, not ArrayRecord"
+        elif others := prepared.versions(directory.parent):
+            variant = "/".join(directory.relative_to(data_dir).parts[:-1])
             state = (
-                f"in {data_dir} in another version than {place.name}: --config.data.name={variant}:{others[-1]} would take "
+                f"in {data_dir} in another version than {directory.name}: --config.data.name={variant}:{others[-1]} would take "
                 f"{'it' if len(others) == 1 else 'the last of ' + ', '.join(others)}"
             )
         raise UserError(
             f"the TFDS data set {name!r} is {state}. {how_to_prepare(name, data_dir)}; or name another place with "
             "--config.data.dir=DIR."
         )
-    if "image" not in found.features.get("image", {}) or "classLabel" not in found.features.get("label", {}):
+    if "image" not in data.features.get("image", {}) or "classLabel" not in data.features.get("label", {}):
         raise UserError(
             f"the TFDS data set {name!r} is no image classification set: it needs an `image` and a class `label`, and "
-            f"has {', '.join(found.features)}."
+            f"has {', '.join(data.features)}."
         )
-    return found
+    return data
 
 
 def how_to_prepare(name: str, data_dir: epath.Path) -> str:
