@@ -21,7 +21,7 @@ def main():
     params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
 
     def loss(p, x):
-        return jnp.square(model.apply({"params": p}, x)).mean()
+        return jnp.square(model.apply({"params": p}, x)[0]).mean()
 
     fusion, onednn = COMPILER_OPTIONS["cpu"], {"xla_cpu_experimental_onednn_custom_call": True}
     choices = {"XLA's choice": {}, "COMPILER_OPTIONS": fusion, "oneDNN": onednn, "both": {**fusion, **onednn}}

@@ -70,15 +70,15 @@ def unpadded(net, shape, slots):
 
     def dense(params, images):
         pair = jax.numpy.stack([images, images[:, :, ::-1]], 1).reshape(-1, *images.shape[1:])
-        scores = net.model.apply({"params": params}, normalize(pair, net.statistics))
+        scores = net.model.apply(params, normalize(pair, net.statistics))
         return jax.nn.softmax(scores).reshape(slots, 2, -1).mean(1)
 
-    return dense, (net.params, np.zeros((slots, *shape, 3), np.uint8))
+    return dense, (net.variables, np.zeros((slots, *shape, 3), np.uint8))
 
 
 def in_frame(net, computer, batch):
     frames, sizes = computer._frames(batch.frame, batch.slots, [])
-    return make_dense(net.model, net.statistics), (net.params, frames, sizes, computer._flag(False))
+    return make_dense(net.model, net.statistics), (net.variables, frames, sizes, computer._flag(False))
 
 
 def timed(function, inputs):
@@ -136,7 +136,7 @@ def main():
     # The devices' part, in frames and unpadded and by crops, one right after the other so that they share conditions.
     crops = View("multi_crop", views[0].scale, args.crop, True)
     slots = computer._crop_slots(crops)
-    crop_inputs = (net.params, np.zeros((slots, 25, args.crop, args.crop, 3), np.uint8))
+    crop_inputs = (net.variables, np.zeros((slots, 25, args.crop, args.crop, 3), np.uint8))
     timed(*unpadded(net, (args.crop, args.crop), 1))  # what is slow the first time only
     shapes, compiled = 0, {"frame": [], "shape": []}
     ran = {"frame": 0.0, "shape": 0.0, "crops": 0.0}  # seconds for all pictures

@@ -58,16 +58,14 @@ def window_errors(run):
     records = open_split(builder, data.val_split, "split")
 
     def places(params, images):
-        return net.model.apply({"params": params}, normalize(images, net.statistics), endpoints=("score_map",))[1][
-            "score_map"
-        ]
+        return net.model.apply(params, normalize(images, net.statistics), endpoints=("score_map",))[1]["score_map"]
 
     step, wrong = jax.jit(places), {"place": [], "crop": []}
     for index in range(len(records)):
         record = records[index]
         picture = center_crop(record["image"], crop + 64, crop + 64)[None]
         for kind, pixels, place in (("place", picture, 1), ("crop", picture[:, 32:-32, 32:-32], 0)):
-            wrong[kind].append(int(step(net.params, pixels)[0, place, place].argmax()) != record["label"])
+            wrong[kind].append(int(step(net.variables, pixels)[0, place, place].argmax()) != record["label"])
     return {kind: float(np.mean(its)) for kind, its in wrong.items()}
 
 

@@ -24,9 +24,9 @@ from scipy import stats
 from benchmarks.evaluation_findings import posteriors_of
 from vgg_jax import cli
 from vgg_jax.config import default_config
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.results import average, best
-from vgg_jax.logbook import write_json
+from vgg_jax.exceptions import UserError
+from vgg_jax.files import write_json
 from vgg_jax.reproduction.plan import STAGES, Stage, plan_defaults, workdir_of
 from vgg_jax.reproduction.run import steps_of
 

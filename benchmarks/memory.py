@@ -11,9 +11,8 @@ from __future__ import annotations
 import jax
 
 from vgg_jax.config import paper_config
-from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import bytes_a_device, make_mesh
-from vgg_jax.state import make_model, state_shapes
+from vgg_jax.state import state_shapes
 
 CHOICES = [("replicated", 1), ("fsdp", 1), *(("fc_model_parallel", parallel) for parallel in (2, 4, 8))]
 
@@ -28,7 +27,7 @@ def main() -> None:
         config = paper_config(configuration, None)
         for rules, parallel in CHOICES:
             config.sharding, config.model_parallel = rules, parallel
-            size = bytes_a_device(state_shapes(config, make_model(config), make_optimizer(config), make_mesh(parallel)))
+            size = bytes_a_device(state_shapes(config, make_mesh(parallel)))
             data = devices // parallel
             batch = config.batch_size // data * config.image.crop**2 * 3
             print(

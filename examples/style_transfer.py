@@ -20,7 +20,7 @@ from PIL import Image
 
 from vgg_jax import cli, features
 from vgg_jax.data.crops import rescaled
-from vgg_jax.errors import UserError, writing_to
+from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.models import endpoint_names
 
 flags = cli.Flags()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vgg_jax import alarms
+from vgg_jax import diagnostics
 from vgg_jax.config import default_config
 
 BLOCKS = ("block1", "block3", "block5", "fc6", "fc8")
@@ -35,27 +35,27 @@ def config_of(preset, rate):
 
 @pytest.mark.parametrize(("key", "logged"), LEARNS.items(), ids=str)
 def test_a_run_that_learns_raises_none(key, logged):
-    assert alarms.stuck(config_of(*key), 375, means(*logged, key[1])) is None
-    assert alarms.exploding(config_of(*key), 375, means(*logged, key[1])) is None
+    assert diagnostics.stuck(config_of(*key), 375, means(*logged, key[1])) is None
+    assert diagnostics.exploding(config_of(*key), 375, means(*logged, key[1])) is None
 
 
 @pytest.mark.parametrize(("key", "logged"), UNREACHED.items(), ids=str)
 def test_a_gradient_that_vanishes_is_told_from_a_rate_that_does_not_suit(key, logged):
-    text = alarms.stuck(config_of(*key), 375, means(*logged, key[1]))
+    text = diagnostics.stuck(config_of(*key), 375, means(*logged, key[1]))
     assert "which is guessing (ln 10 = 2.3026). The gradient does not reach block1, block3, block5, fc6" in text
     assert "Try --config.model.init=glorot, a lower rate (--config.optimizer.learning_rate=" in text
     moving = means(logged[0], [100 * ratio for ratio in logged[1]], key[1])
-    assert "at a rate that suits a shallow one" in alarms.stuck(config_of(*key), 375, moving)
+    assert "at a rate that suits a shallow one" in diagnostics.stuck(config_of(*key), 375, moving)
 
 
 def test_a_slow_start_is_given_time():
     logged = means(math.log(10), (1e-3,) * 5, 1e-2)
-    assert alarms.stuck(config_of("glorot", 1e-2), 199, logged) is None
-    assert alarms.stuck(config_of("glorot", 1e-2), 200, logged)
+    assert diagnostics.stuck(config_of("glorot", 1e-2), 199, logged) is None
+    assert diagnostics.stuck(config_of("glorot", 1e-2), 200, logged)
 
 
 def test_updates_that_leave_nothing_of_the_start_are_exploding_gradients():
     logged = means(88.4, (9.9e-2, 1.0e-1, 8.2e-2, 4.1e-2, 1.1e-1), 1e-3)  # He's start at 1e-3, steps 1 to 25
-    text = alarms.exploding(config_of("he", 1e-3), 25, logged)
+    text = diagnostics.exploding(config_of("he", 1e-3), 25, logged)
     assert "an update changes the weights of fc8 by 11% (gradient norm 1)" in text
-    assert str(alarms.diverged(config_of("he", 1e-2), 3, math.nan)).startswith("training has diverged: at step 3")
+    assert str(diagnostics.diverged(config_of("he", 1e-2), 3, math.nan)).startswith("training has diverged: at step 3")

@@ -13,15 +13,13 @@ from vgg_jax.models import CONFIGURATIONS, VGG
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_multiplications_are_the_papers(name):
-    assert multiplications(shapes_of(VGG(name), 224), name, 224, 224) / 1e9 == pytest.approx(
-        PUBLISHED[name][2], abs=0.006
-    )
+    assert multiplications(shapes_of(VGG(name)), name, 224, 224) / 1e9 == pytest.approx(PUBLISHED[name][2], abs=0.006)
 
 
 def test_multiplications_of_a_map_larger_than_one_place():
     # Counted from the shapes of every layer's result: outputs times the kernel's connections into each.
-    model, count = VGG("D", 5, 1 / 16, 24), 0
-    params = shapes_of(model, 64)
+    model, count = VGG("D", 5, 1 / 16, 24, crop=64), 0
+    params = shapes_of(model)
     names = [f"relu{i}_{j}" for i, depth in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, depth + 1)]
     wanted = (*names, "relu6", "relu7", "score_map")
     image = jax.ShapeDtypeStruct((1, 100, 163, 3), np.float32)
@@ -75,7 +73,7 @@ def test_a_plan_holds_every_picture_once_and_wastes_slots_only_at_its_ends(count
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("crop", [64, 224])
 def test_strips_keep_every_column_once_and_see_no_cut(name, crop):
-    params = shapes_of(VGG(name, width_multiplier=1 / 16, fc_width=8), crop)
+    params = shapes_of(VGG(name, width_multiplier=1 / 16, fc_width=8, crop=crop))
     kernel, strip = crop // 32, strip_length(params, name, crop + 10)
     assert strip % 32 == 0
     # Pixels that a column of the score map sees: by summing the reach of every convolution.

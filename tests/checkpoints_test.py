@@ -1,5 +1,6 @@
 """Checkpoints hold all of the state, and a bad one is said to be bad."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from tests.steps_test import some_steps
-from vgg_jax.checkpoints import Checkpoints, load_params
-from vgg_jax.errors import UserError
+from vgg_jax.checkpoints import Checkpoints, Progress, load_variables
+from vgg_jax.exceptions import UserError
+from vgg_jax.schedules import Plateau
+from vgg_jax.state import params_sha256
 from vgg_jax.transplant import read_donor, start_from
 
 
@@ -32,7 +35,7 @@ def saved(workdir, state, *steps, best):
     """Saves checkpoints, each with a state of its own, as one run does."""
     checkpoints = Checkpoints(workdir)
     for step in steps:
-        checkpoints.save(step, other(state, step), {"best_step": min(best, step), "seconds": 1.5})
+        checkpoints.save(step, other(state, step), Progress(best_step=min(best, step), seconds=1.5))
     checkpoints.wait()
     checkpoints.close()
 
@@ -48,7 +51,7 @@ def assert_equal(a, b):
 
 def test_everything_comes_back_bit_for_bit(state, tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    progress = {"seconds": 1.5, "best_top1_error": 0.25, "best_step": 2, "last": {"top1_error": 0.25}}
+    progress = Progress(1.5, 0.25, 2, {"top1_error": 0.25}, Plateau(0.25, 3, 1), {"log": {"loss": 2.0}})
     checkpoints.save(2, state, progress)
     checkpoints.wait()
     restored = Checkpoints(tmp_path).restore(shapes_of(state))
@@ -61,13 +64,13 @@ def test_everything_comes_back_bit_for_bit(state, tmp_path):
 def test_latest_and_best_are_kept(state, tmp_path):
     saved(tmp_path, state, 1, 2, 3, 4, 5, best=2)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(5, other(state, 50), {"best_step": 2})  # is there already, and stays
+    checkpoints.save(5, other(state, 50), Progress(best_step=2))  # is there already, and stays
     checkpoints.wait()
     assert names(tmp_path) == ["2", "5"]
-    path, params = load_params(tmp_path)
+    path, variables = load_variables(tmp_path)
     assert path == tmp_path / "checkpoints" / "2"
-    assert_equal(params, other(state.params, 2))
-    assert_equal(load_params(tmp_path / "checkpoints" / "5")[1], other(state.params, 5))
+    assert_equal(variables, {"params": other(state.params, 2)})
+    assert_equal(load_variables(tmp_path / "checkpoints" / "5")[1]["params"], other(state.params, 5))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_the_best_is_kept_when_the_directory_is_opened_again(state, tmp_path, be
     assert names(tmp_path) == ["2", "5"]
     saved(tmp_path, state, 6, 7, best=best_then)
     assert names(tmp_path) == left
-    assert load_params(tmp_path)[0].name == str(best_then)
+    assert load_variables(tmp_path)[0].name == str(best_then)
 
 
 def test_a_best_that_is_gone_is_said_with_those_that_are_there(state, tmp_path):
@@ -87,15 +90,15 @@ def test_a_best_that_is_gone_is_said_with_those_that_are_there(state, tmp_path):
     with pytest.raises(
         UserError, match=r"the best checkpoint .*/2 is not there; there are 5: name one of them, as .*/5\."
     ):
-        load_params(tmp_path)
+        load_variables(tmp_path)
     with pytest.raises(UserError, match=r"the checkpoint .*/3 is not there; there are 5: name one"):
-        load_params(tmp_path / "checkpoints" / "3")
+        load_variables(tmp_path / "checkpoints" / "3")
 
 
 def test_memory_may_be_reused_while_a_checkpoint_is_written(state, tmp_path):
     kept = jax.tree.map(np.array, state)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {"best_step": 1})
+    checkpoints.save(1, state, Progress(best_step=1))
     overwrite = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
     shapes = shapes_of(state)
     overwrite(state)
@@ -105,7 +108,7 @@ def test_memory_may_be_reused_while_a_checkpoint_is_written(state, tmp_path):
 
 def test_an_unfinished_write_is_no_checkpoint(state, tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {"best_step": 1})
+    checkpoints.save(1, state, Progress(best_step=1))
     checkpoints.wait()
     checkpoints.close()
     shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
@@ -160,7 +163,7 @@ def test_where_all_are_damaged_it_is_said_and_nothing_is_moved(state, tmp_path):
     with pytest.raises(UserError, match=match):
         Checkpoints(tmp_path).restore(shapes_of(state))
     with pytest.raises(UserError, match=re.escape(f"the checkpoint {tmp_path}/checkpoints/3 cannot be read")):
-        load_params(tmp_path)
+        load_variables(tmp_path)
     assert names(tmp_path) == ["3", "5"]
 
 
@@ -169,27 +172,38 @@ def test_a_damaged_best_gives_way_to_the_newest_sound_one(state, tmp_path, capsy
     for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
         if path.parent.name == "d":
             flipped(path)
-    path, params = load_params(tmp_path)
+    path, variables = load_variables(tmp_path)
     assert path.name == "5"
-    assert_equal(params, other(state.params, 5))
+    assert_equal(variables["params"], other(state.params, 5))
     assert capsys.readouterr().err.startswith(f"WARNING: the checkpoint {tmp_path}/checkpoints/3 cannot be read: ")
     with pytest.raises(UserError, match="checkpoints/3 cannot be read"):
-        load_params(tmp_path / "checkpoints" / "3")
+        load_variables(tmp_path / "checkpoints" / "3")
 
 
-def test_checkpoints_of_before_checksums_are_read(state, tmp_path):
+def test_an_older_versions_checkpoint_gives_its_parameters_but_cannot_be_continued(state, tmp_path):
     saved(tmp_path, state, 3, best=3)
     file = tmp_path / "checkpoints" / "3" / "progress" / "metadata"
-    content = json.loads(file.read_text())
-    del content["checksums"]
-    file.write_text(json.dumps(content))
-    assert Checkpoints(tmp_path).restore(shapes_of(state)).progress == content
-    assert load_params(tmp_path)[0].name == "3"
+    file.write_text(json.dumps({"best_step": 3, "best_top1_error": 0.5, "seconds": 1.0, "last": None, "window": {}}))
+    with pytest.raises(UserError, match=r"checkpoints/3 was written by vgg_jax 0.2 or older .*init_from=.*/3\."):
+        Checkpoints(tmp_path).restore(shapes_of(state))
+    assert names(tmp_path) == ["3"]
+    assert load_variables(tmp_path)[0].name == "3"
+
+
+def test_model_state_comes_back_with_the_parameters(state, tmp_path):
+    statistics = {"batch_stats": {"bn1_1": {"mean": jnp.arange(4.0), "var": jnp.ones(4)}}}
+    state = dataclasses.replace(state, model_state=statistics)
+    saved(tmp_path, state, 3, best=3)
+    assert_equal(Checkpoints(tmp_path).restore(shapes_of(state)).state, other(state, 3))
+    _, variables = load_variables(tmp_path)
+    assert_equal(variables, other(state.variables, 3))
+    digests = {params_sha256(state.params, tree) for tree in ({}, statistics, other(statistics, 2))}
+    assert len(digests) == 3
 
 
 def test_a_write_that_fails_says_what_is_kept(state, tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, {"best_step": 1})
+    checkpoints.save(1, state, Progress(best_step=1))
     checkpoints.wait()
 
     def full(*_, **__):
@@ -197,7 +211,7 @@ def test_a_write_that_fails_says_what_is_kept(state, tmp_path, monkeypatch):
 
     # Orbax reports a write's failure when the next one begins, or at the end.
     for method, call in (
-        ("save", lambda: checkpoints.save(2, state, {"best_step": 1})),
+        ("save", lambda: checkpoints.save(2, state, Progress(best_step=1))),
         ("wait_until_finished", checkpoints.wait),
     ):
         with monkeypatch.context() as patch:
@@ -210,11 +224,10 @@ def test_a_write_that_fails_says_what_is_kept(state, tmp_path, monkeypatch):
 
 def test_starting_from_a_checkpoint(state, tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(7, state, {"best_step": 7})
+    checkpoints.save(7, state, Progress(best_step=7))
     checkpoints.wait()
-    fresh = other(state.params, 3)
-    params, report = start_from(read_donor(str(tmp_path)), fresh, np.zeros(3))
-    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+    variables, report = start_from(read_donor(str(tmp_path)), other(state.variables, 3), np.zeros(3))
+    assert_equal(variables, state.variables)
     assert report == f"all layers start from {tmp_path}/checkpoints/7"
 
 
@@ -222,11 +235,11 @@ def test_where_there_is_no_checkpoint_it_is_said(tmp_path):
     with pytest.raises(
         UserError, match="is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step>"
     ):
-        load_params(tmp_path)
+        load_variables(tmp_path)
     with pytest.raises(UserError, match=r"config.init_from: .* is neither a run's workdir"):
         start_from(read_donor(str(tmp_path)), {}, np.zeros(3))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="there is no finished checkpoint in"):
-        load_params(tmp_path)
+        load_variables(tmp_path)
     with pytest.raises(UserError, match="there is no finished checkpoint in"):
-        load_params(tmp_path / "checkpoints" / "3")
+        load_variables(tmp_path / "checkpoints" / "3")

@@ -15,11 +15,11 @@ from tests.conftest import REPOSITORY
 from tests.protocol_test import close, kept, request
 from tests.reference import Reference
 from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation import compute, posteriors
 from vgg_jax.evaluation.nets import load_net
 from vgg_jax.evaluation.protocol import evaluate
 from vgg_jax.evaluation.views import View
+from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import make_mesh, replicated
 
 DENSE, CROPS = View("dense", 73, 64, True), View("multi_crop", 73, 64, True)
@@ -28,7 +28,7 @@ DENSE, CROPS = View("dense", 73, 64, True), View("multi_crop", 73, 64, True)
 def net_on(run, devices):
     net = load_net(run)
     mesh = make_mesh(devices=jax.devices()[:devices])
-    return net._replace(mesh=mesh, params=jax.device_put(jax.device_get(net.params), replicated(mesh)))
+    return net._replace(mesh=mesh, variables=jax.device_put(jax.device_get(net.variables), replicated(mesh)))
 
 
 def computed(net, records, view, batch_size, threads=2):
@@ -61,7 +61,7 @@ def test_every_device_sees_other_pictures_however_the_net_lay_in_training(net_co
     net_config.sharding, net_config.model_parallel = "fc_model_parallel", 2
     net = load_net(make_run(tmp_path / "run", net_config))
     assert net.mesh.shape == {"data": jax.device_count(), "model": 1}
-    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(net.params))
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(net.variables))
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 3), (64, 8), (1000, 5)])
@@ -157,13 +157,13 @@ class Spoilt:
 @pytest.mark.parametrize(("error", "raised"), [(None, UserError), (KeyboardInterrupt(), KeyboardInterrupt)])
 def test_what_was_computed_before_a_bad_picture_or_ctrl_c_is_kept(run, net_config, tmp_path, error, raised):
     net, records = net_on(run, 1), records_of(net_config)
-    screen = posteriors.Screen(quiet=True)
+    console = posteriors.Console(quiet=True)
 
     def source(records):
-        return posteriors.Source("drawn/1.0.0", "validation", records, net.class_names, screen)
+        return posteriors.Source("drawn/1.0.0", "validation", records, net.class_names, console)
 
     def evaluated(source, costs):
-        return posteriors.posteriors_of(net, [DENSE], source, 2, costs, screen)[DENSE]
+        return posteriors.posteriors_of(net, [DENSE], source, 2, costs, console)[DENSE]
 
     wanted = evaluated(source(records), compute.Costs())
     (run / "evaluation").rename(tmp_path / "before")
@@ -219,7 +219,7 @@ def test_posteriors_of_another_training_are_not_taken_for_this_ones(run, net_con
 _ONE_OF_TWO = """
 import sys
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.processes import joined
+from vgg_jax.distributed import joined
 with joined(sys.argv[1], 2, int(sys.argv[2])):
     evaluate(Request((sys.argv[3],), "dense+multi_crop", "73"), quiet=True)
 """

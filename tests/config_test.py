@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
 from vgg_jax.config import RANGES, default_config, eval_scale, flatten, validate
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.reproduction.plan import split_config
 
 NETS = {

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tests.command import as_flags, help_of, run_main, run_module
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
 from tests.weights_test import ODD, some_weights
-from vgg_jax.checkpoints import load_params
+from vgg_jax.checkpoints import load_variables
 from vgg_jax.evaluation.nets import load_net, load_weights_net
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.transplant import read_donor, start_from
@@ -209,7 +209,9 @@ def test_a_run_starts_from_a_file(net_config, tmp_path):
     status, out, err = run_main("--config=configs/quickstart.py", f"--workdir={tmp_path / 'w'}", *flags)
     assert (status, err) == (0, "")
     assert f"all layers start from {tmp_path / 'b.safetensors'}" in out
-    _, params = load_params(tmp_path / "w")
-    np.testing.assert_allclose(params["fc6"]["kernel"], random_params("A")["fc6"]["kernel"], rtol=1e-5, atol=1e-8)
+    _, variables = load_variables(tmp_path / "w")
+    np.testing.assert_allclose(
+        variables["params"]["fc6"]["kernel"], random_params("A")["fc6"]["kernel"], rtol=1e-5, atol=1e-8
+    )
     description = json.loads((tmp_path / "w" / "dataset.json").read_text())
     assert description["mean_rgb"] != ODD.mean_rgb().tolist()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.weights_test import ODD, some_weights
 from vgg_jax import features
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.models import endpoint_names
 from vgg_jax.weights.file import make_model, save_weights
 

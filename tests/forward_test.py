@@ -18,9 +18,8 @@ STATISTICS = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dt
 @functools.cache
 def net(name):
     model, variables = small(name)
-    params = variables["params"]
-    params["fc8"]["kernel"] *= 0.02  # posteriors that are neither flat nor certain
-    return model, params
+    variables["params"]["fc8"]["kernel"] *= 0.02  # probabilities that are neither flat nor certain
+    return model, variables
 
 
 def noise(rng, height, width):
@@ -30,7 +29,7 @@ def noise(rng, height, width):
 def alone(model, params, picture):
     """The posterior of an unpadded picture and its mirror image."""
     pair = normalize(jnp.asarray(np.stack([picture, picture[:, ::-1]])), STATISTICS)
-    scores = jax.jit(lambda p, x: model.apply({"params": p}, x))(params, pair)
+    scores = jax.jit(lambda p, x: model.apply(p, x)[0])(params, pair)
     return np.asarray(jax.nn.softmax(scores).mean(0))
 
 
@@ -80,15 +79,15 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
 @pytest.mark.parametrize("name", ["A-LRN", "B-5x5", "D"])
 def test_strips_together_are_the_whole_picture(name):
     model, params = net(name)
-    length = buckets.strip_length(params, name, 64)
+    length = buckets.strip_length(params["params"], name, 64)
     picture = noise(np.random.default_rng(1), 70, 2 * length + 45)
-    cuts = buckets.strips(params, name, picture.shape[1], length)
+    cuts = buckets.strips(params["params"], name, picture.shape[1], length)
     assert len(cuts) > 2
     frames, sizes = framed([picture[:, cut.start : cut.start + length] for cut in cuts], (70, length))
     step = jax.jit(forward.make_strips(model, STATISTICS))
     found = np.asarray(step(params, frames, sizes, np.array([(cut.first, cut.last) for cut in cuts]))).sum(0)
     images = normalize(jnp.asarray(picture[None]), STATISTICS)
-    _, maps = model.apply({"params": params}, images, endpoints=("score_map",))
+    _, maps = model.apply(params, images, endpoints=("score_map",))
     wanted = np.asarray(maps["score_map"]).sum((0, 1, 2))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
     # Were the columns that see a cut kept too, the sum over the same number of columns would differ.

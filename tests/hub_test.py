@@ -16,8 +16,8 @@ from tests.weights_files import as_laid_out, random_params, write_h5, write_pth
 from tests.weights_test import some_weights
 from vgg_jax import features
 from vgg_jax.data.builtin import render
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.exceptions import UserError
 from vgg_jax.transplant import read_donor
 from vgg_jax.weights import hub, imports
 from vgg_jax.weights.exports import write_hub_folder
@@ -119,7 +119,7 @@ def test_a_name_serves_wherever_a_file_does(published, tmp_path):
     name = "torchvision:vgg16"
     net = features.load(name)
     assert features.activations(net, np.zeros((1, 64, 64, 3), np.float32), ("relu1_1",))["relu1_1"].shape[0] == 1
-    assert "fc8" in read_donor(name).params
+    assert "fc8" in read_donor(name).variables["params"]
     for i in range(5):
         folder = tmp_path / "pictures" / "validation" / f"class {i}"
         folder.mkdir(parents=True)

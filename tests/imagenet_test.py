@@ -17,7 +17,7 @@ from vgg_jax.data import imagenet, space
 from vgg_jax.data.builtin import render
 from vgg_jax.data.imagenet import ILSVRC2012, Edition, Split, prepare
 from vgg_jax.data.sources import open_dataset, open_split
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 CLASSES = ("n01440764", "n01443537", "n15075141")  # labels 0, 1 and 999
 VALIDATION = ("n15075141", "n01440764", "n01440764", "n01443537", "n15075141")

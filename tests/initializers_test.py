@@ -27,7 +27,7 @@ VARIANCE = {
 
 @pytest.mark.parametrize("preset", VARIANCE)
 def test_spread(preset):
-    model = VGG("D", num_classes=40, width_multiplier=0.25, fc_width=512, init_preset=preset)
+    model = VGG("D", num_classes=40, width_multiplier=0.25, fc_width=512, init_preset=preset, crop=64)
     params = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     for layer, fans in FANS.items():
         kernel, wanted = np.asarray(params[layer]["kernel"]), math.sqrt(VARIANCE[preset](*fans))

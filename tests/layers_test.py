@@ -72,7 +72,7 @@ def test_lrn_sums_in_float32_whatever_it_is_given():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_fully_connected_layer_is_a_matrix_product(dtype):
-    layer = FullyConnected(6, dtype=dtype)
+    layer = FullyConnected(6, (3, 2), dtype=dtype)
     x = jax.random.normal(jax.random.key(0), (4, 3, 2, 5)).astype(dtype)
     params = layer.init(jax.random.key(1), x)["params"]
     weights = jax.random.normal(jax.random.key(2), (4, 6)).astype(dtype)

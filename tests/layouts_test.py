@@ -12,7 +12,7 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.weights import containers, layouts
 from vgg_jax.weights.layouts import LAYOUTS, Size, crop_of, kernel_shapes, recognise
@@ -140,7 +140,7 @@ def test_shapes_are_those_of_the_model():
     from vgg_jax.models import VGG
 
     for configuration in CONFIGURATIONS:
-        model = VGG(configuration, num_classes=7, width_multiplier=0.1, fc_width=24)
+        model = VGG(configuration, num_classes=7, width_multiplier=0.1, fc_width=24, crop=70)
         made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 70, 70, 3)))["params"]
         shapes = kernel_shapes(configuration, Size(0.1, 24, 7, 2))
         assert {layer: made[layer]["kernel"].shape for layer in made} == shapes

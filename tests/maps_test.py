@@ -29,7 +29,7 @@ def test_the_map_is_the_nets():
     statistics = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
     net = Net(None, None, default_config(), model, None, "", list("abcde"), statistics, None)
     picture = np.random.default_rng(0).integers(0, 256, (70, 133, 3)).astype(np.uint8)
-    scores, posterior = maps.score_map(net, variables["params"], picture)
+    scores, posterior = maps.score_map(net, variables, picture)
     logits, found = model.apply(variables, normalize(jnp.asarray(picture[None]), statistics), endpoints=("score_map",))
     np.testing.assert_allclose(scores, found["score_map"][0], rtol=1e-3, atol=1e-2)
     assert scores.shape == (1, 3, 5)

@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 from vgg_jax.data.crops import random_crop
 from vgg_jax.data.pipeline import batches, eval_examples, local_batches, placed, train_examples
 from vgg_jax.data.sources import open_dataset, open_split, prepared_data
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import batch_sharding, make_mesh
 
 

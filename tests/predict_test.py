@@ -12,9 +12,9 @@ from PIL import Image
 
 from tests.command import help_of, run_module, start_module
 from tests.reference import Reference
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.nets import load_net, load_weights_net, weights_of_run
 from vgg_jax.evaluation.predictions import listed, predict
+from vgg_jax.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
@@ -37,7 +37,7 @@ def test_help_answers_without_loading_jax():
 
 def test_probabilities_are_those_of_a_slow_reference(run, photos):
     net = load_net(run)
-    reference = Reference(net.params, photos)
+    reference = Reference(net.variables["params"], photos)
     found, failures = predict(net, reference.files[:3], "dense+multi_crop", "64,82")
     assert failures == []
     for prediction in found:
@@ -111,7 +111,8 @@ def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_pat
 
 def test_scores_that_are_not_finite_are_a_failure(run, photos):
     net = load_net(run)
-    net.params["fc8"]["bias"] = net.params["fc8"]["bias"].at[1].set(np.nan)
+    fc8 = net.variables["params"]["fc8"]
+    fc8["bias"] = fc8["bias"].at[1].set(np.nan)
     done, failures = predict(net, sorted(photos.glob("validation/*/*"))[:2], "center_crop")
     assert (done, [failure.reason for failure in failures]) == ([], ["the net's scores of it are not finite"] * 2)
 

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from tests.command import help_of, run_module, start_module
 from vgg_jax.data import space
 from vgg_jax.data.sources import open_dataset, prepared_data
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 
 def run(*arguments):

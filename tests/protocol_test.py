@@ -11,10 +11,10 @@ import pytest
 from tests.reference import Reference, softmax
 from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
 from vgg_jax.data.pipeline import batches, eval_examples
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
 from vgg_jax.evaluation.nets import load_net
 from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import make_mesh
 from vgg_jax.steps import make_eval_step
 
@@ -101,7 +101,7 @@ def test_the_centre_crop_is_what_validation_in_training_sees(run, net_config):
     net, records = load_net(run), records_of(net_config)
     step = jax.jit(make_eval_step(net.model, net.statistics))
     wanted = evaluate_center_crops(
-        step, net.params, batches(net_config, eval_examples(net_config, records), make_mesh()), len(records)
+        step, net.variables, batches(net_config, eval_examples(net_config, records), make_mesh()), len(records)
     )
     (row,) = summary["rows"]
     assert (row["protocol"], row["scales"], row["paper"]) == ("center_crop", "73", None)

@@ -14,9 +14,9 @@ from tests.browser import browser
 from tests.command import help_of, run_module
 from tests.runs import make_run
 from vgg_jax.data.builtin import CLASS_NAMES
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.nets import load_net
 from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import charts, pictures, predictions, runs
 from vgg_jax.reporting.page import write_page
 from vgg_jax.reporting.sections import ABSENT

@@ -11,7 +11,7 @@ from configs import paper as paper_file
 from tests.command import as_flags, help_of, run_module
 from tests.runs import make_run
 from vgg_jax.config import flatten, paper_config
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, chosen_stages, scaled, split_config, stage_config
 from vgg_jax.reproduction.run import describe, steps_of, write_plan
 from vgg_jax.reproduction.tables import TABLES, fill, markdown, write

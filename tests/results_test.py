@@ -8,11 +8,11 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from vgg_jax.config import default_config, paper_config
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation import paper, results
 from vgg_jax.evaluation.views import View, views
 from vgg_jax.evaluation.views import test_scales as scales_of
-from vgg_jax.steps import errors as errors_in_training
+from vgg_jax.exceptions import UserError
+from vgg_jax.steps import topk_errors as errors_in_training
 
 
 def random_posteriors(n, k, seed=0):

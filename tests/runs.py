@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from vgg_jax import workdir as workdir_lib
-from vgg_jax.checkpoints import Checkpoints
+from vgg_jax.checkpoints import Checkpoints, Progress
 from vgg_jax.data.builtin import CLASS_NAMES, render
 from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.optimizer import make_optimizer
-from vgg_jax.state import TrainState, make_model
+from vgg_jax.state import TrainState, model_shapes
 
 # (width, height): awkward, upright, square, long.
 SIZES = [(75, 101), (190, 80), (64, 64), (97, 96), (80, 150), (131, 77), (66, 120), (150, 100), (330, 70), (64, 300)]
@@ -34,11 +33,9 @@ def records_of(config, split: str = "validation"):
 
 
 def random_params(config, seed: int) -> dict:
-    crop, rng = config.image.crop, np.random.default_rng(seed)
-    init = make_model(config).init
-    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
+    rng = np.random.default_rng(seed)
     params = {}
-    for name, layer in shapes.items():
+    for name, layer in model_shapes(config)["params"].items():
         kernel = (
             rng.normal(size=layer["kernel"].shape) * (2 / (layer["kernel"].size // layer["kernel"].shape[-1])) ** 0.5
         )
@@ -59,9 +56,9 @@ def make_run(workdir: Path, config, seed: int = 0, class_names=CLASS_NAMES[:3]) 
     }
     workdir_lib.claim(workdir, config, description)
     params = random_params(config, seed)
-    state = TrainState(step=jnp.int32(7), params=params, opt_state=make_optimizer(config).init(params))
+    state = TrainState(jnp.int32(7), params, {}, make_optimizer(config).init(params))
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(7, state, {"best_step": 7, "best_top1_error": 0.5})
+    checkpoints.save(7, state, Progress(best_step=7, best_top1_error=0.5))
     checkpoints.wait()
     checkpoints.close()
     return workdir

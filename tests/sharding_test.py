@@ -8,15 +8,14 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from tests.steps_test import one_batch, some_steps
-from vgg_jax.errors import UserError
-from vgg_jax.optimizer import make_optimizer
+from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import batch_sharding, bytes_a_device, local_rows, make_mesh
-from vgg_jax.state import init_state, make_model, state_shapes
+from vgg_jax.state import init_state, state_shapes
 
 
 def shapes_for(config, devices=8):
     mesh = make_mesh(config.model_parallel, jax.devices()[:devices])
-    return state_shapes(config, make_model(config), make_optimizer(config), mesh)
+    return state_shapes(config, mesh)
 
 
 def test_the_table(tiny_config):
@@ -38,13 +37,10 @@ def test_the_table(tiny_config):
 
 
 def test_parameters_are_born_sharded_and_the_same(tiny_config):
-    optimizer, model = make_optimizer(tiny_config), make_model(tiny_config)
-    alone = init_state(tiny_config, model, optimizer, shapes_for(tiny_config, devices=1))
     tiny_config.sharding = "fsdp"
     tiny_config.model.width_multiplier = 1 / 8
-    model = make_model(tiny_config)
-    alone = init_state(tiny_config, model, optimizer, shapes_for(tiny_config, devices=1))
-    split = init_state(tiny_config, model, optimizer, shapes_for(tiny_config))
+    alone = init_state(tiny_config, shapes_for(tiny_config, devices=1))
+    split = init_state(tiny_config, shapes_for(tiny_config))
     kernel = split.params["fc6"]["kernel"]
     assert [shard.data.shape for shard in kernel.addressable_shards] == [(1, 1, 64, 2)] * 8
     jax.tree.map(np.testing.assert_array_equal, alone.params, split.params)
@@ -105,6 +101,6 @@ def test_bytes_a_device(tiny_config):
     shapes = shapes_for(tiny_config)
     kernels = sum(4 * layer["kernel"].size for layer in shapes.params.values())  # bytes; momentum has as many
     assert bytes_a_device(shapes) == alone - 2 * kernels * 7 // 8
-    placed = init_state(tiny_config, make_model(tiny_config), make_optimizer(tiny_config), shapes)
+    placed = init_state(tiny_config, shapes)
     on_first = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(placed))
     assert on_first == bytes_a_device(shapes)

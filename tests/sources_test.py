@@ -19,7 +19,7 @@ from vgg_jax.config import default_config
 from vgg_jax.data import prepared
 from vgg_jax.data.sources import expanded, open_dataset, open_split
 from vgg_jax.data.statistics import color_statistics
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import pytest
 from vgg_jax.augment import ColorStatistics
 from vgg_jax.config import default_config
 from vgg_jax.models import VGG
-from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import init_state, make_model, state_shapes
-from vgg_jax.steps import compile_step, errors, make_eval_step, make_train_step
+from vgg_jax.steps import compile_step, compile_train_step, make_eval_step, make_train_step, topk_errors
 
 STATISTICS = ColorStatistics(np.full(3, 127.0, np.float32), np.eye(3, dtype=np.float32) * 40)
 
@@ -30,25 +29,18 @@ def one_batch(size, crop, classes=3, seed=0):
 def some_steps(config, count, devices=1, with_state=False):
     """Losses of the first steps, on random images."""
     mesh = make_mesh(config.model_parallel, jax.devices()[:devices])
-    model, optimizer = make_model(config), make_optimizer(config)
-    shapes = state_shapes(config, model, optimizer, mesh)
+    shapes = state_shapes(config, mesh)
     batch = [
         jax.device_put(
             one_batch(config.batch_size, config.image.crop, config.model.num_classes, i), batch_sharding(mesh)
         )
         for i in range(count)
     ]
-    batch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch[0])
-    step = compile_step(
-        make_train_step(config, model, optimizer, STATISTICS, mesh),
-        shapes,
-        batch_shapes,
-        donate=True,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)),
-    )
-    state, losses = init_state(config, model, optimizer, shapes), []
+    step = compile_train_step(config, STATISTICS, mesh, shapes)
+    lr = jax.device_put(np.float32(config.optimizer.learning_rate), replicated(mesh))
+    state, losses = init_state(config, shapes), []
     for i in range(count):
-        state, metrics = step(state, batch[i])
+        state, metrics = step(state, batch[i], lr)
         losses.append(float(metrics["loss"]))
     return (losses, state) if with_state else losses
 
@@ -69,17 +61,14 @@ def test_golden_first_steps(tiny_config):
 def test_norms_by_block_are_those_of_the_gradient_and_the_update(tiny_config):
     tiny_config.model.dropout_rate, tiny_config.augment.flip, tiny_config.augment.color_std = 0.0, False, 0.0
     config, batch = tiny_config, one_batch(tiny_config.batch_size, tiny_config.image.crop)
-    model, optimizer = make_model(config), make_optimizer(config)
-    state = init_state(
-        config, model, optimizer, state_shapes(config, model, optimizer, make_mesh(1, jax.devices()[:1]))
-    )
+    state = init_state(config, state_shapes(config, make_mesh(1, jax.devices()[:1])))
 
     def loss(params):
-        logits = model.apply({"params": params}, batch["image"] - STATISTICS.mean_rgb)
+        logits, _ = make_model(config).apply({"params": params}, batch["image"] - STATISTICS.mean_rgb)
         return -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch["label"]].mean()
 
     gradient = jax.grad(loss)(state.params)
-    new, metrics = jax.jit(make_train_step(config, model, optimizer, STATISTICS, make_mesh()))(state, batch)
+    new, metrics = jax.jit(make_train_step(config, STATISTICS, make_mesh()))(state, batch, jnp.float32(1e-2))
     for block, layers in {"block1": ["conv1_1"], "block3": ["conv3_1", "conv3_2"], "fc7": ["fc7"]}.items():
         wanted = np.sqrt(sum((np.asarray(gradient[layer]["kernel"], np.float64) ** 2).sum() for layer in layers))
         assert float(metrics[f"gradient_norm/{block}"]) == pytest.approx(wanted, rel=1e-3)
@@ -109,39 +98,31 @@ def test_accumulation_draws_dropout_anew_for_each_part(tiny_config):
 
 
 def test_metrics_say_when_something_is_not_finite(tiny_config):
-    tiny_config.optimizer.learning_rate = 1e30
-    mesh = make_mesh(devices=jax.devices()[:1])
-    model, optimizer = make_model(tiny_config), make_optimizer(tiny_config)
-    state = init_state(tiny_config, model, optimizer, state_shapes(tiny_config, model, optimizer, mesh))
-    step = jax.jit(make_train_step(tiny_config, model, optimizer, STATISTICS, make_mesh()))
+    shapes = state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1]))
+    state = init_state(tiny_config, shapes)
+    step = jax.jit(make_train_step(tiny_config, STATISTICS, make_mesh()))
     found = []
     for i in range(3):
-        state, metrics = step(state, one_batch(8, 32, seed=i))
+        state, metrics = step(state, one_batch(8, 32, seed=i), jnp.float32(1e30))
         found.append(bool(metrics["finite"]))
     assert not found[-1]
-    tiny_config.optimizer.learning_rate = 1e-3
-    state = init_state(
-        tiny_config, model, make_optimizer(tiny_config), state_shapes(tiny_config, model, optimizer, mesh)
-    )
-    _, metrics = jax.jit(make_train_step(tiny_config, model, make_optimizer(tiny_config), STATISTICS, make_mesh()))(
-        state, one_batch(8, 32)
-    )
+    _, metrics = step(init_state(tiny_config, shapes), one_batch(8, 32), jnp.float32(1e-3))
     assert bool(metrics["finite"])
     assert float(metrics["lr"]) == pytest.approx(1e-3)
 
 
 def test_evaluation_leaves_padding_out():
-    model = VGG("A", 5, 1 / 16, 16)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    model = VGG("A", 5, 1 / 16, 16, crop=32)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     batch = one_batch(8, 32, 5)
     step = jax.jit(make_eval_step(model, STATISTICS))
     mask = np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
-    metrics = step(params, {**batch, "mask": mask})
-    five = step(params, {"image": batch["image"][:5], "label": batch["label"][:5], "mask": np.ones(5, bool)})
+    metrics = step(variables, {**batch, "mask": mask})
+    five = step(variables, {"image": batch["image"][:5], "label": batch["label"][:5], "mask": np.ones(5, bool)})
     assert int(metrics.count) == 5
     for name, value in metrics.compute().items():
         assert float(value) == pytest.approx(float(five.compute()[name]), rel=1e-6)
-    logits = np.asarray(model.apply({"params": params}, batch["image"][:5].astype(np.float32) - 127))
+    logits = np.asarray(model.apply(variables, batch["image"][:5].astype(np.float32) - 127)[0])
     wanted = np.mean(np.log(np.exp(logits).sum(-1)) - logits[np.arange(5), batch["label"][:5]])
     assert float(metrics.compute()["loss"]) == pytest.approx(wanted, rel=1e-4)
 
@@ -149,9 +130,9 @@ def test_evaluation_leaves_padding_out():
 def test_errors_count_ranks_and_ties_are_no_gift():
     logits = jnp.array([[5.0, 4, 3, 2, 1, 0, -1], [0.0] * 7])
     for label, top1, top5 in ((0, 0, 0), (1, 1, 0), (4, 1, 0), (5, 1, 1)):
-        found = errors(logits, jnp.array([label, label]))
+        found = topk_errors(logits, jnp.array([label, label]))
         assert [list(map(float, found[name])) for name in ("top1_error", "top5_error")] == [[top1] * 2, [top5] * 2]
-    few = errors(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0]))
+    few = topk_errors(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0]))
     assert float(few["top5_error"][0]) == 0.0  # three classes: all are among the first five
 
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.store import Posteriors, Store
+from vgg_jax.exceptions import UserError
 
 SETTINGS = {"params_sha256": "abc", "scale": 73, "images": 4}
 WHOLE = Posteriors(

@@ -42,7 +42,7 @@ def read(path, preprocessing=""):
 def logits(weights, images):
     """As this project computes: RGB minus the mean, conv1_1 with the preprocessing in it."""
     x = images.astype(np.float32) - weights.preprocessing.mean_rgb()
-    return np.asarray(jax.jit(make_model(weights).apply)({"params": folded_params(weights)}, x))
+    return np.asarray(jax.jit(make_model(weights).apply)({"params": folded_params(weights)}, x)[0])
 
 
 def assert_close(found, wanted):
@@ -224,9 +224,9 @@ def test_vgg16_at_full_size(tmp_path):
     weights = read(tmp_path / "vgg16.pth", "torchvision")
     save_weights(tmp_path / "vgg16.safetensors", weights)
     loaded = load_weights_net(tmp_path / "vgg16.safetensors")
-    assert sum(x.size for x in jax.tree.leaves(loaded.params)) == 138_357_544
+    assert sum(x.size for x in jax.tree.leaves(loaded.variables)) == 138_357_544
     images = pictures(2, 224, 224)
     with torch.no_grad():
         wanted = net(normalised(images)).numpy()
     x = jnp.asarray(images, jnp.float32) - loaded.statistics.mean_rgb
-    assert_close(np.asarray(jax.jit(loaded.model.apply)({"params": loaded.params}, x)), wanted)
+    assert_close(np.asarray(jax.jit(loaded.model.apply)(loaded.variables, x)[0]), wanted)

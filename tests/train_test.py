@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.command import as_flags, run_main, start_main
-from vgg_jax.checkpoints import load_params
+from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import RANGES
-from vgg_jax.errors import Interrupted, UserError
+from vgg_jax.exceptions import Interrupted, UserError
+from vgg_jax.metrics import TrainMetrics
 from vgg_jax.models import STRIDE
 from vgg_jax.train import train
-from vgg_jax.window import Window
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -90,7 +90,7 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     # The same command once more finds it finished; another configuration is turned away; neither changes anything.
     status, out, _ = run_main(*flags(tiny_config, run))
     assert status == 0
-    assert "going on from" in out
+    assert "continuing from" in out
     assert summary(run) == found
     tiny_config.seed = 5
     status, _, err = run_main(*flags(tiny_config, run))
@@ -128,7 +128,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(longer, tmp_path):
             assert found[name] == wanted[name], name
         steps = [line["step"] for line in metrics(workdir) if "train/loss" in line]
         assert steps == list(range(1, found["steps"] + 1))  # no step is missing, none stands there twice
-        assert load_params(workdir)[0] == workdir / "checkpoints" / str(found["best_step"])
+        assert load_variables(workdir)[0] == workdir / "checkpoints" / str(found["best_step"])
     longer.seed = 1
     assert run_main(*flags(longer, tmp_path / "other"))[0] == 0
     assert summary(tmp_path / "other")["params_sha256"] != wanted["params_sha256"]
@@ -149,7 +149,7 @@ def test_a_signal_saves_and_says_how_to_go_on(longer, tmp_path, number):
     assert (tmp_path / "run" / "checkpoints" / str(last)).is_dir()  # the very step, not the last regular one
     status, out, _ = run_main(*flags(longer, tmp_path / "run"))
     assert status == 0
-    assert f"going on from {tmp_path}/run/checkpoints/{last}" in out
+    assert f"continuing from {tmp_path}/run/checkpoints/{last}" in out
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config, tmp_path):
@@ -165,7 +165,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config
 
 
 def test_guessing_is_noticed_and_explained(tiny_config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vgg_jax.alarms.STEPS_TO_LEAVE_CHANCE", 10)
+    monkeypatch.setattr("vgg_jax.diagnostics.STEPS_TO_LEAVE_CHANCE", 10)
     tiny_config.num_epochs = 1.0
     tiny_config.model.init = "std001"
     tiny_config.optimizer.learning_rate = 1e-6
@@ -185,7 +185,7 @@ def test_a_run_of_a_deeper_net_starts_from_net_a_with_frozen_layers(tiny_config,
         "conv1_1, conv2_1, conv3_1, conv3_2, fc6, fc7, fc8\nrandom: conv1_2, conv2_2, conv4_1"
         in capsys.readouterr().out
     )
-    (_, a), (_, b) = load_params(tmp_path / "a"), load_params(tmp_path / "b")
+    a, b = (load_variables(tmp_path / name)[1]["params"] for name in "ab")
     for layer in ("conv1_1", "conv2_1", "conv3_1", "conv3_2"):  # frozen: still net A's, to the last bit
         np.testing.assert_array_equal(b[layer]["kernel"], a[layer]["kernel"])
     assert (b["fc6"]["kernel"] != a["fc6"]["kernel"]).any()
@@ -249,8 +249,8 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config,
 
 def test_a_narrow_terminal_shows_the_time_left(tiny_config):
     lines = []
-    screen = SimpleNamespace(progress=lambda _, line: lines.append(line), log=lambda _: None, say=lambda _: None)
-    window = Window(tiny_config, 11.25, 34, SimpleNamespace(write=lambda *_: None), screen, None)
+    console = SimpleNamespace(progress=lambda _, line: lines.append(line), log=lambda _: None, print=lambda _: None)
+    window = TrainMetrics(tiny_config, 11.25, 34, SimpleNamespace(write=lambda *_: None), console, None)
     for step in range(1, 8):
         window.add(
             step,
@@ -279,7 +279,7 @@ def test_a_lengthened_run_keeps_its_best_checkpoint(tiny_config, tmp_path, monke
     for epochs in (1.0, 2.0, 4.0, 5.0):  # each opens the workdir anew
         tiny_config.num_epochs = epochs
         result = train(tiny_config, tmp_path / "run", quiet=True)
-        directory, _ = load_params(tmp_path / "run")
+        directory, _ = load_variables(tmp_path / "run")
         assert str(directory) == result["best_checkpoint"]
         best.append((result["best_top1_error"], result["best_step"]))
     assert best == [(0.5, 12), (0.5, 12), (0.5, 12), (0.4, 57)]
@@ -317,8 +317,8 @@ EXTREMES = [(key, bound) for key, bounds in RANGES.items() for bound in dict.fro
 @pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), EXTREMES)
 def test_the_ends_of_every_range_run_or_are_refused_in_a_sentence(tiny_config, tmp_path, monkeypatch, key, value):
-    monkeypatch.setattr("vgg_jax.processes.Stop.after", lambda _, step: step >= 2)
-    monkeypatch.setattr("vgg_jax.processes.Stop.signum", signal.SIGTERM)
+    monkeypatch.setattr("vgg_jax.distributed.Stop.after", lambda _, step: step >= 2)
+    monkeypatch.setattr("vgg_jax.distributed.Stop.signum", signal.SIGTERM)
     if key == "image.scale_max":
         tiny_config.image.scale_min = STRIDE
     section, _, name = key.rpartition(".")

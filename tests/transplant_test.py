@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests.runs import make_run
-from vgg_jax.errors import UserError
+from vgg_jax.checkpoints import load_variables
 from vgg_jax.evaluation.nets import weights_of_run
+from vgg_jax.exceptions import UserError
 from vgg_jax.models import CONFIGURATIONS, layer_names
-from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import make_mesh
-from vgg_jax.state import init_state, make_model, state_shapes
+from vgg_jax.state import init_state, make_model, model_shapes, state_shapes
 from vgg_jax.transplant import chosen_layers, read_donor, start_from, transplant
 from vgg_jax.weights.file import save_weights
 
@@ -25,8 +25,8 @@ DEEPER = ("B", "C", "D", "E")
 def shapes_of(config, configuration, classes=3, crop=32):
     config = config.copy_and_resolve_references()
     config.model.configuration, config.model.num_classes = configuration, classes
-    images = jnp.zeros((1, crop, crop, 3))
-    return jax.eval_shape(make_model(config).init, jax.random.key(0), images)["params"]
+    config.image.crop = crop
+    return model_shapes(config)["params"]
 
 
 def filled(shapes, seed):
@@ -39,7 +39,7 @@ def test_deeper_nets_take_the_papers_layers_from_a_and_no_others(tiny_config, co
     a, deeper = (filled(shapes_of(tiny_config, name), seed) for seed, name in enumerate(("A", configuration)))
     chosen = chosen_layers(deeper, a, "")
     assert chosen == PAPER
-    found = transplant(deeper, a, chosen)
+    found = transplant({"params": deeper}, {"params": a}, chosen)["params"]
     assert sorted(found) == sorted(layer_names(configuration))
     for layer, name in itertools.product(found, ("kernel", "bias")):
         source = a if layer in PAPER else deeper
@@ -82,15 +82,15 @@ def test_what_does_not_fit_is_refused_by_layer_and_shape_unless_left_out(tiny_co
         UserError,
         match=r"does not fit: fc6/kernel is \[2, 2, 32, 16\] there and \[1, 1, 32, 16\] here.*init_layers=-fc6$",
     ):
-        transplant(new, donor, chosen_layers(new, donor, ""))
-    found = transplant(new, donor, chosen_layers(new, donor, "-fc6"))
+        transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, ""))
+    found = transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, "-fc6"))["params"]
     np.testing.assert_array_equal(found["fc7"]["kernel"], donor["fc7"]["kernel"])
     assert found["fc6"] is new["fc6"]
     # A layer asked for by name must be in both nets, and a head asked for by name must fit.
     with pytest.raises(UserError, match=r"conv1_2/kernel is missing there and \[3, 3, 4, 4\] here; conv1_2/bias"):
-        transplant(filled(shapes_of(tiny_config, "B"), 1), donor, ["conv1_2"])
+        transplant({"params": filled(shapes_of(tiny_config, "B"), 1)}, {"params": donor}, ["conv1_2"])
     with pytest.raises(UserError, match=r"fc8/kernel is \[1, 1, 16, 3\] there and \[1, 1, 16, 5\] here"):
-        transplant(filled(shapes_of(tiny_config, "A", classes=5), 1), donor, ["fc8"])
+        transplant({"params": filled(shapes_of(tiny_config, "A", classes=5), 1)}, {"params": donor}, ["fc8"])
 
 
 @pytest.mark.parametrize("sharding", ["replicated", "fsdp", "fc_model_parallel"])
@@ -99,31 +99,28 @@ def test_it_works_on_sharded_parameters(tiny_config, tmp_path, sharding):
     run = make_run(tmp_path / "a", tiny_config)
     tiny_config.model.configuration, tiny_config.sharding = "B", sharding
     tiny_config.model_parallel = 2 if sharding == "fc_model_parallel" else 1
-    model, optimizer = make_model(tiny_config), make_optimizer(tiny_config)
-    mesh = make_mesh(tiny_config.model_parallel)
-    state = init_state(tiny_config, model, optimizer, state_shapes(tiny_config, model, optimizer, mesh))
-    found, report = start_from(read_donor(str(run)), state.params, np.float32([120, 110, 100]))
+    state = init_state(tiny_config, state_shapes(tiny_config, make_mesh(tiny_config.model_parallel)))
+    variables, report = start_from(read_donor(str(run)), state.variables, np.float32([120, 110, 100]))
+    found = state.with_variables(variables).params
     assert report.splitlines()[0].endswith(f"checkpoints/7: {', '.join(PAPER)}")
     assert report.splitlines()[1].startswith("random: conv1_2, conv2_2, conv4_1")
     jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail("moved"), found, state.params)
     assert sharding == "replicated" or not found["fc6"]["kernel"].sharding.is_fully_replicated
-    from vgg_jax.checkpoints import load_params
-
-    _, there = load_params(run)
+    _, there = load_variables(run)
     for layer in PAPER:
-        np.testing.assert_array_equal(found[layer]["kernel"], there[layer]["kernel"])
+        np.testing.assert_array_equal(found[layer]["kernel"], there["params"][layer]["kernel"])
 
 
 def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_path):
     run = make_run(tmp_path / "a", tiny_config)
     mean = np.float32(json.loads((run / "dataset.json").read_text())["mean_rgb"])
-    fresh = filled(shapes_of(tiny_config, "A"), 1)
+    fresh = {"params": filled(shapes_of(tiny_config, "A"), 1)}
     same, _ = start_from(read_donor(str(run)), fresh, mean)
     other, _ = start_from(read_donor(str(run)), fresh, mean + np.float32([8, -4, 2]))
     model, images = make_model(tiny_config), np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
 
     def first(params, x):
-        return np.asarray(model.apply({"params": params}, x, endpoints=("conv1_1",))[1]["conv1_1"])[:, 1:-1, 1:-1]
+        return np.asarray(model.apply(params, x, endpoints=("conv1_1",))[1]["conv1_1"])[:, 1:-1, 1:-1]
 
     wanted = first(same, images - mean)
     np.testing.assert_allclose(
@@ -137,7 +134,8 @@ NAMES = ["arrow", "crescent", "cross"]
 
 def started(run, fresh, class_names, layers=""):
     donor = read_donor(str(run))
-    return *start_from(donor, fresh, donor.mean_rgb, layers, class_names), donor.params
+    variables, report = start_from(donor, {"params": fresh}, donor.mean_rgb, layers, class_names)
+    return variables["params"], report, donor.variables["params"]
 
 
 def test_a_head_is_moved_by_the_names_of_its_classes(tiny_config, tmp_path):
@@ -159,7 +157,7 @@ def test_a_head_is_moved_by_the_names_of_its_classes(tiny_config, tmp_path):
     assert found["fc8"] is fresh["fc8"]
     (run / "dataset.json").unlink()
     donor = read_donor(str(run))
-    _, report = start_from(donor, fresh, np.zeros(3), "", NAMES)
+    _, report = start_from(donor, {"params": fresh}, np.zeros(3), "", NAMES)
     assert report.endswith("checkpoints/7 (fc8: whether its classes are the same there is unknown)")
 
 

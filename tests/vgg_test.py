@@ -34,13 +34,15 @@ COLUMNS = {
 }
 
 
-def shapes_of(model, side):
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+def shapes_of(model):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, model.crop, model.crop, 3)))["params"]
 
 
 def small(configuration, crop=64, **options):
     """A narrow net with random biases as well, so that borders and padding matter."""
-    model = VGG(configuration, num_classes=5, width_multiplier=1 / 16, fc_width=24, init_preset="he", **options)
+    model = VGG(
+        configuration, num_classes=5, width_multiplier=1 / 16, fc_width=24, init_preset="he", crop=crop, **options
+    )
     params = model.init(jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
     for i, layer in enumerate(params.values()):
         layer["bias"] = jax.random.normal(jax.random.key(i), layer["bias"].shape)
@@ -63,7 +65,7 @@ def _equations(jaxpr):
 def test_parameters_layers_and_multiplications_are_the_papers(name):
     parameters, layers, gmac = PUBLISHED[name]
     model = VGG(name)
-    shapes = shapes_of(model, 224)
+    shapes = shapes_of(model)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
     assert len(shapes) == layers
     count = 0
@@ -82,7 +84,7 @@ def test_parameters_layers_and_multiplications_are_the_papers(name):
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_layers_are_those_of_table_1(name):
-    shapes = shapes_of(VGG(name), 224)
+    shapes = shapes_of(VGG(name))
     block, place, inputs, expected = 1, 1, 3, {}
     for item in COLUMNS[name].split():
         if item == "M":
@@ -101,7 +103,7 @@ def test_there_is_normalisation_in_one_net_only():
     model, variables = small("A-LRN")
     plain, _ = small("A")
     x = photos(2, 64, 64)
-    assert np.abs(model.apply(variables, x) - plain.apply(variables, x)).max() > 1e-6
+    assert np.abs(model.apply(variables, x)[0] - plain.apply(variables, x)[0]).max() > 1e-6
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -133,10 +135,10 @@ def test_a_padded_image_scores_as_the_unpadded_one_only_with_its_size(name):
     model, variables = small(name)
     x = photos(1, 75, 101)
     padded = jnp.pad(x, ((0, 0), (0, 53), (0, 27), (0, 0)), constant_values=33.0)
-    alone = model.apply(variables, x)
-    with_size = model.apply(variables, padded, sizes_Bx2=jnp.array([[75, 101]]))
+    alone, _ = model.apply(variables, x)
+    with_size, _ = model.apply(variables, padded, sizes_Bx2=jnp.array([[75, 101]]))
     np.testing.assert_allclose(with_size, alone, rtol=1e-4, atol=1e-5)
-    assert np.abs(model.apply(variables, padded) - alone).max() > 1e-3
+    assert np.abs(model.apply(variables, padded)[0] - alone).max() > 1e-3
 
 
 def test_endpoints_are_the_activations_of_a_net_written_out():
@@ -159,8 +161,8 @@ def test_endpoints_are_the_activations_of_a_net_written_out():
 
 
 def test_sizes_are_arguments():
-    model = VGG("A", num_classes=7, width_multiplier=0.25, fc_width=100, param_dtype=jnp.bfloat16)
-    shapes = shapes_of(model, 96)
+    model = VGG("A", num_classes=7, width_multiplier=0.25, fc_width=100, crop=96, param_dtype=jnp.bfloat16)
+    shapes = shapes_of(model)
     assert shapes["conv1_1"]["kernel"].shape == (3, 3, 3, 16)
     assert shapes["fc6"]["kernel"].shape == (3, 3, 128, 100)
     assert shapes["fc8"]["kernel"].shape == (1, 1, 100, 7)
@@ -170,8 +172,8 @@ def test_sizes_are_arguments():
 def test_bfloat16_computes_nearly_the_same_and_gives_float32_logits():
     model, variables = small("D")
     x = photos(2, 64, 64)
-    exact = model.apply(variables, x)
-    rough, maps = VGG("D", 5, 1 / 16, 24, dtype=jnp.bfloat16).apply(variables, x, endpoints=("pool3",))
+    exact, _ = model.apply(variables, x)
+    rough, maps = VGG("D", 5, 1 / 16, 24, dtype=jnp.bfloat16, crop=64).apply(variables, x, endpoints=("pool3",))
     assert rough.dtype == jnp.float32
     assert maps["pool3"].dtype == jnp.bfloat16
     np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
@@ -182,9 +184,9 @@ def test_dropout_only_when_training():
     model, variables = small("A")
     x = photos(1, 64, 64)
     rngs = [{"dropout": jax.random.key(i)} for i in (0, 1)]
-    first, second = (model.apply(variables, x, train=True, rngs=r) for r in rngs)
+    first, second = (model.apply(variables, x, train=True, rngs=r)[0] for r in rngs)
     assert np.abs(first - second).max() > 1e-6
-    np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x))
+    np.testing.assert_array_equal(model.apply(variables, x)[0], model.apply(variables, x)[0])
 
 
 def test_what_cannot_be_is_refused_in_words():

@@ -23,7 +23,7 @@ from tests.weights_files import (
     write_pth,
 )
 from tests.weights_test import some_weights
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 from vgg_jax.weights.imports import Digests, import_weights
 from vgg_jax.weights.layouts import Size
@@ -103,7 +103,7 @@ import json, resource, sys, time
 from pathlib import Path
 import warnings
 warnings.simplefilter("ignore")
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.state import params_sha256
 from vgg_jax.weights.imports import Digests, import_weights
 own = sys.argv[1] == "own"

@@ -27,7 +27,7 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from vgg_jax.errors import UNPRINTABLE, UserError
+from vgg_jax.exceptions import UNPRINTABLE, UserError
 from vgg_jax.models import VGG
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
@@ -660,7 +660,9 @@ def test_an_exported_program_gives_the_posteriors_of_the_net():
     program = jax.export.deserialize(bytearray(to_stablehlo(weights)))
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    scores = make_model(weights).apply({"params": folded_params(weights)}, images.astype(np.float32) - ODD.mean_rgb())
+    scores, _ = make_model(weights).apply(
+        {"params": folded_params(weights)}, images.astype(np.float32) - ODD.mean_rgb()
+    )
     found = program.call(images)
     np.testing.assert_allclose(found, jax.nn.softmax(scores), atol=1e-5)
     assert np.ptp(np.asarray(found), axis=0).max() > 1e-3
@@ -677,7 +679,9 @@ def test_without_flatbuffers_one_is_told_how_to_get_it(monkeypatch):
 def test_a_model_of_weights_is_that_of_the_project():
     weights = some_weights("B")
     shapes = jax.eval_shape(
-        VGG("B", num_classes=5, width_multiplier=1 / 16, fc_width=16).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+        VGG("B", num_classes=5, width_multiplier=1 / 16, fc_width=16, crop=64).init,
+        jax.random.key(0),
+        jnp.zeros((1, 64, 64, 3)),
     )["params"]
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, weights.params)
     assert layouts.crop_of(NARROW) == 64

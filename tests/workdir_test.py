@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from vgg_jax import workdir
 from vgg_jax.config import default_config
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 DATA = {"name": "a/1", "class_names": ["x", "y"], "train_images": 3}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,8 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vgg_jax import processes
-from vgg_jax.errors import UserError, first_line
+from vgg_jax import distributed
+from vgg_jax.exceptions import UserError, first_line
+from vgg_jax.schedules import Plateau
 from vgg_jax.state import TrainState, checksum, leaf_names
 from vgg_jax.workdir import CHECKPOINTS, checkpoint_steps
 
@@ -25,12 +27,24 @@ _CHECKSUMS = "checksums"  # key in the saved progress: of the state's arrays by 
 _DAMAGED = ".damaged"  # suffix of a checkpoint that was set aside
 
 
+@dataclasses.dataclass
+class Progress:
+    """What a run knows on the host; a checkpoint holds it as JSON."""
+
+    seconds: float = 0.0  # of the run so far
+    best_top1_error: float | None = None
+    best_step: int | None = None
+    last: dict[str, float] | None = None  # the last evaluation
+    plateau: Plateau = dataclasses.field(default_factory=Plateau)
+    sums: dict[str, dict[str, float]] | None = None  # of `metrics.TrainMetrics`
+
+
 class Restored(NamedTuple):
     """A checkpoint as it was read."""
 
     step: int
     state: TrainState
-    progress: dict[str, Any]
+    progress: Progress
     warnings: list[str]  # a sentence for each newer checkpoint that is damaged
 
 
@@ -50,13 +64,12 @@ class _LatestAndBest(preservation_policy.PreservationPolicy):
 class Checkpoints:
     """The checkpoints of one run, `<workdir>/checkpoints/<step>/`.
 
-    Each holds the train state, `progress` (a JSON object: best error, seconds, ...) and checksums of both. The latest is
-    kept, and the one that `progress["best_step"]` names. A write that is cut off leaves a directory that is never taken
-    for a checkpoint.
+    Each holds the train state, the progress and checksums of both. The latest is preserved, and the one that
+    `progress.best_step` names. A write that is cut off leaves a directory that is never taken for a checkpoint.
     """
 
     def __init__(self, workdir: Path):
-        self._directory = (workdir / CHECKPOINTS).absolute()  # Orbax wants absolute paths
+        self._directory = (workdir / CHECKPOINTS).absolute()  # Orbax needs absolute paths
         self._policy = _LatestAndBest()
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=(_STATE, _PROGRESS))
@@ -68,22 +81,23 @@ class Checkpoints:
         """Steps of all whole checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-        """Starts to write a checkpoint; what is there already is left as it is.
+    def save(self, step: int, state: TrainState, progress: Progress) -> None:
+        """Starts to write a checkpoint; an existing one is left as it is.
 
         Args:
           step: updates made.
           state: copied before this returns, so its memory may be reused at once.
-          progress: anything JSON holds; its "best_step" names the other checkpoint that is kept.
+          progress: its `best_step` names the other checkpoint that is preserved.
 
         Raises:
           UserError: this write, or the one before it, failed: disk full, no permission, ...
         """
         if step in self._manager.all_steps():
             return
-        self._policy.best_step = progress["best_step"]
-        progress = {**progress, _CHECKSUMS: {**_state_checksums(state), _PROGRESS: _sha256(progress)}}
-        args = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state), _PROGRESS: ocp.args.JsonSave(progress)})
+        self._policy.best_step = progress.best_step
+        content = dataclasses.asdict(progress)
+        content |= {_CHECKSUMS: {**_state_checksums(state), _PROGRESS: _sha256(content)}}
+        args = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state), _PROGRESS: ocp.args.JsonSave(content)})
         try:
             self._manager.save(step, args=args, force=True)
         except Exception as error:
@@ -106,16 +120,18 @@ class Checkpoints:
           None where there is no checkpoint.
 
         Raises:
-          UserError: there are checkpoints, and all are damaged; they are left as they are.
+          UserError: there are checkpoints, and all are damaged, or an earlier version wrote them; they are left as they are.
         """
         damaged: dict[int, Exception] = {}
         for step in reversed(self.steps()):
             restored = None
             try:
                 restored = self._restore(step, shapes)
+            except UserError:
+                raise
             except Exception as error:
                 damaged[step] = error
-            if processes.all_agree(restored is not None):
+            if distributed.all_agree(restored is not None):
                 assert restored is not None
                 return Restored(step, *restored, [self._set_aside(bad, error) for bad, error in damaged.items()])
             damaged.setdefault(step, ValueError("Another process could not read it."))
@@ -124,26 +140,32 @@ class Checkpoints:
         newest = max(damaged)
         raise UserError(
             f"the checkpoint {self.path(newest)} cannot be read, and there is no older one that can: "
-            f"{first_line(damaged[newest])} Choose another --workdir, or remove {self._directory} to begin anew."
+            f"{first_line(damaged[newest])} Choose another --workdir, or remove {self._directory} to start again."
         ) from damaged[newest]
 
     def close(self) -> None:
         self._manager.close()
 
-    def _restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        args = {_STATE: ocp.args.StandardRestore(shapes), _PROGRESS: ocp.args.JsonRestore()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        progress, checksums = _verified_progress(restored[_PROGRESS])
-        if checksums:  # checkpoints of earlier versions have none
-            _compare(_state_checksums(restored[_STATE]), checksums)
-        return restored[_STATE], progress
+    def _restore(self, step: int, shapes: TrainState) -> tuple[TrainState, Progress]:
+        content, checksums = _read_progress(self.path(step))
+        if "plateau" not in content:
+            raise UserError(
+                f"the checkpoint {self.path(step)} was written by vgg_jax 0.2 or older and cannot be continued; finish the run "
+                f"with that version, or start a new --workdir from it with --config.init_from={self.path(step)}."
+            )
+        if not checksums:
+            raise ValueError("It has no checksums.")
+        args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(shapes)})
+        state = self._manager.restore(step, args=args)[_STATE]
+        _compare(_state_checksums(state), checksums)
+        return state, Progress(**content | {"plateau": Plateau(**content["plateau"])})
 
     def _set_aside(self, step: int, error: Exception) -> str:
         path = self.path(step)
         aside = path.with_name(path.name + _DAMAGED)
-        if processes.leading():
+        if distributed.is_primary():
             path.rename(aside)
-        processes.wait_for_all()
+        distributed.wait_for_all()
         self._manager.reload()
         return f"the checkpoint {path} is damaged and now called {aside.name}: {first_line(error)}"
 
@@ -156,15 +178,15 @@ class Checkpoints:
         )
 
 
-def load_params(source: Path) -> tuple[Path, dict]:
-    """Reads the parameters alone of a checkpoint, as NumPy arrays.
+def load_variables(source: Path) -> tuple[Path, dict]:
+    """Reads a checkpoint's variables without the optimizer's state, as NumPy arrays.
 
     Args:
       source: a run's workdir, which stands for its best checkpoint (the newest sound one where that is damaged, with a
         warning), or one of its checkpoints/<step>.
 
     Returns:
-      The directory of the checkpoint that was read, and the parameters.
+      The directory of the checkpoint that was read, and the first argument of `model.apply`.
 
     Raises:
       UserError: there is no such checkpoint (the sentence names those that are), or it is damaged.
@@ -192,32 +214,32 @@ def load_params(source: Path) -> tuple[Path, dict]:
     for candidate in (first, *others):
         path = directory / str(candidate)
         try:
-            params = _read_params(path)
+            variables = _read_variables(path)
         except Exception as error:
             errors.append(f"the checkpoint {path} cannot be read: {first_line(error)}")
         else:
             for sentence in errors:
                 print(f"WARNING: {sentence} {path} takes its place.", file=sys.stderr)
-            return path, params
+            return path, variables
     raise UserError(errors[0])
 
 
-def _read_params(path: Path) -> dict:
+def _read_variables(path: Path) -> dict:
     _, checksums = _read_progress(path)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(path / _STATE).item_metadata.tree
-        # Momentum stays on the disk.
-        params = {"params": jax.tree.map(lambda _: 0, tree["params"])}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), params)
-        args = ocp.args.PyTreeRestore(item=params, restore_args=as_numpy, partial_restore=True)
+        # Momentum stays on the disk. Checkpoints of versions before 0.3 have no model state.
+        item = {name: jax.tree.map(lambda _: 0, tree[name]) for name in ("params", "model_state") if tree.get(name)}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
         state = reader.restore(path / _STATE, args=args)
     if checksums:
         _compare({name: int(checksum(leaf, np)) for name, leaf in leaf_names(state).items()}, checksums)
-    return state["params"]
+    return {"params": state["params"], **state.get("model_state", {})}
 
 
 def _best_step(directory: Path, steps: list[int]) -> int:
-    """The step of least validation top-1 error, as the newest readable checkpoint remembers it."""
+    """Returns the step of least validation top-1 error, by the newest readable checkpoint."""
     for step in reversed(steps):
         try:
             progress, _ = _read_progress(directory / str(step))

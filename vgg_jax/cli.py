@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from absl import logging
 
 from vgg_jax import __version__
-from vgg_jax.errors import STOPPED, UserError, as_user_error, did_you_mean, sentence
+from vgg_jax.exceptions import STOPPED, UserError, as_user_error, did_you_mean, sentence
 
 _HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
 
@@ -89,7 +89,7 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
     """Defines the flags of tools that several processes run together; returns what joins this one to the others."""
-    distributed = flags.DEFINE_bool(
+    several = flags.DEFINE_bool(
         "distributed", False, "One of several processes that train or evaluate together. Alone where JAX finds them by "
         "itself (Cloud TPU, GKE, SLURM); elsewhere each is given the next three, which imply it. launch/local.sh starts "
         "several on this machine."
@@ -116,11 +116,11 @@ def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
                 "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I go together; missing: "
                 f"{', '.join(missing)}."
             )
-        elif not distributed.value:
+        elif not several.value:
             return nullcontext()
-        from vgg_jax import processes  # here, so that --help answers at once
+        from vgg_jax import distributed  # here, so that --help answers at once
 
-        return processes.joined(address.value, count.value, index.value, seconds.value)
+        return distributed.joined(address.value, count.value, index.value, seconds.value)
 
     return joined
 

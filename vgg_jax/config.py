@@ -10,9 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vgg_jax.errors import UserError, did_you_mean
+from vgg_jax.exceptions import UserError, did_you_mean, quoted
 from vgg_jax.models import CONFIGURATIONS, STRIDE, layer_names
 from vgg_jax.models.initializers import PRESETS
+from vgg_jax.schedules import SCHEDULES, drop_epochs
 from vgg_jax.sharding import RULES
 
 DTYPES = ("float32", "bfloat16")
@@ -76,6 +77,14 @@ def default_config() -> ConfigDict:
     config.plateau.patience = 4  # evaluations without improvement that make a plateau; the paper does not say
     config.plateau.min_improvement = 0.001  # of the validation top-1 error, a fraction, to count as improvement
 
+    config.schedule = ConfigDict()
+    config.schedule.name = (
+        "plateau"  # of the learning rate: a key of schedules.SCHEDULES; plateau is the paper's (§3.1)
+    )
+    config.schedule.warmup_epochs = 0.0  # in which the rate rises linearly to optimizer.learning_rate
+    config.schedule.drop_epochs = "30,60,90"  # for `steps`: epochs at which the rate drops
+    config.schedule.drop_factor = 0.1  # for `steps`: on the rate at each of them
+
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # `builtin`, `folder`, or the name of a TFDS data set
     config.data.dir = DATA_DIR  # where prepared data lies
@@ -114,6 +123,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "plateau.max_drops": (0, 100),
     "plateau.patience": (1, 10**6),
     "plateau.min_improvement": (1e-9, 1),
+    "schedule.warmup_epochs": (0, 1e6),
+    "schedule.drop_factor": (1e-6, 0.9999),
     "data.threads": (1, 1024),
     "data.processes": (0, 256),
 }
@@ -153,6 +164,11 @@ def paper_config(configuration: str, argument: str | None) -> ConfigDict:
 def eval_scale(config: ConfigDict) -> int:
     """Q of the validation centre crop in pixels: S, or the middle of the range for jitter (PAPER.md §5.4)."""
     return config.image.eval_scale or (config.image.scale_min + config.image.scale_max) // 2
+
+
+def scale_text(low: int, high: int) -> str:
+    """Returns S in words: "256", or "256 to 512" for jitter."""
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def init_from(config: ConfigDict) -> str:
@@ -237,10 +253,12 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _one_of("model.param_dtype", model.param_dtype, DTYPES)
     _one_of("optimizer.l2_mask", config.optimizer.l2_mask, L2_MASKS)
     _one_of("sharding", config.sharding, RULES)
+    _one_of("schedule.name", config.schedule.name, SCHEDULES)
+    drop_epochs(config)
     for key, (least, greatest) in RANGES.items():
         if not least <= given[key] <= greatest:
             raise UserError(
-                f"config.{key} is {_shown(given[key])}; it must be at least {least} and at most {greatest}."
+                f"config.{key} is {quoted(given[key], 100)}; it must be at least {least} and at most {greatest}."
             )
     if config.init_layers and not init_from(config):
         raise UserError(
@@ -311,14 +329,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         )
     if config.start_required and not config.init_from:
         raise UserError(
-            f"this stage (S={_scales(config)}, learning rate {config.optimizer.learning_rate:g}) starts from a trained net: "
+            f"this stage (S={scale_text(config.image.scale_min, config.image.scale_max)}, learning rate {config.optimizer.learning_rate:g}) starts from a trained net: "
             "give its workdir with --config.init_from=DIR, or say --config.init_from=none to start afresh."
         )
-
-
-def _scales(config: ConfigDict) -> str:
-    low, high = config.image.scale_min, config.image.scale_max
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _check_type(key: str, value: object, default: object) -> None:
@@ -326,22 +339,14 @@ def _check_type(key: str, value: object, default: object) -> None:
         return
     if type(value) is not type(default):
         raise UserError(
-            f"config.{key} is {_shown(value)}; it must be of type {type(default).__name__}, as {default!r} is."
+            f"config.{key} is {quoted(value, 100)}; it must be of type {type(default).__name__}, as {default!r} is."
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"config.{key} is {value}; it must be a finite number.")
     if isinstance(value, str) and (len(value) > _LONGEST_TEXT or any(ord(letter) < 32 for letter in value)):
         raise UserError(
-            f"config.{key} is {_shown(value)}; it must have at most {_LONGEST_TEXT} letters and no control characters."
+            f"config.{key} is {quoted(value, 100)}; it must have at most {_LONGEST_TEXT} letters and no control characters."
         )
-
-
-def _shown(value: object) -> str:
-    """A value as a message quotes it; Python itself refuses to print integers of many digits."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:

@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
         if (weights.width_multiplier, weights.fc_width, weights.crop // 32) != (1.0, 4096, 7):
             print("this net is not of the published width and crop, so torchvision's class must be changed to take it")
     elif _TO.value == "stablehlo":
-        from vgg_jax.errors import writing_to
+        from vgg_jax.exceptions import writing_to
         from vgg_jax.weights.exports import PLATFORMS, to_stablehlo
 
         program = to_stablehlo(weights)

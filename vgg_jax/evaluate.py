@@ -56,8 +56,9 @@ def main(arguments: list[str]) -> None:
     if not workdirs and not weights:
         cli.fail("say what to evaluate: --workdir=runs/quickstart, for example; --help lists the flags.")
     joined = _joined()
-    from vgg_jax import processes
+    from vgg_jax import distributed
     from vgg_jax.evaluation.protocol import Request, evaluate  # here, so that --help answers at once
+    from vgg_jax.provenance import code_version
 
     request = Request(
         workdirs=workdirs,
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> None:
         weights=weights,
     )
     with joined:
-        processes.check_same({"the code": processes.code_version(), **request._asdict()})
+        distributed.check_same({"the code": code_version(), **request._asdict()})
         evaluate(request)
 
 

@@ -18,8 +18,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.errors import UserError
-from vgg_jax.models import VGG, endpoint_names
+from vgg_jax.exceptions import UserError
+from vgg_jax.models import CONFIGURATIONS, VGG, endpoint_names
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_params, load_weights, make_model
 
@@ -84,25 +84,23 @@ def activations(net: Backbone, images: jax.Array, layers: Sequence[str]) -> dict
     _check_size(net, images.shape[-3:-1], layers)
     outer = images.shape[:-3]
     x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - net.mean_rgb
-    found: Any = net.model.apply({"params": net.params}, x, endpoints=tuple(layers), logits=False)
+    found: Any = net.model.apply({"params": net.params}, x, tuple(layers), method="activations")
     return {layer: found[layer].reshape(*outer, *found[layer].shape[1:]) for layer in layers}
 
 
 def _check_size(net: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:
     """Raises UserError where images are too small for the last of the layers."""
-    fc = any(layer in ("fc6", "relu6", "fc7", "relu7", "score_map") for layer in layers)
-    pools = 5 if fc else max(int(layer[4]) if layer.startswith("pool") else _block(layer) - 1 for layer in layers)
-    least = 2**pools * (net.params["fc6"]["kernel"].shape[0] if fc else 1)
+    least, remaining = 1, set(layers) - {"images"}
+    for layer in CONFIGURATIONS[net.model.configuration]:
+        if not remaining:
+            break
+        least = max(least * layer.stride, net.model.crop if layer.kind == "fc" else 0)
+        remaining -= {layer.name, "score_map" if layer.name == "fc8" else ""}
     if min(size) < least:
         raise UserError(
             f"images of {size[0]} x {size[1]} pixels are too small for {', '.join(layers)}; they must be at least "
             f"{least} x {least}."
         )
-
-
-def _block(layer: str) -> int:
-    """1 to 5; 1 for "images" itself."""
-    return int(layer[-3]) if layer[-3].isdigit() else 1
 
 
 def perceptual_loss(

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     if _CONFIG.value is None:
         cli.fail("say what to train: --config=quickstart, for example; --help lists the flags.")
     joined = _joined()
-    from vgg_jax.errors import Interrupted
+    from vgg_jax.exceptions import Interrupted
     from vgg_jax.train import train  # here, so that --help answers at once
 
     config_file = config_flags.get_config_filename(flags.values["config"])

@@ -56,10 +56,11 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which net, one of: --weights=FILE, --workdir=RUN; --help lists the flags.")
     if not arguments:
         cli.fail("say which pictures: files, folders or patterns, as photo.jpg or 'photos/*.jpg'.")
-    from vgg_jax.errors import writing_to  # here, so that --help answers at once
+    from vgg_jax.console import Console
     from vgg_jax.evaluation.nets import load_net, load_weights_net
     from vgg_jax.evaluation.predictions import listed, predict
-    from vgg_jax.logbook import Screen, write_json
+    from vgg_jax.exceptions import writing_to  # here, so that --help answers at once
+    from vgg_jax.files import write_json
     from vgg_jax.weights import hub
     from vgg_jax.weights.file import load_titles
 
@@ -74,7 +75,7 @@ def main(arguments: list[str]) -> None:
     if _JSON.value:
         with writing_to(output.parent, "choose another --json"):
             output.parent.mkdir(parents=True, exist_ok=True)
-    screen, written_at = Screen(), -math.inf
+    console, written_at = Console(), -math.inf
     made: list[dict[str, Any]] = []
 
     def write(failures: Sequence[Failure]) -> None:
@@ -100,11 +101,11 @@ def main(arguments: list[str]) -> None:
             write(())
             written_at = time.monotonic()
         lines = [f"  {entry['probability']:6.1%}  {entry['title']}" for entry in classes]
-        screen.say("\n".join([str(one.picture), *lines]))
+        console.print("\n".join([str(one.picture), *lines]))
 
     try:
         _, failures = predict(
-            *(net, pictures, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, screen, titles, done)
+            *(net, pictures, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, console, titles, done)
         )
     except BaseException:
         if made and _JSON.value:

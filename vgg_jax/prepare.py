@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> None:
         if name == owner and not value and name == "folder":
             cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<picture>.")
     from vgg_jax.data import imagenet, sources  # here, so that --help answers at once
+    from vgg_jax.data.disk import SKIPPED
     from vgg_jax.data.prepared import on_disk
-    from vgg_jax.data.space import SKIPPED
 
     if name == imagenet.NAME and _TARS.value:
         on_disk(_DATA_DIR.value)  # before a package for buckets is asked for

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
         cli.fail("say what to reproduce: --config=paper, for example; --help lists the flags.")
     if _NETS.value and _STAGES.value:
         cli.fail("--nets and --stages both choose a part of the plan; give one of them.")
-    from vgg_jax.errors import Interrupted
+    from vgg_jax.exceptions import Interrupted
     from vgg_jax.reproduction import plan, run, tables  # here, so that --help answers at once
 
     shared, own = plan.split_config(_CONFIG.value)

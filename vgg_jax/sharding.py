@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 # name -> ((pattern of a parameter's path, axes of its dimensions), ...); the first that matches counts, none:
 # replicated. Momentum has its parameter's path with a prefix, so it lies where its parameter lies.

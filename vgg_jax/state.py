@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import math
 from typing import Any
@@ -11,28 +12,36 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.models import VGG
+from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import RULES, bytes_a_device, make_mesh, tree_shardings, whole
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, optimizer state (momentum, plateau) and the number of updates made, an int32 scalar.
+    """Everything that an update reads and writes; randomness is keyed by (seed, step), so there is no random key."""
 
-    There is no random key: randomness is keyed by (seed, step).
-    """
-
-    step: jax.Array
+    step: jax.Array  # updates made, an int32 scalar
     params: dict
+    model_state: dict  # what the forward pass updates, by Flax collection; empty for networks without normalisation
     opt_state: dict
+
+    @property
+    def variables(self) -> dict:
+        """Returns the first argument of `model.apply`."""
+        return {"params": self.params, **self.model_state}
+
+    def with_variables(self, variables: dict) -> TrainState:
+        """Returns the state with other parameters and model state."""
+        model_state = {name: tree for name, tree in variables.items() if name != "params"}
+        return dataclasses.replace(self, params=variables["params"], model_state=model_state)
 
 
 def make_model(config: ConfigDict) -> VGG:
-    """The network that a configuration describes."""
+    """Returns the network that a configuration describes."""
     return VGG(
         configuration=config.model.configuration,
         num_classes=config.model.num_classes,
@@ -42,6 +51,7 @@ def make_model(config: ConfigDict) -> VGG:
         init_preset=config.model.init,
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
+        crop=config.image.crop,
     )
 
 
@@ -55,49 +65,56 @@ def step_key(seed: int, step: jax.typing.ArrayLike) -> jax.Array:
     return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
 
 
-def state_shapes(config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The train state as jax.ShapeDtypeStruct, each with the sharding that the configuration's table gives it."""
-    shapes = jax.eval_shape(lambda: _init(config, model, optimizer))
+def state_shapes(config: ConfigDict, mesh: Mesh) -> TrainState:
+    """Returns the train state as jax.ShapeDtypeStruct, each with the sharding that the configuration's table gives it."""
+    shapes = jax.eval_shape(lambda: _init(config))
     shardings = tree_shardings(shapes, mesh, config.sharding)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def state_bytes_by_sharding(
-    config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation
-) -> list[tuple[str, int, int]]:
-    """(key of sharding.RULES, devices along `model`, bytes of the state that one device holds) for every choice.
+def state_bytes_by_sharding(config: ConfigDict) -> list[tuple[str, int, int]]:
+    """Returns (key of sharding.RULES, devices along `model`, bytes of the state that one device holds) for every choice.
 
     FC layers are split over the configuration's `model_parallel`, or, where that is 1, over two devices.
     """
-    found = []
+    sizes = []
     for rules in RULES:
         choice = copy.deepcopy(config)
         choice.sharding, parallel = rules, 1
         if rules == "fc_model_parallel":
             two = math.gcd(2, config.model.fc_width, jax.device_count())
             parallel = config.model_parallel if config.model_parallel > 1 else two
-        found.append((rules, parallel, bytes_a_device(state_shapes(choice, model, optimizer, make_mesh(parallel)))))
-    return found
+        sizes.append((rules, parallel, bytes_a_device(state_shapes(choice, make_mesh(parallel)))))
+    return sizes
 
 
-def init_state(
-    config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, shapes: TrainState
-) -> TrainState:
-    """A new state, born sharded: no device ever holds more than its part.
+def init_state(config: ConfigDict, shapes: TrainState) -> TrainState:
+    """Initialises the state directly in its sharded layout.
 
-    The CPU's code is optimised little, which saves most of the time to compile it, and without which jaxlib 0.12 draws
-    numbers that differ in the last digit by how they are sharded.
+    The CPU's code is optimised little: that saves most of the time to compile it, and with more, jaxlib 0.12 draws numbers
+    that depend on the sharding in their last digit.
     """
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     devices = next(iter(jax.tree.leaves(shardings))).device_set
     options = {"xla_backend_optimization_level": 1} if next(iter(devices)).platform == "cpu" else None
-    return jax.jit(lambda: _init(config, model, optimizer), out_shardings=shardings, compiler_options=options)()
+    return jax.jit(lambda: _init(config), out_shardings=shardings, compiler_options=options)()
 
 
-def _init(config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation) -> TrainState:
+def model_shapes(config: ConfigDict) -> dict:
+    """Returns the variables of a configuration's model as jax.ShapeDtypeStruct."""
+    return jax.eval_shape(lambda: _init_variables(config))
+
+
+def _init_variables(config: ConfigDict) -> dict:
     crop = config.image.crop
-    params = model.init(init_key(config.seed), jnp.zeros((1, crop, crop, 3)))["params"]
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+    return dict(make_model(config).init(init_key(config.seed), jnp.zeros((1, crop, crop, 3))))
+
+
+def _init(config: ConfigDict) -> TrainState:
+    model_state = _init_variables(config)
+    params = model_state.pop("params")
+    opt_state = make_optimizer(config).init(params)
+    return TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=opt_state)
 
 
 def checksum(array: Any, xp: Any = jnp) -> Any:
@@ -134,15 +151,16 @@ def leaf_names(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def params_sha256(params: dict) -> str:
-    """A digest over names, shapes, dtypes and bytes of all parameters, in the order of their names.
+def params_sha256(params: dict, model_state: dict | None = None) -> str:
+    """Returns a digest over names, shapes, dtypes and bytes of all arrays, in the order of their names.
 
     Where they are split over several processes, all of these call it.
     """
     digest = hashlib.sha256()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    for path, leaf in sorted(leaves, key=lambda item: jax.tree_util.keystr(item[0])):
-        array = np.asarray(whole(leaf))
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+    for tree in (params, model_state or {}):
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        for path, leaf in sorted(leaves, key=lambda item: jax.tree_util.keystr(item[0])):
+            array = np.asarray(whole(leaf))
+            digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

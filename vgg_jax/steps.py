@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics, augment, normalize
 from vgg_jax.models import CONFIGURATIONS, VGG
-from vgg_jax.optimizer import learning_rate, lr_factor
+from vgg_jax.optimizer import lr_factor, make_optimizer
 from vgg_jax.sharding import batch_sharding, for_computing, over_all_devices, replicated
-from vgg_jax.state import TrainState, step_key
+from vgg_jax.state import TrainState, make_model, step_key
 
 Batch = dict[str, jax.Array]
 
-# What XLA is told for each platform, or kind of device where it needs something else, a compilation at a time.
+# Per-compilation XLA options, by device kind or platform.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # The CPU backend has faster convolution gradients than those it takes by default, by a quarter to a half on two
     # cores (`python -m benchmarks.cpu_options`). oneDNN's custom call adds nothing, and jaxlib 0.12 cannot keep what uses it.
@@ -36,87 +36,95 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
         "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
         "xla_tpu_overlap_compute_collective_tc": "true",
     },
-    # Its vector memory does not hold what those ask for, which the compiler finds out after minutes.
+    # These options exceed v4's VMEM, and the compiler only fails after minutes.
     "TPU v4": {},
 }
 
 
 @flax.struct.dataclass
 class EvalMetrics:
-    """Sums over images, and over how many: what several batches, or several devices, add up to is exact."""
+    """Sums over images and their number, so that adding up batches or devices is exact."""
 
     sums: dict[str, jax.Array]  # float32: loss, top1_error, top5_error
     count: jax.Array  # int32
 
     def merge(self, other: EvalMetrics) -> EvalMetrics:
-        """Of the images of both."""
+        """Returns the metrics of the images of both."""
         return jax.tree.map(jnp.add, self, other)
 
     def compute(self) -> dict[str, jax.Array]:
-        """Means over the images, NaN of none."""
+        """Returns the means over the images, NaN for none."""
         return {name: total / self.count for name, total in self.sums.items()}
 
 
 def make_train_step(
-    config: ConfigDict, model: VGG, optimizer: optax.GradientTransformation, statistics: ColorStatistics, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The function from a state and a batch to the next state and the batch's metrics.
+    config: ConfigDict, statistics: ColorStatistics, mesh: Mesh
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns the function from a state, a batch and the learning rate to the next state and the batch's metrics.
 
-    Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars: loss (mean cross-entropy,
+    Learning rate: a float32 scalar. Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars: loss (mean cross-entropy,
     nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch), lr (of this update),
     finite (bool): whether the loss and all new parameters are, and of the kernels of each block (block1 ... block5, fc6,
     fc7, fc8) gradient_norm/<block>, of the loss alone, and update_ratio/<block>, the norm of the update over that of the
     kernels before it.
 
-    With `accumulation_steps` > 1 the batch is computed in that many parts, one after another; the update is the same
-    but for dropout's draws and rounding. `mesh` is that of the devices it will run on.
+    With `accumulation_steps` > 1 the batch is computed in that many microbatches, one after another; the update is the
+    same but for dropout's draws and rounding. `mesh` is that of the devices it will run on.
     """
-    parts = config.accumulation_steps
+    model, optimizer = make_model(config), make_optimizer(config)
+    count = config.accumulation_steps
 
-    def loss_and_logits(params: dict, images: jax.Array, labels_B: jax.Array, key: jax.Array) -> Any:
-        # What is frozen has no gradient, so nothing computes it.
+    def loss_fn(params: dict, model_state: dict, images: jax.Array, labels_B: jax.Array, key: jax.Array) -> Any:
+        # Frozen layers have no gradient, so nothing computes it.
         params = {
             layer: leaves if lr_factor(config, layer) else jax.lax.stop_gradient(leaves)
             for layer, leaves in params.items()
         }
         params, images = for_computing(params, config.sharding, mesh), over_all_devices(images, mesh)
-        logits_BxK = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
-        return optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels_B).mean(), logits_BxK
+        variables = {"params": params, **model_state}
+        (logits_BxK, _), updated = model.apply(
+            variables, images, train=True, rngs={"dropout": key}, mutable=list(model_state)
+        )
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels_B).mean()
+        return loss, (logits_BxK, dict(updated))
 
-    gradient = jax.value_and_grad(loss_and_logits, has_aux=True)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def accumulated(params: dict, images: jax.Array, labels_B: jax.Array, key: jax.Array) -> Any:
-        if parts == 1:
-            return gradient(params, images, labels_B, key)
+    def microbatched_grad(state: TrainState, images: jax.Array, labels_B: jax.Array, key: jax.Array) -> Any:
+        if count == 1:
+            return grad_fn(state.params, state.model_state, images, labels_B, key)
 
-        def part(total: Any, args: Any) -> Any:
-            i, x, y = args
-            (loss, logits), grads = gradient(params, x, y, jax.random.fold_in(key, i))
-            return jax.tree.map(lambda t, v: t + v / parts, total, (loss, grads)), logits
+        def accumulate(carry: Any, microbatch: Any) -> Any:
+            total, model_state = carry
+            i, x, y = microbatch
+            (loss, (logits, model_state)), grads = grad_fn(state.params, model_state, x, y, jax.random.fold_in(key, i))
+            return (jax.tree.map(lambda t, v: t + v / count, total, (loss, grads)), model_state), logits
 
-        # Part i takes images i, i + parts, ...: every device keeps the images it holds.
-        split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), (images, labels_B))
-        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-        (loss, grads), logits = jax.lax.scan(part, zero, (jnp.arange(parts), *split))
-        return (loss, logits.swapaxes(0, 1).reshape(labels_B.shape[0], -1)), grads
+        # Microbatch i takes images i, i + count, ...: every device keeps the images it holds.
+        split = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), (images, labels_B))
+        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
+        ((loss, grads), model_state), logits = jax.lax.scan(
+            accumulate, (zero, state.model_state), (jnp.arange(count), *split)
+        )
+        return (loss, (logits.swapaxes(0, 1).reshape(labels_B.shape[0], -1), model_state)), grads
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         augment_key, dropout_key = jax.random.split(step_key(config.seed, state.step))
         images = augment(augment_key, batch["image"], statistics, config.augment.flip, config.augment.color_std)
-        (loss, logits_BxK), grads = accumulated(state.params, images, batch["label"], dropout_key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        (loss, (logits_BxK, model_state)), grads = microbatched_grad(state, images, batch["label"], dropout_key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=lr)
         params = optax.apply_updates(state.params, updates)
         configuration = config.model.configuration
         before, moved = kernel_norms(state.params, configuration), kernel_norms(updates, configuration)
         metrics = {
             "loss": loss,
-            **{name: wrong_B.mean() for name, wrong_B in errors(logits_BxK, batch["label"]).items()},
-            "lr": learning_rate(state.opt_state, config),
+            **{name: wrong_B.mean() for name, wrong_B in topk_errors(logits_BxK, batch["label"]).items()},
+            "lr": lr,
             "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params)),
             **{f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, configuration).items()},
             **{f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before},
         }
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
     return train_step
 
@@ -132,15 +140,15 @@ def kernel_norms(params: dict, configuration: str) -> dict[str, jax.Array]:
 
 
 def make_eval_step(model: VGG, statistics: ColorStatistics) -> Callable[[dict, Batch], EvalMetrics]:
-    """The function from parameters and a batch to `EvalMetrics` over the images whose mask is true.
+    """Returns the function from a model's variables and a batch to `EvalMetrics` over the images whose mask is true.
 
     Batch: image [B, H, W, 3] uint8 RGB, label [B] int32, mask [B] bool.
     """
 
-    def eval_step(params: dict, batch: Batch) -> EvalMetrics:
-        logits_BxK: Any = model.apply({"params": params}, normalize(batch["image"], statistics))
+    def eval_step(variables: dict, batch: Batch) -> EvalMetrics:
+        logits_BxK, _ = model.apply(variables, normalize(batch["image"], statistics))
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, batch["label"])
-        of_images = {"loss": losses_B, **errors(logits_BxK, batch["label"])}
+        of_images = {"loss": losses_B, **topk_errors(logits_BxK, batch["label"])}
         mask_B = batch["mask"]
         sums = {name: jnp.where(mask_B, value_B, 0).sum() for name, value_B in of_images.items()}
         return EvalMetrics(sums, mask_B.sum(dtype=jnp.int32))
@@ -148,8 +156,8 @@ def make_eval_step(model: VGG, statistics: ColorStatistics) -> Callable[[dict, B
     return eval_step
 
 
-def errors(logits_BxK: jax.Array, labels_B: jax.Array) -> dict[str, jax.Array]:
-    """top1_error and top5_error, [B] float32: 1 where the label is not among the 1 or 5 highest scores, else 0.
+def topk_errors(logits_BxK: jax.Array, labels_B: jax.Array) -> dict[str, jax.Array]:
+    """Returns top1_error and top5_error, [B] float32: 1 where the label is not among the 1 or 5 highest scores, else 0.
 
     Of equal scores the lower class number ranks higher. With fewer than 5 classes top-5 is over all of them. Scores that are
     not all finite rank nothing: both errors are 1.
@@ -163,7 +171,7 @@ def errors(logits_BxK: jax.Array, labels_B: jax.Array) -> dict[str, jax.Array]:
 
 
 def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `make_train_step` takes for a batch, split over the mesh."""
+    """Returns the shapes of a batch of `make_train_step`, split over the mesh."""
     b, crop, split = config.batch_size, config.image.crop, batch_sharding(mesh)
     return {
         "image": jax.ShapeDtypeStruct((b, crop, crop, 3), jnp.uint8, sharding=split),
@@ -172,18 +180,14 @@ def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 
 
 def compile_train_step(
-    config: ConfigDict,
-    model: VGG,
-    optimizer: optax.GradientTransformation,
-    statistics: ColorStatistics,
-    mesh: Mesh,
-    shapes: TrainState,
+    config: ConfigDict, statistics: ColorStatistics, mesh: Mesh, shapes: TrainState
 ) -> jax.stages.Compiled:
-    """`make_train_step`, compiled for a state of these shapes (`state.state_shapes`), whose memory it takes over."""
+    """Compiles `make_train_step` for a state of these shapes (`state.state_shapes`), whose memory it reuses."""
     return compile_step(
-        make_train_step(config, model, optimizer, statistics, mesh),
+        make_train_step(config, statistics, mesh),
         shapes,
         batch_shapes(config, mesh),
+        jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh)),
         donate=True,
         out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)),
     )

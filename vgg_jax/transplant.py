@@ -1,4 +1,4 @@
-"""Starting from another net's parameters: pure pytree surgery, by layer name (Paper §3.1, PAPER.md §5.2)."""
+"""Starting from another net's parameters: pure pytree surgery, by layer name (Paper §3.1, docs/decisions.md)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vgg_jax.checkpoints import load_params
-from vgg_jax.errors import UserError
+from vgg_jax.checkpoints import load_variables
+from vgg_jax.exceptions import UserError
+from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_params, load_weights
 
 # "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net A"
-# (Paper §3.1). By name: by position they would not fit the deeper nets (PAPER.md §5.2).
+# (Paper §3.1). By name: by position they would not fit the deeper nets (docs/decisions.md).
 NET_A_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 _HEAD = "fc8"
+_FULLY_CONNECTED = {layer.name for layers in CONFIGURATIONS.values() for layer in layers if layer.kind == "fc"}
 
 
 class Donor(NamedTuple):
     """A net to start from."""
 
     path: Path  # of the checkpoint or the file
-    params: dict  # as NumPy arrays
+    variables: dict  # the first argument of `model.apply`, NumPy arrays
     mean_rgb: np.ndarray | None  # that it expects pixels to be without, [3], 0 to 255; None where nothing says
     class_names: tuple[list[str], ...]  # of its head, by one or two names; () where nothing says
 
@@ -44,12 +46,12 @@ def read_donor(source: str) -> Donor:
       UserError: nothing to read there.
     """
     try:
-        place = hub.weights_file(source)
-        if place.is_file():
-            weights = load_weights(place)
-            names = tuple(its for its in (weights.class_names, weights.class_titles) if its)
-            return Donor(place, folded_params(weights), weights.preprocessing.mean_rgb(), names)
-        path, params = load_params(place)
+        path = hub.weights_file(source)
+        if path.is_file():
+            weights = load_weights(path)
+            names = tuple(names for names in (weights.class_names, weights.class_titles) if names)
+            return Donor(path, {"params": folded_params(weights)}, weights.preprocessing.mean_rgb(), names)
+        path, variables = load_variables(path)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
     mean, names = None, ()
@@ -59,38 +61,40 @@ def read_donor(source: str) -> Donor:
         dataset = json.loads((path.parent.parent / "dataset.json").read_text())
         names = (list(dataset["class_names"]),)
         mean = np.array(dataset["mean_rgb"], np.float32)
-    return Donor(path, params, mean, names)
+    return Donor(path, variables, mean, names)
 
 
-def check_fit(params: dict, donor: Donor, layers: str = "") -> None:
-    """Raises UserError where `start_from` would; needs but the shapes of the new net's parameters."""
-    _check_shapes(params, donor.params, chosen_layers(params, donor.params, layers, str(donor.path)), str(donor.path))
+def check_fit(variables: dict, donor: Donor, layers: str = "") -> None:
+    """Raises UserError where `start_from` would; needs only the shapes of the new model's variables."""
+    source = str(donor.path)
+    chosen = chosen_layers(variables["params"], donor.variables["params"], layers, source)
+    _check_shapes(variables, donor.variables, chosen, source)
 
 
 def start_from(
-    donor: Donor, params: dict, mean_rgb: np.ndarray, layers: str = "", class_names: Sequence[str] = ()
+    donor: Donor, variables: dict, mean_rgb: np.ndarray, layers: str = "", class_names: Sequence[str] = ()
 ) -> tuple[dict, str]:
-    """Replaces layers of freshly initialised parameters by those of another net.
+    """Replaces layers of freshly initialised variables by those of another model.
 
     Where both nets know the names of their classes, fc8 is moved by name, and stays random where the names are others,
     unless `layers` names it.
 
     Args:
       donor: of `read_donor`.
-      params: of the new net; the result lies on the devices as they do.
+      variables: of the new model; the result lies on the devices as they do.
       mean_rgb: that the new net's pixels will be without, [3], 0 to 255. Where the donor's differs, conv1_1's bias takes
         up the difference.
       layers: which, see `chosen_layers`.
       class_names: of the new net, in order; () where they are unknown.
 
     Returns:
-      The new parameters, and a text that says what was copied from where and what stayed random.
+      The new variables, and a text that says what was copied from where and what stayed random.
 
     Raises:
       UserError: what `chosen_layers` and `transplant` refuse.
     """
-    place, donor_params = str(donor.path), donor.params
-    chosen = chosen_layers(params, donor_params, layers, place)
+    source, params, donor_params = str(donor.path), variables["params"], donor.variables["params"]
+    chosen = chosen_layers(params, donor_params, layers, source)
     if "conv1_1" in chosen and donor.mean_rgb is not None:
         donor_params = donor_params | {"conv1_1": _for_mean(donor_params["conv1_1"], donor.mean_rgb, mean_rgb)}
     remark = ""
@@ -102,7 +106,8 @@ def start_from(
             chosen.remove(_HEAD)
     elif _HEAD not in chosen and _classes(params) != _classes(donor_params):
         remark = f"{_classes(donor_params)} classes there, {_classes(params)} here"
-    return transplant(params, donor_params, chosen, place), _report(params, chosen, donor.path, remark)
+    copied = transplant(variables, {**donor.variables, "params": donor_params}, chosen, source)
+    return copied, _report(params, chosen, source, remark)
 
 
 _OTHER_CLASSES = "its classes have other names there"
@@ -122,7 +127,7 @@ def _order_of_classes(there: tuple[list[str], ...], here: list[str]) -> tuple[li
     return None, _OTHER_CLASSES
 
 
-def chosen_layers(params: dict, donor: dict, layers: str, place: str = "the source") -> list[str]:
+def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the source") -> list[str]:
     """The names of the layers to copy, in the new net's order.
 
     Args:
@@ -131,14 +136,14 @@ def chosen_layers(params: dict, donor: dict, layers: str, place: str = "the sour
       layers: "" for the default: all layers between nets of the same convolutions, else NET_A_LAYERS; the head fc8 is
         left out where the number of classes differs. Names with commas between, * and ? as in file names, take its
         place; those with a minus before them are left out of it: "conv*", "-fc6,-fc7", "conv*,-conv5_*".
-      place: of the donor, for messages.
+      source: path of the donor, for messages.
 
     Raises:
       UserError: a name that no layer has, or nothing left.
     """
     words = [word.strip() for word in layers.split(",") if word.strip()]
     wanted, unwanted = [w for w in words if not w.startswith("-")], [w[1:] for w in words if w.startswith("-")]
-    names = sorted({**params, **donor}, key=_order)
+    names = sorted({**params, **donor})
     for word in (*wanted, *unwanted):
         if not fnmatch.filter(names, word):
             raise UserError(
@@ -154,34 +159,39 @@ def chosen_layers(params: dict, donor: dict, layers: str, place: str = "the sour
             chosen.discard(_HEAD)
     chosen -= {name for word in unwanted for name in fnmatch.filter(names, word)}
     if not chosen:
-        raise UserError(f"config.init_layers={layers} leaves no layer to copy from {place}.")
-    return sorted(chosen, key=_order)
+        raise UserError(f"config.init_layers={layers} leaves no layer to copy from {source}.")
+    return sorted(chosen)
 
 
-def transplant(params: dict, donor: dict, layers: Iterable[str], place: str = "the source") -> dict:
-    """`params` with these layers' kernels and biases from `donor`, in the dtype and on the devices of those they replace.
+def transplant(variables: dict, donor: dict, layers: Iterable[str], source: str = "the source") -> dict:
+    """Returns the variables with these layers' arrays from `donor`, in the dtype and sharding of those they replace.
 
     Raises:
-      UserError: a layer that either net lacks, or of another shape: each is named.
+      UserError: a layer that either model lacks, or of another shape: each is named.
     """
     layers = list(layers)
-    _check_shapes(params, donor, layers, place)
-    copied = {
-        layer: jax.tree.map(
-            lambda new, old: jax.device_put(old.astype(new.dtype), new.sharding), params[layer], donor[layer]
+    _check_shapes(variables, donor, layers, source)
+
+    def replaced(collection: str, layer: str, arrays: dict) -> dict:
+        if layer not in layers:
+            return arrays
+        return jax.tree.map(
+            lambda new, old: jax.device_put(old.astype(new.dtype), new.sharding), arrays, donor[collection][layer]
         )
-        for layer in layers
+
+    return {
+        collection: {layer: replaced(collection, layer, arrays) for layer, arrays in of_layers.items()}
+        for collection, of_layers in variables.items()
     }
-    return {**params, **copied}
 
 
-def _check_shapes(params: dict, donor: dict, layers: list[str], place: str) -> None:
+def _check_shapes(variables: dict, donor: dict, layers: list[str], source: str) -> None:
+    here, there = _shapes(variables, layers), _shapes(donor, layers)
+    missing = [f"{layer}/kernel" for layer in layers if f"{layer}/kernel" not in {**here, **there}]
     different = [
-        f"{layer}/{name} is {_shape(donor, layer, name)} there and {_shape(params, layer, name)} here"
-        for layer in layers
-        for name in ("kernel", "bias")
-        if _shape(donor, layer, name) != _shape(params, layer, name)
-        or "missing" in (_shape(donor, layer, name), _shape(params, layer, name))
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in (*{**here, **there}, *missing)
+        if name in missing or here.get(name) != there.get(name)
     ]
     if different:
         wrong = dict.fromkeys(text.partition("/")[0] for text in different)
@@ -189,7 +199,7 @@ def _check_shapes(params: dict, donor: dict, layers: list[str], place: str) -> N
         if len(wrong) > 4:
             remedy = "Is the width another? config.model.width_multiplier and fc_width must be as they are there."
             different[4:] = [f"and {len(different) - 4} more"]
-        raise UserError(f"config.init_from: {place} does not fit: {'; '.join(different)}. {remedy}")
+        raise UserError(f"config.init_from: {source} does not fit: {'; '.join(different)}. {remedy}")
 
 
 def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dict:
@@ -205,19 +215,19 @@ def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dic
     return {"kernel": layer["kernel"], "bias": bias.astype(np.float32)}
 
 
-def _report(params: dict, chosen: list[str], path: Path, remark: str) -> str:
-    random = [name for name in sorted(params, key=_order) if name not in chosen]
+def _report(params: dict, chosen: list[str], source: str, remark: str) -> str:
+    random = [name for name in sorted(params) if name not in chosen]
     remark = f" ({_HEAD}: {remark})" if remark else ""
     if not random:
-        return f"all layers start from {path}{remark}"
+        return f"all layers start from {source}{remark}"
     if _HEAD in random:
-        return f"from {path}: {', '.join(chosen)}\nrandom: {', '.join(random)}{remark}"
-    return f"from {path}: {', '.join(chosen)}{remark}\nrandom: {', '.join(random)}"
+        return f"from {source}: {', '.join(chosen)}\nrandom: {', '.join(random)}{remark}"
+    return f"from {source}: {', '.join(chosen)}{remark}\nrandom: {', '.join(random)}"
 
 
 def _convolutions(params: dict) -> dict[str, tuple[int, ...]]:
-    """The convolutions by name with their kernel sizes, which tell the configurations apart (A and A-LRN are one)."""
-    return {name: layer["kernel"].shape[:2] for name, layer in params.items() if name.startswith("conv")}
+    """Returns the convolutions' kernel sizes by name, which tell the configurations apart (A and A-LRN are one)."""
+    return {name: layer["kernel"].shape[:2] for name, layer in params.items() if name not in _FULLY_CONNECTED}
 
 
 def _classes(params: dict) -> int | None:
@@ -228,9 +238,11 @@ def _is_pattern(word: str) -> bool:
     return any(character in word for character in "*?[")
 
 
-def _order(layer: str) -> tuple[bool, str]:
-    return not layer.startswith("conv"), layer  # the way of the data: convolutions, then FC layers
-
-
-def _shape(params: dict, layer: str, name: str) -> str:
-    return str(list(params[layer][name].shape)) if layer in params else "missing"
+def _shapes(variables: dict, layers: list[str]) -> dict[str, list[int]]:
+    """Returns the shapes of these layers' arrays by name, as {"fc6/kernel": [7, 7, 512, 4096]}."""
+    return {
+        f"{layer}/{name}": list(array.shape)
+        for layer in layers
+        for of_layers in variables.values()
+        for name, array in sorted(of_layers.get(layer, {}).items(), reverse=True)  # kernel, then bias
+    }

@@ -17,9 +17,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import flatten, resumed_run_may_differ_in
-from vgg_jax.errors import UserError, writing_to
-from vgg_jax.logbook import write_json
+from vgg_jax.config import default_config, flatten, resumed_run_may_differ_in
+from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.files import write_json
 
 CHECKPOINTS = "checkpoints"
 LOCK = "lock.json"
@@ -52,7 +52,8 @@ def check(workdir: Path, config: ConfigDict) -> None:
         )
     kept = workdir / "config.json"
     if checkpoint_steps(workdir):
-        _same_run(kept, flatten(ConfigDict(_read(kept))), flatten(config))
+        # A key that an earlier version did not have counts as its default.
+        _same_run(kept, flatten(default_config()) | flatten(ConfigDict(_read(kept))), flatten(config))
     elif workdir.is_dir() and not kept.exists():
         foreign = sorted({path.name.removesuffix(".unfinished") for path in workdir.iterdir()}.difference(_OWN))
         if foreign:

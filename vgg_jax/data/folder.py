@@ -14,7 +14,7 @@ from etils import epath
 from vgg_jax.data import prepared
 from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file
 from vgg_jax.data.parallel import parallel_map, progress
-from vgg_jax.errors import UserError, printable
+from vgg_jax.exceptions import UserError, printable
 
 NO_CLASS = -1  # label of pictures of a class that `train` lacks
 _NAMED = 5  # of what is left out, at most, in its line

@@ -26,12 +26,12 @@ from etils import epath
 from PIL import Image
 
 from vgg_jax.data.decode import DecodeError, check, decode, is_plain_jpeg
+from vgg_jax.data.disk import SKIPPED, need_space, writable
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared, ShardPlan, plan_shards, read, write_description, write_shard
 from vgg_jax.data.records import Record
-from vgg_jax.data.space import SKIPPED, need_space, writable
-from vgg_jax.errors import UserError, printable
-from vgg_jax.logbook import write_json
+from vgg_jax.exceptions import UserError, printable
+from vgg_jax.files import write_json
 
 NAME = "imagenet2012"
 _VERSION = "5.1.0"  # of TFDS's layout of it

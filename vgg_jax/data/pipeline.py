@@ -32,7 +32,7 @@ from vgg_jax.config import eval_scale
 from vgg_jax.data.crops import center_crop, random_crop
 from vgg_jax.data.decode import DecodeError, is_cut_short
 from vgg_jax.data.records import Records
-from vgg_jax.errors import UserError, printable
+from vgg_jax.exceptions import UserError, printable
 from vgg_jax.sharding import batch_sharding, local_rows
 
 Example = dict[str, Any]

@@ -25,11 +25,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from vgg_jax.data.disk import writable
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import WRITER_OPTIONS, Record, serialized
-from vgg_jax.data.space import writable
-from vgg_jax.errors import UserError
-from vgg_jax.logbook import write_json
+from vgg_jax.exceptions import UserError
+from vgg_jax.files import write_json
 
 _INFO = "dataset_info.json"
 ARRAY_RECORD = "array_record"

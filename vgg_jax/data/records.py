@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 Record = dict[str, Any]
 

@@ -22,12 +22,12 @@ from ml_collections import ConfigDict
 from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import DATA_DIR
 from vgg_jax.data import builtin, folder, prepared
+from vgg_jax.data.disk import SKIPPED, need_space, writable
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared
 from vgg_jax.data.records import Part, Records
-from vgg_jax.data.space import SKIPPED, need_space, writable
 from vgg_jax.data.statistics import color_statistics, load_statistics, save_statistics
-from vgg_jax.errors import UserError, did_you_mean, first_line, printable
-from vgg_jax.logbook import write_json
+from vgg_jax.exceptions import UserError, did_you_mean, first_line, printable
+from vgg_jax.files import write_json
 
 
 class Dataset(NamedTuple):

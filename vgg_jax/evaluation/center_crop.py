@@ -11,13 +11,13 @@ from vgg_jax.steps import Batch, EvalMetrics
 
 
 def evaluate(
-    eval_step: Callable[[dict, Batch], EvalMetrics], params: dict, batches: Iterable[Batch], num_images: int
+    eval_step: Callable[[dict, Batch], EvalMetrics], variables: dict, batches: Iterable[Batch], num_images: int
 ) -> dict[str, float]:
     """Means over a split, every image counted once.
 
     Args:
       eval_step: compiled, of `steps.make_eval_step`.
-      params: the net's.
+      variables: first argument of `model.apply`.
       batches: of `pipeline.eval_examples`: the last is padded, and masked.
       num_images: images in the split.
 
@@ -27,7 +27,7 @@ def evaluate(
     Raises:
       RuntimeError: the batches did not hold each image once.
     """
-    parts = (eval_step(params, batch) for batch in batches)
+    parts = (eval_step(variables, batch) for batch in batches)
     total: EvalMetrics = jax.device_get(functools.reduce(EvalMetrics.merge, parts))
     if int(total.count) != num_images:
         raise RuntimeError(f"evaluated {int(total.count)} images of {num_images}")

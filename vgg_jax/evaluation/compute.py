@@ -17,10 +17,10 @@ import numpy as np
 from vgg_jax.data.crops import center_crop, rescaled, rescaled_size
 from vgg_jax.data.decode import DecodeError, size_of
 from vgg_jax.data.records import Records
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation import buckets, forward
 from vgg_jax.evaluation.nets import Net
 from vgg_jax.evaluation.views import GRID, View
+from vgg_jax.exceptions import UserError
 from vgg_jax.models import STRIDE
 from vgg_jax.sharding import batch_sharding, host_memory, replicated
 from vgg_jax.steps import compile_step
@@ -111,7 +111,7 @@ class Computer:
         self._net, self._batch_size, self._threads = net, batch_size, threads
         self._devices = net.mesh.shape["data"]
         self._compiled: dict[tuple, Callable] = {}
-        self._params = {False: net.params}
+        self._variables = {False: net.variables}
         self._costs = costs
 
     def refused(self, view: View, sizes_Nx2: np.ndarray) -> np.ndarray:
@@ -179,10 +179,12 @@ class Computer:
         return self._devices * max(1, self._batch_size // (view.per_picture() * self._devices))
 
     def _strip_length(self, scale: int) -> int:
-        return buckets.strip_length(self._net.params, self._net.config.model.configuration, scale)
+        return buckets.strip_length(self._net.variables["params"], self._net.config.model.configuration, scale)
 
     def _cost(self, height: int, width: int) -> int:
-        return buckets.multiplications(self._net.params, self._net.config.model.configuration, height, width)
+        return buckets.multiplications(
+            self._net.variables["params"], self._net.config.model.configuration, height, width
+        )
 
     def _batch_work(self, view: View, batch: buckets.Batch) -> int:
         shape = batch.frame if view.part == "dense" else (view.crop, view.crop)
@@ -193,7 +195,9 @@ class Computer:
             return self._crop_slots(view) * view.per_picture() * self._cost(view.crop, view.crop)
         strip = self._strip_length(view.scale)
         slots = self._slots(view, strip)
-        count = 2 * len(buckets.strips(self._net.params, self._net.config.model.configuration, max(size), strip))
+        count = 2 * len(
+            buckets.strips(self._net.variables["params"], self._net.config.model.configuration, max(size), strip)
+        )
         return -(-count // slots) * slots * self._cost(view.scale, strip)
 
     # Computing.
@@ -272,7 +276,7 @@ class Computer:
             local = np.zeros((slots // jax.process_count(), *shape[1:]), np.uint8)
             for slot, (cut,) in zip(local, rows, strict=False):
                 slot[:] = cut
-            return self._crops(view, shape)(self._net.params, self._placed(local))
+            return self._crops(view, shape)(self._net.variables, self._placed(local))
 
         return run
 
@@ -288,14 +292,14 @@ class Computer:
                 out_shardings=batch_sharding(self._net.mesh),
             )
             crops = cut(frames, sizes, self._flag(batch.on_side))
-            return self._crops(view, crops.shape)(self._net.params, crops)
+            return self._crops(view, crops.shape)(self._net.variables, crops)
 
         return run
 
     def _dense_run(self, batch: buckets.Batch) -> Any:
         def run(rows: list[tuple[np.ndarray, ...]]) -> jax.Array:
             frames, sizes = self._frames(batch.frame, batch.slots, rows)
-            arguments = (self._params_for(batch.on_side), frames, sizes, self._flag(batch.on_side))
+            arguments = (self._variables_for(batch.on_side), frames, sizes, self._flag(batch.on_side))
             step = forward.make_dense(self._net.model, self._net.statistics)
             return self._compile(("dense", frames.shape), step, *arguments)(*arguments)
 
@@ -306,11 +310,11 @@ class Computer:
         on_side = size[0] > size[1]
         picture = reading(records, index, lambda encoded: rescaled(encoded, view.scale))
         length = self._strip_length(view.scale)
-        cuts = buckets.strips(self._net.params, self._net.config.model.configuration, max(size), length)
+        cuts = buckets.strips(self._net.variables["params"], self._net.config.model.configuration, max(size), length)
         todo = [
             (image.swapaxes(0, 1) if on_side else image, cut) for image in (picture, picture[:, ::-1]) for cut in cuts
         ]
-        slots, params = self._slots(view, length), self._params_for(on_side)
+        slots, variables = self._slots(view, length), self._variables_for(on_side)
         scores = []
         for begin in range(0, len(todo), slots):
             some = todo[begin : begin + slots][self._local(slots)]
@@ -320,10 +324,10 @@ class Computer:
             keep = np.zeros((slots // jax.process_count(), 2), np.int32)
             for row, (_, cut) in zip(keep, some, strict=False):
                 row[:] = cut.first, cut.last
-            arguments = (params, frames, sizes, self._placed(keep))
+            arguments = (variables, frames, sizes, self._placed(keep))
             step = forward.make_strips(self._net.model, self._net.statistics)
             scores.append(np.asarray(self._compile(("strips", frames.shape), step, *arguments)(*arguments)))
-        rows, columns = self._net.params["fc6"]["kernel"].shape[:2]
+        rows, columns = self._net.variables["params"]["fc6"]["kernel"].shape[:2]
         places = (view.scale // STRIDE - rows + 1) * (max(size) // STRIDE - columns + 1)
         sums_2xK = np.concatenate(scores)[: len(todo)].reshape(2, len(cuts), -1).sum(1, dtype=np.float64)
         posteriors = np.asarray(jax.nn.softmax(jnp.asarray(sums_2xK / places, jnp.float32)).mean(0, keepdims=True))
@@ -351,16 +355,16 @@ class Computer:
     def _flag(self, value: bool) -> jax.Array:
         return jax.device_put(np.bool_(value), replicated(self._net.mesh))
 
-    def _params_for(self, on_side: bool) -> dict:
-        if on_side not in self._params:
-            shardings = jax.tree.map(lambda x: x.sharding, self._net.params)
-            self._params[on_side] = jax.jit(forward.laid_on_side, out_shardings=shardings)(self._net.params)
-        return self._params[on_side]
+    def _variables_for(self, on_side: bool) -> dict:
+        if on_side not in self._variables:
+            shardings = jax.tree.map(lambda x: x.sharding, self._net.variables)
+            self._variables[on_side] = jax.jit(forward.laid_on_side, out_shardings=shardings)(self._net.variables)
+        return self._variables[on_side]
 
     def _crops(self, view: View, shape: tuple[int, ...]) -> Callable:
         step = forward.make_crops(self._net.model, self._net.statistics, view.mirrored)
         crops = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(self._net.mesh))
-        return self._compile(("crops", shape, view.mirrored), step, self._net.params, crops)
+        return self._compile(("crops", shape, view.mirrored), step, self._net.variables, crops)
 
     def _compile(self, key: tuple, step: Callable, *arguments: Any, out_shardings: Any = None) -> Callable:
         """The step, compiled for such arguments at the first call; every process gets the whole result by default."""

@@ -18,12 +18,12 @@ from vgg_jax.evaluation.views import GRID
 from vgg_jax.models import VGG
 
 
-def laid_on_side(params: dict) -> dict:
+def laid_on_side(variables: dict) -> dict:
     """The parameters with which a net sees an image whose rows and columns are exchanged as it sees the image itself.
 
     Every kernel's rows and columns are exchanged; pooling, LRN and averages treat both alike.
     """
-    return jax.tree.map(lambda x: x.swapaxes(0, 1) if x.ndim == 4 else x, params)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1) if x.ndim == 4 else x, variables)
 
 
 def mirrored(frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, on_side: jax.Array) -> jax.Array:
@@ -47,16 +47,16 @@ def make_dense(model: VGG, statistics: ColorStatistics) -> Callable[..., Any]:
     """Dense evaluation of whole pictures (Paper §3.2).
 
     Returns:
-      The function (params, frames [B, H, W, 3] uint8, sizes [B, 2] int32, on_side bool) -> posteriors [B, K] float32:
+      The function (variables, frames [B, H, W, 3] uint8, sizes [B, 2] int32, on_side bool) -> posteriors [B, K] float32:
       the mean over the picture and its mirror image of the soft-max of the scores averaged over space. With `on_side`
-      the params are those of `laid_on_side`.
+      the variables are those of `laid_on_side`.
     """
 
-    def dense(params: dict, frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, on_side: jax.Array) -> Any:
+    def dense(variables: dict, frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, on_side: jax.Array) -> Any:
         pair = jnp.stack([frames_BxHxWx3, mirrored(frames_BxHxWx3, sizes_Bx2, on_side)], 1)
         images = normalize(pair.reshape(-1, *pair.shape[2:]), statistics)
-        scores: Any = model.apply({"params": params}, images, sizes_Bx2=jnp.repeat(sizes_Bx2, 2, 0))
-        return jax.nn.softmax(scores).reshape(pair.shape[0], 2, -1).mean(1)
+        logits, _ = model.apply(variables, images, sizes_Bx2=jnp.repeat(sizes_Bx2, 2, 0))
+        return jax.nn.softmax(logits).reshape(pair.shape[0], 2, -1).mean(1)
 
     return dense
 
@@ -65,16 +65,16 @@ def make_strips(model: VGG, statistics: ColorStatistics) -> Callable[..., Any]:
     """Parts of pictures too long for a frame, see `buckets.strips`.
 
     Returns:
-      The function (params, frames [B, H, W, 3] uint8, sizes [B, 2] int32, keep [B, 2] int32) -> scores [B, K] float32,
+      The function (variables, frames [B, H, W, 3] uint8, sizes [B, 2] int32, keep [B, 2] int32) -> scores [B, K] float32,
       summed over all rows and over the columns from keep[:, 0] up to keep[:, 1] of each strip's score map.
     """
 
-    def strip_scores(params: dict, frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, keep_Bx2: jax.Array) -> Any:
+    def strip_scores(variables: dict, frames_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, keep_Bx2: jax.Array) -> Any:
         images = normalize(frames_BxHxWx3, statistics)
-        found: Any = model.apply({"params": params}, images, sizes_Bx2=sizes_Bx2, endpoints=("score_map",))
-        columns = jnp.arange(found[1]["score_map"].shape[2])
+        _, maps = model.apply(variables, images, sizes_Bx2=sizes_Bx2, endpoints=("score_map",))
+        columns = jnp.arange(maps["score_map"].shape[2])
         kept = (columns >= keep_Bx2[:, :1]) & (columns < keep_Bx2[:, 1:])
-        return jnp.where(kept[:, None, :, None], found[1]["score_map"], 0).sum((1, 2))
+        return jnp.where(kept[:, None, :, None], maps["score_map"], 0).sum((1, 2))
 
     return strip_scores
 
@@ -83,17 +83,17 @@ def make_crops(model: VGG, statistics: ColorStatistics, mirror: bool) -> Callabl
     """Several crops of each picture (Paper §4.3).
 
     Returns:
-      The function (params, crops [B, n, c, c, 3] uint8) -> posteriors [B, K] float32, the mean over a picture's crops
+      The function (variables, crops [B, n, c, c, 3] uint8) -> posteriors [B, K] float32, the mean over a picture's crops
       and, with `mirror`, their mirror images.
     """
 
-    def crops(params: dict, crops_BxNxCxCx3: jax.Array) -> Any:
+    def crops(variables: dict, crops_BxNxCxCx3: jax.Array) -> Any:
         batch = crops_BxNxCxCx3.shape[0]
         if mirror:
             crops_BxNxCxCx3 = jnp.concatenate([crops_BxNxCxCx3, crops_BxNxCxCx3[..., ::-1, :]], 1)
         images = normalize(crops_BxNxCxCx3.reshape(-1, *crops_BxNxCxCx3.shape[2:]), statistics)
-        scores: Any = model.apply({"params": params}, images)
-        return jax.nn.softmax(scores).reshape(batch, crops_BxNxCxCx3.shape[1], -1).mean(1)
+        logits, _ = model.apply(variables, images)
+        return jax.nn.softmax(logits).reshape(batch, crops_BxNxCxCx3.shape[1], -1).mean(1)
 
     return crops
 

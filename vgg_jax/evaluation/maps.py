@@ -21,23 +21,23 @@ _GAP = 12
 _COLORS = np.array([[20, 30, 110], [60, 120, 210], [190, 190, 190], [245, 160, 50], [200, 20, 20]], np.float64)
 
 
-def score_map(net: Net, params: dict, picture_HxWx3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def score_map(net: Net, variables: dict, picture_HxWx3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The net's class score map [h, w, K] of one picture, float32, and its posterior [K].
 
     Args:
       net: any.
-      params: its parameters, on the host.
+      variables: its variables, on the host.
       picture_HxWx3: uint8, rescaled, no side smaller than the crop.
     """
     # Only a few pictures are drawn, so each has its own compilation and no frame.
     shape = jax.ShapeDtypeStruct((1, *picture_HxWx3.shape), jnp.uint8)
 
-    def forward(params: dict, images: jax.Array) -> Any:
-        scores, found = net.model.apply({"params": params}, normalize(images, net.statistics), endpoints=("score_map",))
+    def forward(variables: dict, images: jax.Array) -> Any:
+        scores, found = net.model.apply(variables, normalize(images, net.statistics), endpoints=("score_map",))
         return found["score_map"][0], jax.nn.softmax(scores)[0]
 
-    shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    scores, posterior = compile_step(forward, shapes, shape)(params, picture_HxWx3[None])
+    shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    scores, posterior = compile_step(forward, shapes, shape)(variables, picture_HxWx3[None])
     return np.asarray(scores), np.asarray(posterior)
 
 

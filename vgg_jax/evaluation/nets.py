@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics
-from vgg_jax.checkpoints import load_params
+from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import default_config
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.models import CONFIGURATIONS, VGG
 from vgg_jax.sharding import make_mesh, replicated
-from vgg_jax.state import make_model, params_sha256
+from vgg_jax.state import leaf_names, make_model, model_shapes, params_sha256
 from vgg_jax.weights.file import Weights, folded_params, load_weights
 from vgg_jax.weights.preprocessing import Preprocessing
 
@@ -30,7 +29,7 @@ class Net(NamedTuple):
     checkpoint: Path  # the directory its parameters came from
     config: ConfigDict  # the run's, but for model.dtype where another was asked for
     model: VGG
-    params: dict
+    variables: dict  # first argument of `model.apply`
     digest: str  # `params_sha256`
     class_names: list[str]
     statistics: ColorStatistics
@@ -58,13 +57,16 @@ def load_net(source: Path, dtype: str = "") -> Net:
         statistics = ColorStatistics(*(np.array(dataset[name], np.float32) for name in ColorStatistics._fields))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir / 'dataset.json'} is no data set's description ({error!r}).") from error
-    checkpoint, params = load_params(source)
-    _check_fit(workdir, checkpoint, config, params, class_names)
+    checkpoint, variables = load_variables(source)
+    _check_fit(workdir, checkpoint, config, variables, class_names)
     if dtype:
         config.model.dtype = dtype
-    mesh, digest = make_mesh(), params_sha256(params)
-    params = jax.device_put(params, replicated(mesh))
-    return Net(workdir, checkpoint, config, make_model(config), params, digest, class_names, statistics, mesh)
+    mesh, digest = (
+        make_mesh(),
+        params_sha256(variables["params"], {k: v for k, v in variables.items() if k != "params"}),
+    )
+    variables = jax.device_put(variables, replicated(mesh))
+    return Net(workdir, checkpoint, config, make_model(config), variables, digest, class_names, statistics, mesh)
 
 
 def load_weights_net(source: Path, dtype: str = "") -> Net:
@@ -92,8 +94,8 @@ def load_weights_net(source: Path, dtype: str = "") -> Net:
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
     mesh, params = make_mesh(), folded_params(weights)
     digest = params_sha256(params)
-    params = jax.device_put(params, replicated(mesh))
-    return Net(source.with_suffix(""), source, config, make_model(config), params, digest, names, statistics, mesh)
+    variables = jax.device_put({"params": params}, replicated(mesh))
+    return Net(source.with_suffix(""), source, config, make_model(config), variables, digest, names, statistics, mesh)
 
 
 def weights_of_run(source: Path) -> Weights:
@@ -108,7 +110,7 @@ def weights_of_run(source: Path) -> Weights:
     net = load_net(source)
     red, green, blue = map(float, net.statistics.mean_rgb)
     return Weights(
-        params=jax.tree.map(lambda x: np.asarray(x, np.float32), net.params),
+        params=jax.tree.map(lambda x: np.asarray(x, np.float32), net.variables["params"]),
         configuration=net.config.model.configuration,
         width_multiplier=net.config.model.width_multiplier,
         fc_width=net.config.model.fc_width,
@@ -144,18 +146,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check_fit(workdir: Path, checkpoint: Path, config: ConfigDict, params: dict, class_names: list[str]) -> None:
+def _check_fit(workdir: Path, checkpoint: Path, config: ConfigDict, variables: dict, class_names: list[str]) -> None:
     """Raises UserError where parameters, configuration and class names do not belong together."""
     if len(class_names) != config.model.num_classes:
         raise UserError(
             f"{workdir}: config.json has {config.model.num_classes} classes and dataset.json {len(class_names)}; "
             "they are not of one run."
         )
-    images = jnp.zeros((1, config.image.crop, config.image.crop, 3))
-    wanted = jax.eval_shape(make_model(config).init, jax.random.key(0), images)["params"]
     there, here = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-        for leaves in (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, wanted))
+        {name.removeprefix("params/"): leaf.shape for name, leaf in leaf_names(tree).items()}
+        for tree in (variables, model_shapes(config))
     )
     different = [
         f"{name} is {list(there[name]) if name in there else 'missing'} in the checkpoint and "

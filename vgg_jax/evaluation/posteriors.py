@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from vgg_jax.console import Console, duration
 from vgg_jax.data.records import Records
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.compute import Computer, Costs, Survey, survey
 from vgg_jax.evaluation.nets import Net
 from vgg_jax.evaluation.store import Posteriors, Store
 from vgg_jax.evaluation.views import View
-from vgg_jax.logbook import Screen, duration
+from vgg_jax.exceptions import UserError
 
 UNLABELLED = "unlabelled"  # a folder whose only class has this name has no labels
 _FORM = 1  # of what is stored; posteriors of another form are computed anew
@@ -35,27 +35,27 @@ class Source:
       split: its name, or a TFDS expression.
       records: of the split.
       class_names: of the data set, in the order of its labels.
-      screen: shows progress.
+      console: shows progress.
     """
 
-    def __init__(self, data: str, split: str, records: Records, class_names: list[str], screen: Screen):
+    def __init__(self, data: str, split: str, records: Records, class_names: list[str], console: Console):
         self.data, self.split, self.records, self.class_names = data, split, records, class_names
-        self._screen = screen
+        self._console = console
         self._survey: Survey | None = None
 
     def survey(self, threads: int) -> Survey:
         if self._survey is None:
             count = len(self.records)
-            self._screen.log(f"looking through {count:,} pictures")
-            self._screen.start(0, count)
+            self._console.log(f"looking through {count:,} pictures")
+            self._console.start(0, count)
             try:
                 self._survey = survey(
                     self.records,
                     threads,
-                    lambda done: self._screen.progress(done, "looking through the pictures"),
+                    lambda done: self._console.progress(done, "looking through the pictures"),
                 )
             finally:
-                self._screen.close()
+                self._console.close()
         return self._survey
 
 
@@ -72,7 +72,7 @@ def view_name(net: Net, view: View) -> str:
 
 
 def posteriors_of(
-    net: Net, wanted: Sequence[View], source: Source, batch_size: int, costs: Costs, screen: Screen, which: str = ""
+    net: Net, wanted: Sequence[View], source: Source, batch_size: int, costs: Costs, console: Console, which: str = ""
 ) -> dict[View, Posteriors]:
     """All views of one net.
 
@@ -82,19 +82,21 @@ def posteriors_of(
       source: the split.
       batch_size: see `compute.Computer`; 0 for 64 a device.
       costs: of computing are added to it.
-      screen: shows progress.
-      which: of several nets this is, for the screen: "net 1 of 2, ".
+      console: shows progress.
+      which: of several nets this is, for the console: "net 1 of 2, ".
 
     Raises:
       UserError: a picture that cannot be read, a full disk, ... What was computed is kept.
     """
-    stores = {view: _store(net, view, source, screen) for view in wanted}
+    stores = {view: _store(net, view, source, console) for view in wanted}
     found = {view: kept for view, store in stores.items() if (kept := store.load()) is not None}
     if not all(_of_same_pictures(kept, other) for kept, other in itertools.pairwise(found.values())):
-        screen.say(f"{which}what is kept in {directory(net, source)} is not of the same pictures; it is computed anew")
+        console.print(
+            f"{which}what is kept in {directory(net, source)} is not of the same pictures; it is computed anew"
+        )
         found = {}
     if found:
-        screen.say(f"{which}kept from before: {', '.join(view_name(net, view) for view in found)}")
+        console.print(f"{which}kept from before: {', '.join(view_name(net, view) for view in found)}")
     missing = [view for view in wanted if view not in found]
     if not missing:
         return found
@@ -102,12 +104,12 @@ def posteriors_of(
     looked = source.survey(net.config.data.threads)
     looked = looked._replace(labels=_labels(looked.labels, source, net))
     if any(not _of_same_pictures(kept, looked) for kept in found.values()):
-        screen.say(f"{which}what is kept in {directory(net, source)} is of other pictures; it is computed anew")
+        console.print(f"{which}what is kept in {directory(net, source)} is of other pictures; it is computed anew")
         found, missing = {}, list(wanted)
     possible = {view: np.flatnonzero(~computer.refused(view, looked.sizes)) for view in missing}
     parts = {view: _among(possible[view], *stores[view].parts()) for view in missing}
     left = {view: np.setdiff1d(possible[view], parts[view][0]) for view in missing}
-    pace = _Pace(screen, costs, sum(computer.work(view, looked.sizes, left[view]) for view in missing))
+    pace = _Pace(console, costs, sum(computer.work(view, looked.sizes, left[view]) for view in missing))
     for number, view in enumerate(missing, start=1):
         pace.begin(f"{which}view {number} of {len(missing)}, {view_name(net, view)}", len(looked.keys), len(left[view]))
         found[view] = _compute(computer, view, source, looked, parts[view], left[view], stores[view], pace)
@@ -177,7 +179,7 @@ def assembled(looked: Survey, refused: np.ndarray, indices: np.ndarray, posterio
     return Posteriors(looked.keys, looked.labels.astype(np.int32), whole, refused)
 
 
-def _store(net: Net, view: View, source: Source, screen: Screen) -> Store:
+def _store(net: Net, view: View, source: Source, console: Console) -> Store:
     config = net.config
     settings: dict[str, Any] = {
         "form": _FORM,
@@ -192,7 +194,7 @@ def _store(net: Net, view: View, source: Source, screen: Screen) -> Store:
         "split": source.split,
         "images": len(source.records),
     }
-    return Store(directory(net, source), view_name(net, view), settings, len(net.class_names), screen.say)
+    return Store(directory(net, source), view_name(net, view), settings, len(net.class_names), console.print)
 
 
 def _labels(labels: np.ndarray, source: Source, net: Net) -> np.ndarray:
@@ -210,14 +212,14 @@ def _labels(labels: np.ndarray, source: Source, net: Net) -> np.ndarray:
 class _Pace:
     """How far an evaluation is, and how long the rest will take at the pace so far (compiling not counted)."""
 
-    def __init__(self, screen: Screen, costs: Costs, work: int):
-        self._screen, self._costs, self._left, self._work = screen, costs, work, 0
+    def __init__(self, console: Console, costs: Costs, work: int):
+        self._console, self._costs, self._left, self._work = console, costs, work, 0
         self._began = time.monotonic() + costs.compile_seconds
 
     def begin(self, what: str, total: int, left: int) -> None:
         self._what, self._total, self._done, self._said_at = what, total, total - left, time.monotonic()
-        self._screen.log(f"{what}: {left:,} pictures to compute" + (f", {self._done:,} kept" if self._done else ""))
-        self._screen.start(self._done, total)
+        self._console.log(f"{what}: {left:,} pictures to compute" + (f", {self._done:,} kept" if self._done else ""))
+        self._console.start(self._done, total)
 
     def add(self, pictures: int, work: int) -> None:
         self._done += pictures
@@ -226,9 +228,9 @@ class _Pace:
         seconds = spent / self._work * self._left
         line = f"{self._what} | about {duration(seconds)} left in all"
         if time.monotonic() - self._said_at > _LOG_SECONDS:
-            self._screen.log(f"{self._done:,}/{self._total:,} | {line}")
+            self._console.log(f"{self._done:,}/{self._total:,} | {line}")
             self._said_at = time.monotonic()
-        self._screen.progress(self._done, line)
+        self._console.progress(self._done, line)
 
     def end(self) -> None:
-        self._screen.close()
+        self._console.close()

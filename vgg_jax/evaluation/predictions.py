@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vgg_jax.console import Console
 from vgg_jax.data.crops import rescaled, rescaled_size
 from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file, size_of
 from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
-from vgg_jax.errors import UserError, writing_to
 from vgg_jax.evaluation import maps, results
 from vgg_jax.evaluation.compute import MAX_PIXELS, Computer, Costs, Part
 from vgg_jax.evaluation.nets import Net
 from vgg_jax.evaluation.views import PROTOCOLS, View, views
-from vgg_jax.logbook import Screen
+from vgg_jax.exceptions import UserError, writing_to
 
 _MOST_IMAGES = 64  # of the crop's size, a device, at once
 _LONGEST_MAP = 8  # times Q: pictures longer than that are not drawn
@@ -99,7 +99,7 @@ def predict(
     scales: str = "",
     batch_size: int = 0,
     maps_place: str = "",
-    screen: Screen | None = None,
+    console: Console | None = None,
     titles: list[str] | None = None,
     done: Callable[[Prediction], None] = lambda prediction: None,
 ) -> tuple[list[Prediction], list[Failure]]:
@@ -112,7 +112,7 @@ def predict(
       scales: see `views.test_scales`; "" for the protocol's own.
       batch_size: images of the crop's size at once, over all devices; 0 for 64 a device, or as many as there are.
       maps_place: a directory for score maps, see `maps.draw`; "" draws none.
-      screen: shows progress.
+      console: shows progress.
       titles: of all classes, to be written on the maps; None: their names.
       done: is given each prediction as soon as it is made, in whatever order is cheapest.
 
@@ -122,7 +122,7 @@ def predict(
     Raises:
       UserError: scales that cannot be, or a directory that cannot be written.
     """
-    screen = screen or Screen(quiet=True)
+    console = console or Console(quiet=True)
     wanted = views(net.config, protocol, scales)
     if maps_place:
         with writing_to(maps_place, "choose another --maps"):
@@ -131,17 +131,17 @@ def predict(
     if not good:
         return [], failures
     records: Any = _Files(good)
-    params = jax.device_get(net.params) if maps_place else {}
+    variables = jax.device_get(net.variables) if maps_place else {}
     scale = max(view.scale for view in wanted)
     predictions: dict[int, Prediction] = {}
-    for i, posterior_K in _posteriors(net, wanted, protocol, records, sizes, batch_size, screen):
+    for i, posterior_K in _posteriors(net, wanted, protocol, records, sizes, batch_size, console):
         if not np.isfinite(posterior_K).all():
             failures.append(Failure(good[i], "the net's scores of it are not finite"))
             continue
         drawn = ""
         if maps_place:
             place = Path(maps_place).expanduser() / f"{i:03d}-{good[i].stem}.png"
-            drawn = _draw(net, params, scale, records[i]["image"], posterior_K, titles or net.class_names, place)
+            drawn = _draw(net, variables, scale, records[i]["image"], posterior_K, titles or net.class_names, place)
         (best,) = results.best(posterior_K[None])
         predictions[i] = Prediction(good[i], best, posterior_K[best], drawn)
         done(predictions[i])
@@ -179,7 +179,7 @@ def _posteriors(
     records: Any,
     sizes: np.ndarray,
     batch_size: int,
-    screen: Screen,
+    console: Console,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (number of a picture, [K] float64: the mean over parts of the means over scales), each once it is whole.
 
@@ -187,7 +187,7 @@ def _posteriors(
     """
     streams = deque((view, _view_posteriors(net, view, records, sizes, batch_size)) for view in wanted)
     by_picture: dict[int, dict[View, np.ndarray]] = {i: {} for i in range(len(records))}
-    screen.start(0, len(records))
+    console.start(0, len(records))
     count = 0
     try:
         while streams:
@@ -203,10 +203,10 @@ def _posteriors(
                 of_picture = by_picture.pop(i)
                 parts = [[of_picture[v] for v in wanted if v.part == part] for part in PROTOCOLS[protocol]]
                 count += 1
-                screen.progress(count, "pictures")
+                console.progress(count, "pictures")
                 yield i, results.average(results.average(of_part) for of_part in parts)
     finally:
-        screen.close()
+        console.close()
 
 
 def _view_posteriors(net: Net, view: View, records: Any, sizes: np.ndarray, batch_size: int) -> Iterator[Part]:
@@ -220,7 +220,7 @@ def _view_posteriors(net: Net, view: View, records: Any, sizes: np.ndarray, batc
 
 
 def _draw(
-    net: Net, params: dict, scale: int, encoded: bytes, posterior_K: np.ndarray, titles: list[str], place: Path
+    net: Net, variables: dict, scale: int, encoded: bytes, posterior_K: np.ndarray, titles: list[str], place: Path
 ) -> str:
     """Score maps of the two likeliest classes over the picture; "" for one too long to look at.
 
@@ -229,7 +229,7 @@ def _draw(
     picture = rescaled(encoded, scale)
     if max(picture.shape) > _LONGEST_MAP * scale:
         return ""
-    scores, _ = maps.score_map(net, params, picture)
+    scores, _ = maps.score_map(net, variables, picture)
     first, second = (int(i) for i in results.best(posterior_K[None])[0, :2])
     classes = [("predicted", first), ("second", second)]
     with writing_to(place, "choose another --maps"):

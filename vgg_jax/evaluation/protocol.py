@@ -12,18 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vgg_jax.console import Console, duration
 from vgg_jax.data.crops import rescaled, rescaled_size
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.sources import expanded, open_split, prepared_data
-from vgg_jax.errors import UserError, writing_to
+from vgg_jax.distributed import is_primary, primary_first
 from vgg_jax.evaluation import maps, paper, results
 from vgg_jax.evaluation.compute import Costs, reading
 from vgg_jax.evaluation.nets import Net, load_net, load_weights_net
 from vgg_jax.evaluation.posteriors import UNLABELLED, Source, directory, posteriors_of
 from vgg_jax.evaluation.store import Posteriors
 from vgg_jax.evaluation.views import PROTOCOLS, View, paper_scales, views
-from vgg_jax.logbook import Screen, duration, environment, write_json
-from vgg_jax.processes import leader_first, leading
+from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.files import write_json
+from vgg_jax.provenance import environment
 from vgg_jax.weights import hub
 
 _LONGEST_MAP = 8  # times Q: pictures longer than that are not drawn
@@ -60,7 +62,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
       UserError: anything that only the user can put right. What was computed before is kept.
     """
     began = time.monotonic()
-    screen = Screen(quiet or not leading())
+    console = Console(quiet or not is_primary())
 
     # Which nets, on which pictures, how; refused here if they do not go together.
     nets = [load_net(Path(workdir), request.dtype) for workdir in request.workdirs]
@@ -69,20 +71,20 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         _check_same_classes(nets[0], net)
     wanted = [views(net.config, request.protocol, request.scales) for net in nets]
     numbers = _class_numbers(request, nets[0])
-    source = leader_first(lambda: opened(request, nets[0], screen))
+    source = primary_first(lambda: opened(request, nets[0], console))
     output = _output(request, nets, source)
     for place, flag in ((output.parent, "--json"), (request.maps and Path(request.maps).expanduser(), "--maps")):
         if place:
             with writing_to(place, f"choose another {flag}"):
                 place.mkdir(parents=True, exist_ok=True)
-    screen.say(_heading(nets, wanted, source))
+    console.print(_heading(nets, wanted, source))
 
     # Posteriors of every view, from the disk or computed.
     costs = Costs()
     found = []
     for number, (net, its_views) in enumerate(zip(nets, wanted, strict=True), start=1):
         which = f"net {number} of {len(nets)}, " if len(nets) > 1 else ""
-        found.append(posteriors_of(net, its_views, source, request.batch_size, costs, screen, which))
+        found.append(posteriors_of(net, its_views, source, request.batch_size, costs, console, which))
     seconds = time.monotonic() - began
 
     # Means over scales, parts and nets.
@@ -98,32 +100,32 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         **environment(),
     }
     if refused.any():
-        screen.say(
+        console.print(
             f"WARNING: {refused.sum()} of {len(refused)} pictures are too large once rescaled and count as wrong: "
             f"{', '.join(summary['refused'][:10])}{', ...' if refused.sum() > 10 else ''}"
         )
     finite = np.all([np.isfinite(view.posteriors).all(-1) for of_net in found for view in of_net.values()], 0)
     summary["not_finite"] = [str(key) for key in first.keys[~finite]]
     if not finite.all():
-        screen.say(
+        console.print(
             f"WARNING: the scores of {(~finite).sum()} of {len(finite)} pictures are not finite, and these count as wrong: "
             f"{', '.join(summary['not_finite'][:10])}{', ...' if (~finite).sum() > 10 else ''}"
         )
     if (first.labels < 0).all():
-        summary["submission"] = _submit(request, numbers, found, first.keys, output, screen)
+        summary["submission"] = _submit(request, numbers, found, first.keys, output, console)
     else:
         rows = _rows(request, nets, wanted, found, refused, source)
         summary["rows"] = [row._asdict() | {"paper": row.paper and row.paper._asdict()} for row in rows]
-        screen.say(results.table(rows))
+        console.print(results.table(rows))
     if request.maps:
-        summary["maps"] = _draw_maps(request, nets, wanted, source, first, screen)
+        summary["maps"] = _draw_maps(request, nets, wanted, source, first, console)
     if jax.process_index() == 0:
         write_json(output, summary)
-    screen.say(f"everything needed to repeat this: {output} ({duration(time.monotonic() - began)})")
+    console.print(f"everything needed to repeat this: {output} ({duration(time.monotonic() - began)})")
     return summary
 
 
-def opened(request: Request, net: Net, screen: Screen) -> Source:
+def opened(request: Request, net: Net, console: Console) -> Source:
     """The split: the run's validation split, or what was asked for.
 
     Raises:
@@ -157,7 +159,7 @@ def opened(request: Request, net: Net, screen: Screen) -> Source:
             f"{strange[0]!r}; evaluate it on pictures of the {len(net.class_names)} classes it was trained on "
             f"(--data_name, --data_root, --data_dir){names}."
         )
-    return Source(data.name, split, records, class_names, screen)
+    return Source(data.name, split, records, class_names, console)
 
 
 def _check_same_classes(first: Net, other: Net) -> None:
@@ -299,7 +301,7 @@ def _submit(
     found: list[dict[View, Posteriors]],
     keys: np.ndarray,
     output: Path,
-    screen: Screen,
+    console: Console,
 ) -> dict[str, str]:
     """Predictions for a split without labels, in the challenge's form."""
     fused = results.average(_over_parts(of_net, PROTOCOLS[request.protocol]) for of_net in found)
@@ -315,27 +317,31 @@ def _submit(
         else "number n is the n-th class by sorted name. ILSVRC's development kit numbers classes otherwise: give its "
         "order with --class_numbers=FILE"
     )
-    screen.say(f"no labels, so no errors; five class numbers a picture, in the order of file names: {path} ({meaning})")
+    console.print(
+        f"no labels, so no errors; five class numbers a picture, in the order of file names: {path} ({meaning})"
+    )
     return {"file": str(path), "class_numbers": meaning}
 
 
 def _draw_maps(
-    request: Request, nets: list[Net], wanted: list[list[View]], source: Source, first: Posteriors, screen: Screen
+    request: Request, nets: list[Net], wanted: list[list[View]], source: Source, first: Posteriors, console: Console
 ) -> list[str]:
     """Score maps of the first net at its largest scale, for pictures spread evenly over the split."""
     net, place = nets[0], Path(request.maps).expanduser()
     scale = max(view.scale for view in wanted[0])
-    params = jax.device_get(net.params)
+    variables = jax.device_get(net.variables)
     drawn = []
     with writing_to(place, "choose another --maps"):
         count = min(request.num_maps, len(first.keys))
         for index in np.unique(np.linspace(0, len(first.keys) - 1, count).round().astype(int)):
             size = reading(source.records, int(index), lambda encoded: rescaled_size(*size_of(encoded), scale))
             if max(size) > _LONGEST_MAP * scale:
-                screen.say(f"no score map of {first.keys[index]}: {size[0]} x {size[1]} pixels are too long to look at")
+                console.print(
+                    f"no score map of {first.keys[index]}: {size[0]} x {size[1]} pixels are too long to look at"
+                )
                 continue
             picture = reading(source.records, int(index), lambda encoded: rescaled(encoded, scale))
-            scores, posterior = maps.score_map(net, params, picture)
+            scores, posterior = maps.score_map(net, variables, picture)
             predicted, label = int(posterior.argmax()), int(first.labels[index])
             classes = [("predicted", predicted)] if label < 0 else [("true", label), ("predicted", predicted)]
             if predicted == label:
@@ -344,5 +350,5 @@ def _draw_maps(
             path = place / f"{index:06d}-{stem}.png"
             maps.draw(picture, scores, posterior, classes, net.class_names, net.config.image.crop).save(path)
             drawn.append(str(path))
-    screen.say(f"{len(drawn)} score maps at Q = {scale} in {place}")
+    console.print(f"{len(drawn)} score maps at Q = {scale} in {place}")
     return drawn

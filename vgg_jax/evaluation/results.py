@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.paper import Errors
+from vgg_jax.exceptions import UserError
 
 
 class Row(NamedTuple):

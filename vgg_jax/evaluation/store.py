@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.errors import writing_to
-from vgg_jax.logbook import write_json
+from vgg_jax.exceptions import writing_to
+from vgg_jax.files import write_json
 
 _MOST = 1.001  # of a posterior, as it is rounded
 _REMEDY = "free some space or mend the permissions and give the same command again"

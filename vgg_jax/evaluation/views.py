@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax.config import RANGES, eval_scale
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 # protocol -> what it averages the posteriors of.
 PROTOCOLS: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,7 @@ class Layer(NamedTuple):
     """One layer of a network."""
 
     name: str  # conv3_2, relu3_2, lrn1_1, pool3, fc6, relu6
-    kind: str  # conv, relu, lrn, pool or fc
+    kind: str  # conv, relu, lrn, pool, fc or dropout
     block: int  # 1 to 5; 6, 7 and 8 are the FC layers
     position: int = 0  # of a convolution within its block, from 1
     kernel: int = 1  # height and width; fc6's are those of the last map
@@ -58,8 +58,9 @@ def parse(column: str) -> tuple[Layer, ...]:
             name = f"{block}_{position}"
             layers.append(Layer(f"conv{name}", "conv", block, position, kernel, channels=channels))
             layers.append(Layer(f"relu{name}", "relu", block, position))
-    head = [Layer("fc6", "fc", 6), Layer("relu6", "relu", 6), Layer("fc7", "fc", 7), Layer("relu7", "relu", 7)]
-    return (*layers, *head, Layer("fc8", "fc", 8))
+    for block in (6, 7):
+        layers += [Layer(f"{kind}{block}", kind, block) for kind in ("fc", "relu", "dropout")]
+    return (*layers, Layer("fc8", "fc", 8))
 
 
 CONFIGURATIONS: dict[str, tuple[Layer, ...]] = {name: parse(column) for name, column in TABLE_1.items()}
@@ -67,9 +68,9 @@ STRIDE = 32  # of every configuration: five poolings halve the image five times
 
 
 def endpoint_names(configuration: str) -> list[str]:
-    """Returns the names `VGG.__call__` takes as endpoints, in the order of computation: images, conv1_1, ..., score_map."""
+    """Returns the names that `VGG.__call__` takes as endpoints, in the order of computation: images, conv1_1, ..., score_map."""
     *layers, _ = CONFIGURATIONS[configuration]
-    return ["images", *(layer.name for layer in layers), "score_map"]  # of fc8
+    return ["images", *(layer.name for layer in layers if layer.kind != "dropout"), "score_map"]  # of fc8
 
 
 def layer_names(configuration: str) -> list[str]:

@@ -81,21 +81,20 @@ class FullyConnected(nn.Module):
     """A fully connected layer over a whole map, kept as a convolution kernel (Paper §3.2).
 
     On a map of the kernel's own size it is a matrix product with a [B, 1, 1, features] result; on a larger map it is
-    the same layer at every place, [B, H - h + 1, W - w + 1, features]. `init` makes the kernel as large as the map it
-    is given, or 1x1 with `size=1`; afterwards the parameters say how large it is.
+    the same layer at every position, [B, H - h + 1, W - w + 1, features].
 
     Parameters: kernel [h, w, C, features], bias [features].
 
     Attributes:
       features: output features.
-      size: kernel height and width; None takes the size of the map given to `init`.
+      kernel_size: h, w.
       init_preset: a key of `initializers.PRESETS`.
       dtype: of the computation and of the result.
       param_dtype: of the parameters.
     """
 
     features: int
-    size: int | None = None
+    kernel_size: tuple[int, int] = (1, 1)
     init_preset: str = "glorot"
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -103,13 +102,11 @@ class FullyConnected(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         b, h, w, c = x_BxHxWxC.shape
-        shape = (self.size or h, self.size or w, c, self.features)
-        if self.has_variable("params", "kernel"):
-            shape = self.get_variable("params", "kernel").shape[:2] + shape[2:]
+        shape = (*self.kernel_size, c, self.features)
         if h < shape[0] or w < shape[1]:
             raise ValueError(
                 f"{self.name} spans a map of {shape[0]}x{shape[1]}, but these images give one of {h}x{w}: "
-                "they are smaller than the crop this net was made for."
+                "they are smaller than the crop."
             )
         # The fans are the matrix's: counting the map once more on the output side, as an initializer for convolution
         # kernels would, makes fc6 2.7 times too small (PAPER.md §5.1).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vgg_jax.logbook import duration
+from vgg_jax.console import duration
 from vgg_jax.reporting.charts import COLORS, Chart, Line, chart
 from vgg_jax.reporting.reproduction import Reproduction, Stage
 from vgg_jax.reporting.runs import Run, state

@@ -11,8 +11,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from vgg_jax.errors import UserError, writing_to
-from vgg_jax.logbook import Screen, environment
+from vgg_jax.console import Console
+from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.provenance import environment
 from vgg_jax.reporting import overviews, sections
 from vgg_jax.reporting.reproduction import Reproduction, is_reproduction, read_reproduction
 from vgg_jax.reporting.runs import Run, check_same_data, is_run, read_run
@@ -44,7 +45,7 @@ def write_page(
       UserError: a directory that holds neither run nor reproduction, a broken file, runs on different data, or an
         output that cannot be written.
     """
-    screen = Screen(quiet)
+    console = Console(quiet)
     directories = list(dict.fromkeys(directory.expanduser() for directory in directories))
     found = _read(directories)
     output = output.expanduser() if output else Path("" if len(directories) > 1 else directories[0], "report.html")
@@ -69,14 +70,14 @@ def write_page(
         content |= {"title": runs[0].name, "folded": False}
         content["subtitle"] = f"{sections.title(runs[0])}; {sections.data_name(runs[0])}"
     for number, run in enumerate(runs):
-        screen.say(f"looking at {run.workdir}")
+        console.print(f"looking at {run.workdir}")
         amount = wanted if number < _MOST_SECTIONS else sections.Wanted()
         content["runs"].append(sections.run_section(run, amount, sections.Place(data_dir, data_root), quiet))
     size = _write(output, _rendered(content))
     for section in content["runs"]:
         for note in section["notes"]:
-            screen.say(f"note ({section['name']}): {note}")
-    screen.say(f"report: {output} ({size / 1e6:.1f} MB)")
+            console.print(f"note ({section['name']}): {note}")
+    console.print(f"report: {output} ({size / 1e6:.1f} MB)")
     return output
 
 

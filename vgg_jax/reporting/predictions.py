@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from PIL import Image
 
+from vgg_jax.console import Console
 from vgg_jax.data.crops import rescaled, rescaled_size
 from vgg_jax.data.decode import decode, size_of
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation import maps, results
 from vgg_jax.evaluation.compute import reading
 from vgg_jax.evaluation.nets import Net
@@ -19,7 +19,7 @@ from vgg_jax.evaluation.posteriors import Source, view_name
 from vgg_jax.evaluation.protocol import Request, evaluate, opened
 from vgg_jax.evaluation.store import Posteriors, Store
 from vgg_jax.evaluation.views import PROTOCOLS, View
-from vgg_jax.logbook import Screen
+from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import pictures
 from vgg_jax.reporting.runs import read_json
 
@@ -122,7 +122,7 @@ def source_of(found: Predictions, net: Net, data_dir: str, data_root: str) -> So
     request = found.request._replace(
         data_dir=data_dir or found.request.data_dir, data_root=data_root or found.request.data_root
     )
-    source = opened(request, net, Screen(quiet=True))
+    source = opened(request, net, Console(quiet=True))
     if len(source.records) != len(found.keys):
         raise UserError(
             f"{source.data}, split {source.split}, has {len(source.records)} pictures now, and had {len(found.keys)} when "
@@ -177,14 +177,14 @@ def map_scale(net: Net) -> int:
 
 def score_maps(found: Predictions, net: Net, source: Source, count: int) -> list[dict[str, Any]]:
     """Score maps of the true and of the predicted, or the second, class; of pictures spread evenly over the split."""
-    params, scale, crop = jax.device_get(net.params), map_scale(net), net.config.image.crop
+    variables, scale, crop = jax.device_get(net.variables), map_scale(net), net.config.image.crop
     drawn = []
     for index in np.unique(np.linspace(0, len(found.keys) - 1, count + 2).round().astype(int)[1:-1]):
         size = reading(source.records, int(index), lambda encoded: rescaled_size(*size_of(encoded), scale))
         if max(size) > _LONGEST_MAP * scale:
             continue
         pixels = reading(source.records, int(index), lambda encoded: rescaled(encoded, scale))
-        scores, posterior = maps.score_map(net, params, pixels)
+        scores, posterior = maps.score_map(net, variables, pixels)
         label, predicted = int(found.labels[index]), int(posterior.argmax())
         classes = [("true", label), ("predicted here", predicted)]
         if label == predicted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.reporting.runs import Run, is_run, read_json, read_run, state
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax.config import default_config, flatten
-from vgg_jax.errors import UserError
-from vgg_jax.logbook import read_metrics
+from vgg_jax.exceptions import UserError
+from vgg_jax.metrics import read_metrics
 from vgg_jax.models import CONFIGURATIONS
 
 Point = tuple[float, float]

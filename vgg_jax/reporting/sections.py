@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from vgg_jax.config import default_config, flatten
-from vgg_jax.errors import UserError
+from vgg_jax.console import duration
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.nets import Net, load_net
-from vgg_jax.logbook import duration
+from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import pictures, predictions
 from vgg_jax.reporting.charts import Chart, Line, Mark, chart
 from vgg_jax.reporting.runs import Run, lr_drops, norms, read_run, state
@@ -84,7 +84,7 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
         return section | _results(run)
     section["checkpoint"] = str(net.checkpoint)
     section["step_of_checkpoint"] = net.checkpoint.name
-    kernel = np.asarray(net.params["conv1_1"]["kernel"])
+    kernel = np.asarray(net.variables["params"]["conv1_1"]["kernel"])
     size = "{} x {}".format(*kernel.shape[:2])
     section["filters"] = {
         "picture": pictures.filters(kernel),
@@ -92,7 +92,7 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
         "size": size,
         "layer": "conv1_1",
     }
-    section["parameters"] = f"{sum(x.size for x in jax.tree.leaves(net.params)):,}"
+    section["parameters"] = f"{sum(x.size for x in jax.tree.leaves(net.variables['params'])):,}"
     return section | _seen(run, net, wanted, place, quiet, notes)
 
 

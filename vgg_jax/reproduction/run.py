@@ -13,9 +13,10 @@ import jax
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
+from vgg_jax.console import duration
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.errors import UserError, writing_to
-from vgg_jax.logbook import duration, write_json
+from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.files import write_json
 from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
 from vgg_jax.train import train
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vgg_jax.errors import writing_to
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.logbook import write_json
+from vgg_jax.exceptions import writing_to
+from vgg_jax.files import write_json
 from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, workdir_of
 
 _CROPS = ("dense", "multi_crop", "dense+multi_crop")

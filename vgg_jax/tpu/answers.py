@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from vgg_jax import __version__
 from vgg_jax import config as config_lib
-from vgg_jax.errors import UserError, did_you_mean
-from vgg_jax.logbook import duration, write_json
+from vgg_jax.console import duration
+from vgg_jax.exceptions import UserError, did_you_mean
+from vgg_jax.files import write_json
 from vgg_jax.sharding import RULES
 from vgg_jax.tpu import compiled
 from vgg_jax.tpu.chips import Slice, parse_slice

@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
 from vgg_jax.augment import IMAGENET_STATISTICS
-from vgg_jax.errors import UserError
 from vgg_jax.evaluation.forward import make_dense
-from vgg_jax.optimizer import make_optimizer
+from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import make_model, state_shapes
 from vgg_jax.steps import compile_step, compile_train_step
@@ -74,18 +73,16 @@ def train_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> A
     """
     config_lib.validate(config, len(devices))
     mesh = make_mesh(config.model_parallel, devices)
-    model, optimizer = make_model(config), make_optimizer(config)
-    shapes = state_shapes(config, model, optimizer, mesh)
-    return _answer(where, lambda: compile_train_step(config, model, optimizer, IMAGENET_STATISTICS, mesh, shapes))
+    shapes = state_shapes(config, mesh)
+    return _answer(where, lambda: compile_train_step(config, IMAGENET_STATISTICS, mesh, shapes))
 
 
 def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> Answer:
     """Dense evaluation as `vgg_jax.evaluate` compiles it, at its batch size and for the frame of `dense_shape`."""
     mesh = make_mesh(devices=devices)
     model, whole, split = make_model(config), replicated(mesh), batch_sharding(mesh)
-    params = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        state_shapes(config, model, make_optimizer(config), mesh).params,
+    variables = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state_shapes(config, mesh).variables
     )
     pictures, rows, columns = dense_shape(config, where.devices)
     arguments = (
@@ -94,7 +91,7 @@ def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> A
         jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole),
     )
     dense = make_dense(model, IMAGENET_STATISTICS)
-    return _answer(where, lambda: compile_step(dense, params, *arguments, out_shardings=whole))
+    return _answer(where, lambda: compile_step(dense, variables, *arguments, out_shardings=whole))
 
 
 def dense_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.weights import caffe_file, keras_file, layouts, safetensors_file, torch_file
 from vgg_jax.weights.tensors import Contents, Unreadable, short
 

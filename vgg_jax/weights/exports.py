@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 from jax import export
 
 from vgg_jax import __version__
-from vgg_jax.errors import UserError, writing_to
+from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.weights import preprocessing
 from vgg_jax.weights.file import SUFFIX, Weights, folded_params, make_model, save_weights
 from vgg_jax.weights.layouts import LAYOUTS, form_of
@@ -68,8 +67,8 @@ def to_stablehlo(weights: Weights) -> bytes:
     model, params, mean = make_model(weights), folded_params(weights), weights.preprocessing.mean_rgb()
 
     def probabilities(images_BxHxWx3: jax.Array) -> jax.Array:
-        scores: Any = model.apply({"params": params}, images_BxHxWx3.astype(jnp.float32) - mean)
-        return jax.nn.softmax(scores)
+        logits, _ = model.apply({"params": params}, images_BxHxWx3.astype(jnp.float32) - mean)
+        return jax.nn.softmax(logits)
 
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, weights.crop, weights.crop, 3), jnp.uint8)

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vgg_jax.errors import UNPRINTABLE, UserError, printable, writing_to
+from vgg_jax.exceptions import UNPRINTABLE, UserError, printable, writing_to
 from vgg_jax.models import CONFIGURATIONS, STRIDE, VGG
 from vgg_jax.state import params_sha256
 from vgg_jax.weights import containers, preprocessing
@@ -55,13 +55,14 @@ class Weights(NamedTuple):
 
 
 def make_model(weights: Weights, dtype: str = "float32") -> VGG:
-    """The module that takes the parameters."""
+    """Returns the module that takes the parameters."""
     return VGG(
         configuration=weights.configuration,
         num_classes=weights.num_classes,
         width_multiplier=weights.width_multiplier,
         fc_width=weights.fc_width,
         dtype=jnp.dtype(dtype),
+        crop=weights.crop,
     )
 
 

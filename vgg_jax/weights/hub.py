@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from vgg_jax.errors import UserError, did_you_mean, first_line, writing_to
+from vgg_jax.exceptions import UserError, did_you_mean, first_line, writing_to
 from vgg_jax.weights import containers, imports
 from vgg_jax.weights.file import SUFFIX, is_own, load_weights, save_weights
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, own

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, short
 
 START = b"\x89HDF\r\n\x1a\n"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from vgg_jax.config import lr_factors
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
 STEPS_TO_LEAVE_CHANCE = 200

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import REPOSITORY, as_flags, run_main, start_main
-from vgg_jax import processes
+from vgg_jax import distributed
 
 QUICKSTART = "--config=configs/quickstart.py"
 STEPS = 40
@@ -157,7 +157,7 @@ def test_processes_train_as_one_and_a_run_goes_on_on_any_number_of_devices(confi
         config.sharding, config.model_parallel = sharding, parallel
         status, out, err = run_main(*flags(config, workdir), devices=devices)
         assert status == 0, err
-        assert f"going on from {workdir}/checkpoints/{saved}" in out
+        assert f"continuing from {workdir}/checkpoints/{saved}" in out
         agree(losses(workdir), one, saved + 20)
         assert errors(workdir) == errors(tmp_path / "one")
 
@@ -190,7 +190,7 @@ def test_a_killed_process_takes_the_others_down_and_ctrl_c_saves_once(config, tm
     launch.send_signal(signal.SIGINT)
     out, err = launch.communicate(timeout=120)
     assert launch.returncode == 130, err
-    assert "going on from" in out
+    assert "continuing from" in out
     assert err.count("stopped by SIGINT after step") == 1  # process 0 speaks for all
     last = metrics(tmp_path / "run")[-1]["step"]
     assert f"stopped by SIGINT after step {last} of" in err
@@ -234,12 +234,12 @@ def test_processes_that_do_not_come_are_waited_for_only_so_long(index, missing):
 
 def test_of_processes_that_a_cluster_started_those_that_wait_in_vain_end_as_a_crash(monkeypatch, capsys):
     """A machine that froze before it joined is no mistake of the user's: launchers try 1 again, 2 not."""
-    monkeypatch.setattr(processes.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *_, **__: time.sleep(3))
-    monkeypatch.setattr(processes, "_exit", sys.exit)
+    monkeypatch.setattr(distributed.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *_, **__: time.sleep(3))
+    monkeypatch.setattr(distributed, "_exit", sys.exit)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(SystemExit, match="1"), processes.joined("", None, None, 1):
+        with pytest.raises(SystemExit, match="1"), distributed.joined("", None, None, 1):
             pass
     finally:
         signal.signal(signal.SIGTERM, before)

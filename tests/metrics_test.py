@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from vgg_jax.errors import UserError
-from vgg_jax.logbook import MetricsLog, duration, write_json
+from vgg_jax.console import duration
+from vgg_jax.exceptions import UserError
+from vgg_jax.files import read_json, write_json
+from vgg_jax.metrics import MetricsLog
 
 
 def lines(path):
@@ -43,7 +45,7 @@ def test_damaged_lines_are_dropped_with_one_warning(tmp_path):
     first, second = (json.dumps(line).encode() for line in good)
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *damage, second, b'{"step": 3, "tr']))
     said = []
-    log = MetricsLog(tmp_path, 5, say=said.append)
+    log = MetricsLog(tmp_path, 5, warn=said.append)
     log.write(6, {"train/loss": 1.0})
     log.close()
     assert said == [f"WARNING: 7 lines of {tmp_path}/metrics.jsonl are damaged and left out."]
@@ -56,8 +58,13 @@ def test_json_is_whole_or_not_there(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
-    with pytest.raises(UserError, match="cannot write to .*nowhere.*; free some space"):
-        write_json(tmp_path / "nowhere" / "a.json", {})
+    with pytest.raises(UserError, match="cannot write to .*a.json.*; free some space"):
+        write_json(path / "b.json", {})
+    write_json(tmp_path / "new" / "a.json", [1])
+    assert read_json(tmp_path / "new" / "a.json", "give another") == [1]
+    (tmp_path / "new" / "a.json").write_text("{")
+    with pytest.raises(UserError, match=r"new/a.json cannot be read \(.*\); give another\."):
+        read_json(tmp_path / "new" / "a.json", "give another")
 
 
 @pytest.mark.parametrize(

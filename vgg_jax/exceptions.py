@@ -57,6 +57,14 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "backslashreplace").decode(), text)
 
 
+def quoted(value: object, limit: int = 60) -> str:
+    """Returns the repr of a value, shortened; Python itself refuses to print integers of many digits."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ " Did you mean X?", or "" where nothing known is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -8,7 +8,6 @@ nothing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -24,8 +23,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax._src import distributed  # the key-value store has no public name; Orbax and jax.experimental take it from here
 
-from vgg_jax import __version__
-from vgg_jax.errors import STOPPED, Interrupted, UserError, as_user_error, first_line, sentence, writing_to
+from vgg_jax.exceptions import STOPPED, Interrupted, UserError, as_user_error, first_line, quoted, sentence, writing_to
 
 HEARTBEAT_SECONDS = 60  # a process that has been silent for so long is gone, and jax.distributed ends the others
 GATHER_SECONDS = 60  # to wait for each other at the start, where an address was given
@@ -39,8 +37,8 @@ _FAILURE, _SIGNAL, _LEFT = (f"vgg_jax/run/{name}" for name in ("failure", "signa
 T = TypeVar("T")
 
 
-def leading() -> bool:
-    """Whether this is process 0, which alone writes logs and summaries and speaks."""
+def is_primary() -> bool:
+    """Returns whether this is process 0, which alone writes logs and summaries and prints."""
     return jax.process_index() == 0
 
 
@@ -87,6 +85,33 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if heeded else [])]
 
 
+@contextlib.contextmanager
+def signals_received() -> Iterator[list[int]]:
+    """Yields the list of signals received so far.
+
+    The first Ctrl-C, SIGTERM or SIGHUP is noted in it; another one has its usual effect.
+    """
+    received: list[int] = []
+    numbers = stop_signals()
+    if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(number)
+        for other in numbers:
+            signal.signal(other, before[other])
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
 def check_same(facts: dict[str, Any]) -> None:
     """Makes sure that every process has the same facts as process 0, and waits until all have said so.
 
@@ -100,10 +125,10 @@ def check_same(facts: dict[str, Any]) -> None:
         return
     run = _joined_run()
     text = json.dumps(facts)  # as JSON, so that tuples are lists on both sides
-    theirs = json.loads(run.from_leader(text))
+    theirs = json.loads(run.from_primary(text))
     mine = json.loads(text)
     different = [
-        f"{name} is {_short(mine.get(name))} on process {run.index} and {_short(theirs.get(name))} on process 0"
+        f"{name} is {quoted(mine.get(name))} on process {run.index} and {quoted(theirs.get(name))} on process 0"
         for name in {**theirs, **mine}
         if mine.get(name) != theirs.get(name)
     ]
@@ -124,8 +149,8 @@ def check_shared(directory: Path, flag: str) -> None:
     if jax.process_count() == 1:
         return
     run = _joined_run()
-    name = run.from_leader(f".seen-by-all-{uuid.uuid4().hex}")
-    if leading():
+    name = run.from_primary(f".seen-by-all-{uuid.uuid4().hex}")
+    if is_primary():
         with writing_to(directory, f"choose another {flag}"):
             (directory / name).touch()
     run.wait_for_all()
@@ -136,16 +161,16 @@ def check_shared(directory: Path, flag: str) -> None:
             "or in a bucket that all of them share."
         )
     run.wait_for_all()
-    if leading():
+    if is_primary():
         (directory / name).unlink(missing_ok=True)
 
 
-def leader_first(function: Callable[[], T]) -> T:
+def primary_first(function: Callable[[], T]) -> T:
     """Calls it on process 0, and once that has returned on all others: what the first call prepares the others find."""
     if jax.process_count() == 1:
         return function()
     run = _joined_run()
-    if leading():
+    if is_primary():
         result = function()
         run.wait_for_all()
         return result
@@ -164,14 +189,6 @@ def wait_for_all() -> None:
     """Returns once every process has called it."""
     if jax.process_count() > 1:
         _joined_run().wait_for_all()
-
-
-def code_version() -> str:
-    """This package's version and the first digits of a digest of its sources."""
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
-    return f"{__version__}, sources {digest.hexdigest()[:12]}"
 
 
 class Stop:
@@ -225,7 +242,7 @@ class _Run:
         """What processes have said of the run: failure, signal, who has left."""
         return dict(self._client.key_value_dir_get("vgg_jax/run/"))
 
-    def from_leader(self, text: str) -> str:
+    def from_primary(self, text: str) -> str:
         """Process 0's text, on all processes; each calls this in the same order."""
         self._calls += 1
         key = f"vgg_jax/texts/{self._calls}"
@@ -279,7 +296,7 @@ _run: _Run | None = None  # of `joined`; jax.distributed, too, is one for the pr
 
 def _joined_run() -> _Run:
     if _run is None:
-        raise RuntimeError("several processes: enter vgg_jax.processes.joined first")
+        raise RuntimeError("several processes: enter vgg_jax.distributed.joined first")
     return _run
 
 
@@ -403,8 +420,3 @@ def _exit(status: int) -> NoReturn:
 
 def _connection_broke(text: str) -> bool:
     return any(word in text.lower() for word in ("gloo", "connection", "socket", "peer", "unavailable", "aborted"))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from vgg_jax.errors import UserError
+from vgg_jax.exceptions import UserError
 
 SKIPPED = "skipped.json"  # beside prepared data: the pictures that were left out, and why
 

@@ -1,0 +1,65 @@
+"""Files that are written whole or not at all, and JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vgg_jax.exceptions import UserError, writing_to
+
+UNFINISHED = ".unfinished"  # suffix of a file that is being written
+FREE_SPACE = "free some space or mend the permissions and give the same command again"
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path, remedy: str = FREE_SPACE) -> Iterator[Path]:
+    """Yields the path of a file to write, and renames that file to `path` once the context has ended without an error.
+
+    Args:
+      path: its directory is made if need be.
+      remedy: the end of the sentence where nothing can be written.
+
+    Raises:
+      UserError: the disk is full, permission is missing, ... The file that was there stays.
+    """
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with writing_to(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, remedy: str = FREE_SPACE) -> None:
+    """Writes UTF-8 text as `write_atomically` does."""
+    with write_atomically(path, remedy) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON as `write_atomically` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Reads JSON.
+
+    Args:
+      path: of the file.
+      remedy: the end of the sentence where it cannot be read.
+
+    Raises:
+      UserError: it is missing, unreadable or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}.") from error

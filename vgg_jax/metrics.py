@@ -1,0 +1,186 @@
+"""Training metrics: metrics.jsonl and TensorBoard files, and the means between log lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vgg_jax import diagnostics
+from vgg_jax.console import Console, duration
+from vgg_jax.exceptions import writing_to
+from vgg_jax.files import FREE_SPACE, write_text
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object a line with "step" and scalars by name, and the same as TensorBoard events.
+
+    Opening it cuts back what a run wrote beyond the step it resumes from, so a step never appears twice. Damaged lines, as a
+    power cut leaves them, are dropped with one warning. With `write` False it does nothing: another process writes.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int, write: bool = True, warn: Callable[[str], None] = print):
+        self._write = write
+        if not write:
+            return
+        path = workdir / "metrics.jsonl"
+        with writing_to(workdir, FREE_SPACE):
+            rows, damaged = read_metrics(path)
+            if damaged:
+                warn(f"WARNING: {damaged} lines of {path} are damaged and left out.")
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= resume_step))
+            self._file = open(path, "a", buffering=1)  # flushed at every line
+            import tensorboardX  # imports torch where that is installed
+
+            self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Adds one line: scalars by name, at a step."""
+        if not self._write:
+            return
+        with writing_to(self._file.name, FREE_SPACE):
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if not self._write:
+            return
+        with writing_to(self._file.name, FREE_SPACE):
+            self._file.close()
+            self._events.close()
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
+    """Reads a `metrics.jsonl`.
+
+    Returns:
+      Its rows, each {"step": int, name: float, ...}, and the number of damaged lines. A last line without its end was
+      being written and is not counted. A missing file has no rows.
+    """
+    rows, damaged = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            row = json.loads(line)
+            sound = type(row["step"]) is int and all(type(value) in (int, float) for value in row.values())
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            sound = False
+        if sound and line.endswith(b"\n"):
+            rows.append(row)
+        else:
+            damaged += line.endswith(b"\n")
+    return rows, damaged
+
+
+class TrainMetrics:
+    """Averages the metrics of steps, measures their speed and checks that they are finite.
+
+    A step's metrics are fetched while the next one runs, so the device's queue never drains.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        steps_per_epoch: float,
+        total_steps: int,
+        metrics_log: MetricsLog,
+        console: Console,
+        sums: dict[str, dict[str, float]] | None,
+    ):
+        self._config, self._steps_per_epoch, self._total_steps = config, steps_per_epoch, total_steps
+        self._metrics_log, self._console = metrics_log, console
+        # A line at least once an epoch, so that a short run has some.
+        self._log_every = max(1, min(config.log_every_steps, math.floor(steps_per_epoch), total_steps))
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._sums = sums or {"log": {}, "evaluation": {}}
+        self._warned: set[Callable] = set()
+        self._line = ""
+        self.resume_clock()
+
+    def sums(self) -> dict[str, dict[str, float]]:
+        """Returns the sums since the last log line and since the last evaluation; a checkpoint holds them."""
+        return self._sums
+
+    def resume_clock(self) -> None:
+        """Starts the clock, at the beginning and after anything that is not training."""
+        self._started, self._waited, self._timed_steps = time.monotonic(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """Counts the time within as waiting for input."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes a step's metrics and processes those of the step before."""
+        self._timed_steps += 1
+        previous, self._pending = self._pending, (step, metrics)
+        if previous is not None:
+            self._process(*previous)
+
+    def flush(self) -> None:
+        """Processes what is pending; raises UserError where it is not finite."""
+        if self._pending is not None:
+            self._process(*self._pending)
+            self._pending = None
+
+    def _process(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not values.pop("finite"):
+            raise diagnostics.diverged(self._config, step, values["loss"])
+        self._sums = {name: _plus(sums, values) for name, sums in self._sums.items()}
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        # Steps dispatched since the clock was started: this one and, while one is pending, the next.
+        speed = max(self._timed_steps, 1) * self._config.batch_size / elapsed
+        waited = self._waited / elapsed
+        pace = f"{speed:.0f} images/s | input wait {waited:.0%}"
+        left = f"at most {duration((self._total_steps - step) * self._config.batch_size / max(speed, 1e-9))} left"
+        if step % self._log_every == 0:
+            mean = _mean(self._sums["log"])
+            mean["lr"] = values["lr"]
+            self._line = (
+                f"epoch {step / self._steps_per_epoch:.2f} | loss {mean['loss']:.4f} | top-1 error "
+                f"{mean['top1_error']:.1%}{top5_text(self._config, mean['top5_error'], 1)} | lr {mean['lr']:.0e}"
+            )
+            self._console.log(f"step {step}/{self._total_steps} | {self._line} | {pace} | {left}")
+            scalars = {**mean, "images_per_second": speed, "input_wait": waited}
+            self._metrics_log.write(step, {f"train/{name}": value for name, value in scalars.items()})
+            self._sums["log"] = {}
+            self._warn(diagnostics.exploding, step, mean)
+            self.resume_clock()
+        elif not self._line:
+            self._line = f"epoch {step / self._steps_per_epoch:.2f} | loss {values['loss']:.4f} | lr {values['lr']:.0e}"
+        self._console.progress(step, f"{left} | {self._line} | {pace}")  # a narrow terminal cuts off the end
+
+    def warn_if_stuck(self, step: int) -> None:
+        """Warns where the loss since the last evaluation is still that of guessing; to be called at every evaluation."""
+        if self._sums["evaluation"]:
+            self._warn(diagnostics.stuck, step, _mean(self._sums["evaluation"]))
+        self._sums["evaluation"] = {}
+
+    def _warn(self, check: Callable[..., str | None], *arguments: Any) -> None:
+        """Prints the warning of a check, once in a run."""
+        if check not in self._warned and (text := check(self._config, *arguments)):
+            self._warned.add(check)
+            self._console.print(text)
+
+
+def _plus(sums: dict[str, float], values: dict[str, float]) -> dict[str, float]:
+    return {name: sums.get(name, 0.0) + value for name, value in {**values, "steps": 1}.items()}
+
+
+def _mean(sums: dict[str, float]) -> dict[str, float]:
+    return {name: value / sums["steps"] for name, value in sums.items() if name != "steps"}
+
+
+def top5_text(config: ConfigDict, error: float, digits: int) -> str:
+    """Returns ", top-5 5.1%", or "" with five classes or fewer, where it is always 0."""
+    return f", top-5 {error:.{digits}%}" if config.model.num_classes > 5 else ""

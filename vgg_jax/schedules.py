@@ -1,0 +1,85 @@
+"""Learning-rate schedules, computed on the host: an update takes its rate as an argument.
+
+The paper's schedule drops the rate where the validation error stops improving (Paper §3.1). The others are those of the
+networks that VGG is compared with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+from vgg_jax.exceptions import UserError
+
+SCHEDULES = ("plateau", "steps", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+    """The state of the plateau schedule; a checkpoint holds it."""
+
+    best_error: float | None = None
+    evaluations: int = 0  # since the best one or the last plateau
+    plateaus: int = 0
+
+    def observe(self, error: float, num_images: int, config: ConfigDict) -> Plateau:
+        """Returns the state after an evaluation.
+
+        `plateau.patience` evaluations in a row that do not lower the least error by at least `plateau.min_improvement`
+        make a plateau.
+
+        Args:
+          error: validation top-1 error, a fraction.
+          num_images: validation images that the error is a fraction of.
+          config: the run's.
+        """
+        # Counted in images: floats do not hold the errors exactly, and an improvement may be exactly the least one.
+        fewer = math.inf if self.best_error is None else round(self.best_error * num_images) - round(error * num_images)
+        if fewer >= config.plateau.min_improvement * num_images - 1e-6:
+            return dataclasses.replace(self, best_error=error, evaluations=0)
+        if self.evaluations + 1 < config.plateau.patience:
+            return dataclasses.replace(self, evaluations=self.evaluations + 1)
+        return dataclasses.replace(self, evaluations=0, plateaus=self.plateaus + 1)
+
+
+def learning_rate(config: ConfigDict, step: int, steps_per_epoch: float, plateau: Plateau) -> float:
+    """Returns the rate of the update that follows `step` updates."""
+    epoch, warmup = step / steps_per_epoch, config.schedule.warmup_epochs
+    rate = config.optimizer.learning_rate * min(1.0, (step + 1) / max(1.0, warmup * steps_per_epoch))
+    if config.schedule.name == "cosine":
+        progress = max(0.0, epoch - warmup) / max(config.num_epochs - warmup, 1e-9)
+        return rate * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    factor = config.plateau.factor if config.schedule.name == "plateau" else config.schedule.drop_factor
+    return rate * factor ** lr_drops(config, epoch, plateau)
+
+
+def lr_drops(config: ConfigDict, epoch: float, plateau: Plateau) -> int:
+    """Returns how often the rate has dropped so far; 0 for the cosine."""
+    if config.schedule.name == "plateau":
+        return min(plateau.plateaus, config.plateau.max_drops)
+    return sum(at <= epoch for at in drop_epochs(config)) if config.schedule.name == "steps" else 0
+
+
+def is_finished(config: ConfigDict, plateau: Plateau) -> bool:
+    """Returns whether the error has stopped improving at the last learning rate too, which ends training."""
+    return config.schedule.name == "plateau" and plateau.plateaus > config.plateau.max_drops
+
+
+def drop_epochs(config: ConfigDict) -> list[float]:
+    """Returns `schedule.drop_epochs`, ascending.
+
+    Raises:
+      UserError: it is not numbers with commas between.
+    """
+    text = config.schedule.drop_epochs
+    try:
+        epochs = sorted(float(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        epochs = [math.nan]
+    if not all(0 < epoch < math.inf for epoch in epochs):
+        raise UserError(
+            f'config.schedule.drop_epochs is {text!r}; it must be epochs with commas between, as "30,60,90".'
+        )
+    return epochs
