@@ -18,11 +18,11 @@ import numpy as np
 from vgg_jax.augment import normalize
 from vgg_jax.data.crops import center_crop
 from vgg_jax.data.sources import expanded, open_split, prepared_data
-from vgg_jax.evaluation.nets import load_net
-from vgg_jax.evaluation.posteriors import view_name
+from vgg_jax.evaluation.passes import PROTOCOLS, eval_passes
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.evaluation.results import average, best
-from vgg_jax.evaluation.views import PROTOCOLS, views
+from vgg_jax.evaluation.results import average, top5_classes
+from vgg_jax.evaluation.split import pass_name
+from vgg_jax.evaluation.trained_model import load_trained
 
 # what, protocol, scales, dtype, and the row above that it is compared with
 ROWS = (
@@ -36,23 +36,23 @@ ROWS = (
 )
 
 
-def posteriors_of(run, protocol, scales, dtype):
+def split_probs(run, protocol, scales, dtype):
     """Posteriors [N, K] and labels [N] of one run, computed now if need be."""
     data = evaluate(Request((run,), protocol, scales, dtype=dtype), quiet=True)["data"]
-    net = load_net(Path(run), dtype)
+    net = load_trained(Path(run), dtype)
     parts = {part: [] for part in PROTOCOLS[protocol]}
-    for view in views(net.config, protocol, scales):
-        name = f"evaluation/{net.checkpoint.name}/*-{data['split']}/{view_name(net, view)}.npz"
+    for view in eval_passes(net.config, protocol, scales):
+        name = f"evaluation/{net.checkpoint.name}/*-{data['split']}/{pass_name(net, view)}.npz"
         (file,) = net.workdir.glob(name)
         with np.load(file) as arrays:
-            parts[view.part].append(arrays["posteriors"])
+            parts[view.method].append(arrays["probs"])
             labels = arrays["labels"]
     return average(average(part) for part in parts.values()), labels
 
 
 def window_errors(run):
     """Top-1 errors of the central window of every picture, at Q = crop + 64, as a place of the map and as a crop."""
-    net = load_net(Path(run))
+    net = load_trained(Path(run))
     data, crop = net.config.data, net.config.image.crop
     builder = prepared_data(data.name, expanded(data.dir), data.root)
     records = open_split(builder, data.val_split, "split")
@@ -72,7 +72,7 @@ def window_errors(run):
 def main(runs):
     print("| nets | protocol | pictures | top-1 error | top-5 error | top-1 against | difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    found = {run: [posteriors_of(run, *row[1:4]) for row in ROWS] for run in runs}
+    found = {run: [split_probs(run, *row[1:4]) for row in ROWS] for run in runs}
     names = {run: Path(run).name for run in runs}
     if len(runs) > 1:
         together = " + ".join(names.values())
@@ -82,7 +82,7 @@ def main(runs):
     for run, rows in found.items():
         wrong: list[np.ndarray] = []
         for i, (posteriors, labels) in enumerate(rows):
-            top5 = best(posteriors) != labels[:, None]
+            top5 = top5_classes(posteriors) != labels[:, None]
             wrong.append(top5[:, 0].astype(float))
             others = {"": None}
             if run in runs and ROWS[i][4] is not None:
@@ -90,7 +90,9 @@ def main(runs):
             elif run not in runs and ROWS[i][:4] in [row[:4] for row in ROWS[:i]]:
                 continue  # is there already; compared with each of its nets, whatever the row above
             elif run not in runs:
-                others = {f"{names[r]} alone": (best(found[r][i][0])[:, 0] != labels).astype(float) for r in runs}
+                others = {
+                    f"{names[r]} alone": (top5_classes(found[r][i][0])[:, 0] != labels).astype(float) for r in runs
+                }
             for against, other in others.items():
                 d = wrong[i] - other if other is not None else None
                 difference = ""

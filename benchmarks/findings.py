@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from benchmarks.evaluation_findings import posteriors_of
+from benchmarks.evaluation_findings import split_probs
 from vgg_jax import cli
 from vgg_jax.config import default_config
-from vgg_jax.evaluation.results import average, best
+from vgg_jax.evaluation.results import average, top5_classes
 from vgg_jax.exceptions import UserError
 from vgg_jax.files import write_json
 from vgg_jax.reproduction.plan import STAGES, Stage, plan_defaults, workdir_of
@@ -169,12 +169,12 @@ class Run:
     def mistakes(self, protocol, scales):
         """[N], 1 where the likeliest class is wrong."""
         posteriors, labels = self.posteriors(protocol, scales)
-        return (best(posteriors)[:, 0] != labels).astype(float)
+        return (top5_classes(posteriors)[:, 0] != labels).astype(float)
 
 
 @functools.cache
 def _posteriors(workdir, protocol, scales):
-    return posteriors_of(workdir, protocol, scales, "")
+    return split_probs(workdir, protocol, scales, "")
 
 
 def runs_of(directory, name):
@@ -274,7 +274,9 @@ def comparisons(directory):
         for nets in zip(*(runs_of(directory, name) for name in FUSION), strict=True):
             if all(net.learnt() for net in nets):
                 found = [net.posteriors("dense", "multi") for net in nets]
-                fused = (best(average(posteriors for posteriors, _ in found))[:, 0] != found[0][1]).astype(float)
+                fused = (top5_classes(average(posteriors for posteriors, _ in found))[:, 0] != found[0][1]).astype(
+                    float
+                )
                 pairs.append((fused, nets[FUSION.index(alone)].mistakes("dense", "multi")))
         if pairs:
             what = f"{' + '.join(FUSION)} fused against {alone} alone, dense, multi"

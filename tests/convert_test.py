@@ -13,8 +13,8 @@ from tests.command import as_flags, help_of, run_main, run_module
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
 from tests.weights_test import ODD, some_weights
 from vgg_jax.checkpoints import load_variables
-from vgg_jax.evaluation.nets import load_net, load_weights_net
 from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.transplant import read_donor, start_from
 from vgg_jax.weights.file import folded_params, load_weights, make_model, save_weights
 
@@ -98,7 +98,7 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
     status, out, err = run_module("vgg_jax.convert", run, dest)
     assert (status, err) == (0, "")
     assert "3 classes, their names are known" in out
-    of_run, of_file = load_net(run), load_weights_net(dest)
+    of_run, of_file = load_trained(run), load_trained(dest)
     assert of_file.digest == of_run.digest
     assert of_file.class_names == of_run.class_names
     assert (of_file.statistics.mean_rgb == of_run.statistics.mean_rgb).all()
@@ -112,7 +112,7 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
     rows = [{k: v for k, v in summary["rows"][0].items() if k != "nets"} for summary in both]
     assert rows[0] == rows[1]
     fused = evaluate(Request(workdirs=(str(run),), weights=(str(dest),), **data), quiet=True)
-    assert fused["rows"][-1]["nets"] == "fusion of 2"
+    assert fused["rows"][-1]["models"] == "fusion of 2"
 
     assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision")[0] == 0
     assert load_file(tmp_path / "out.safetensors")["classifier.6.weight"].shape == (3, 16)
@@ -120,7 +120,7 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
     status, out, err = run_module("vgg_jax.convert", tmp_path / "out.safetensors", tmp_path / "back.safetensors")
     assert (status, err) == (0, "")
     assert "preprocessing as the file says" in out
-    back = load_weights_net(tmp_path / "back.safetensors")
+    back = load_trained(tmp_path / "back.safetensors")
     np.testing.assert_allclose(back.statistics.mean_rgb, of_run.statistics.mean_rgb, rtol=1e-6)
     for name in ("conv1_1", "fc6"):
         np.testing.assert_allclose(back.params[name]["kernel"], of_run.params[name]["kernel"], rtol=1e-6)

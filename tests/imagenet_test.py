@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from vgg_jax.config import default_config
-from vgg_jax.data import imagenet, space
+from vgg_jax.data import disk, imagenet
 from vgg_jax.data.builtin import render
 from vgg_jax.data.imagenet import ILSVRC2012, Edition, Split, prepare
 from vgg_jax.data.sources import open_dataset, open_split
@@ -257,7 +257,7 @@ def test_another_years_content_is_seen(tars, tmp_path):
 
 def test_no_room_is_said_before_anything_is_written(made, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=20_000)
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: free)
     refused(r"has 0.0 MB free, and 0.2 MB are needed.*--data_dir=DIR", made[0], tmp_path, edition=edition_of(made[0]))
     assert not list(tmp_path.rglob("*.array_record*"))
 

@@ -40,8 +40,8 @@ class Marked:
     def __getitem__(self, index):
         return {**self.records[index], "label": index}
 
-    def place(self, index):
-        return self.records.place(index)
+    def describe(self, index):
+        return self.records.describe(index)
 
 
 def digests(config, examples, count, start=0, devices=1):

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from vgg_jax.evaluation.predictions import listed, predict
 
 from tests.command import help_of, run_module, start_module
 from tests.reference import Reference
-from vgg_jax.evaluation.nets import load_net, load_weights_net, weights_of_run
-from vgg_jax.evaluation.predictions import listed, predict
+from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
 from vgg_jax.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 
@@ -36,7 +36,7 @@ def test_help_answers_without_loading_jax():
 
 
 def test_probabilities_are_those_of_a_slow_reference(run, photos):
-    net = load_net(run)
+    net = load_trained(run)
     reference = Reference(net.variables["params"], photos)
     found, failures = predict(net, reference.files[:3], "dense+multi_crop", "64,82")
     assert failures == []
@@ -101,16 +101,14 @@ def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_pat
     assert kept["predictions"][0]["picture"] == first
     assert len(kept["predictions"]) < 11
     found = []
-    done, failures = predict(
-        load_weights_net(weights), [odd, *pictures], "dense+multi_crop", "64,82", done=found.append
-    )
+    done, failures = predict(load_trained(weights), [odd, *pictures], "dense+multi_crop", "64,82", done=found.append)
     assert failures == []
     assert sorted(one.picture for one in found) == sorted(one.picture for one in done) == sorted([odd, *pictures])
     assert [one.picture for one in done] == [odd, *pictures]
 
 
 def test_scores_that_are_not_finite_are_a_failure(run, photos):
-    net = load_net(run)
+    net = load_trained(run)
     fc8 = net.variables["params"]["fc8"]
     fc8["bias"] = fc8["bias"].at[1].set(np.nan)
     done, failures = predict(net, sorted(photos.glob("validation/*/*"))[:2], "center_crop")
@@ -122,7 +120,7 @@ def test_a_device_a_pipe_and_a_sparse_file_are_failures(run, tmp_path):
     (tmp_path / "sparse.jpg").touch()
     os.truncate(tmp_path / "sparse.jpg", 8 * 10**9)
     pictures = [tmp_path / "pipe.jpg", tmp_path / "sparse.jpg", Path("/dev/zero")]
-    _, failures = predict(load_net(run), pictures, "center_crop")
+    _, failures = predict(load_trained(run), pictures, "center_crop")
     assert [failure.reason for failure in failures] == [
         "not a regular file",
         "8,000,000,000 bytes, more than 536,870,912",
@@ -133,7 +131,7 @@ def test_a_device_a_pipe_and_a_sparse_file_are_failures(run, tmp_path):
 def test_a_run_serves_as_well_as_a_file(weights, run, photos):
     pictures = sorted(photos.glob("validation/*/*"))[:1]
     (of_run,), (of_file,) = (
-        predict(net, pictures, "center_crop")[0] for net in (load_net(run), load_weights_net(weights))
+        predict(net, pictures, "center_crop")[0] for net in (load_trained(run), load_trained(weights))
     )
     assert (of_run.probabilities == of_file.probabilities).all()
     status, out, err = run_module("vgg_jax.predict", f"--workdir={run}", "--protocol=center_crop", *pictures)
@@ -176,4 +174,4 @@ def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
 
 def test_a_scale_below_the_crop_is_refused(run, photos):
     with pytest.raises(UserError, match="the test scale Q=32"):
-        predict(load_net(run), sorted(photos.rglob("*.png")), "dense", "32")
+        predict(load_trained(run), sorted(photos.rglob("*.png")), "dense", "32")

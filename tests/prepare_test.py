@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.command import help_of, run_module, start_module
-from vgg_jax.data import space
+from vgg_jax.data import disk
 from vgg_jax.data.sources import open_dataset, prepared_data
 from vgg_jax.exceptions import UserError
 
@@ -108,7 +108,7 @@ def test_an_interrupted_preparation_begins_anew(tmp_path):
 
 def test_no_room_for_a_folder_is_said_before_anything_is_written(pictures, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: free)
     with pytest.raises(UserError, match=r"has 0.1 MB free, and [\d.]+ MB are needed; .*Nothing was written"):
         prepared_data("folder", tmp_path, str(pictures))
     assert not list(tmp_path.iterdir())

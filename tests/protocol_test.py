@@ -12,8 +12,8 @@ from tests.reference import Reference, softmax
 from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
 from vgg_jax.data.pipeline import batches, eval_examples
 from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
-from vgg_jax.evaluation.nets import load_net
 from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import make_mesh
 from vgg_jax.steps import make_eval_step
@@ -59,7 +59,7 @@ def test_dense_and_crops_and_their_means_are_the_references(run, net_config, pho
         wanted = [np.stack([getattr(net, part)(file, q) for file in files]) for part in ("dense", "multi_crop")]
         for part, of_part in zip(("dense", "multi_crop"), wanted, strict=True):
             stored = kept(workdir, f"*/{part}-Q{q}")
-            close(stored["posteriors"], of_part)
+            close(stored["probs"], of_part)
             assert stored["keys"].tolist() == [f"{file.parent.name}/{file.name}" for file in files]
             assert stored["labels"].tolist() == labels.tolist()
             same_as_next_row(of_part, part, str(q))
@@ -79,7 +79,7 @@ def test_dense_and_crops_and_their_means_are_the_references(run, net_config, pho
         same_as_next_row(posteriors, "dense", str(q))
     same_as_next_row(np.mean(at, 0), "dense", "64,73,82")
     assert before.stat().st_mtime_ns == written
-    assert summary["computing"]["frames"] > 0
+    assert summary["computing"]["shapes"] > 0
     assert evaluate(request(run, scales="multi"), quiet=True)["computing"]["compilations"] == 0
 
 
@@ -98,7 +98,7 @@ def test_another_order_of_averaging_would_show(net_config, photos):
 
 def test_the_centre_crop_is_what_validation_in_training_sees(run, net_config):
     summary = evaluate(request(run, protocol="center_crop"), quiet=True)
-    net, records = load_net(run), records_of(net_config)
+    net, records = load_trained(run), records_of(net_config)
     step = jax.jit(make_eval_step(net.model, net.statistics))
     wanted = evaluate_center_crops(
         step, net.variables, batches(net_config, eval_examples(net_config, records), make_mesh()), len(records)
@@ -242,7 +242,7 @@ def test_a_split_without_labels_becomes_a_submission(run, tmp_path, beside_train
     lines = Path(summary["submission"]["file"]).read_text().splitlines()
     arrays = kept(run, "*unknown*/dense-Q73")
     assert (arrays["labels"] == -1).all()
-    wanted = [[(4, 3, 1)[k] for k in np.argsort(-row)] for row in arrays["posteriors"]]
+    wanted = [[(4, 3, 1)[k] for k in np.argsort(-row)] for row in arrays["probs"]]
     assert lines == [" ".join(map(str, row)) for row in wanted]
     refused("--class_numbers=.* cannot be read", run, **options, class_numbers=str(tmp_path / "no"))
     order.write_text("cross\narrow\n")
@@ -269,4 +269,4 @@ def test_real_photographs(real_pictures, net_config, tmp_path):
     summary = evaluate(request(run, data_root=str(root), data_dir=str(tmp_path / "d")), quiet=True)
     assert summary["data"]["images"] == 12
     reference = Reference(random_params(net_config, 0), root)
-    close(kept(run, "*/dense-Q73")["posteriors"], np.stack([reference.dense(file, 73) for file in reference.files]))
+    close(kept(run, "*/dense-Q73")["probs"], np.stack([reference.dense(file, 73) for file in reference.files]))

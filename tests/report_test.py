@@ -14,8 +14,8 @@ from tests.browser import browser
 from tests.command import help_of, run_module
 from tests.runs import make_run
 from vgg_jax.data.builtin import CLASS_NAMES
-from vgg_jax.evaluation.nets import load_net
 from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import charts, pictures, predictions, runs
 from vgg_jax.reporting.page import write_page
@@ -73,7 +73,7 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
     # The evaluation that it lacked is made and kept like any other.
     (kept,) = trained.glob("evaluation/7/*/center_crop-Q73.npz")
     with np.load(kept) as arrays:
-        labels, posteriors = arrays["labels"], arrays["posteriors"]
+        labels, posteriors = arrays["labels"], arrays["probs"]
     wrong = sum(int(np.argmax(row) != label) for row, label in zip(posteriors, labels, strict=True))
     assert f"checkpoint 7, vgg_jax_folder/{kept.parent.name.split('vgg_jax_folder_')[1][:5]}" in text
     assert f"top-1 error {10 * wrong}.0 %." in text
@@ -101,10 +101,10 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
 def test_the_most_thorough_evaluation_of_the_checkpoint_is_shown(trained):
     evaluate(Request((str(trained),), protocol="center_crop"), quiet=True)
     evaluate(Request((str(trained),), protocol="dense", scales="multi"), quiet=True)
-    net = load_net(trained)
+    net = load_trained(trained)
     found = predictions.kept(net, runs.read_run(trained, "run").evaluations)
     assert (found.protocol, found.scales, found.split) == ("dense", "64, 73, 82", "validation")
-    parts = [np.load(path)["posteriors"] for path in trained.glob("evaluation/7/*/dense-Q*.npz")]
+    parts = [np.load(path)["probs"] for path in trained.glob("evaluation/7/*/dense-Q*.npz")]
     np.testing.assert_allclose(found.posteriors, sum(parts) / 3, rtol=1e-6)
     text = text_of(write_page([trained], None, quiet=True))
     assert "From dense, Q = 64, 73, 82, checkpoint 7" in text
@@ -137,7 +137,7 @@ def test_of_many_classes_the_hardest_are_shown(net_config, tmp_path):
     text = text_of(write_page([workdir], None, quiet=True))
     (kept,) = workdir.glob("evaluation/7/*/center_crop-Q73.npz")
     with np.load(kept) as arrays:
-        labels, predicted = arrays["labels"], arrays["posteriors"].argmax(1)
+        labels, predicted = arrays["labels"], arrays["probs"].argmax(1)
     assert "The hardest of 25 classes" in text
     assert "Confusion matrix" not in text
     for k in range(3):

@@ -10,9 +10,9 @@ import pytest
 from configs import paper as paper_file
 from tests.command import as_flags, help_of, run_module
 from tests.runs import make_run
-from vgg_jax.config import flatten, paper_config
+from vgg_jax.config import flatten, paper_config, scaled_length
 from vgg_jax.exceptions import UserError
-from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, chosen_stages, scaled, split_config, stage_config
+from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, chosen_stages, split_config, stage_config
 from vgg_jax.reproduction.run import describe, steps_of, write_plan
 from vgg_jax.reproduction.tables import TABLES, fill, markdown, write
 
@@ -49,7 +49,7 @@ def test_the_graph_is_the_papers():
     [(224, (256, 384, 512, 32)), (64, (73, 110, 146, 9)), (32, (37, 55, 73, 5)), (112, (128, 192, 256, 16))],
 )
 def test_lengths_follow_the_crop(crop, wanted):
-    assert tuple(scaled(length, crop) for length in (256, 384, 512, 32)) == wanted
+    assert tuple(scaled_length(length, crop) for length in (256, 384, 512, 32)) == wanted
 
 
 def test_at_crop_224_a_stage_is_the_configuration_file_of_its_net(tmp_path):
@@ -194,7 +194,7 @@ def test_a_cell_is_the_mean_over_seeds_of_what_the_protocol_gives(net_config, tm
             files = sorted((tmp_path / f"seed{seed}" / name / "evaluation").glob("7/*/dense-*.npz"))
             kept = [np.load(file) for file in files if re.search(r"Q(73|110|146)\b", file.name)]
             assert len(kept) == 3
-            nets.append(np.mean([k["posteriors"].astype(np.float64) for k in kept], 0))
+            nets.append(np.mean([k["probs"].astype(np.float64) for k in kept], 0))
             labels = kept[0]["labels"]
         errors.append(np.mean(np.mean(nets, 0).argmax(-1) != labels))
     assert errors[0] != errors[1]

@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import REPOSITORY
 from vgg_jax.config import default_config, paper_config
 from vgg_jax.evaluation import paper, results
-from vgg_jax.evaluation.views import View, views
-from vgg_jax.evaluation.views import test_scales as scales_of
+from vgg_jax.evaluation.passes import EvalPass, eval_passes
+from vgg_jax.evaluation.passes import test_scales as scales_of
 from vgg_jax.exceptions import UserError
 from vgg_jax.steps import topk_errors as errors_in_training
 
@@ -26,12 +26,12 @@ def test_errors_are_those_of_training(classes):
     labels = np.random.default_rng(1).integers(0, classes, 200)
     wanted = errors_in_training(jnp.asarray(posteriors), jnp.asarray(labels))
     none = np.zeros(200, bool)
-    assert results.errors(posteriors, labels, none) == pytest.approx(
+    assert results.topk_errors(posteriors, labels, none) == pytest.approx(
         (float(wanted["top1_error"].mean()), float(wanted["top5_error"].mean()))
     )
-    right = results.best(posteriors)[:, 0]
-    assert results.errors(posteriors, right, none) == (0, 0)
-    assert results.errors(posteriors, right, np.arange(200) < 20) == pytest.approx((0.1, 0.1))  # refused is wrong
+    right = results.top5_classes(posteriors)[:, 0]
+    assert results.topk_errors(posteriors, right, none) == (0, 0)
+    assert results.topk_errors(posteriors, right, np.arange(200) < 20) == pytest.approx((0.1, 0.1))  # refused is wrong
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -39,7 +39,7 @@ def test_scores_that_are_not_finite_are_wrong_for_every_class(value):
     scores = np.full((7, 7), 0.1, np.float32)
     scores[np.arange(7), np.arange(7)[::-1]] = value
     labels = np.arange(7)
-    assert results.errors(scores, labels, np.zeros(7, bool)) == (1, 1)
+    assert results.topk_errors(scores, labels, np.zeros(7, bool)) == (1, 1)
     found = errors_in_training(jnp.asarray(scores), jnp.asarray(labels))
     assert [float(found[name].min()) for name in ("top1_error", "top5_error")] == [1, 1]
 
@@ -157,9 +157,9 @@ def test_scales_are_the_papers(crop, low, high, single, multi):
     assert scales_of(config, "dense", "single") == single
     assert scales_of(config, "multi_crop", "multi") == multi
     assert scales_of(config, "dense", "300,224") == [224, 300]
-    assert [view.scale for view in views(config, "dense", "")] == single
-    assert [view.scale for view in views(config, "multi_crop", "")] == multi
-    both = views(config, "dense+multi_crop", "")
+    assert [view.scale for view in eval_passes(config, "dense", "")] == single
+    assert [view.scale for view in eval_passes(config, "multi_crop", "")] == multi
+    both = eval_passes(config, "dense+multi_crop", "")
     assert [(view.part, view.scale) for view in both] == [(p, q) for p in ("dense", "multi_crop") for q in multi]
     assert sum(view.per_picture() for view in both if view.part == "multi_crop") == 150
 
@@ -167,12 +167,12 @@ def test_scales_are_the_papers(crop, low, high, single, multi):
 def test_a_centre_crop_is_taken_where_training_takes_it():
     config = default_config()
     config.image.eval_scale = 300
-    assert views(config, "center_crop", "") == [View("center_crop", 300, 224, False)]
+    assert eval_passes(config, "center_crop", "") == [EvalPass("center_crop", 300, 224, False)]
 
 
 def test_the_command_line_knows_the_protocols():
     # The flag lists them itself, so that --help need not load JAX.
-    from vgg_jax.evaluation.views import PROTOCOLS
+    from vgg_jax.evaluation.passes import PROTOCOLS
 
     listed = re.search(r'"protocol", "dense", \[([^\]]+)\]', (REPOSITORY / "vgg_jax" / "evaluate.py").read_text())[1]
     assert listed.replace('"', "").split(", ") == list(PROTOCOLS)

@@ -20,8 +20,8 @@ from tests.runs import make_run, varied_pictures
 from tests.torch_nets import TimmVGG, TorchvisionVGG, normalised, randomised
 from tests.weights_files import random_params, write_h5
 from vgg_jax.data.crops import rescaled
-from vgg_jax.evaluation.nets import load_weights_net, weights_of_run
 from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
 from vgg_jax.weights.exports import to_torchvision
 from vgg_jax.weights.file import Weights, folded_params, load_weights, make_model, save_weights, write_safetensors
 from vgg_jax.weights.imports import Digests, import_weights
@@ -182,7 +182,7 @@ def test_dense_posteriors_are_those_of_torchs_own_convolutional_net(tmp_path, pr
     assert summary["data"]["images"] == 4
     (kept,) = (tmp_path / "net").glob("evaluation/net.safetensors/*/dense-Q73.npz")
     with np.load(kept) as arrays:
-        keys, posteriors = arrays["keys"], arrays["posteriors"]
+        keys, posteriors = arrays["keys"], arrays["probs"]
 
     first, second, third = (net.classifier[i] for i in (0, 3, 6))
 
@@ -223,7 +223,7 @@ def test_vgg16_at_full_size(tmp_path):
     torch.save(net.state_dict(), tmp_path / "vgg16.pth")
     weights = read(tmp_path / "vgg16.pth", "torchvision")
     save_weights(tmp_path / "vgg16.safetensors", weights)
-    loaded = load_weights_net(tmp_path / "vgg16.safetensors")
+    loaded = load_trained(tmp_path / "vgg16.safetensors")
     assert sum(x.size for x in jax.tree.leaves(loaded.variables)) == 138_357_544
     images = pictures(2, 224, 224)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Whole runs: killed and resumed is uninterrupted, signals save, what cannot go on says so."""
 
 import json
+import math
 import random
 import re
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from tests.command import as_flags, run_main, start_main
 from vgg_jax.checkpoints import load_variables
-from vgg_jax.config import RANGES
+from vgg_jax.config import KEYS
 from vgg_jax.exceptions import Interrupted, UserError
 from vgg_jax.metrics import TrainMetrics
 from vgg_jax.models import STRIDE
@@ -311,7 +312,12 @@ def test_real_photographs_are_learnt(tiny_config, real_pictures, tmp_path):
     assert summary(tmp_path / "run")["best_top1_error"] < 0.8  # guessing is 0.9
 
 
-EXTREMES = [(key, bound) for key, bounds in RANGES.items() for bound in dict.fromkeys(bounds)]
+EXTREMES = [
+    (key, bound)
+    for key, limits in KEYS.items()
+    if limits.least > -math.inf
+    for bound in dict.fromkeys((limits.least, limits.greatest))
+]
 
 
 @pytest.mark.slow

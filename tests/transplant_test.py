@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import make_run
 from vgg_jax.checkpoints import load_variables
-from vgg_jax.evaluation.nets import weights_of_run
+from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import CONFIGURATIONS, layer_names
 from vgg_jax.sharding import make_mesh

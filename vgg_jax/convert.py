@@ -129,7 +129,7 @@ def _read(source: Path) -> Weights:
         for flag in (_SHA256, _PREPROCESSING, _CONFIGURATION, _TRAINING_SCALES):
             if flag.value:
                 cli.fail(f"--{flag.name} is for files; {source} is a run, which says it itself.")
-        from vgg_jax.evaluation.nets import weights_of_run
+        from vgg_jax.evaluation.trained_model import weights_of_run
 
         weights = weights_of_run(source)
         print(f"{source}: configuration {weights.configuration}, {weights.source}")

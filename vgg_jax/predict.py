@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vgg_jax import cli
 
 if TYPE_CHECKING:
-    from vgg_jax.evaluation.predictions import Failure, Prediction
+    from vgg_jax.evaluation.predict_files import Failure, Prediction
 
 _SECONDS_BETWEEN_WRITES = 5.0  # of --json
 
@@ -53,69 +53,63 @@ _JSON = flags.DEFINE_string("json", "", "A file for the same as JSON.")
 
 def main(arguments: list[str]) -> None:
     if bool(_WEIGHTS.value) == bool(_WORKDIR.value):
-        cli.fail("say which net, one of: --weights=FILE, --workdir=RUN; --help lists the flags.")
+        cli.fail("say which model, one of: --weights=FILE, --workdir=RUN; --help lists the flags.")
     if not arguments:
-        cli.fail("say which pictures: files, folders or patterns, as photo.jpg or 'photos/*.jpg'.")
-    from vgg_jax.console import Console
-    from vgg_jax.evaluation.nets import load_net, load_weights_net
-    from vgg_jax.evaluation.predictions import listed, predict
-    from vgg_jax.exceptions import writing_to  # here, so that --help answers at once
+        cli.fail("say which images: files, folders or patterns, as photo.jpg or 'photos/*.jpg'.")
+    from vgg_jax.console import Console  # imported here, so that --help answers at once
+    from vgg_jax.evaluation.predict_files import list_images, predict
+    from vgg_jax.evaluation.trained_model import load_trained
+    from vgg_jax.exceptions import writing_to
     from vgg_jax.files import write_json
-    from vgg_jax.weights import hub
-    from vgg_jax.weights.file import load_titles
 
-    pictures = listed(arguments, lambda line: print(line, file=sys.stderr))
-    if _WEIGHTS.value:
-        file = hub.weights_file(_WEIGHTS.value)
-        net, titles = load_weights_net(file, _DTYPE.value), load_titles(file)
-    else:
-        net, titles = load_net(Path(_WORKDIR.value), _DTYPE.value), None
-    titles = titles or net.class_names
+    paths = list_images(arguments, lambda line: print(line, file=sys.stderr))
+    trained = load_trained(_WEIGHTS.value or _WORKDIR.value, _DTYPE.value)
     output = Path(_JSON.value).expanduser()
     if _JSON.value:
         with writing_to(output.parent, "choose another --json"):
             output.parent.mkdir(parents=True, exist_ok=True)
     console, written_at = Console(), -math.inf
-    made: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
 
     def write(failures: Sequence[Failure]) -> None:
-        order = {picture: i for i, picture in enumerate(pictures)}
+        order = {str(path): i for i, path in enumerate(paths)}
         content = {
-            "net": str(net.checkpoint),
-            "params_sha256": net.digest,
+            "model": str(trained.checkpoint),
+            "params_sha256": trained.digest,
             "protocol": _PROTOCOL.value,
             "scales": _SCALES.value,
-            "predictions": sorted(made, key=lambda one: order[Path(one["picture"])]),
-            "failures": [{"picture": str(one.picture), "reason": one.reason} for one in failures],
+            "predictions": sorted(entries, key=lambda entry: order[entry["image"]]),
+            "failures": [{"image": str(failure.path), "reason": failure.reason} for failure in failures],
         }
         write_json(output, content)
 
-    def done(one: Prediction) -> None:
+    def done(prediction: Prediction) -> None:
         nonlocal written_at
         classes = [
-            {"class": net.class_names[i], "title": titles[i], "probability": float(p)}
-            for i, p in zip(one.classes, one.probabilities, strict=True)
+            {"class": trained.class_names[i], "title": trained.class_titles[i], "probability": float(p)}
+            for i, p in zip(prediction.classes, prediction.probabilities, strict=True)
         ]
-        made.append({"picture": str(one.picture), "classes": classes, **({"map": one.map} if one.map else {})})
+        map_file = {"map": prediction.map} if prediction.map else {}
+        entries.append({"image": str(prediction.path), "classes": classes, **map_file})
         if _JSON.value and time.monotonic() - written_at > _SECONDS_BETWEEN_WRITES:
             write(())
             written_at = time.monotonic()
         lines = [f"  {entry['probability']:6.1%}  {entry['title']}" for entry in classes]
-        console.print("\n".join([str(one.picture), *lines]))
+        console.print("\n".join([str(prediction.path), *lines]))
 
     try:
         _, failures = predict(
-            *(net, pictures, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, console, titles, done)
+            trained, paths, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, console, done
         )
     except BaseException:
-        if made and _JSON.value:
+        if entries and _JSON.value:
             write(())
         raise
     if _JSON.value:
         write(failures)
     if failures:
-        lines = "".join(f"\n  {failure.picture}: {failure.reason}" for failure in failures)
-        cli.fail(f"{len(failures)} of {len(pictures)} pictures could not be read:{lines}", status=1)
+        lines = "".join(f"\n  {failure.path}: {failure.reason}" for failure in failures)
+        cli.fail(f"{len(failures)} of {len(paths)} images could not be read:{lines}", status=1)
 
 
 if __name__ == "__main__":

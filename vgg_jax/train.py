@@ -322,13 +322,10 @@ def _every(steps: float, total_steps: int) -> Callable[[int], bool]:
     return lambda step: step == total_steps or math.floor(step / steps) > math.floor((step - 1) / steps)
 
 
-# Keys in which the processes of a run may differ: each machine may keep the same data elsewhere.
-_MAY_DIFFER = ("data.dir", "data.root", "data.threads", "data.processes")
-
-
 def _facts(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Returns the facts that all processes of a run must share before they begin."""
-    values = {f"config.{key}": value for key, value in config_lib.flatten(config).items() if key not in _MAY_DIFFER}
+    flat = config_lib.flatten(config)
+    values = {f"config.{name}": flat.get(name) for name, key in config_lib.KEYS.items() if not key.is_local}
     return {"the code": code_version(), "jax": jax.__version__, "--workdir": str(workdir), **values}
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import default_config, flatten, resumed_run_may_differ_in
-from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import write_json
+from vgg_jax.config import default_config, flatten, may_change
+from vgg_jax.exceptions import UserError, quoted, writing_to
+from vgg_jax.files import read_json, write_json
 
 CHECKPOINTS = "checkpoints"
 LOCK = "lock.json"
@@ -53,7 +53,10 @@ def check(workdir: Path, config: ConfigDict) -> None:
     kept = workdir / "config.json"
     if checkpoint_steps(workdir):
         # A key that an earlier version did not have counts as its default.
-        _same_run(kept, flatten(default_config()) | flatten(ConfigDict(_read(kept))), flatten(config))
+        old, new = flatten(default_config()) | flatten(ConfigDict(_read(kept))), flatten(config)
+        _same_run(
+            kept, *({key: value for key, value in flat.items() if not may_change(key, config)} for flat in (old, new))
+        )
     elif workdir.is_dir() and not kept.exists():
         foreign = sorted({path.name.removesuffix(".unfinished") for path in workdir.iterdir()}.difference(_OWN))
         if foreign:
@@ -226,9 +229,9 @@ def _machine() -> str:
 
 def _same_run(kept: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     different = [
-        f"{key} is {_short(new.get(key))}, there it is {_short(old.get(key))}"
+        f"{key} is {quoted(new.get(key))}, there it is {quoted(old.get(key))}"
         for key in {**new, **old}
-        if new.get(key) != old.get(key) and key not in resumed_run_may_differ_in()
+        if new.get(key) != old.get(key)
     ]
     if different:
         raise UserError(
@@ -238,12 +241,4 @@ def _same_run(kept: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); choose another --workdir.") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return read_json(path, "choose another --workdir")

@@ -1,4 +1,4 @@
-"""Doing the same to every picture of a set: several at once, in bounded memory, while a person sees how far it is."""
+"""Ordered, bounded thread-pool map, with progress."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def parallel_map(
-    function: Callable[[A], B], items: Iterable[A], threads: int | None = None
+    function: Callable[[A], B], items: Iterable[A], threads: int | None = None, ahead: int | None = None
 ) -> Generator[B, None, None]:
-    """`map`, in threads; results come in order, and only a few items are in work or waiting at any time.
+    """Maps in threads; results come in order, and a bounded number of items is in work or waiting at any time.
 
     Args:
       function: releases the interpreter's lock for most of its time, as decoding does.
       items: taken one by one, as they are needed.
       threads: at once; None: one for every core.
+      ahead: items in work or waiting; None: four for every thread.
     """
     threads = threads or os.cpu_count() or 1
     waiting: deque[Future[B]] = deque()
-    remaining = iter(items)
+    remaining, ahead = iter(items), ahead or 4 * threads
     with ThreadPoolExecutor(threads) as pool:
         try:
-            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 4 * threads))
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, ahead))
             while waiting:
                 yield waiting.popleft().result()
                 waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))

@@ -214,11 +214,11 @@ def _example(records: Records, index: int, cut: Callable, *args: Any) -> Example
     record = records[index]
     try:
         if is_cut_short(record["image"]):
-            _say_cut_short(f"{_name(record)}, {records.place(index)}")
+            _say_cut_short(f"{_name(record)}, {records.describe(index)}")
         return {"image": cut(record["image"], *args), "label": np.int32(record["label"])}
     except DecodeError as error:
         raise UserError(
-            f"{_name(record)}, {records.place(index)}, cannot be decoded: {error}. "
+            f"{_name(record)}, {records.describe(index)}, cannot be decoded: {error}. "
             "Prepare the data again, with `python -m vgg_jax.prepare` where it can, which finds all such pictures."
         ) from error
 

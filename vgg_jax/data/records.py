@@ -54,7 +54,7 @@ class Records(Sequence[Record]):
             return _plainly_laid_out(example) or _parsed(example)
         except Exception as error:  # of several kinds, as they come out of C++
             raise UserError(
-                f"{self.place(index)} cannot be read: {' '.join(str(error).split())}. The file has changed since it was "
+                f"{self.describe(index)} cannot be read: {' '.join(str(error).split())}. The file has changed since it was "
                 "prepared: bring it back from a copy, or delete its directory and prepare the data again."
             ) from error
 
@@ -67,8 +67,8 @@ class Records(Sequence[Record]):
             if part.filename == other_part.filename
         )
 
-    def place(self, index: int) -> str:
-        """In words: which record of what, and in which file it lies."""
+    def describe(self, index: int) -> str:
+        """Returns in words which record of what it is, and in which file it lies."""
         number = bisect_right(self._ends, index)
         part = self._parts[number]
         position = part.skip + index - (self._ends[number - 1] if number else 0)

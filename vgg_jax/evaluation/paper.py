@@ -7,58 +7,58 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 
-class Errors(NamedTuple):
-    """Per cent."""
+class TopKError(NamedTuple):
+    """A pair of errors, per cent."""
 
     top1: float
     top5: float
 
 
 # (configuration, training scales) -> errors. Dense evaluation at a single scale: Paper Table 3.
-SINGLE_SCALE: dict[tuple[str, str], Errors] = {
-    ("A", "S=256"): Errors(29.6, 10.4),
-    ("A-LRN", "S=256"): Errors(29.7, 10.5),
-    ("B", "S=256"): Errors(28.7, 9.9),
-    ("C", "S=256"): Errors(28.1, 9.4),
-    ("C", "S=384"): Errors(28.1, 9.3),
-    ("C", "jitter"): Errors(27.3, 8.8),
-    ("D", "S=256"): Errors(27.0, 8.8),
-    ("D", "S=384"): Errors(26.8, 8.7),
-    ("D", "jitter"): Errors(25.6, 8.1),
-    ("E", "S=256"): Errors(27.3, 9.0),
-    ("E", "S=384"): Errors(26.9, 8.7),
-    ("E", "jitter"): Errors(25.5, 8.0),
+SINGLE_SCALE: dict[tuple[str, str], TopKError] = {
+    ("A", "S=256"): TopKError(29.6, 10.4),
+    ("A-LRN", "S=256"): TopKError(29.7, 10.5),
+    ("B", "S=256"): TopKError(28.7, 9.9),
+    ("C", "S=256"): TopKError(28.1, 9.4),
+    ("C", "S=384"): TopKError(28.1, 9.3),
+    ("C", "jitter"): TopKError(27.3, 8.8),
+    ("D", "S=256"): TopKError(27.0, 8.8),
+    ("D", "S=384"): TopKError(26.8, 8.7),
+    ("D", "jitter"): TopKError(25.6, 8.1),
+    ("E", "S=256"): TopKError(27.3, 9.0),
+    ("E", "S=384"): TopKError(26.9, 8.7),
+    ("E", "jitter"): TopKError(25.5, 8.0),
 }
 # Dense evaluation at three scales: Paper Table 4.
-MULTI_SCALE: dict[tuple[str, str], Errors] = {
-    ("B", "S=256"): Errors(28.2, 9.6),
-    ("C", "S=256"): Errors(27.7, 9.2),
-    ("C", "S=384"): Errors(27.8, 9.2),
-    ("C", "jitter"): Errors(26.3, 8.2),
-    ("D", "S=256"): Errors(26.6, 8.6),
-    ("D", "S=384"): Errors(26.5, 8.6),
-    ("D", "jitter"): Errors(24.8, 7.5),
-    ("E", "S=256"): Errors(26.9, 8.7),
-    ("E", "S=384"): Errors(26.7, 8.6),
-    ("E", "jitter"): Errors(24.8, 7.5),
+MULTI_SCALE: dict[tuple[str, str], TopKError] = {
+    ("B", "S=256"): TopKError(28.2, 9.6),
+    ("C", "S=256"): TopKError(27.7, 9.2),
+    ("C", "S=384"): TopKError(27.8, 9.2),
+    ("C", "jitter"): TopKError(26.3, 8.2),
+    ("D", "S=256"): TopKError(26.6, 8.6),
+    ("D", "S=384"): TopKError(26.5, 8.6),
+    ("D", "jitter"): TopKError(24.8, 7.5),
+    ("E", "S=256"): TopKError(26.9, 8.7),
+    ("E", "S=384"): TopKError(26.7, 8.6),
+    ("E", "jitter"): TopKError(24.8, 7.5),
 }
 # (configuration, protocol), of nets trained with jitter, at three scales: Paper Table 5.
-CROPS: dict[tuple[str, str], Errors] = {
-    ("D", "dense"): Errors(24.8, 7.5),
-    ("D", "multi_crop"): Errors(24.6, 7.5),
-    ("D", "dense+multi_crop"): Errors(24.4, 7.2),
-    ("E", "dense"): Errors(24.8, 7.5),
-    ("E", "multi_crop"): Errors(24.6, 7.4),
-    ("E", "dense+multi_crop"): Errors(24.4, 7.1),
+CROPS: dict[tuple[str, str], TopKError] = {
+    ("D", "dense"): TopKError(24.8, 7.5),
+    ("D", "multi_crop"): TopKError(24.6, 7.5),
+    ("D", "dense+multi_crop"): TopKError(24.4, 7.2),
+    ("E", "dense"): TopKError(24.8, 7.5),
+    ("E", "multi_crop"): TopKError(24.6, 7.4),
+    ("E", "dense+multi_crop"): TopKError(24.4, 7.1),
 }
 # D and E, both trained with jitter, fused, at three scales: Paper Table 6.
-FUSION: dict[str, Errors] = {
-    "dense": Errors(24.0, 7.1),
-    "multi_crop": Errors(23.9, 7.2),
-    "dense+multi_crop": Errors(23.7, 6.8),
+FUSION: dict[str, TopKError] = {
+    "dense": TopKError(24.0, 7.1),
+    "multi_crop": TopKError(23.9, 7.2),
+    "dense+multi_crop": TopKError(23.7, 6.8),
 }
 # The submission's seven nets fused, dense, each at its three scales: Paper Table 6.
-SEVEN_NETS = Errors(24.7, 7.5)
+SEVEN_NETS = TopKError(24.7, 7.5)
 
 
 def training_scales(config: ConfigDict) -> str | None:
@@ -69,12 +69,14 @@ def training_scales(config: ConfigDict) -> str | None:
     return {(256, 256): "S=256", (384, 384): "S=384", (256, 512): "jitter"}.get((image.scale_min, image.scale_max))
 
 
-def published(nets: list[tuple[str, str | None]], protocol: str, scales: str, data: str, split: str) -> Errors | None:
+def published(
+    nets: list[tuple[str, str | None]], protocol: str, scales: str, data: str, split: str
+) -> TopKError | None:
     """The figure of the paper for what was done, or None where it has none.
 
     Args:
       nets: (configuration, `training_scales`) of each.
-      protocol: a key of `views.PROTOCOLS`.
+      protocol: a key of `passes.PROTOCOLS`.
       scales: "single" or "multi" where they are the paper's own for each net, else anything.
       data: name of the data set, as TFDS has it.
       split: of it.

@@ -1,4 +1,4 @@
-"""What a net makes of a split: from posteriors that are kept, the most thorough there are, or a centre crop's."""
+"""Predictions on a split, from the best cached evaluation (centre crop if none)."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ import numpy as np
 from PIL import Image
 
 from vgg_jax.console import Console
-from vgg_jax.data.crops import rescaled, rescaled_size
-from vgg_jax.data.decode import decode, size_of
-from vgg_jax.evaluation import maps, results
-from vgg_jax.evaluation.compute import reading
-from vgg_jax.evaluation.nets import Net
-from vgg_jax.evaluation.posteriors import Source, view_name
-from vgg_jax.evaluation.protocol import Request, evaluate, opened
-from vgg_jax.evaluation.store import Posteriors, Store
-from vgg_jax.evaluation.views import PROTOCOLS, View
+from vgg_jax.data.decode import decode
+from vgg_jax.evaluation import heatmaps, results
+from vgg_jax.evaluation.cache import Cache, Probs
+from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass
+from vgg_jax.evaluation.protocol import Request, evaluate, open_evaluated
+from vgg_jax.evaluation.run import decoded
+from vgg_jax.evaluation.split import Split, pass_name
+from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import pictures
 from vgg_jax.reporting.runs import read_json
 
 _THUMBNAIL = 168  # pixels
 _MAP_SIDE = 256  # pixels
-_LONGEST_MAP = 3  # times the shorter side: pictures longer than that are not drawn
 
 
 class Predictions(NamedTuple):
-    """Posteriors of a split, averaged as a protocol does, and what they are of."""
+    """Probabilities of a split, averaged as a protocol does, and their origin."""
 
     protocol: str
     scales: str  # test scales Q
@@ -37,176 +35,173 @@ class Predictions(NamedTuple):
     split: str
     request: Request  # that computed them
     keys: np.ndarray  # [N] str
-    labels: np.ndarray  # [N], as the net numbers classes
-    posteriors: np.ndarray  # [N, K] float64; zeros where the picture was refused
+    labels: np.ndarray  # [N], as the model numbers classes
+    probs_NxK: np.ndarray  # float64; zeros where the image was skipped
     top1_error: float  # fractions
     top5_error: float | None  # None with five classes or fewer
 
     def predicted(self) -> np.ndarray:
-        """The likeliest class of each picture, [N]; -1 where it was refused."""
-        return np.where(self.posteriors.any(1), results.best(self.posteriors)[:, 0], -1)
+        """Returns the likeliest class of each image, [N]; -1 where it was skipped."""
+        return np.where(self.probs_NxK.any(1), results.top5_classes(self.probs_NxK)[:, 0], -1)
 
 
-def kept(net: Net, evaluations: list[tuple[Path, dict[str, Any]]]) -> Predictions | None:
-    """The most thorough evaluation of this checkpoint alone whose posteriors are whole; its own validation split first."""
+def from_cache(trained: TrainedModel, evaluations: list[tuple[Path, dict[str, Any]]]) -> Predictions | None:
+    """Returns the most thorough complete evaluation of this checkpoint alone; its own validation split first."""
     candidates = []
     for path, content in evaluations:
-        views = content["nets"][0].get("views", []) if len(content["nets"]) == 1 else []
-        of_net = bool(views) and content["nets"][0].get("params_sha256") == net.digest and content["rows"]
-        if of_net and content["request"].get("protocol") in PROTOCOLS:
-            request = content["request"]
+        models, request = content["models"], content["request"]
+        passes = models[0].get("passes", []) if len(models) == 1 else []
+        is_own = bool(passes) and models[0].get("params_sha256") == trained.digest and content["rows"]
+        if is_own and request.get("protocol") in PROTOCOLS:
             other_data = bool(request.get("data_name") or request.get("data_root"))
-            other_split = request.get("split") not in ("", None, net.config.data.val_split)
-            candidates.append(((other_data, other_split, -len(views), path.name), path, content))
+            other_split = request.get("split") not in ("", None, trained.config.data.val_split)
+            candidates.append(((other_data, other_split, -len(passes), path.name), path, content))
     for _, path, content in sorted(candidates, key=lambda candidate: candidate[0]):
-        found = _averaged(net, path.parent, content)
-        if found is not None:
-            return found
+        averaged = _averaged(trained, path.parent, content)
+        if averaged is not None:
+            return averaged
     return None
 
 
-def compute(net: Net, data_dir: str, data_root: str, quiet: bool) -> None:
-    """Evaluates a centre crop on the run's validation split, and keeps it like any other evaluation.
+def compute(trained: TrainedModel, data_dir: str, data_root: str, quiet: bool) -> None:
+    """Evaluates a centre crop on the run's validation split, and caches it like any other evaluation.
 
     Raises:
       UserError: as `protocol.evaluate`.
     """
-    evaluate(Request((str(net.checkpoint),), protocol="center_crop", data_dir=data_dir, data_root=data_root), quiet)
+    evaluate(Request((str(trained.checkpoint),), protocol="center_crop", data_dir=data_dir, data_root=data_root), quiet)
 
 
-def _averaged(net: Net, directory: Path, content: dict[str, Any]) -> Predictions | None:
+def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -> Predictions | None:
     request = Request(**{name: content["request"][name] for name in Request._fields if name in content["request"]})
-    by_part: dict[str, list[Posteriors]] = {part: [] for part in PROTOCOLS[request.protocol]}
-    scales = []
-    for description in content["nets"][0]["views"]:
-        view = View(**description)
-        name = view_name(net, view)
-        if content["nets"][0]["dtype"] != net.config.model.dtype:
-            return None  # kept beside the run's own under another name
+    probs: dict[EvalPass, Probs] = {}
+    for description in content["models"][0]["passes"]:
+        eval_pass = EvalPass(**description)
+        name = pass_name(trained, eval_pass)
+        if content["models"][0]["dtype"] != trained.config.model.dtype:
+            return None  # cached next to the run's own under another name
         try:
             settings = read_json(directory / f"{name}.json")
-            found = Store(directory, name, settings, len(net.class_names)).load()
+            cached = Cache(directory, name, settings, len(trained.class_names)).load()
         except (UserError, KeyError):
             return None
-        if found is None or settings.get("params_sha256") != net.digest:
+        if cached is None or settings.get("params_sha256") != trained.digest:
             return None
-        by_part[view.part].append(found)
-        scales.append(view.scale)
-    every = [one for part in by_part.values() for one in part]
-    first, refused = every[0], np.any([one.refused for one in every], 0)
+        probs[eval_pass] = cached
+    first, skipped = next(iter(probs.values())), np.any([cached.skipped for cached in probs.values()], 0)
     if (first.labels < 0).any():
         return None
-    mean = results.average(results.average(one.posteriors for one in part) for part in by_part.values())
-    mean[refused] = 0
-    top1_error, top5_error = results.errors(mean, first.labels, refused)
+    mean_NxK = results.over_methods(probs, PROTOCOLS[request.protocol])
+    mean_NxK[skipped] = 0
+    top1_error, top5_error = results.topk_errors(mean_NxK, first.labels, skipped)
     return Predictions(
         request.protocol,
-        ", ".join(map(str, sorted(set(scales)))),
+        ", ".join(map(str, sorted({eval_pass.scale for eval_pass in probs}))),
         content["data"]["name"],
         content["data"]["split"],
         request,
         first.keys,
         first.labels,
-        mean,
+        mean_NxK,
         top1_error,
-        top5_error if mean.shape[1] > 5 else None,
+        top5_error if mean_NxK.shape[1] > 5 else None,
     )
 
 
-def source_of(found: Predictions, net: Net, data_dir: str, data_root: str) -> Source:
-    """The pictures that predictions are of.
+def split_of(predictions: Predictions, trained: TrainedModel, data_dir: str, data_root: str) -> Split:
+    """Opens the split of predictions.
 
     Raises:
-      UserError: they are no longer there, or others are.
+      UserError: its images are no longer there, or others are.
     """
-    request = found.request._replace(
-        data_dir=data_dir or found.request.data_dir, data_root=data_root or found.request.data_root
+    request = predictions.request._replace(
+        data_dir=data_dir or predictions.request.data_dir, data_root=data_root or predictions.request.data_root
     )
-    source = opened(request, net, Console(quiet=True))
-    if len(source.records) != len(found.keys):
+    split = open_evaluated(request, trained, Console(quiet=True))
+    if len(split.records) != len(predictions.keys):
         raise UserError(
-            f"{source.data}, split {source.split}, has {len(source.records)} pictures now, and had {len(found.keys)} when "
+            f"{split.data}, split {split.name}, has {len(split.records)} images now, and had {len(predictions.keys)} when "
             "it was evaluated; evaluate the run again."
         )
-    return source
+    return split
 
 
-def confusion(found: Predictions, classes: int) -> np.ndarray:
-    """[K, K] int64: pictures by true class (row) and predicted class; refused ones are in no column."""
-    predicted = found.predicted()
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, (found.labels[predicted >= 0], predicted[predicted >= 0]), 1)
+def confusion(predictions: Predictions, num_classes: int) -> np.ndarray:
+    """Returns [K, K] int64, images by true class (row) and predicted class; skipped ones are in no column."""
+    predicted = predictions.predicted()
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(matrix, (predictions.labels[predicted >= 0], predicted[predicted >= 0]), 1)
     return matrix
 
 
-def surest_right(found: Predictions, count: int) -> list[int]:
-    """Pictures predicted rightly, the surest of each class, surest first."""
-    sure = found.posteriors.max(1)
-    right = np.flatnonzero(found.predicted() == found.labels)
+def surest_right(predictions: Predictions, count: int) -> list[int]:
+    """Returns images predicted rightly, the surest of each class, surest first."""
+    sure = predictions.probs_NxK.max(1)
+    right = np.flatnonzero(predictions.predicted() == predictions.labels)
     order = right[np.argsort(-sure[right], kind="stable")]
-    _, firsts = np.unique(found.labels[order], return_index=True)
+    _, firsts = np.unique(predictions.labels[order], return_index=True)
     return [int(i) for i in order[np.sort(firsts)][:count]]
 
 
-def surest_wrong(found: Predictions, count: int) -> list[int]:
-    """Pictures predicted wrongly, surest first."""
-    predicted = found.predicted()
-    wrong = np.flatnonzero((predicted != found.labels) & (predicted >= 0))
-    return [int(i) for i in wrong[np.argsort(-found.posteriors[wrong].max(1), kind="stable")][:count]]
+def surest_wrong(predictions: Predictions, count: int) -> list[int]:
+    """Returns images predicted wrongly, spread over their true classes: the surest of each first, then the second, ..."""
+    predicted = predictions.predicted()
+    wrong = np.flatnonzero((predicted != predictions.labels) & (predicted >= 0))
+    order = wrong[np.argsort(-predictions.probs_NxK[wrong].max(1), kind="stable")]
+    labels = predictions.labels[order]
+    rank_in_class = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)], int)
+    return [int(i) for i in order[np.argsort(rank_in_class, kind="stable")][:count]]
 
 
-def shown(found: Predictions, net: Net, source: Source | None, index: int) -> dict[str, Any]:
-    """What the page says of one picture; without its pixels where there is no source."""
-    best = results.best(found.posteriors[index][None])[0, :3]
-    picture = reading(source.records, index, decode) if source else None
+def sample(predictions: Predictions, trained: TrainedModel, split: Split | None, index: int) -> dict[str, Any]:
+    """Returns what the page says of one image; without its pixels where there is no split."""
+    probs_K, label = predictions.probs_NxK[index], predictions.labels[index]
+    top3 = results.top5_classes(probs_K[None])[0, :3]
+    pixels = decoded(split.records, index, decode) if split else None
     return {
-        "key": str(found.keys[index]),
-        "true": net.class_names[found.labels[index]],
-        "right": bool(best[0] == found.labels[index]),
-        "best": [(net.class_names[k], float(found.posteriors[index, k]), bool(k == found.labels[index])) for k in best],
-        "true_posterior": float(found.posteriors[index, found.labels[index]]),
-        "picture": None if picture is None else pictures.thumbnail(picture, _THUMBNAIL),
+        "key": str(predictions.keys[index]),
+        "true": trained.class_names[label],
+        "right": bool(top3[0] == label),
+        "best": [(trained.class_names[k], float(probs_K[k]), bool(k == label)) for k in top3],
+        "true_probability": float(probs_K[label]),
+        "image": None if pixels is None else pictures.thumbnail(pixels, _THUMBNAIL),
     }
 
 
-def map_scale(net: Net) -> int:
-    """Q of the score maps in pixels: twice S, and at least four places of the map on the shorter side."""
-    low, high = net.config.image.scale_min, net.config.image.scale_max
-    return max(low + high, net.config.image.crop + 96)
+def map_scale(trained: TrainedModel) -> int:
+    """Returns Q of the score maps in pixels: twice S, and at least four cells of the map on the shorter side."""
+    low, high = trained.config.image.scale_min, trained.config.image.scale_max
+    return max(low + high, trained.config.image.crop + 96)
 
 
-def score_maps(found: Predictions, net: Net, source: Source, count: int) -> list[dict[str, Any]]:
-    """Score maps of the true and of the predicted, or the second, class; of pictures spread evenly over the split."""
-    variables, scale, crop = jax.device_get(net.variables), map_scale(net), net.config.image.crop
+def score_maps(predictions: Predictions, trained: TrainedModel, split: Split, count: int) -> list[dict[str, Any]]:
+    """Draws score maps of the true and of the predicted, or the second, class; of images spread evenly over the split."""
+    variables, scale, crop = jax.device_get(trained.variables), map_scale(trained), trained.config.image.crop
     drawn = []
-    for index in np.unique(np.linspace(0, len(found.keys) - 1, count + 2).round().astype(int)[1:-1]):
-        size = reading(source.records, int(index), lambda encoded: rescaled_size(*size_of(encoded), scale))
-        if max(size) > _LONGEST_MAP * scale:
+    for index in heatmaps.spread(len(predictions.keys), count + 2)[1:-1]:
+        pixels = heatmaps.image_for_map(split.records, index, scale)
+        if pixels is None:
             continue
-        pixels = reading(source.records, int(index), lambda encoded: rescaled(encoded, scale))
-        scores, posterior = maps.score_map(net, variables, pixels)
-        label, predicted = int(found.labels[index]), int(posterior.argmax())
-        classes = [("true", label), ("predicted here", predicted)]
-        if label == predicted:
-            classes = [("true and predicted here", label), ("second", int(results.best(posterior[None])[0, 1]))]
-        photograph = Image.fromarray(pixels)
-        ends = float(scores[..., [k for _, k in classes]].min()), float(scores[..., [k for _, k in classes]].max())
+        scores, probs_K = heatmaps.score_map(trained, variables, pixels)
+        label, image = int(predictions.labels[index]), Image.fromarray(pixels)
+        classes = heatmaps.classes_to_draw(probs_K, label)
+        shown = scores[..., [k for _, k in classes]]
+        ends = float(shown.min()), float(shown.max())
+        maps = [heatmaps.overlay(image, shown[..., i], ends, pixels.shape[:2], crop) for i in range(len(classes))]
         drawn.append(
             {
-                "key": str(found.keys[index]),
-                "true": net.class_names[label],
-                "picture": pictures.jpeg(photograph, _MAP_SIDE),
-                "places": f"{scores.shape[0]} x {scores.shape[1]}",
+                "key": str(predictions.keys[index]),
+                "true": trained.class_names[label],
+                "image": pictures.jpeg(image, _MAP_SIDE),
+                "cells": f"{scores.shape[0]} x {scores.shape[1]}",
                 "maps": [
                     {
-                        "what": what,
-                        "class": net.class_names[k],
-                        "posterior": float(posterior[k]),
-                        "picture": pictures.jpeg(
-                            maps.overlay(photograph, scores[..., k], ends, pixels.shape[:2], crop), _MAP_SIDE
-                        ),
+                        "heading": heading,
+                        "class": trained.class_names[k],
+                        "probability": float(probs_K[k]),
+                        "image": pictures.jpeg(drawn_map, _MAP_SIDE),
                     }
-                    for what, k in classes
+                    for (heading, k), drawn_map in zip(classes, maps, strict=True)
                 ],
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vgg_jax.config import scale_text
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.reporting.runs import Run, is_run, read_json, read_run, state
@@ -22,7 +23,7 @@ class Stage(NamedTuple):
 
     def training_scale(self) -> str:
         low, high = self.scales
-        return str(low) if low == high else f"{low} to {high}"
+        return scale_text(low, high)
 
 
 class Reproduction(NamedTuple):

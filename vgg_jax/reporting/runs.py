@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from vgg_jax import files
 from vgg_jax.config import default_config, flatten
 from vgg_jax.exceptions import UserError
 from vgg_jax.metrics import read_metrics
@@ -148,12 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       UserError: the file cannot be read, or holds something else.
     """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); bring it back from a copy, or leave its directory out of the report."
-        ) from error
+    content = files.read_json(path, "bring it back from a copy, or leave its directory out of the report")
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object, but {type(content).__name__}; it is not a file of this program.")
     return content
@@ -203,11 +198,11 @@ def _evaluations(workdir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list
     for path in sorted(workdir.glob("evaluation/*/*/results-*.json")):
         try:
             content = read_json(path)
-            _known(path, content, {"rows": list, "nets": list, "data": dict, "request": dict})
-            for net in content["nets"]:
-                _known(path, net, {"checkpoint": str, "views": list})
+            _known(path, content, {"rows": list, "models": list, "data": dict, "request": dict})
+            for model in content["models"]:
+                _known(path, model, {"checkpoint": str, "passes": list})
             for row in content["rows"]:
-                text, number = dict.fromkeys(("nets", "protocol", "scales"), str), (int, float)
+                text, number = dict.fromkeys(("models", "protocol", "scales"), str), (int, float)
                 _known(path, row, {**text, "images": int, "top1_error": number})
             found.append((path, content))
         except UserError as error:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vgg_jax.config import default_config, flatten
+from vgg_jax.config import default_config, flatten, scale_text
 from vgg_jax.console import duration
 from vgg_jax.evaluation import paper
-from vgg_jax.evaluation.nets import Net, load_net
+from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import pictures, predictions
 from vgg_jax.reporting.charts import Chart, Line, Mark, chart
@@ -78,32 +78,34 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
         notes.append("There is no checkpoint yet, so no filters and no predictions.")
         return section | _results(run)
     try:
-        net = load_net(run.workdir)
+        trained = load_trained(run.workdir)
     except UserError as error:
         notes.append(f"No filters and no predictions: {error}")
         return section | _results(run)
-    section["checkpoint"] = str(net.checkpoint)
-    section["step_of_checkpoint"] = net.checkpoint.name
-    kernel = np.asarray(net.variables["params"]["conv1_1"]["kernel"])
+    section["checkpoint"] = str(trained.checkpoint)
+    section["step_of_checkpoint"] = trained.checkpoint.name
+    kernel = np.asarray(trained.variables["params"]["conv1_1"]["kernel"])
     size = "{} x {}".format(*kernel.shape[:2])
     section["filters"] = {
-        "picture": pictures.filters(kernel),
+        "image": pictures.filters(kernel),
         "count": kernel.shape[3],
         "size": size,
         "layer": "conv1_1",
     }
-    section["parameters"] = f"{sum(x.size for x in jax.tree.leaves(net.variables['params'])):,}"
-    return section | _seen(run, net, wanted, place, quiet, notes)
+    section["parameters"] = f"{sum(x.size for x in jax.tree.leaves(trained.variables['params'])):,}"
+    return section | _predictions(run, trained, wanted, place, quiet, notes)
 
 
-def _seen(run: Run, net: Net, wanted: Wanted, place: Place, quiet: bool, notes: list[str]) -> dict[str, Any]:
+def _predictions(
+    run: Run, trained: TrainedModel, wanted: Wanted, place: Place, quiet: bool, notes: list[str]
+) -> dict[str, Any]:
     """Errors, confusion, predictions and maps of one net."""
-    found = predictions.kept(net, run.evaluations)
+    found = predictions.from_cache(trained, run.evaluations)
     if found is None and wanted.may_compute:
         try:
-            predictions.compute(net, *place, quiet=quiet)
+            predictions.compute(trained, *place, quiet=quiet)
             run = run._replace(evaluations=read_run(run.workdir, run.name).evaluations)
-            found = predictions.kept(net, run.evaluations)
+            found = predictions.from_cache(trained, run.evaluations)
         except UserError as error:
             notes.append(f"No predictions: {error}")
     section = _results(run)
@@ -113,26 +115,30 @@ def _seen(run: Run, net: Net, wanted: Wanted, place: Place, quiet: bool, notes: 
                 f"No predictions: it was not evaluated yet (python -m vgg_jax.evaluate {shlex.quote(f'--workdir={run.workdir}')})."
             )
         return section
-    source = None
+    split = None
     try:
-        source = predictions.source_of(found, net, *place)
+        split = predictions.split_of(found, trained, *place)
     except UserError as error:
         notes.append(f"The pictures cannot be shown: {error}")
     section["predictions"] = {
-        "of": f"{found.protocol.replace('_', ' ')}, Q = {found.scales}, checkpoint {net.checkpoint.name}, "
+        "of": f"{found.protocol.replace('_', ' ')}, Q = {found.scales}, checkpoint {trained.checkpoint.name}, "
         f"{found.data} {found.split}, {len(found.keys):,} pictures",
         "top1": percent(found.top1_error),
         "top5": "" if found.top5_error is None else percent(found.top5_error),
-        "classes": by_class(found, net.class_names),
+        "classes": by_class(found, trained.class_names),
     }
     try:
         section["predictions"] |= {
-            "right": [predictions.shown(found, net, source, i) for i in predictions.surest_right(found, wanted.right)],
-            "wrong": [predictions.shown(found, net, source, i) for i in predictions.surest_wrong(found, wanted.wrong)],
+            "right": [
+                predictions.sample(found, trained, split, i) for i in predictions.surest_right(found, wanted.right)
+            ],
+            "wrong": [
+                predictions.sample(found, trained, split, i) for i in predictions.surest_wrong(found, wanted.wrong)
+            ],
         }
-        if source is not None and wanted.maps:
-            section["maps"] = predictions.score_maps(found, net, source, wanted.maps)
-            section["map_scale"] = predictions.map_scale(net)
+        if split is not None and wanted.maps:
+            section["maps"] = predictions.score_maps(found, trained, split, wanted.maps)
+            section["map_scale"] = predictions.map_scale(trained)
     except UserError as error:  # a picture that can no longer be read
         notes.append(f"Some pictures cannot be shown: {error}")
     return section
@@ -152,7 +158,7 @@ def title(run: Run) -> str:
             f"VGG {run.config['model.configuration']}",
             *([] if width == 1 else [f"{width:g} x as wide"]),
             f"crop {run.config['image.crop']}",
-            f"S = {low}" if low == high else f"S = {low} to {high}",
+            f"S = {scale_text(low, high)}",
         ]
     )
 
@@ -298,7 +304,7 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
         for row in content["rows"]:
             published = row.get("paper") or {}
             shown = {
-                "net": row["nets"],
+                "model": row["models"],
                 "checkpoint": path.parent.parent.name,
                 "data": f"{content['data'].get('name', '')} {content['data'].get('split', '')}",
                 "protocol": row["protocol"].replace("_", " "),
@@ -316,7 +322,7 @@ def _reference(run: Run) -> list[tuple[str, str, str]]:
     """The paper's figures of this configuration: (training scale, single scale, multi-scale), top-1 / top-5."""
     configuration = run.config["model.configuration"]
 
-    def text(errors: paper.Errors | None) -> str:
+    def text(errors: paper.TopKError | None) -> str:
         return f"{errors.top1} / {errors.top5} %" if errors else ABSENT
 
     return [

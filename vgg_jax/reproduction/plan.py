@@ -86,11 +86,6 @@ def split_config(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
     return shared, plan
 
 
-def scaled(length: int, crop: int) -> int:
-    """A length of the paper at another crop: round(crop length / 224) (PAPER.md §5.10)."""
-    return (2 * crop * length + 224) // (2 * 224)
-
-
 def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: Path, seed: int) -> ConfigDict:
     """The configuration of one run of a stage.
 
@@ -107,7 +102,9 @@ def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: 
     config = shared.copy_and_resolve_references()
     config.seed = shared.seed + seed
     config.model.configuration = stage.configuration
-    config.image.scale_min, config.image.scale_max = (scaled(s, config.image.crop) for s in stage.scales)
+    config.image.scale_min, config.image.scale_max = (
+        config_lib.scaled_length(s, config.image.crop) for s in stage.scales
+    )
     if stage.starts_from:
         config.init_from = str(workdir_of(directory.absolute(), stage.starts_from, seed))
     if stage.scales != _S256:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from vgg_jax import config as config_lib
 from vgg_jax.console import duration
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import write_json
+from vgg_jax.files import read_json, write_json
 from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
 from vgg_jax.train import train
+from vgg_jax.workdir import checkpoint_steps
 
 # What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
 _STANDS_FOR_STAGE = (
@@ -65,7 +65,7 @@ def steps_of(
             summary = _read(workdir / "summary.json")
             if summary is not None:
                 _check_stands_for(stage, config, workdir)
-            found.append(Step(stage, seed, config, workdir, summary, _steps_made(workdir)))
+            found.append(Step(stage, seed, config, workdir, summary, max(checkpoint_steps(workdir), default=0)))
     names = {stage.name for stage in stages}
     for step in found:
         start = step.stage.starts_from
@@ -115,7 +115,7 @@ def describe(steps: Sequence[Step]) -> str:
         lines.append(
             (
                 *(f"seed{step.seed}/{step.stage.name}", step.stage.configuration),
-                *(str(low) if low == high else f"{low} to {high}", step.stage.starts_from or "random"),
+                *(config_lib.scale_text(low, high), step.stage.starts_from or "random"),
                 *(f"{config.optimizer.learning_rate:g}", length, state),
             )
         )
@@ -180,18 +180,7 @@ def run(steps: Sequence[Step], quiet: bool = False) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); mend it or move it away.") from error
-
-
-def _steps_made(workdir: Path) -> int:
-    checkpoints = workdir / "checkpoints"
-    made = [int(entry.name) for entry in checkpoints.iterdir() if entry.name.isdigit()] if checkpoints.is_dir() else []
-    return max(made, default=0)
+    return read_json(path, "mend it or move it away") if path.exists() else None
 
 
 def _check_stands_for(stage: Stage, config: ConfigDict, workdir: Path) -> None:

@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     stages: tuple[str, ...]  # more than one: fused
     protocol: str
     scales: str  # single or multi
-    paper: paper.Errors | None
+    paper: paper.TopKError | None
 
 
 def _training_scale(stage: Stage) -> str:

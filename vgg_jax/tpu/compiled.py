@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
 from vgg_jax.augment import IMAGENET_STATISTICS
-from vgg_jax.evaluation.forward import make_dense
+from vgg_jax.evaluation.steps import make_dense
 from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import make_model, state_shapes

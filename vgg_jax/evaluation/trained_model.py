@@ -1,8 +1,7 @@
-"""A trained net, ready to be evaluated: a run's checkpoint with everything that belongs to it."""
+"""A trained model with everything that belongs to it, from a workdir, a checkpoint or a weights file."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,39 +14,48 @@ from vgg_jax.augment import ColorStatistics
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import default_config
 from vgg_jax.exceptions import UserError
+from vgg_jax.files import read_json
 from vgg_jax.models import CONFIGURATIONS, VGG
 from vgg_jax.sharding import make_mesh, replicated
 from vgg_jax.state import leaf_names, make_model, model_shapes, params_sha256
+from vgg_jax.weights import hub
 from vgg_jax.weights.file import Weights, folded_params, load_weights
 from vgg_jax.weights.preprocessing import Preprocessing
+from vgg_jax.workdir import CHECKPOINTS
 
 
-class Net(NamedTuple):
-    """A net with its parameters on the devices, and what it was trained on."""
+class TrainedModel(NamedTuple):
+    """A model with its variables on the devices, and what it was trained on."""
 
-    workdir: Path
-    checkpoint: Path  # the directory its parameters came from
+    workdir: Path  # of its evaluations
+    checkpoint: Path  # the directory or file that its variables came from
     config: ConfigDict  # the run's, but for model.dtype where another was asked for
     model: VGG
     variables: dict  # first argument of `model.apply`
     digest: str  # `params_sha256`
     class_names: list[str]
+    class_titles: list[str]  # what a person calls the classes
     statistics: ColorStatistics
-    mesh: Mesh  # every device sees other pictures and holds all parameters, however they lay in training
+    mesh: Mesh  # every device sees other images and holds all variables, however they were sharded in training
 
 
-def load_net(source: Path, dtype: str = "") -> Net:
-    """Reads a run.
+def load_trained(source: str | Path, dtype: str = "") -> TrainedModel:
+    """Reads a trained model.
 
     Args:
-      source: a workdir, which stands for its best checkpoint, or one of its checkpoints/<step>.
-      dtype: of the computation; "" for the run's own.
+      source: a run's workdir, which stands for its best checkpoint, one of its checkpoints/<step>, a weights file, or a
+        name of published weights (`weights.hub`).
+      dtype: of the computation; "" for the run's own, float32 for weights.
 
     Raises:
-      UserError: no run or no checkpoint there, or a checkpoint that is not of the configuration beside it.
+      UserError: nothing to read there, or a checkpoint that is not of the configuration next to it.
     """
-    source = source.expanduser()
-    workdir = source.parent.parent if source.parent.name == "checkpoints" else source
+    path = hub.weights_file(source)
+    return _from_weights(path, dtype) if path.is_file() else _from_run(path, dtype)
+
+
+def _from_run(source: Path, dtype: str) -> TrainedModel:
+    workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
     if not workdir.is_dir():
         raise UserError(f"--workdir={source}: there is no such directory; give one that a training run has made.")
     config = _config(workdir / "config.json")
@@ -61,25 +69,11 @@ def load_net(source: Path, dtype: str = "") -> Net:
     _check_fit(workdir, checkpoint, config, variables, class_names)
     if dtype:
         config.model.dtype = dtype
-    mesh, digest = (
-        make_mesh(),
-        params_sha256(variables["params"], {k: v for k, v in variables.items() if k != "params"}),
-    )
-    variables = jax.device_put(variables, replicated(mesh))
-    return Net(workdir, checkpoint, config, make_model(config), variables, digest, class_names, statistics, mesh)
+    return _placed(workdir, checkpoint, config, variables, class_names, class_names, statistics)
 
 
-def load_weights_net(source: Path, dtype: str = "") -> Net:
-    """Reads a weights file. Its preprocessing becomes part of conv1_1, so that all nets here see pixels alike.
-
-    Args:
-      source: of `python -m vgg_jax.convert`. What is computed with it is kept in a directory of its name beside it.
-      dtype: of the computation; "" for float32.
-
-    Raises:
-      UserError: as `load_weights`.
-    """
-    source = source.expanduser()
+def _from_weights(source: Path, dtype: str) -> TrainedModel:
+    """Reads a weights file. Its preprocessing is folded into conv1_1, so that all models here see pixels alike."""
     weights = load_weights(source)
     config = default_config()
     config.model.configuration = weights.configuration
@@ -92,34 +86,56 @@ def load_weights_net(source: Path, dtype: str = "") -> Net:
     names = weights.class_names or [f"class {i}" for i in range(weights.num_classes)]
     # Colours are shifted in training only, which a file knows nothing of.
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
-    mesh, params = make_mesh(), folded_params(weights)
-    digest = params_sha256(params)
-    variables = jax.device_put({"params": params}, replicated(mesh))
-    return Net(source.with_suffix(""), source, config, make_model(config), variables, digest, names, statistics, mesh)
+    variables = {"params": folded_params(weights)}
+    return _placed(source.with_suffix(""), source, config, variables, names, weights.class_titles or names, statistics)
 
 
-def weights_of_run(source: Path) -> Weights:
-    """A run's checkpoint as a weights file holds it.
+def _placed(
+    workdir: Path,
+    checkpoint: Path,
+    config: ConfigDict,
+    variables: dict,
+    class_names: list[str],
+    class_titles: list[str],
+    statistics: ColorStatistics,
+) -> TrainedModel:
+    mesh, model_state = make_mesh(), {name: tree for name, tree in variables.items() if name != "params"}
+    return TrainedModel(
+        workdir,
+        checkpoint,
+        config,
+        make_model(config),
+        jax.device_put(variables, replicated(mesh)),
+        params_sha256(variables["params"], model_state),
+        class_names,
+        class_titles,
+        statistics,
+        mesh,
+    )
+
+
+def weights_of_run(source: str | Path) -> Weights:
+    """Returns a run's checkpoint as a weights file holds it.
 
     Args:
       source: a workdir, which stands for its best checkpoint, or one of its checkpoints/<step>.
 
     Raises:
-      UserError: as `load_net`.
+      UserError: as `load_trained`.
     """
-    net = load_net(source)
-    red, green, blue = map(float, net.statistics.mean_rgb)
+    trained = load_trained(source)
+    red, green, blue = map(float, trained.statistics.mean_rgb)
     return Weights(
-        params=jax.tree.map(lambda x: np.asarray(x, np.float32), net.variables["params"]),
-        configuration=net.config.model.configuration,
-        width_multiplier=net.config.model.width_multiplier,
-        fc_width=net.config.model.fc_width,
-        crop=net.config.image.crop,
-        training_scales=(net.config.image.scale_min, net.config.image.scale_max),
+        params=jax.tree.map(lambda x: np.asarray(x, np.float32), trained.variables["params"]),
+        configuration=trained.config.model.configuration,
+        width_multiplier=trained.config.model.width_multiplier,
+        fc_width=trained.config.model.fc_width,
+        crop=trained.config.image.crop,
+        training_scales=(trained.config.image.scale_min, trained.config.image.scale_max),
         preprocessing=Preprocessing("RGB", 255.0, (red, green, blue), (1.0, 1.0, 1.0)),
-        class_names=net.class_names,
+        class_names=trained.class_names,
         class_titles=None,
-        source=f"the run {net.workdir.name}, checkpoint {net.checkpoint.name}",
+        source=f"the run {trained.workdir.name}, checkpoint {trained.checkpoint.name}",
     )
 
 
@@ -136,30 +152,24 @@ def _config(path: Path) -> ConfigDict:
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); --workdir must name a training run's directory, with config.json, "
-            "dataset.json and checkpoints/ in it."
-        ) from error
+def _read_json(path: Path) -> Any:
+    remedy = "--workdir must name a training run's directory, with config.json, dataset.json and checkpoints/ in it"
+    return read_json(path, remedy)
 
 
 def _check_fit(workdir: Path, checkpoint: Path, config: ConfigDict, variables: dict, class_names: list[str]) -> None:
-    """Raises UserError where parameters, configuration and class names do not belong together."""
+    """Raises UserError where variables, configuration and class names do not belong together."""
     if len(class_names) != config.model.num_classes:
         raise UserError(
             f"{workdir}: config.json has {config.model.num_classes} classes and dataset.json {len(class_names)}; "
             "they are not of one run."
         )
     there, here = (
-        {name.removeprefix("params/"): leaf.shape for name, leaf in leaf_names(tree).items()}
+        {name.removeprefix("params/"): list(leaf.shape) for name, leaf in leaf_names(tree).items()}
         for tree in (variables, model_shapes(config))
     )
     different = [
-        f"{name} is {list(there[name]) if name in there else 'missing'} in the checkpoint and "
-        f"{list(here[name]) if name in here else 'missing'} by config.json"
+        f"{name} is {there.get(name, 'missing')} in the checkpoint and {here.get(name, 'missing')} by config.json"
         for name in sorted({**there, **here})
         if there.get(name) != here.get(name)
     ]

@@ -15,32 +15,41 @@ from tests.conftest import REPOSITORY
 from tests.protocol_test import close, kept, request
 from tests.reference import Reference
 from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
-from vgg_jax.evaluation import compute, posteriors
-from vgg_jax.evaluation.nets import load_net
+from vgg_jax.console import Console
+from vgg_jax.evaluation import plan
+from vgg_jax.evaluation import run as run_lib
+from vgg_jax.evaluation.passes import EvalPass
+from vgg_jax.evaluation.plan import plan_pass
 from vgg_jax.evaluation.protocol import evaluate
-from vgg_jax.evaluation.views import View
+from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, run_jobs
+from vgg_jax.evaluation.split import ImageIndex, Split, assemble, split_probs
+from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import make_mesh, replicated
 
-DENSE, CROPS = View("dense", 73, 64, True), View("multi_crop", 73, 64, True)
+DENSE, CROPS = EvalPass("dense", 73, 64, True), EvalPass("multi_crop", 73, 64, True)
+QUIET = Console(quiet=True)
 
 
 def net_on(run, devices):
-    net = load_net(run)
+    net = load_trained(run)
     mesh = make_mesh(devices=jax.devices()[:devices])
     return net._replace(mesh=mesh, variables=jax.device_put(jax.device_get(net.variables), replicated(mesh)))
 
 
-def computed(net, records, view, batch_size, threads=2):
-    """Posteriors in the order of the split, the parts they came in, and what it took."""
-    looked, costs = compute.survey(records, threads, lambda _: None), compute.Costs()
-    computer = compute.Computer(net, batch_size, threads, costs)
-    everything = np.arange(len(records))
-    parts = list(computer.posteriors(view, records, looked.sizes, everything))
-    assert sum(p.multiplications for p in parts) == computer.work(view, looked.sizes, everything) == costs.computed
-    indices, found = (np.concatenate(arrays) for arrays in zip(*(part[:2] for part in parts), strict=True))
-    whole = posteriors.assembled(looked, np.zeros(len(records), bool), indices, found)
-    return whole, parts, costs
+def split_of(records, net=None):
+    return Split("drawn/1.0.0", "validation", records, net and net.class_names, QUIET)
+
+
+def computed(net, records, eval_pass, batch_size, threads=2):
+    """Probabilities in the order of the split, the chunks they came in, and what it took."""
+    index, stats = split_of(records).index(threads), EvalStats()
+    compiled = CompiledSteps(net, stats)
+    devices = net.mesh.shape["data"]
+    jobs = plan_pass(eval_pass, compiled.network, index.sizes, np.arange(len(records)), batch_size, devices)
+    chunks = list(run_jobs(compiled, eval_pass, jobs, records, threads, stats))
+    assert sum(chunk.macs for chunk in chunks) == sum(job.macs for job in jobs) == stats.computed
+    return assemble(index, np.zeros(len(records), bool), chunks), chunks, stats
 
 
 @pytest.fixture(scope="module")
@@ -59,75 +68,78 @@ def by_hand():
 
 def test_every_device_sees_other_pictures_however_the_net_lay_in_training(net_config, tmp_path):
     net_config.sharding, net_config.model_parallel = "fc_model_parallel", 2
-    net = load_net(make_run(tmp_path / "run", net_config))
+    net = load_trained(make_run(tmp_path / "run", net_config))
     assert net.mesh.shape == {"data": jax.device_count(), "model": 1}
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(net.variables))
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 3), (64, 8), (1000, 5)])
 def test_every_picture_once_for_any_batch_and_number_of_devices(run, net_config, photos, by_hand, batch_size, devices):
-    whole, parts, costs = computed(net_on(run, devices), records_of(net_config), DENSE, batch_size)
+    whole, chunks, stats = computed(net_on(run, devices), records_of(net_config), DENSE, batch_size)
     wanted = by_hand(net_config, photos)
     assert sorted(whole.keys) == sorted(wanted)
-    close(whole.posteriors, np.stack([wanted[key] for key in whole.keys]))
-    assert sum(len(part.indices) for part in parts) == len(SIZES)
-    assert 0 < costs.needed < costs.computed
-    assert costs.frames <= 9  # eight frames and one of strips
+    close(whole.probs, np.stack([wanted[key] for key in whole.keys]))
+    assert sum(len(chunk.indices) for chunk in chunks) == len(SIZES)
+    assert 0 < stats.needed < stats.computed
+    assert stats.shapes <= 9  # eight buckets and one of tiles
 
 
-def test_each_process_has_an_equal_part_of_every_batch(run, monkeypatch):
-    computer = compute.Computer(net_on(run, 8), 64, 2, compute.Costs())
+def test_each_process_has_an_equal_part_of_every_batch(monkeypatch):
     for processes in (1, 2, 4, 8):
         monkeypatch.setattr(jax, "process_count", lambda count=processes: count)
         taken = []
         for process in range(processes):
             monkeypatch.setattr(jax, "process_index", lambda index=process: index)
-            taken.append(list(range(24))[computer._local(24)])
+            taken.append(list(range(24))[run_lib.local_rows(24)])
         assert list(itertools.chain(*taken)) == list(range(24))
         assert {len(part) for part in taken} == {24 // processes}
 
 
 def test_what_is_not_there_exactly_once_is_an_error():
-    looked = compute.Survey(np.array(["a", "b", "c"]), np.zeros(3, np.int64), np.zeros((3, 2), np.int64))
+    index = ImageIndex(np.array(["a", "b", "c"]), np.zeros(3, np.int64), np.zeros((3, 2), np.int64))
     none, values = np.zeros(3, bool), np.ones((3, 2), np.float32)
-    assert posteriors.assembled(looked, none, np.array([2, 0, 1]), values).posteriors.shape == (3, 2)
-    with pytest.raises(RuntimeError, match="of 3 pictures, 0 refused, 1 were not computed and 1 more than once"):
-        posteriors.assembled(looked, none, np.array([2, 0, 0]), values)
-    with pytest.raises(RuntimeError, match="1 refused, 0 were not computed"):
-        posteriors.assembled(looked, np.array([True, False, False]), np.array([2, 0, 1]), values)
+
+    def chunks(*indices):
+        return [Chunk(np.array(indices[:1]), values[:1], 0), Chunk(np.array(indices[1:]), values[1:], 0)]
+
+    assert assemble(index, none, chunks(2, 0, 1)).probs.shape == (3, 2)
+    with pytest.raises(RuntimeError, match="of 3 images, 0 skipped, 1 were not computed and 1 more than once"):
+        assemble(index, none, chunks(2, 0, 0))
+    with pytest.raises(RuntimeError, match="1 skipped, 0 were not computed"):
+        assemble(index, np.array([True, False, False]), chunks(2, 0, 1))
 
 
-def test_an_extreme_picture_is_computed_in_strips_with_bounded_memory(net_config, tmp_path):
+def test_an_extreme_image_is_computed_in_tiles_with_bounded_memory(net_config, tmp_path):
     # 1 x 300 pixels, which Q = 73 makes 73 x 21,900: dense, and its crops.
     root = varied_pictures(tmp_path / "long", sizes=[(1, 300), (90, 80)])
     net_config.data.root, net_config.data.dir = str(root), str(tmp_path / "d")
-    net, records = load_net(make_run(tmp_path / "run", net_config)), records_of(net_config)
+    net, records = load_trained(make_run(tmp_path / "run", net_config)), records_of(net_config)
     reference = Reference(random_params(net_config, 0), root)
     shapes = []
-    compiled = compute.compile_step
+    compiled = run_lib.compile_step
     try:
-        compute.compile_step = lambda step, *args, **kw: shapes.append(args[1].shape) or compiled(step, *args, **kw)
-        dense, _, costs = computed(net, records, DENSE, 16)
+        run_lib.compile_step = lambda step, *args, **kw: shapes.append(args[1].shape) or compiled(step, *args, **kw)
+        dense, _, stats = computed(net, records, DENSE, 16)
         crops, _, _ = computed(net, records, CROPS, 16)
     finally:
-        compute.compile_step = compiled
+        run_lib.compile_step = compiled
     assert max(max(shape) for shape in shapes) < 1000
-    assert costs.computed < 1.5 * costs.needed
+    assert stats.computed < 1.5 * stats.needed
     for whole, function in ((dense, reference.dense), (crops, reference.multi_crop)):
-        for key, found in zip(whole.keys, whole.posteriors, strict=True):
+        for key, found in zip(whole.keys, whole.probs, strict=True):
             close(found, function(root / "validation" / key, 73))
 
 
-def test_a_picture_too_large_is_refused_by_name_and_counts_as_wrong(net_config, tmp_path, monkeypatch):
+def test_an_image_too_large_is_skipped_by_name_and_counts_as_wrong(net_config, tmp_path, monkeypatch):
     root = varied_pictures(tmp_path / "long", sizes=[(90, 80), (80, 90), (5, 700)])
     net_config.data.root, net_config.data.dir = str(root), str(tmp_path / "d")
     run = make_run(tmp_path / "run", net_config)
-    monkeypatch.setattr(compute, "MAX_PIXELS", 73 * 5000)
+    monkeypatch.setattr(plan, "MAX_PIXELS", 73 * 5000)
     summary = evaluate(request(run, protocol="dense+multi_crop", scales="73"), quiet=True)
-    assert summary["refused"] == ["cross/002.png"]
+    assert summary["skipped"] == ["cross/002.png"]
     stored = kept(run, "*/dense-Q73")
-    assert stored["refused"].tolist() == [False, False, True]
-    wrong = (stored["posteriors"].argmax(1) != stored["labels"]) | stored["refused"]
+    assert stored["skipped"].tolist() == [False, False, True]
+    wrong = (stored["probs"].argmax(1) != stored["labels"]) | stored["skipped"]
     assert summary["rows"][0]["top1_error"] == pytest.approx(wrong.mean())
     assert summary["rows"][0]["top5_error"] is None  # of three classes
 
@@ -141,8 +153,8 @@ class Spoilt:
     def __len__(self):
         return len(self.records)
 
-    def place(self, index):
-        return self.records.place(index)
+    def describe(self, index):
+        return self.records.describe(index)
 
     def __getitem__(self, index):
         record = self.records[index]
@@ -157,30 +169,23 @@ class Spoilt:
 @pytest.mark.parametrize(("error", "raised"), [(None, UserError), (KeyboardInterrupt(), KeyboardInterrupt)])
 def test_what_was_computed_before_a_bad_picture_or_ctrl_c_is_kept(run, net_config, tmp_path, error, raised):
     net, records = net_on(run, 1), records_of(net_config)
-    console = posteriors.Console(quiet=True)
 
-    def source(records):
-        return posteriors.Source("drawn/1.0.0", "validation", records, net.class_names, console)
+    def evaluated(split):
+        return split_probs(net, [DENSE], split, 2, EvalStats(), QUIET)[DENSE]
 
-    def evaluated(source, costs):
-        return posteriors.posteriors_of(net, [DENSE], source, 2, costs, console)[DENSE]
-
-    wanted = evaluated(source(records), compute.Costs())
+    before = evaluated(split_of(records, net))
     (run / "evaluation").rename(tmp_path / "before")
-    looked = compute.survey(records, 2, lambda _: None)
-    # The picture whose turn comes last among those that need no strips.
-    last = (
-        compute.Computer(net, 2, 1, compute.Costs())
-        .planned(DENSE, compute.rescaled_sizes(looked.sizes, 73), np.arange(10))[0][-1]
-        .indices[0]
-    )
-    bad = source(Spoilt(records, last, error))
-    bad._survey = looked
+    index = split_of(records).index(2)
+    # The image whose turn comes last among those that need no tiles.
+    jobs = plan.plan_pass(DENSE, CompiledSteps(net, EvalStats()).network, index.sizes, np.arange(10), 2, 1)
+    last = [job for job in jobs if not job.is_long][-1].bucket.indices[0]
+    bad = split_of(Spoilt(records, last, error), net)
+    bad._index = index
     with pytest.raises(raised) as caught:
-        evaluated(bad, compute.Costs())
+        evaluated(bad)
     if raised is UserError:
         assert re.match(
-            rf"{looked.keys[last]}, record {last} of .*, cannot be decoded: .*so far is kept", str(caught.value)
+            rf"{index.keys[last]}, record {last} of .*, cannot be decoded: .*so far is kept", str(caught.value)
         )
     assert not list(run.glob("evaluation/7/*/dense-Q73.npz"))
     (part,) = run.glob("evaluation/7/*/dense-Q73.part-00000.npz")
@@ -189,31 +194,31 @@ def test_what_was_computed_before_a_bad_picture_or_ctrl_c_is_kept(run, net_confi
     assert 0 < len(done) < 10
 
     mended = Spoilt(records, None)
-    again = source(mended)
-    again._survey = looked
-    found = evaluated(again, compute.Costs())
+    again = split_of(mended, net)
+    again._index = index
+    found = evaluated(again)
     assert sorted(mended.read) == sorted(set(range(10)) - set(done))  # nothing is computed twice
-    np.testing.assert_allclose(found.posteriors, wanted.posteriors, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found.probs, before.probs, rtol=1e-5, atol=1e-7)
     assert not list(run.glob("evaluation/7/*/*part*"))
 
 
 def test_bfloat16_is_kept_apart_and_nearly_the_same(run):
     exact = evaluate(request(run), quiet=True)
     rough = evaluate(request(run, dtype="bfloat16"), quiet=True)
-    assert rough["nets"][0]["dtype"] == "bfloat16"
+    assert rough["models"][0]["dtype"] == "bfloat16"
     assert exact["computing"]["computed"] == rough["computing"]["computed"] > 0
-    both = [kept(run, f"*/{name}")["posteriors"] for name in ("dense-Q73", "dense-bfloat16-Q73")]
+    both = [kept(run, f"*/{name}")["probs"] for name in ("dense-Q73", "dense-bfloat16-Q73")]
     assert 0 < np.abs(both[0] - both[1]).max() < 0.1
 
 
-def test_posteriors_of_another_training_are_not_taken_for_this_ones(run, net_config, tmp_path):
+def test_split_probs_another_training_are_not_taken_for_this_ones(run, net_config, tmp_path):
     evaluate(request(run), quiet=True)
-    before = kept(run, "*/dense-Q73")["posteriors"]
+    before = kept(run, "*/dense-Q73")["probs"]
     other = make_run(tmp_path / "other", net_config, seed=1)
     (run / "checkpoints").rename(tmp_path / "old")
     (other / "checkpoints").rename(run / "checkpoints")
     assert evaluate(request(run), quiet=True)["computing"]["computed"] > 0
-    assert np.abs(kept(run, "*/dense-Q73")["posteriors"] - before).max() > 0.01
+    assert np.abs(kept(run, "*/dense-Q73")["probs"] - before).max() > 0.01
 
 
 _ONE_OF_TWO = """
@@ -249,4 +254,4 @@ def test_two_processes_compute_what_one_does(run, net_config, tmp_path):
     for name in ("dense-Q73", "multi_crop-Q73"):
         alone, together = kept(run, f"*/{name}"), kept(other, f"*/{name}")
         assert together["keys"].tolist() == alone["keys"].tolist()
-        close(together["posteriors"], alone["posteriors"])
+        close(together["probs"], alone["probs"])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.vgg_test import small
 from vgg_jax.augment import ColorStatistics, normalize
-from vgg_jax.evaluation import buckets, forward
+from vgg_jax.evaluation import plan, steps
 from vgg_jax.models import CONFIGURATIONS
 
 STATISTICS = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
@@ -45,14 +45,14 @@ def framed(pictures, frame, fill=77):
 def test_a_picture_in_a_frame_is_the_picture_alone_and_the_mask_matters(name):
     rng = np.random.default_rng(3)
     model, params = net(name)
-    dense = jax.jit(forward.make_dense(model, STATISTICS))
+    dense = jax.jit(steps.make_dense(model, STATISTICS))
     for on_side in (False, True):
         pictures = [noise(rng, 70, int(width)) for width in rng.integers(70, 200, 2)]
         if on_side:
             pictures = [picture.swapaxes(0, 1) for picture in pictures]  # upright ones
         laid = [picture.swapaxes(0, 1) for picture in pictures] if on_side else pictures
         frames, sizes = framed(laid, (70, 200))
-        used = forward.laid_on_side(params) if on_side else params
+        used = steps.transpose_kernels(params) if on_side else params
         found = np.asarray(dense(used, frames, sizes, on_side))
         wanted = np.stack([alone(model, params, picture) for picture in pictures])
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=1e-6)
@@ -61,7 +61,7 @@ def test_a_picture_in_a_frame_is_the_picture_alone_and_the_mask_matters(name):
         for other in (
             dense(used, frames, np.full_like(sizes, (70, 200)), on_side),
             dense(used, frames, sizes, not on_side),
-            dense(params if on_side else forward.laid_on_side(params), frames, sizes, on_side),
+            dense(params if on_side else steps.transpose_kernels(params), frames, sizes, on_side),
         ):
             assert np.abs(np.asarray(other) - wanted).max() > 1e-4
 
@@ -71,7 +71,7 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
     pictures = [noise(rng, 5, 9), noise(rng, 4, 7)]
     frames, sizes = framed(pictures, (6, 9))
     for on_side, wanted in ((False, lambda p: p[:, ::-1]), (True, lambda p: p[::-1])):
-        found = np.asarray(forward.mirrored(frames, sizes, on_side))
+        found = np.asarray(steps.mirrored(frames, sizes, on_side))
         for image, picture in zip(found, pictures, strict=True):
             np.testing.assert_array_equal(image[: picture.shape[0], : picture.shape[1]], wanted(picture))
 
@@ -79,12 +79,13 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
 @pytest.mark.parametrize("name", ["A-LRN", "B-5x5", "D"])
 def test_strips_together_are_the_whole_picture(name):
     model, params = net(name)
-    length = buckets.strip_length(params["params"], name, 64)
+    network = plan.network_of(name, params["params"])
+    length = plan.tile_length(network, 64)
     picture = noise(np.random.default_rng(1), 70, 2 * length + 45)
-    cuts = buckets.strips(params["params"], name, picture.shape[1], length)
+    cuts = plan.tiles(network, picture.shape[1], length)
     assert len(cuts) > 2
     frames, sizes = framed([picture[:, cut.start : cut.start + length] for cut in cuts], (70, length))
-    step = jax.jit(forward.make_strips(model, STATISTICS))
+    step = jax.jit(steps.make_tiles(model, STATISTICS))
     found = np.asarray(step(params, frames, sizes, np.array([(cut.first, cut.last) for cut in cuts]))).sum(0)
     images = normalize(jnp.asarray(picture[None]), STATISTICS)
     _, maps = model.apply(params, images, endpoints=("score_map",))
@@ -97,13 +98,13 @@ def test_strips_together_are_the_whole_picture(name):
 
 @pytest.mark.parametrize(("side", "crop", "offsets"), [(256, 224, [0, 8, 16, 24, 32]), (64, 64, [0] * 5)])
 def test_the_grid_is_regular(side, crop, offsets):
-    assert forward.grid_offsets(side, crop).tolist() == offsets
+    assert steps.grid_offsets(side, crop).tolist() == offsets
 
 
 def test_the_grid_of_any_side_is_the_formulas():
     for side in range(64, 200):
         wanted = [int(np.floor(i * (side - 64) / 4 + 0.5)) for i in range(5)]
-        assert forward.grid_offsets(side, 64).tolist() == wanted
+        assert steps.grid_offsets(side, 64).tolist() == wanted
 
 
 def test_crops_cut_on_the_device_are_slices_of_the_picture():
@@ -111,11 +112,11 @@ def test_crops_cut_on_the_device_are_slices_of_the_picture():
     pictures = [noise(rng, 40, 61), noise(rng, 40, 40), noise(rng, 40, 77)]
     for on_side in (False, True):
         frames, sizes = framed(pictures, (40, 77))
-        found = np.asarray(forward.cut_grid(frames, sizes, on_side, 32))
+        found = np.asarray(steps.cut_grid(frames, sizes, on_side, 32))
         assert found.shape == (3, 25, 32, 32, 3)
         for crops, laid in zip(found, pictures, strict=True):
             picture = laid.swapaxes(0, 1) if on_side else laid
-            rows, columns = (forward.grid_offsets(side, 32) for side in picture.shape[:2])
+            rows, columns = (steps.grid_offsets(side, 32) for side in picture.shape[:2])
             for i, row in enumerate(rows):
                 for j, column in enumerate(columns):
                     np.testing.assert_array_equal(crops[5 * i + j], picture[row : row + 32, column : column + 32])

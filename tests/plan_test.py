@@ -1,4 +1,4 @@
-"""Frames, batches and strips: against brute force, and every picture and every column once."""
+"""Buckets, batches and tiles: against brute force, and every image and every column once."""
 
 import itertools
 
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tests.vgg_test import COLUMNS, PUBLISHED, shapes_of
-from vgg_jax.evaluation.buckets import frame_lengths, multiplications, plan, strip_length, strips
+from vgg_jax.evaluation.plan import bucket_lengths, buckets, macs, network_of, tile_length, tiles
 from vgg_jax.models import CONFIGURATIONS, VGG
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_multiplications_are_the_papers(name):
-    assert multiplications(shapes_of(VGG(name)), name, 224, 224) / 1e9 == pytest.approx(PUBLISHED[name][2], abs=0.006)
+    assert macs(network_of(name, shapes_of(VGG(name))), 224, 224) / 1e9 == pytest.approx(PUBLISHED[name][2], abs=0.006)
 
 
 def test_multiplications_of_a_map_larger_than_one_place():
@@ -27,7 +27,7 @@ def test_multiplications_of_a_map_larger_than_one_place():
     layers = [name.replace("relu", "conv") for name in names] + ["fc6", "fc7", "fc8"]
     for layer, array in zip(layers, (maps[name] for name in wanted), strict=True):
         count += array.size * params[layer]["kernel"].size // array.shape[-1]
-    assert multiplications(params, "D", 100, 163) == count
+    assert macs(network_of("D", params), 100, 163) == count
 
 
 def test_frames_are_the_best_there_are():
@@ -41,12 +41,12 @@ def test_frames_are_the_best_there_are():
 
         for most in (1, 2, 3):
             best = min(padded(choice) for choice in itertools.combinations(unique, most) if choice[-1] == unique[-1])
-            found = frame_lengths(lengths, lambda length: length**2, most)
+            found = bucket_lengths(lengths, lambda length: length**2, most)
             assert len(found) == most
             assert padded(found) == best
     # No more frames than are needed to come within 2 %.
-    assert frame_lengths(np.array([100, 101]), lambda length: length) == [101]
-    assert frame_lengths(np.array([100, 150]), lambda length: length) == [100, 150]
+    assert bucket_lengths(np.array([100, 101]), lambda length: length) == [101]
+    assert bucket_lengths(np.array([100, 150]), lambda length: length) == [100, 150]
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 300])
@@ -55,33 +55,33 @@ def test_a_plan_holds_every_picture_once_and_wastes_slots_only_at_its_ends(count
     long, upright = rng.integers(70, 250, 400), rng.random(400) < 0.3
     sizes = np.where(upright[:, None], np.stack([long, np.full(400, 70)], 1), np.stack([np.full(400, 70), long], 1))
     wanted = rng.permutation(400)[:count]
-    batches = plan(sizes, wanted, lambda length: length, lambda length: 2000 // length)
+    batches = buckets(sizes, wanted, lambda length: length, lambda length: 2000 // length)
     assert sorted(np.concatenate([b.indices for b in batches])) == sorted(wanted)
-    assert len({b.frame for b in batches}) <= 8
+    assert len({b.shape for b in batches}) <= 8
     empty = {False: [], True: []}
     for batch in batches:
-        assert batch.frame[0] == 70
-        assert batch.slots == 2000 // batch.frame[1]
-        assert long[batch.indices].max() <= batch.frame[1]
-        assert (upright[batch.indices] & (long[batch.indices] > 70) == batch.on_side).all()
-        empty[batch.on_side].append(batch.slots - len(batch.indices))
+        assert batch.shape[0] == 70
+        assert batch.batch_size == 2000 // batch.shape[1]
+        assert long[batch.indices].max() <= batch.shape[1]
+        assert (upright[batch.indices] & (long[batch.indices] > 70) == batch.transposed).all()
+        empty[batch.transposed].append(batch.batch_size - len(batch.indices))
     for slots in empty.values():
         assert not any(slots[:-1])
-    assert plan(sizes, wanted[:0], lambda length: length, lambda length: 8) == []
+    assert buckets(sizes, wanted[:0], lambda length: length, lambda length: 8) == []
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("crop", [64, 224])
 def test_strips_keep_every_column_once_and_see_no_cut(name, crop):
-    params = shapes_of(VGG(name, width_multiplier=1 / 16, fc_width=8, crop=crop))
-    kernel, strip = crop // 32, strip_length(params, name, crop + 10)
+    network = network_of(name, shapes_of(VGG(name, width_multiplier=1 / 16, fc_width=8, crop=crop)))
+    kernel, strip = crop // 32, tile_length(network, crop + 10)
     assert strip % 32 == 0
     # Pixels that a column of the score map sees: by summing the reach of every convolution.
     blocks = COLUMNS[name].split("M")
     reach = sum((int(item[0]) - 1) // 2 * 2**i for i, block in enumerate(blocks) for item in block.split())
     for length in [strip + 1, strip + 31, strip + 32, 3 * strip - 5, 10 * strip + 17]:
         columns = []
-        for cut in strips(params, name, length, strip):
+        for cut in tiles(network, length, strip):
             end = min(cut.start + strip, length)
             assert cut.start % 32 == 0
             assert 0 <= cut.first < cut.last <= (end - cut.start) // 32 - kernel + 1

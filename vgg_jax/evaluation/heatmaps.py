@@ -1,0 +1,170 @@
+"""Class score maps over images: where a model sees a class (Paper §3.2's dense evaluation, as an image)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vgg_jax.augment import normalize
+from vgg_jax.data.crops import rescaled, rescaled_size
+from vgg_jax.data.decode import size_of
+from vgg_jax.data.records import Records
+from vgg_jax.evaluation.results import top5_classes
+from vgg_jax.evaluation.run import decoded
+from vgg_jax.evaluation.trained_model import TrainedModel
+from vgg_jax.models import STRIDE
+from vgg_jax.steps import compile_step
+
+_SIDE = 320  # shorter side of a panel, pixels
+_LONGEST_PANEL = 4  # times that, the longer side at most
+LONGEST = 8  # times Q: longer images are not drawn
+_GAP = 12
+# Colours from the lowest to the highest score: dark blue, blue, grey, orange, red.
+_COLORS = np.array([[20, 30, 110], [60, 120, 210], [190, 190, 190], [245, 160, 50], [200, 20, 20]], np.float64)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Returns up to `count` numbers below `total`, ascending, spread evenly."""
+    return sorted({round(i) for i in np.linspace(0, total - 1, min(count, total))})
+
+
+def image_for_map(records: Records, index: int, scale: int) -> np.ndarray | None:
+    """Returns an image [H, W, 3] uint8 at scale Q; None where it is too long to look at.
+
+    Raises:
+      UserError: it cannot be decoded.
+    """
+    size = decoded(records, index, lambda encoded: rescaled_size(*size_of(encoded), scale))
+    return None if max(size) > LONGEST * scale else decoded(records, index, lambda encoded: rescaled(encoded, scale))
+
+
+def classes_to_draw(probs_K: np.ndarray, label: int) -> list[tuple[str, int]]:
+    """Returns (heading, class) of the maps: the true and the predicted class, or the second where they are one.
+
+    Args:
+      probs_K: of the image.
+      label: the true class; negative where it is unknown.
+    """
+    first, second = (int(k) for k in top5_classes(probs_K[None])[0, :2])
+    if label < 0:
+        return [("predicted", first), ("second", second)]
+    return (
+        [("true and predicted", label), ("second", second)]
+        if label == first
+        else [("true", label), ("predicted", first)]
+    )
+
+
+def score_map(trained: TrainedModel, variables: dict, image_HxWx3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the class score map [h, w, K] of one image, float32, and its probabilities [K].
+
+    Args:
+      trained: any model.
+      variables: its variables, on the host.
+      image_HxWx3: uint8, rescaled, no side smaller than the crop.
+    """
+    # Only a few images are drawn, so each has its own compilation and no bucket.
+    shape = jax.ShapeDtypeStruct((1, *image_HxWx3.shape), jnp.uint8)
+
+    def forward(variables: dict, images: jax.Array) -> Any:
+        images = normalize(images, trained.statistics)
+        logits, maps = trained.model.apply(variables, images, endpoints=("score_map",))
+        return maps["score_map"][0], jax.nn.softmax(logits)[0]
+
+    shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    scores, probs_K = compile_step(forward, shapes, shape)(variables, image_HxWx3[None])
+    return np.asarray(scores), np.asarray(probs_K)
+
+
+def draw(
+    image_HxWx3: np.ndarray,
+    scores_hxwxK: np.ndarray,
+    probs_K: np.ndarray,
+    classes: list[tuple[str, int]],
+    class_names: list[str],
+    crop: int,
+) -> Image.Image:
+    """Draws the image, and next to it once more for each class with that class's score map over it.
+
+    Each cell of the map is drawn at the centre of its crop; between the centres colours are interpolated, beyond the
+    outermost they are constant. One scale of colours serves all the maps of an image.
+
+    Args:
+      image_HxWx3: uint8, as the model saw it.
+      scores_hxwxK: of `score_map`.
+      probs_K: likewise.
+      classes: (heading, class) of each map, e.g. ("predicted", 3).
+      class_names: of all classes.
+      crop: the model's, pixels.
+    """
+    height, width = image_HxWx3.shape[:2]
+    zoom = _SIDE / min(height, width)
+    size = (min(round(width * zoom), _LONGEST_PANEL * _SIDE), min(round(height * zoom), _LONGEST_PANEL * _SIDE))
+    base = Image.fromarray(image_HxWx3).resize(size, Image.Resampling.BICUBIC)
+    shown = scores_hxwxK[..., [index for _, index in classes]]
+    low, high = float(shown.min()), float(shown.max())
+    font = ImageFont.load_default(15)
+    panels = [(base, [f"{height} x {width} pixels", f"map of {shown.shape[0]} x {shown.shape[1]} cells"])]
+    for i, (heading, index) in enumerate(classes):
+        panel = overlay(base, shown[..., i], (low, high), (height, width), crop)
+        panels.append((panel, [f"{heading}: {class_names[index]}", f"probability {probs_K[index]:.1%}"]))
+    panel_width = max(size[0], 230)
+    canvas = Image.new("RGB", (_GAP + len(panels) * (panel_width + _GAP), size[1] + 2 * _GAP + 78), "white")
+    pen = ImageDraw.Draw(canvas)
+    for i, (panel, lines) in enumerate(panels):
+        left = _GAP + i * (panel_width + _GAP)
+        canvas.paste(panel, (left, _GAP))
+        for j, line in enumerate(lines):
+            pen.text((left, 2 * _GAP + size[1] + 19 * j), line, "black", font)
+    _draw_legend(canvas, pen, font, low, high, 2 * _GAP + size[1] + 44)
+    return canvas
+
+
+def overlay(
+    image: Image.Image, map_hxw: np.ndarray, ends: tuple[float, float], seen: tuple[int, int], crop: int
+) -> Image.Image:
+    """Returns one class's score map over an image of any size.
+
+    Args:
+      image: RGB.
+      map_hxw: of one class.
+      ends: the scores of the first and the last colour.
+      seen: (height, width) of the image as the model saw it.
+      crop: the model's, pixels.
+    """
+    low, high = ends
+    heat = _enlarged(map_hxw, seen, image.size, crop)
+    colors = _colored((heat - low) / max(high - low, 1e-9))
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float64)
+    return Image.fromarray((0.45 * grey + 0.55 * colors).astype(np.uint8))
+
+
+def _enlarged(map_hxw: np.ndarray, seen: tuple[int, int], size: tuple[int, int], crop: int) -> np.ndarray:
+    """Enlarges a map over an image to [size[1], size[0]] float64, bilinear between the centres of its crops."""
+
+    def weights(cells: int, pixels: int, length: int) -> np.ndarray:
+        position = (np.arange(length) + 0.5) * pixels / length  # of each drawn pixel, in pixels that the model saw
+        cell = ((position - crop / 2) / STRIDE).clip(0, cells - 1)
+        return np.maximum(0, 1 - np.abs(cell[:, None] - np.arange(cells)))
+
+    rows, columns = (weights(*args) for args in zip(map_hxw.shape, seen, size[::-1], strict=True))
+    return rows @ map_hxw.astype(np.float64) @ columns.T
+
+
+def _colored(values: np.ndarray) -> np.ndarray:
+    """Returns the colours of values in [0, 1]: RGB, 0 to 255, float64."""
+    stops = np.linspace(0, 1, len(_COLORS))
+    return np.stack([np.interp(values, stops, _COLORS[:, c]) for c in range(3)], -1)
+
+
+def _draw_legend(canvas: Image.Image, pen: ImageDraw.ImageDraw, font: Any, low: float, high: float, top: int) -> None:
+    bar = _colored(np.tile(np.linspace(0, 1, 160), (12, 1))).astype(np.uint8)
+    text = f"score {low:.1f}"
+    pen.text((_GAP, top), text, "black", font)
+    left = _GAP + round(pen.textlength(text, font)) + 8
+    canvas.paste(Image.fromarray(bar), (left, top + 3))
+    pen.text((left + 168, top), f"{high:.1f}", "black", font)

@@ -1,0 +1,102 @@
+"""Passes of the test protocol: how an image is seen at one test scale Q, and the paper's choices of Q (Paper §3.2, §4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from vgg_jax.config import KEYS, eval_scale, scaled_length
+from vgg_jax.exceptions import UserError, quoted
+
+# protocol -> the methods whose probabilities it averages.
+PROTOCOLS: dict[str, tuple[str, ...]] = {
+    "center_crop": ("center_crop",),  # one crop, not mirrored: no protocol of the paper, but what most quote
+    "dense": ("dense",),  # Paper §3.2
+    "multi_crop": ("multi_crop",),  # Paper §4.3
+    "dense+multi_crop": ("dense", "multi_crop"),  # Paper §4.3
+}
+GRID = 5  # rows and columns of the regular grid of crops: 5 x 5 x 2 mirrored x 3 scales = 150 (Paper §4.3)
+
+LARGEST_SCALE = int(KEYS["image.eval_scale"].greatest)  # Q, pixels
+
+
+class EvalPass(NamedTuple):
+    """One method at one scale: the unit in which probabilities are computed, cached and averaged."""
+
+    method: str  # center_crop, dense or multi_crop
+    scale: int  # Q, pixels
+    crop: int  # height and width of the model's crop, pixels
+    mirrored: bool  # whether the mirror image counts too
+
+    def images_seen(self) -> int:
+        """Returns the number of images that the model sees for each one of the split."""
+        return (GRID**2 if self.method == "multi_crop" else 1) * (2 if self.mirrored else 1)
+
+
+def eval_passes(config: ConfigDict, protocol: str, scales: str) -> list[EvalPass]:
+    """Returns all passes of a protocol for one model, method after method, each in ascending Q.
+
+    Args:
+      config: the model's.
+      protocol: a key of PROTOCOLS.
+      scales: as for `test_scales`; "" for the protocol's own: multi where there are crops, else single.
+
+    Raises:
+      UserError: as `test_scales`.
+    """
+    spec = scales or ("multi" if "multi_crop" in PROTOCOLS[protocol] else "single")
+    return [
+        EvalPass(method, scale, config.image.crop, mirrored=method != "center_crop")
+        for method in PROTOCOLS[protocol]
+        for scale in test_scales(config, method, spec)
+    ]
+
+
+def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
+    """Returns Q in pixels, ascending.
+
+    Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where training took it.
+    Multi (Paper §4.2): S - 32, S, S + 32, or the ends and the middle of the range for jitter. At another crop the 32
+    pixels are 32 crop / 224.
+
+    Args:
+      config: the model's.
+      method: of an `EvalPass`.
+      spec: "single", "multi", or numbers with commas between.
+
+    Raises:
+      UserError: neither of these, a scale twice, one smaller than the crop, or one beyond LARGEST_SCALE.
+    """
+    crop, flag = config.image.crop, f"--scales={quoted(spec)[1:-1]}"
+    if spec in ("single", "multi"):
+        scales = paper_scales(config, method, spec)
+    else:
+        try:
+            scales = sorted(int(word) for word in spec.split(","))
+        except ValueError:
+            raise UserError(
+                f"{flag} is neither `single` nor `multi` nor whole numbers with commas between, as 256,384,512."
+            ) from None
+        if len(set(scales)) < len(scales):
+            raise UserError(f"{flag} names a scale twice; name each once.")
+    if scales[0] < crop:
+        least = max(crop, config.image.scale_min)
+        raise UserError(
+            f"the test scale Q={quoted(scales[0])} ({flag}) is smaller than the model's crop, {crop}; "
+            f"give scales of at least {crop}: --scales={least},{least + scaled_length(32, crop)}."
+        )
+    if scales[-1] > LARGEST_SCALE:
+        raise UserError(
+            f"the test scale Q={quoted(scales[-1])} ({flag}) is larger than {LARGEST_SCALE} pixels; give smaller ones."
+        )
+    return scales
+
+
+def paper_scales(config: ConfigDict, method: str, kind: str) -> list[int]:
+    """Returns the paper's Q in pixels, ascending, whether or not the crop fits; arguments as of `test_scales`."""
+    low, high, offset = config.image.scale_min, config.image.scale_max, scaled_length(32, config.image.crop)
+    middle = (low + high + 1) // 2
+    if kind == "multi":
+        return [low - offset, low, low + offset] if low == high else [low, middle, high]
+    return [eval_scale(config) if method == "center_crop" else middle]

@@ -1,0 +1,251 @@
+"""Plans an evaluation pass, in NumPy alone: which images go through the devices together, padded to which shape.
+
+Real photographs have hundreds of shapes, and each would be a compilation. After rescaling, their shorter side is Q. So a
+bucket is Q rows by some columns; a portrait image is transposed together with the network's kernels
+(`steps.transpose_kernels`), which halves the number of buckets once more. Images too long for any bucket are cut into
+tiles that overlap as far as the network sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from vgg_jax.data.crops import rescaled_size
+from vgg_jax.evaluation.passes import EvalPass
+from vgg_jax.models import CONFIGURATIONS, STRIDE
+
+MAX_BUCKETS = 8  # a scale, so compilations: 24 at three scales
+_CROP_BUCKETS = 4  # a scale, to cut crops from: cheap to compile, and padding costs nothing there
+_GOOD_ENOUGH = 0.02  # of padding; more buckets are not worth compiling
+MAX_PIXELS = 2**28  # of a rescaled image, 768 MiB as bytes; a larger one is skipped
+
+
+class Network(NamedTuple):
+    """The shapes from which the work and the field of view of a network follow."""
+
+    configuration: str  # a key of models.CONFIGURATIONS
+    kernels: dict[str, tuple[int, ...]]  # shapes by layer, each [h, w, inputs, outputs]
+
+
+class Bucket(NamedTuple):
+    """Images of a batch and the shape they are padded to."""
+
+    indices: np.ndarray  # [n] int64, positions in the split, 1 <= n <= batch_size
+    shape: tuple[int, int]  # rows and columns, pixels
+    batch_size: int
+    transposed: bool  # portrait images, rows and columns exchanged
+
+
+class Tile(NamedTuple):
+    """A part of a long image, and the columns of its score map that are those of the whole image's."""
+
+    start: int  # first column of pixels, a multiple of STRIDE
+    first: int  # columns of the tile's score map to keep: from `first`
+    last: int  # up to, without, `last`
+
+
+class Job(NamedTuple):
+    """Images that go through the devices together, and how."""
+
+    kind: str  # center_crop, dense, grid (crops cut on the device), host_grid (on the host), tiles
+    bucket: Bucket
+    macs: int  # with padding and empty slots
+    needed: int  # without
+
+    @property
+    def is_long(self) -> bool:
+        """Returns whether it is of one image that is too long for a bucket."""
+        return self.kind in ("host_grid", "tiles")
+
+
+def network_of(configuration: str, params: dict) -> Network:
+    """Returns the shapes of parameters, arrays or jax.ShapeDtypeStruct."""
+    return Network(configuration, {name: layer["kernel"].shape for name, layer in params.items()})
+
+
+def rescaled_sizes(sizes_Nx2: np.ndarray, scale: int) -> np.ndarray:
+    """Returns (height, width) after rescaling, [N, 2] int64, for the images' own (width, height)."""
+    sizes = [rescaled_size(int(width), int(height), scale)[::-1] for width, height in sizes_Nx2]
+    return np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def skipped_images(eval_pass: EvalPass, sizes_Nx2: np.ndarray) -> np.ndarray:
+    """Returns which images are too large, rescaled, to be computed: [N] bool; sizes are (width, height)."""
+    if eval_pass.method == "center_crop":  # only the crop is rescaled
+        return np.zeros(len(sizes_Nx2), bool)
+    return rescaled_sizes(sizes_Nx2, eval_pass.scale).prod(-1) > MAX_PIXELS
+
+
+def plan_pass(
+    eval_pass: EvalPass, network: Network, sizes_Nx2: np.ndarray, indices: np.ndarray, batch_size: int, devices: int
+) -> list[Job]:
+    """Returns jobs that hold every image once, those of long images last.
+
+    Args:
+      eval_pass: what is computed.
+      network: of `network_of`.
+      sizes_Nx2: (width, height) of all images of the split.
+      indices: [n] int, of the images to compute, none of them skipped.
+      batch_size: images of the crop's size that the model sees at once, over all devices: mirror images and crops all
+        count; a larger image counts proportionally. At least one image a device.
+      devices: that share a batch.
+    """
+    scale, crop, seen = eval_pass.scale, eval_pass.crop, eval_pass.images_seen()
+    crop_macs, crops_at_once = macs(network, crop, crop), devices * max(1, batch_size // (seen * devices))
+
+    def crop_job(kind: str, bucket: Bucket) -> Job:
+        return Job(kind, bucket, bucket.batch_size * seen * crop_macs, len(bucket.indices) * seen * crop_macs)
+
+    if eval_pass.method == "center_crop":
+        chunks = [indices[i : i + crops_at_once] for i in range(0, len(indices), crops_at_once)]
+        return [crop_job("center_crop", Bucket(chunk, (crop, crop), crops_at_once, False)) for chunk in chunks]
+
+    rescaled_Nx2 = rescaled_sizes(sizes_Nx2, scale)
+    lengths_N = rescaled_Nx2.max(-1)
+    strip = tile_length(network, scale)
+    is_long = lengths_N[indices] > strip
+    short, long = indices[~is_long], indices[is_long]
+    if eval_pass.method == "multi_crop":
+        grids = buckets(rescaled_Nx2, short, lambda length: length, lambda _: crops_at_once, _CROP_BUCKETS)
+        alone = [Bucket(np.array([index]), (crop, crop), crops_at_once, False) for index in long]
+        return [crop_job("grid", bucket) for bucket in grids] + [crop_job("host_grid", bucket) for bucket in alone]
+
+    def at_once(length: int) -> int:
+        return devices * max(1, batch_size * crop**2 // (seen * scale * length * devices))
+
+    jobs = []
+    for bucket in buckets(rescaled_Nx2, short, lambda length: macs(network, scale, length), at_once):
+        needed = seen * sum(macs(network, scale, int(lengths_N[i])) for i in bucket.indices)
+        jobs.append(Job("dense", bucket, bucket.batch_size * seen * macs(network, *bucket.shape), needed))
+    for index in long:
+        length, count = int(lengths_N[index]), at_once(strip)
+        batches = -(-2 * len(tiles(network, length, strip)) // count)
+        bucket = Bucket(np.array([index]), (scale, strip), count, bool(rescaled_Nx2[index, 0] > rescaled_Nx2[index, 1]))
+        jobs.append(
+            Job("tiles", bucket, batches * count * macs(network, scale, strip), 2 * macs(network, scale, length))
+        )
+    return jobs
+
+
+def macs(network: Network, height: int, width: int) -> int:
+    """Returns the multiply-adds for one image, densely (at 224x224: Paper Table 2's networks take 7.6 to 19.6 * 10^9)."""
+    total = 0
+    for layer in CONFIGURATIONS[network.configuration]:
+        height, width = height // layer.stride, width // layer.stride
+        if layer.has_params:
+            rows, columns, inputs, outputs = network.kernels[layer.name]
+            if layer.kind == "fc":
+                height, width = height - rows + 1, width - columns + 1
+            total += height * width * rows * columns * inputs * outputs
+    return total
+
+
+def bucket_lengths(lengths_N: np.ndarray, cost: Callable[[int], int], most: int = MAX_BUCKETS) -> list[int]:
+    """Returns the lengths of buckets that pad a set of images with the least computation, ascending.
+
+    The best of all choices, by dynamic programming over the sorted lengths; no more buckets than it takes to bring
+    padding below 2 %.
+
+    Args:
+      lengths_N: the images' longer sides, pixels.
+      cost: of an image in a bucket of a length.
+      most: buckets at most.
+    """
+    unique, counts = np.unique(lengths_N, return_counts=True)
+    costs = np.array([cost(int(length)) for length in unique], np.float64)
+    images = np.concatenate([[0], np.cumsum(counts)])
+    least = float(counts @ costs)
+    best = np.full(len(unique) + 1, np.inf)  # best[j]: of the shortest j lengths, with as many buckets as rounds so far
+    best[0] = 0
+    impossible = np.triu_indices(len(best))
+    chosen: list[np.ndarray] = []  # chosen[k][j]: how many lengths the buckets before the last one take
+    while len(chosen) < min(most, len(unique)):
+        # Row j, column i: the last bucket holds lengths i to j - 1, so it is as long as length j - 1.
+        totals = best[None, :] + (images[:, None] - images[None, :]) * np.concatenate([[0], costs])[:, None]
+        totals[impossible] = np.inf
+        chosen.append(totals.argmin(1))
+        best = totals.min(1)
+        if best[-1] <= (1 + _GOOD_ENOUGH) * least:
+            break
+    lengths, end = [], len(unique)
+    for split in reversed(chosen):
+        lengths.append(int(unique[end - 1]))
+        end = int(split[end])
+    return lengths[::-1]
+
+
+def buckets(
+    sizes_Nx2: np.ndarray,
+    indices: np.ndarray,
+    cost: Callable[[int], int],
+    batch_size: Callable[[int], int],
+    most: int = MAX_BUCKETS,
+) -> list[Bucket]:
+    """Returns batches that hold every image once.
+
+    Batches are filled longest-first, because an empty slot costs as much as a full one; only the last batch of each
+    orientation has empty slots.
+
+    Args:
+      sizes_Nx2: (height, width) after rescaling, pixels, of all images of the split; one side of each is Q.
+      indices: [n] int, of the images to plan for.
+      cost: of an image in a bucket of a length.
+      batch_size: images of a batch in a bucket of a length.
+      most: shapes at most.
+    """
+    if not len(indices):
+        return []
+    heights, widths = sizes_Nx2[indices].T
+    lengths, scale = np.maximum(heights, widths), int(np.minimum(heights, widths)[0])
+    shapes = np.array(bucket_lengths(lengths, cost, most))
+    batches = []
+    for transposed in (False, True):
+        remaining = np.flatnonzero((heights > widths) == transposed)
+        remaining = remaining[np.argsort(-lengths[remaining], kind="stable")]
+        while len(remaining):
+            length = int(shapes[np.searchsorted(shapes, lengths[remaining[0]])])
+            count = batch_size(length)
+            batches.append(Bucket(indices[remaining[:count]], (scale, length), count, transposed))
+            remaining = remaining[count:]
+    return batches
+
+
+def tile_length(network: Network, scale: int) -> int:
+    """Returns the pixels beyond which an image is tiled, and a tile's length: four times Q or four times the overlap."""
+    overlap = network.kernels["fc6"][1] - 1 + 2 * _halo(network)
+    return STRIDE * max(4 * scale // STRIDE, 4 * overlap)
+
+
+def tiles(network: Network, length: int, strip: int) -> list[Tile]:
+    """Returns tiles whose kept columns together are the score map of the whole image, each column once.
+
+    A tile begins at a multiple of STRIDE, so that its poolings fall where the image's do. Near a cut the network sees the
+    tile's zero padding where the image has pixels; the columns that see a cut are left to the neighbour.
+
+    Args:
+      network: of `network_of`.
+      length: columns of the image, pixels.
+      strip: of `tile_length`; a multiple of STRIDE.
+    """
+    kernel, halo = network.kernels["fc6"][1], _halo(network)
+    columns, cuts, done = length // STRIDE - kernel + 1, [], 0
+    while done < columns:
+        begin = max(0, done - halo)
+        cells = min(strip, length - begin * STRIDE) // STRIDE
+        is_last = begin * STRIDE + strip >= length
+        last = cells - kernel + 1 - (0 if is_last else halo)
+        cuts.append(Tile(begin * STRIDE, done - begin, last))
+        done = begin + last
+    return cuts
+
+
+def _halo(network: Network) -> int:
+    """Returns the number of last-map cells, from a cut inwards, whose receptive field crosses the cut."""
+    radius, stride = 0, 1  # in pixels
+    for layer in CONFIGURATIONS[network.configuration]:
+        radius += stride * (layer.kernel - 1) // 2 if layer.kind == "conv" else 0
+        stride *= layer.stride
+    return -(-radius // stride)

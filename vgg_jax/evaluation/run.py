@@ -1,0 +1,286 @@
+"""Runs a plan: decodes ahead, sends batches through the devices, fetches one result while the next is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.data.crops import center_crop, rescaled
+from vgg_jax.data.decode import DecodeError
+from vgg_jax.data.parallel import parallel_map
+from vgg_jax.data.records import Records
+from vgg_jax.evaluation import steps
+from vgg_jax.evaluation.passes import GRID, EvalPass
+from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
+from vgg_jax.evaluation.trained_model import TrainedModel
+from vgg_jax.exceptions import UserError
+from vgg_jax.models import STRIDE
+from vgg_jax.sharding import batch_sharding, host_memory, replicated
+from vgg_jax.steps import compile_step
+
+DEFAULT_BATCH = 64  # images of the crop's size, a device
+
+
+class Chunk(NamedTuple):
+    """Probabilities of some images, and the multiply-adds it took."""
+
+    indices: np.ndarray  # [n] int64
+    probs_nxK: np.ndarray  # float32
+    macs: int
+
+
+@dataclasses.dataclass
+class EvalStats:
+    """What an evaluation took, over all models and passes."""
+
+    compilations: int = 0
+    shapes: int = 0  # compilations of the whole network, one a shape
+    compile_seconds: float = 0.0
+    needed: int = 0  # multiply-adds for the images without padding
+    computed: int = 0  # with padding and empty slots
+
+
+class CompiledSteps:
+    """The compiled functions of one model: what is compiled for one pass serves the others."""
+
+    def __init__(self, trained: TrainedModel, stats: EvalStats):
+        self.trained, self.network = (
+            trained,
+            network_of(trained.config.model.configuration, trained.variables["params"]),
+        )
+        self._stats, self._compiled = stats, dict[Any, Callable]()
+        self._variables = {False: trained.variables}
+
+    def variables(self, transposed: bool) -> dict:
+        """Returns the model's variables, with transposed kernels if need be."""
+        if transposed not in self._variables:
+            shardings = jax.tree.map(lambda x: x.sharding, self.trained.variables)
+            transpose = jax.jit(steps.transpose_kernels, out_shardings=shardings)
+            self._variables[transposed] = transpose(self.trained.variables)
+        return self._variables[transposed]
+
+    def call(self, name: str, step: Callable, *arguments: Any, out_shardings: Any = None) -> jax.Array:
+        """Calls a step, compiled at the first call with such shapes; every process gets the whole result by default.
+
+        Args:
+          name: of the step, with whatever else it depends on.
+          step: the function.
+          arguments: arrays.
+          out_shardings: of the result.
+        """
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments)
+        key = name, *(leaf.shape for leaf in jax.tree.leaves(shapes))
+        if key not in self._compiled:
+            began = time.perf_counter()
+            out_shardings = out_shardings or replicated(self.trained.mesh)
+            self._compiled[key] = compile_step(step, *shapes, out_shardings=out_shardings)
+            self._stats.compilations += 1
+            self._stats.shapes += not name.startswith("cut")
+            self._stats.compile_seconds += time.perf_counter() - began
+        return self._compiled[key](*arguments)
+
+    def put(self, local: np.ndarray) -> jax.Array:
+        """Returns an array, split over the devices by its first axis, of which this process has its share."""
+        return jax.make_array_from_process_local_data(batch_sharding(self.trained.mesh), local)
+
+    def flag(self, value: bool) -> jax.Array:
+        """Returns a scalar that every device holds."""
+        return jax.device_put(np.bool_(value), replicated(self.trained.mesh))
+
+
+def batch_size_for(trained: TrainedModel, requested: int) -> int:
+    """Returns the images of the crop's size that the model sees at once, over all devices; 0 requests the default.
+
+    Raises:
+      UserError: a batch that this machine's memory cannot hold.
+    """
+    batch_size = requested or DEFAULT_BATCH * trained.mesh.shape["data"]
+    needed = batch_size * 3 * trained.config.image.crop**2 * 5  # bytes as the host has them, and as floats
+    if needed > host_memory():
+        raise UserError(
+            f"--batch_size={batch_size} takes {needed / 2**30:,.1f} GiB for images alone, and this machine has "
+            f"{host_memory() / 2**30:,.1f} GiB of memory; give a smaller one."
+        )
+    return batch_size
+
+
+def run_jobs(
+    compiled: CompiledSteps, eval_pass: EvalPass, jobs: Sequence[Job], records: Records, threads: int, stats: EvalStats
+) -> Iterator[Chunk]:
+    """Computes probabilities, job after job.
+
+    Args:
+      compiled: of the model.
+      eval_pass: that the jobs are of.
+      jobs: of `plan.plan_pass`.
+      records: of the split.
+      threads: that decode.
+      stats: is added to.
+
+    Raises:
+      UserError: an image that cannot be decoded, by name.
+    """
+    batched = [job for job in jobs if not job.is_long]
+    ahead = 2 * max((len(job.bucket.indices) for job in batched), default=0)
+    yield from _run(compiled, eval_pass, batched, records, threads, ahead, stats)
+    # Long images are large: one at a time.
+    yield from _run(compiled, eval_pass, [job for job in jobs if job.is_long], records, 1, 1, stats)
+
+
+def _run(
+    compiled: CompiledSteps,
+    eval_pass: EvalPass,
+    jobs: Sequence[Job],
+    records: Records,
+    threads: int,
+    ahead: int,
+    stats: EvalStats,
+) -> Iterator[Chunk]:
+    def load(item: tuple[Job, int]) -> np.ndarray:
+        return decoded(records, item[1], lambda encoded: _prepared(eval_pass, item[0], encoded))
+
+    def fetch(job: Job, probs_BxK: jax.Array) -> Chunk:
+        stats.needed, stats.computed = stats.needed + job.needed, stats.computed + job.macs
+        return Chunk(job.bucket.indices, np.asarray(probs_BxK)[: len(job.bucket.indices)], job.macs)
+
+    # The tiles of one image are spread over the processes, so that all of them need it.
+    mine = [
+        job.bucket.indices if job.kind == "tiles" else job.bucket.indices[local_rows(job.bucket.batch_size)]
+        for job in jobs
+    ]
+    items = ((job, int(i)) for job, indices in zip(jobs, mine, strict=True) for i in indices)
+    images = parallel_map(load, items, threads, max(1, ahead))
+    running: tuple[Job, jax.Array] | None = None
+    for job, indices in zip(jobs, mine, strict=True):
+        try:
+            started = _START[job.kind](compiled, eval_pass, job.bucket, [next(images) for _ in indices])
+        except BaseException:
+            if running is not None:  # computed already, so it is cached whatever is wrong with the next
+                yield fetch(*running)
+            raise
+        if running is not None:
+            yield fetch(*running)
+        running = job, started
+    if running is not None:
+        yield fetch(*running)
+
+
+def local_rows(batch_size: int) -> slice:
+    """Returns this process's rows of a batch: equal shares, in the order of processes."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def decoded(records: Records, index: int, function: Callable, record: dict[str, Any] | None = None) -> Any:
+    """Returns `function` of an image's bytes; raises UserError, with its name and file, where they cannot be decoded."""
+    record = record or records[index]
+    try:
+        return function(record["image"])
+    except DecodeError as error:
+        raise UserError(
+            f"{key_of(record, index)}, {records.describe(index)}, cannot be decoded: {error}. Prepare the data again, "
+            "without it; what was computed so far is kept."
+        ) from error
+
+
+def key_of(record: dict[str, Any], index: int) -> str:
+    """Returns the name of an image's file, or its number where there is none."""
+    name = record.get("file_name", str(index))
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _prepared(eval_pass: EvalPass, job: Job, encoded: bytes) -> np.ndarray:
+    """Returns what one row of a job's batch holds: crops [n, c, c, 3], or an image [H, W, 3]; uint8."""
+    crop = eval_pass.crop
+    if job.kind == "center_crop":
+        return center_crop(encoded, eval_pass.scale, crop)[None]
+    image = rescaled(encoded, eval_pass.scale)
+    if job.kind == "host_grid":  # a long image would not fit the devices, but its crops do
+        rows, columns = (steps.grid_offsets(side, crop) for side in image.shape[:2])
+        return np.stack([image[r : r + crop, c : c + crop] for r in rows for c in columns])
+    # Tiles are cut from the image and from its mirror image before they are transposed.
+    return image.swapaxes(0, 1) if job.bucket.transposed and job.kind != "tiles" else image
+
+
+def _run_crops(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
+    count = GRID**2 if eval_pass.method == "multi_crop" else 1
+    local = np.zeros((bucket.batch_size // jax.process_count(), count, *bucket.shape, 3), np.uint8)
+    for row, crops in zip(local, images, strict=False):
+        row[:] = crops
+    return _crops(compiled, eval_pass, compiled.put(local))
+
+
+def _crops(compiled: CompiledSteps, eval_pass: EvalPass, crops: jax.Array) -> jax.Array:
+    step = steps.make_crops(compiled.trained.model, compiled.trained.statistics, eval_pass.mirrored)
+    return compiled.call(f"crops, mirrored {eval_pass.mirrored}", step, compiled.trained.variables, crops)
+
+
+def _run_grid(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
+    arguments = (*_padded(compiled, bucket, images), compiled.flag(bucket.transposed))
+    crops = compiled.call(
+        f"cut {eval_pass.crop}",
+        lambda images, sizes, transposed: steps.cut_grid(images, sizes, transposed, eval_pass.crop),
+        *arguments,
+        out_shardings=batch_sharding(compiled.trained.mesh),
+    )
+    return _crops(compiled, eval_pass, crops)
+
+
+def _run_dense(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
+    del eval_pass
+    step = steps.make_dense(compiled.trained.model, compiled.trained.statistics)
+    variables = compiled.variables(bucket.transposed)
+    return compiled.call("dense", step, variables, *_padded(compiled, bucket, images), compiled.flag(bucket.transposed))
+
+
+def _run_tiles(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
+    """Returns the dense probabilities [1, K] of one long image, exactly, from overlapping tiles."""
+    del eval_pass
+    (image,), (scale, strip), count = images, bucket.shape, bucket.batch_size
+    length = max(image.shape[:2])
+    cuts = tiles(compiled.network, length, strip)
+    upright = [image, image[:, ::-1]]
+    pair = [view.swapaxes(0, 1) if bucket.transposed else view for view in upright]
+    pieces = [(view[:, cut.start : cut.start + strip], (cut.first, cut.last)) for view in pair for cut in cuts]
+    step = steps.make_tiles(compiled.trained.model, compiled.trained.statistics)
+    scores = []
+    for begin in range(0, len(pieces), count):
+        mine = pieces[begin : begin + count][local_rows(count)]
+        keep = np.zeros((count // jax.process_count(), 2), np.int32)
+        for row, (_, kept) in zip(keep, mine, strict=False):
+            row[:] = kept
+        padded = _padded(compiled, bucket, [piece for piece, _ in mine])
+        variables = compiled.variables(bucket.transposed)
+        scores.append(np.asarray(compiled.call("tiles", step, variables, *padded, compiled.put(keep))))
+    rows, columns = compiled.network.kernels["fc6"][:2]
+    cells = (scale // STRIDE - rows + 1) * (length // STRIDE - columns + 1)
+    sums_2xK = np.concatenate(scores)[: len(pieces)].reshape(2, len(cuts), -1).sum(1, dtype=np.float64)
+    return jax.nn.softmax(jnp.asarray(sums_2xK / cells, jnp.float32)).mean(0, keepdims=True)
+
+
+# How a job's images become probabilities [batch_size, K].
+_START: dict[str, Callable[[CompiledSteps, EvalPass, Bucket, list[np.ndarray]], jax.Array]] = {
+    "center_crop": _run_crops,
+    "dense": _run_dense,
+    "grid": _run_grid,
+    "host_grid": _run_crops,
+    "tiles": _run_tiles,
+}
+
+
+def _padded(compiled: CompiledSteps, bucket: Bucket, images: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:
+    """Returns images [B, H, W, 3] uint8 in the top left corners of their bucket's shape, and their sizes [B, 2] int32."""
+    share = bucket.batch_size // jax.process_count()
+    padded = np.zeros((share, *bucket.shape, 3), np.uint8)
+    sizes = np.full((share, 2), bucket.shape, np.int32)  # an empty slot is a black image
+    for i, image in enumerate(images):
+        height, width = image.shape[:2]
+        padded[i, :height, :width] = image
+        sizes[i] = height, width
+    return compiled.put(padded), compiled.put(sizes)
