@@ -1,4 +1,4 @@
-"""How far a linear model gets on the built-in pictures: centre crops of quickstart's size, ridge regression on one-hot
+"""How far a linear model gets on the built-in images: centre crops of quickstart's size, ridge regression on one-hot
 labels in closed form, the best of many penalties (chosen on the validation split itself, in the model's favour).
 
     python -m benchmarks.builtin_linear
@@ -31,9 +31,7 @@ def main():
     for penalty in 10.0 ** np.arange(0, 8):
         weights = vectors @ ((vectors.T @ targets) / (values.clip(0) + penalty)[:, None])
         errors = [np.mean((v @ x.T @ weights).argmax(1) != labels) for v, labels in ((x, y), (x_val, y_val))]
-        print(
-            f"penalty {penalty:9.0e}: top-1 error {errors[0]:.1%} on training, {errors[1]:.1%} on validation pictures"
-        )
+        print(f"penalty {penalty:9.0e}: top-1 error {errors[0]:.1%} on training, {errors[1]:.1%} on validation images")
 
 
 if __name__ == "__main__":

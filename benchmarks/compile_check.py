@@ -1,4 +1,4 @@
-"""The table of `benchmarks/compile_check.md`: nets over TPU slices, as the TPU compiler sees them. No TPU is needed.
+"""The table of `benchmarks/compile_check.md`: models over TPU slices, as the TPU compiler sees them. No TPU is needed.
 
     python -m benchmarks.compile_check --nets=D,E --topologies=v5e:4x4,v6e:4x4 --images_per_chip=64
 
@@ -21,7 +21,7 @@ from vgg_jax.tpu.chips import parse_slice
 from vgg_jax.tpu.compiled import GIB, topology_devices, train_step
 
 HEADER = (
-    "| net | slice | sharding | images a chip | memory a device, GiB | TFLOP a device | HBM GB a device | collectives, MB | ms | "
+    "| model | slice | sharding | images a chip | memory a device, GiB | TFLOP a device | HBM GB a device | collectives, MB | ms | "
     "of it waiting | images/s a chip | scaling efficiency | compiled in |"
 )
 
@@ -42,9 +42,9 @@ def main() -> None:
     for topology in options.topologies.split(","):
         where = parse_slice(topology)
         devices = topology_devices(where)
-        for net in options.nets.split(","):
+        for model in options.models.split(","):
             for sharding in options.shardings.split(","):
-                config = paper_config(net, None)
+                config = paper_config(model, None)
                 config.model.dtype, config.sharding = "bfloat16", sharding
                 config.batch_size = options.images_per_chip * where.chips
                 for key, _, value in (each.partition("=") for each in options.set):
@@ -52,12 +52,12 @@ def main() -> None:
                 if sharding == "fc_model_parallel":
                     config.model_parallel = 4
                 if options.text:
-                    _keep_text(options.text / f"{net}-{where.name.replace(':', '-')}-{sharding}.hlo")
+                    _keep_text(options.text / f"{model}-{where.name.replace(':', '-')}-{sharding}.hlo")
                 began = time.monotonic()
                 answer = train_step(config, where, devices)
                 took = time.monotonic() - began
                 memory = f"{answer.memory / GIB:.2f} of {answer.limit / GIB:.4g}"
-                row = [net, where.name, sharding, options.images_per_chip, memory]
+                row = [model, where.name, sharding, options.images_per_chip, memory]
                 if line := answer.roofline:
                     row += [
                         f"{answer.flops / 1e12:.3g}",

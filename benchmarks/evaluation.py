@@ -2,7 +2,7 @@
 scales with mirror images, net A.
 
     python -m benchmarks.evaluation                        # narrow, for a CPU; minutes
-    python -m benchmarks.evaluation --width=1 --batch=256  # the paper's net, for a GPU
+    python -m benchmarks.evaluation --width=1 --batch=256  # the paper's model, for a GPU
 
 Buckets are compiled and run in full. Compiling every shape, and running it unpadded, is measured on a random sample of
 images (each in a batch as large as its bucket's would be, so that the comparison is at equal use of the machine) and
@@ -40,7 +40,7 @@ def arguments():
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--scales", default="256,384,512", help="Q, pixels")
     parser.add_argument("--batch", type=int, default=64, help="as evaluate's --batch_size")
-    parser.add_argument("--sample", type=int, default=24, help="pictures a scale that extrapolations rest on")
+    parser.add_argument("--sample", type=int, default=24, help="images a scale that extrapolations rest on")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--data_dir", default="~/tensorflow_datasets")
     parser.add_argument("--json", default="", help="file for the figures")

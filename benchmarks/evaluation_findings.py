@@ -2,11 +2,11 @@
 
     python -m benchmarks.evaluation_findings RUN [RUN ...]
 
-Errors of every run by protocol, and of all runs fused. Differences are paired, over the same pictures: the mean of the
-difference of top-1 errors, and 1.96 standard errors of it. Posteriors kept from before are used.
+Errors of every run by protocol, and of all runs fused. Differences are paired, over the same images: the mean of the
+difference of top-1 errors, and 1.96 standard errors of it. Probabilities kept from before are used.
 
 Below the table: what the surroundings of a window do. The same crop-sized window is classified as a crop, with zero padding
-at its borders, as in training, and as one place of a dense map, with 32 pixels of picture around it.
+at its borders, as in training, and as one place of a dense map, with 32 pixels of image around it.
 """
 
 import sys
@@ -37,13 +37,13 @@ ROWS = (
 
 
 def split_probs(run, protocol, scales, dtype):
-    """Posteriors [N, K] and labels [N] of one run, computed now if need be."""
+    """Probabilities [N, K] and labels [N] of one run, computed now if need be."""
     data = evaluate(Request((run,), protocol, scales, dtype=dtype), quiet=True)["data"]
-    net = load_trained(Path(run), dtype)
+    trained = load_trained(Path(run), dtype)
     parts = {part: [] for part in PROTOCOLS[protocol]}
-    for view in eval_passes(net.config, protocol, scales):
-        name = f"evaluation/{net.checkpoint.name}/*-{data['split']}/{pass_name(net, view)}.npz"
-        (file,) = net.workdir.glob(name)
+    for view in eval_passes(trained.config, protocol, scales):
+        name = f"evaluation/{trained.checkpoint.name}/*-{data['split']}/{pass_name(trained, view)}.npz"
+        (file,) = trained.workdir.glob(name)
         with np.load(file) as arrays:
             parts[view.method].append(arrays["probs"])
             labels = arrays["labels"]
@@ -51,26 +51,28 @@ def split_probs(run, protocol, scales, dtype):
 
 
 def window_errors(run):
-    """Top-1 errors of the central window of every picture, at Q = crop + 64, as a place of the map and as a crop."""
-    net = load_trained(Path(run))
-    data, crop = net.config.data, net.config.image.crop
+    """Top-1 errors of the central window of every image, at Q = crop + 64, as a place of the map and as a crop."""
+    trained = load_trained(Path(run))
+    data, crop = trained.config.data, trained.config.image.crop
     builder = prepared_data(data.name, expanded(data.dir), data.root)
     records = open_split(builder, data.val_split, "split")
 
     def places(params, images):
-        return net.model.apply(params, normalize(images, net.statistics), endpoints=("score_map",))[1]["score_map"]
+        return trained.model.apply(params, normalize(images, trained.statistics), endpoints=("score_map",))[1][
+            "score_map"
+        ]
 
     step, wrong = jax.jit(places), {"place": [], "crop": []}
     for index in range(len(records)):
         record = records[index]
-        picture = center_crop(record["image"], crop + 64, crop + 64)[None]
-        for kind, pixels, place in (("place", picture, 1), ("crop", picture[:, 32:-32, 32:-32], 0)):
-            wrong[kind].append(int(step(net.variables, pixels)[0, place, place].argmax()) != record["label"])
+        image = center_crop(record["image"], crop + 64, crop + 64)[None]
+        for kind, pixels, place in (("place", image, 1), ("crop", image[:, 32:-32, 32:-32], 0)):
+            wrong[kind].append(int(step(trained.variables, pixels)[0, place, place].argmax()) != record["label"])
     return {kind: float(np.mean(its)) for kind, its in wrong.items()}
 
 
 def main(runs):
-    print("| nets | protocol | pictures | top-1 error | top-5 error | top-1 against | difference |")
+    print("| models | protocol | images | top-1 error | top-5 error | top-1 against | difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     found = {run: [split_probs(run, *row[1:4]) for row in ROWS] for run in runs}
     names = {run: Path(run).name for run in runs}
@@ -81,14 +83,14 @@ def main(runs):
         found[together] = fused
     for run, rows in found.items():
         wrong: list[np.ndarray] = []
-        for i, (posteriors, labels) in enumerate(rows):
-            top5 = top5_classes(posteriors) != labels[:, None]
+        for i, (probs, labels) in enumerate(rows):
+            top5 = top5_classes(probs) != labels[:, None]
             wrong.append(top5[:, 0].astype(float))
             others = {"": None}
             if run in runs and ROWS[i][4] is not None:
                 others = {ROWS[ROWS[i][4]][0]: wrong[ROWS[i][4]]}
             elif run not in runs and ROWS[i][:4] in [row[:4] for row in ROWS[:i]]:
-                continue  # is there already; compared with each of its nets, whatever the row above
+                continue  # is there already; compared with each of its models, whatever the row above
             elif run not in runs:
                 others = {
                     f"{names[r]} alone": (top5_classes(found[r][i][0])[:, 0] != labels).astype(float) for r in runs

@@ -6,7 +6,7 @@ Trains the runs of GROUPS one after another, each an ordinary workdir in DIR/see
 photographs of ten classes); then evaluates and compares. What is finished stays, and the same command goes on after an
 interruption; `--groups` chooses, `--notrain` compares what is there. The same as JSON: DIR/findings.json.
 
-Differences are paired over the same images: each image's mistakes, averaged over the seeds, one net's less the other's; after
+Differences are paired over the same images: each image's mistakes, averaged over the seeds, one model's less the other's; after
 the sign ± come 1.96 standard errors over images, and in brackets the difference of each seed. Runs whose training loss never
 left ln K are counted, not averaged.
 """
@@ -39,20 +39,20 @@ GROUPS: dict[str, tuple[Stage, ...]] = {
     # Which presets train at all, at which rate and depth? A few epochs of one seed.
     "presets": tuple(
         Stage(
-            f"{net}-{preset}-{rate:g}",
-            net,
+            f"{model}-{preset}-{rate:g}",
+            model,
             _FIXED,
             "",
             {"model.init": preset, "optimizer.learning_rate": rate, "num_epochs": 3.0},
         )
-        for net in ("A", "D", "E")
+        for model in ("A", "D", "E")
         for preset in PRESETS
         for rate in RATES
     ),
-    # The paper's recipe: A from a random start, deeper nets from its layers.
+    # The paper's recipe: A from a random start, deeper models from its layers.
     "recipe": STAGES[:7],
-    # The deeper nets from a random start.
-    "random": tuple(Stage(f"{net}-random", net, _FIXED) for net in ("D", "E")),
+    # The deeper models from a random start.
+    "random": tuple(Stage(f"{model}-random", model, _FIXED) for model in ("D", "E")),
     # The paper's own situation: a start too small to learn from, with and without A's layers.
     "std001": tuple(
         Stage(name, "E", _FIXED, start, {"model.init": "std001", "num_epochs": 4.0})
@@ -75,7 +75,7 @@ COMPARISONS = (
     ("depth", "E-256", "A-256", "dense", "single"),
     ("jitter beats fixed S", "D-jitter", "D-384", "dense", "multi"),
 )
-# The test protocol on one net: (finding, net, (protocol, scales) a, b). Crops: benchmarks/evaluation_findings.py.
+# The test protocol on one model: (finding, model, (protocol, scales) a, b). Crops: benchmarks/evaluation_findings.py.
 PROTOCOL_COMPARISONS = (
     ("several scales beat one", "D-256", ("dense", "multi"), ("dense", "single")),
     ("several scales beat one", "D-jitter", ("dense", "multi"), ("dense", "single")),
@@ -163,13 +163,13 @@ class Run:
         """Whether the training loss has left that of guessing."""
         return self.finished and min(self.losses) < 0.97 * math.log(10)
 
-    def posteriors(self, protocol, scales):
+    def probs(self, protocol, scales):
         return _posteriors(str(self.workdir), protocol, scales)
 
     def mistakes(self, protocol, scales):
         """[N], 1 where the likeliest class is wrong."""
-        posteriors, labels = self.posteriors(protocol, scales)
-        return (top5_classes(posteriors)[:, 0] != labels).astype(float)
+        probs, labels = self.probs(protocol, scales)
+        return (top5_classes(probs)[:, 0] != labels).astype(float)
 
 
 @functools.cache
@@ -182,7 +182,7 @@ def runs_of(directory, name):
 
 
 def presets(directory):
-    """A row a net and preset, a column a rate."""
+    """A row a model and preset, a column a rate."""
     rows = []
     for stage in GROUPS["presets"]:
         run = Run(workdir_of(directory, stage.name, 0))
@@ -195,12 +195,12 @@ def presets(directory):
             outcome = f"learns: {run.validation[-1]['val/top1_error']:.1%}"
         else:
             outcome = f"stays at ln K ({run.losses[-1]:.3f})"
-        rows.append({"net": stage.configuration} | stage.overrides | {"outcome": outcome})
+        rows.append({"model": stage.configuration} | stage.overrides | {"outcome": outcome})
     return rows
 
 
 def curves(directory):
-    """Mean validation top-1 error by epoch, of nets from A's layers and from a random start."""
+    """Mean validation top-1 error by epoch, of models from A's layers and from a random start."""
     rows = []
     for name in ("D-random", "D-256", "E-random", "E-256", "E-std001-random", "E-std001-256"):
         runs = [run for run in runs_of(directory, name) if run.finished]
@@ -212,7 +212,7 @@ def curves(directory):
 
 
 def single(directory):
-    """Errors of every net, mean and standard deviation over seeds."""
+    """Errors of every model, mean and standard deviation over seeds."""
     rows = []
     for stage in (*GROUPS["recipe"], *GROUPS["random"], *GROUPS["jitter"]):
         runs = [run for run in runs_of(directory, stage.name) if run.finished]
@@ -263,24 +263,22 @@ def comparisons(directory):
         ]
         if pairs:
             rows.append({"finding": finding, "what": f"{a} against {b}, {protocol}, {scales}"} | difference(pairs))
-    for finding, net, a, b in PROTOCOL_COMPARISONS:
-        pairs = [(run.mistakes(*a), run.mistakes(*b)) for run in runs_of(directory, net) if run.learnt()]
+    for finding, model, a, b in PROTOCOL_COMPARISONS:
+        pairs = [(run.mistakes(*a), run.mistakes(*b)) for run in runs_of(directory, model) if run.learnt()]
         if pairs:
             rows.append(
-                {"finding": finding, "what": f"{net}: {', '.join(a)} against {', '.join(b)}"} | difference(pairs)
+                {"finding": finding, "what": f"{model}: {', '.join(a)} against {', '.join(b)}"} | difference(pairs)
             )
     for alone in FUSION:  # each of them, as choosing the better one on the same images would favour it
         pairs = []
-        for nets in zip(*(runs_of(directory, name) for name in FUSION), strict=True):
-            if all(net.learnt() for net in nets):
-                found = [net.posteriors("dense", "multi") for net in nets]
-                fused = (top5_classes(average(posteriors for posteriors, _ in found))[:, 0] != found[0][1]).astype(
-                    float
-                )
-                pairs.append((fused, nets[FUSION.index(alone)].mistakes("dense", "multi")))
+        for models in zip(*(runs_of(directory, name) for name in FUSION), strict=True):
+            if all(model.learnt() for model in models):
+                found = [model.probs("dense", "multi") for model in models]
+                fused = (top5_classes(average(probs for probs, _ in found))[:, 0] != found[0][1]).astype(float)
+                pairs.append((fused, models[FUSION.index(alone)].mistakes("dense", "multi")))
         if pairs:
             what = f"{' + '.join(FUSION)} fused against {alone} alone, dense, multi"
-            rows.append({"finding": "two nets beat one", "what": what} | difference(pairs))
+            rows.append({"finding": "two models beat one", "what": what} | difference(pairs))
     return rows
 
 
@@ -288,16 +286,16 @@ def markdown(found):
     lines = [
         "### Presets",
         "",
-        "| net | preset | " + " | ".join(f"{rate:g}" for rate in RATES) + " |",
+        "| model | preset | " + " | ".join(f"{rate:g}" for rate in RATES) + " |",
         "| --- " * (2 + len(RATES)) + "|",
     ]
-    for net, preset in dict.fromkeys((row["net"], row["model.init"]) for row in found["presets"]):
+    for model, preset in dict.fromkeys((row["model"], row["model.init"]) for row in found["presets"]):
         its = {
             row["optimizer.learning_rate"]: row["outcome"]
             for row in found["presets"]
-            if (row["net"], row["model.init"]) == (net, preset)
+            if (row["model"], row["model.init"]) == (model, preset)
         }
-        lines.append(f"| {net} | {preset} | " + " | ".join(its.get(rate, "") for rate in RATES) + " |")
+        lines.append(f"| {model} | {preset} | " + " | ".join(its.get(rate, "") for rate in RATES) + " |")
     epochs = sorted({epoch for row in found["curves"] for epoch in row["top1_error_by_epoch"]})
     lines += ["", "### Starts: validation top-1 error by epoch, %, mean over the seeds that left ln K", ""]
     lines += ["| run | left ln K | " + " | ".join(map(str, epochs)) + " |", "| --- " * (2 + len(epochs)) + "|"]

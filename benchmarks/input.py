@@ -42,13 +42,13 @@ def pillow(content, rng, draft=False):
 
     from vgg_jax.data.crops import rescaled_size
 
-    picture = Image.open(io.BytesIO(content))
-    size = rescaled_size(*picture.size, int(rng.integers(S_MIN, S_MAX + 1)))
+    image = Image.open(io.BytesIO(content))
+    size = rescaled_size(*image.size, int(rng.integers(S_MIN, S_MAX + 1)))
     if draft:
-        picture.draft("RGB", size)
+        image.draft("RGB", size)
     left, top = (int(rng.integers(side - CROP + 1)) for side in size)
-    picture = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(picture.crop((left, top, left + CROP, top + CROP)))
+    image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image.crop((left, top, left + CROP, top + CROP)))
 
 
 def ours(content, rng):
@@ -119,13 +119,13 @@ def whole_pipeline(folder, cores, seconds, processes=0):
     config.batch_size = 64
     config.data.threads, config.data.processes = (1 if processes else cores), processes
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
-        kind = Path(place, "pictures", "train", "all")
+        kind = Path(place, "images", "train", "all")
         kind.mkdir(parents=True)
         contents = files(folder)
         # Enough records to be a data set: Grain's shuffle works on 65,536 places at the least, and skips those not there.
         for i in range(max(len(contents), 4000)):
             (kind / f"{i:05d}.jpg").write_bytes(contents[i % len(contents)])
-        records = open_split(prepared_data("folder", Path(place), str(Path(place, "pictures"))), "train", "split")
+        records = open_split(prepared_data("folder", Path(place), str(Path(place, "images"))), "train", "split")
         stream = batches(config, train_examples(config, records), make_mesh())
         with contextlib.closing(stream):
             for _ in range(2 + cores):

@@ -2,10 +2,10 @@
 
     python -m benchmarks.kills --workdir=DIR [--kills=60] [--seed=0]
 
-A net too narrow to be good is trained for some seconds on drawn pictures. Of each kind of work a reference is made; then
+A model too narrow to be good is trained for some seconds on drawn images. Of each kind of work a reference is made; then
 copies of it are killed (SIGKILL to all its processes) up to three times each before they are let end. Compared are: of
 training the digest of all parameters, the best step and error, and the best checkpoint, evaluated; of preparing every
-record; of evaluating the posteriors; of reporting the page. Exit status 1 where anything differs.
+record; of evaluating the probabilities; of reporting the page. Exit status 1 where anything differs.
 """
 
 import hashlib
@@ -65,12 +65,12 @@ class Work:
         return [sys.executable, "-m", f"vgg_jax.{module}", *arguments]
 
     def train(self, place: Path) -> list[str]:
-        config = _CONFIG | {"data.root": self.root / "pictures", "data.dir": self.root / "data"}
+        config = _CONFIG | {"data.root": self.root / "images", "data.dir": self.root / "data"}
         values = [f"--config.{key}={value}" for key, value in config.items()]
         return self.python("main", "--config=configs/quickstart.py", f"--workdir={place / 'run'}", *values)
 
     def prepare(self, place: Path) -> list[str]:
-        return self.python("prepare", "folder", f"--root={self.root / 'pictures'}", f"--data_dir={place / 'data'}")
+        return self.python("prepare", "folder", f"--root={self.root / 'images'}", f"--data_dir={place / 'data'}")
 
     def evaluate(self, place: Path) -> list[str]:
         options = ("--protocol=dense+multi_crop", "--scales=36,40,44", "--batch_size=8")
@@ -210,10 +210,10 @@ def main(arguments: list[str]) -> None:
     }
     for split, count, first in (("train", 96, 0), ("validation", 60, 100_000)):
         for i in range(count):
-            picture, label = render(first + 10 * (i // _CLASSES) + i % _CLASSES)
-            file = root / "pictures" / split / CLASS_NAMES[label] / f"{i:03d}.jpg"
+            image, label = render(first + 10 * (i // _CLASSES) + i % _CLASSES)
+            file = root / "images" / split / CLASS_NAMES[label] / f"{i:03d}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(file)
+            image.save(file)
     work, rng = Work(root), random.Random(_SEED.value)
     run(work.train(root / "reference"))
     rows, faults = [], []

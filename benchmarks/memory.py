@@ -21,7 +21,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     devices = jax.device_count()
-    print("| net | sharding | mesh, data x model | parameters and momentum a device | batch a device |")
+    print("| model | sharding | mesh, data x model | parameters and momentum a device | batch a device |")
     print("| --- | --- | --- | --- | --- |")
     for configuration in ("A", "E"):
         config = paper_config(configuration, None)

@@ -1,17 +1,17 @@
-"""Fine-tuning a trained VGG on pictures of one's own: a new head, and rates by layer.
+"""Fine-tuning a trained VGG on images of one's own: a new head, and rates by layer.
 
     python -m vgg_jax.main --config=configs/finetune.py:D --config.init_from=vgg16.safetensors \\
       --config.data.root=/path/to/folder --config.model.num_classes=5
 
-The argument is the configuration of the net that `init_from` names: a run's workdir, one of its checkpoints, or a weights
-file. Its layers are taken over but for a head of other classes. The folder is laid out <split>/<class>/<picture>.
+The argument is the configuration of the model that `init_from` names: a run's workdir, one of its checkpoints, or a weights
+file. Its layers are taken over but for a head of other classes. The folder is laid out <split>/<class>/<image>.
 
     --config.optimizer.lr_factors='conv1_*=0,conv2_*=0,conv*=0.1,fc8=10'   # the first two blocks frozen, the others slow
     --config.optimizer.lr_factors='conv*=0'                                # FC layers alone, as in Paper §4.4
     --config.init_layers='conv*'                                           # only convolutions are taken over
-    --config.image.crop=64 --config.image.scale_min=73 --config.image.scale_max=73   # a net of another crop
+    --config.image.crop=64 --config.image.scale_min=73 --config.image.scale_max=73   # a model of another crop
 
-Ours: top-1 error 73.1 % on the Caltech-101 subset (30 training pictures a class) after 20 epochs, from a net A of an eighth of
+Ours: top-1 error 73.1 % on the Caltech-101 subset (30 training images a class) after 20 epochs, from a net A of an eighth of
 the width that was trained on the Imagenette subset at crop 64; two shared CPU cores.
 """
 

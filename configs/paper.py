@@ -1,4 +1,4 @@
-"""All nets of the paper, from A to the seven of its submission: Paper Tables 3 to 6.
+"""All models of the paper, from A to the seven of its submission: Paper Tables 3 to 6.
 
     python -m vgg_jax.reproduce --config=configs/paper.py            # at crop 224
     python -m vgg_jax.reproduce --config=configs/paper.py:crop=64    # every length in proportion

@@ -1,10 +1,10 @@
-"""Style transfer (Gatys et al. 2016): paints one picture in the manner of another.
+"""Style transfer (Gatys et al. 2016): paints one image in the manner of another.
 
     python examples/style_transfer.py --weights=vgg19.safetensors --content=photo.jpg --style=painting.jpg --output=painted.png
 
-It starts from the photograph and changes its pixels until the net sees in block 4 what it saw in the photograph, and in
+It starts from the photograph and changes its pixels until the model sees in block 4 what it saw in the photograph, and in
 the first layer of every block the mixture of features of the painting. Each loss is divided by its size at the painting or
-photograph itself, so that the weights mean the same for any net.
+photograph itself, so that the weights mean the same for any model.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from vgg_jax.models import endpoint_names
 
 flags = cli.Flags()
 _WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (python -m vgg_jax.convert).", required=True)
-_CONTENT = flags.DEFINE_string("content", None, "The picture to paint.", required=True)
-_STYLE = flags.DEFINE_string("style", None, "The picture in whose manner.", required=True)
+_CONTENT = flags.DEFINE_string("content", None, "The image to paint.", required=True)
+_STYLE = flags.DEFINE_string("style", None, "The image in whose manner.", required=True)
 _OUTPUT = flags.DEFINE_string("output", "painted.png", "Where the result goes.")
-_SIZE = flags.DEFINE_integer("size", 256, "Shorter side of both pictures, pixels.", lower_bound=32, upper_bound=4096)
+_SIZE = flags.DEFINE_integer("size", 256, "Shorter side of both images, pixels.", lower_bound=32, upper_bound=4096)
 _STEPS = flags.DEFINE_integer("steps", 300, "Updates of the pixels.", lower_bound=1)
 _STYLE_WEIGHT = flags.DEFINE_float("style_weight", 10.0, "Of the style against the content.", lower_bound=0)
 _SMOOTHNESS = flags.DEFINE_float(
@@ -40,21 +40,21 @@ _RATE = flags.DEFINE_float("learning_rate", 4.0, "Of Adam, pixel values on 0 to 
 def main(arguments: list[str]) -> None:
     if arguments:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --content=photo.jpg.")
-    net = features.load(_WEIGHTS.value)
-    content, style = (jnp.asarray(picture(name, _SIZE.value)) for name in (_CONTENT.value, _STYLE.value))
-    relus = [name for name in endpoint_names(net.model.configuration) if name.startswith("relu") and "_" in name]
+    model = features.load(_WEIGHTS.value)
+    content, style = (jnp.asarray(photo(name, _SIZE.value)) for name in (_CONTENT.value, _STYLE.value))
+    relus = [name for name in endpoint_names(model.model.configuration) if name.startswith("relu") and "_" in name]
     style_layers = [name for name in relus if name.endswith("_1")]
     content_layers = [name for name in relus if name.startswith("relu4_")][-1:]
 
-    # What the net sees in the pictures themselves, once; the updates take it as arguments, as constants XLA would try to
+    # What the model sees in the images themselves, once; the updates take it as arguments, as constants XLA would try to
     # compute with them while it compiles.
     @jax.jit
-    def goals(net, content, style):
-        grams = jax.tree.map(features.gram, features.activations(net, style, style_layers))
-        return features.activations(net, content, content_layers), grams
+    def goals(model, content, style):
+        grams = jax.tree.map(features.gram, features.activations(model, style, style_layers))
+        return features.activations(model, content, content_layers), grams
 
-    def loss(image, net, of_content, grams):
-        seen = features.activations(net, image, (*style_layers, *content_layers))
+    def loss(image, model, of_content, grams):
+        seen = features.activations(model, image, (*style_layers, *content_layers))
         content_loss = mean([relative(seen[layer], goal) for layer, goal in of_content.items()])
         style_loss = mean([relative(features.gram(seen[layer]), goal) for layer, goal in grams.items()])
         total = content_loss + _STYLE_WEIGHT.value * style_loss + _SMOOTHNESS.value * features.total_variation(image)
@@ -63,16 +63,16 @@ def main(arguments: list[str]) -> None:
     optimizer = optax.adam(_RATE.value)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(image, state, net, of_content, grams):
-        (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(image, net, of_content, grams)
+    def update(image, state, model, of_content, grams):
+        (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(image, model, of_content, grams)
         updates, state = optimizer.update(gradient, state)
         return jnp.clip(optax.apply_updates(image, updates), 0, 255), state, parts
 
-    of_content, grams = goals(net, content, style)
+    of_content, grams = goals(model, content, style)
     image = content.copy()
     state = optimizer.init(image)
     for step in range(1, _STEPS.value + 1):
-        image, state, (content_loss, style_loss) = update(image, state, net, of_content, grams)
+        image, state, (content_loss, style_loss) = update(image, state, model, of_content, grams)
         if step in (1, _STEPS.value) or step % 50 == 0:
             print(f"step {step}/{_STEPS.value}: content {content_loss:.4f}, style {style_loss:.4f}", flush=True)
     with writing_to(_OUTPUT.value, "choose another --output"):
@@ -89,12 +89,12 @@ def mean(values: list[jax.Array]) -> jax.Array:
     return sum(values, start=jnp.float32(0)) / len(values)
 
 
-def picture(name: str, size: int) -> np.ndarray:
+def photo(name: str, size: int) -> np.ndarray:
     """[H, W, 3] float32 RGB, the shorter side `size`."""
     try:
         return rescaled(Path(name).expanduser().read_bytes(), size).astype(np.float32)
     except (OSError, ValueError) as error:
-        raise UserError(f"{name} cannot be read: {error}; give another picture.") from error
+        raise UserError(f"{name} cannot be read: {error}; give another image.") from error
 
 
 if __name__ == "__main__":

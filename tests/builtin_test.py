@@ -1,4 +1,4 @@
-"""The built-in pictures: the same everywhere, balanced, of varied shape."""
+"""The built-in images: the same everywhere, balanced, of varied shape."""
 
 import hashlib
 
@@ -14,19 +14,19 @@ DIGEST = "c7d11f3e1a59dbf6c92d834990f4d3d3385dc92f32eb76b421d235a468f5fb42"
 def test_pixels_are_the_same_everywhere():
     digest = hashlib.sha256()
     for seed in (*range(10), 999_999, 1_000_000):
-        picture, _ = render(seed)
-        digest.update(np.asarray(picture).tobytes())
-    assert digest.hexdigest() == DIGEST, f"the pictures have changed: {digest.hexdigest()}; see the comment above"
+        image, _ = render(seed)
+        digest.update(np.asarray(image).tobytes())
+    assert digest.hexdigest() == DIGEST, f"the images have changed: {digest.hexdigest()}; see the comment above"
     assert NAME == "vgg_jax_shapes/1.0.0"
 
 
 def test_labels_sizes_and_shapes_vary():
     assert list(CLASS_NAMES) == sorted(SHAPES)
     assert len(CLASS_NAMES) == 10
-    pictures = [render(seed) for seed in range(60)]
-    assert [label for _, label in pictures] == [seed % 10 for seed in range(60)]
-    assert len({picture.size for picture, _ in pictures}) > 50
-    ratios = [picture.width / picture.height for picture, _ in pictures]
+    images = [render(seed) for seed in range(60)]
+    assert [label for _, label in images] == [seed % 10 for seed in range(60)]
+    assert len({image.size for image, _ in images}) > 50
+    ratios = [image.width / image.height for image, _ in images]
     assert min(ratios) < 0.75
     assert max(ratios) > 1.33
     assert COUNTS == {"train": 4000, "validation": 1000}

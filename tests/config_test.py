@@ -60,7 +60,7 @@ def test_every_configuration_file_is_valid_on_eight_devices():
     assert len(files) >= 7
     for file in files:
         config = importlib.import_module(f"configs.{file}").get_config()
-        if file == "finetune":  # has neither pictures nor a start before the user names them
+        if file == "finetune":  # has neither images nor a start before the user names them
             config.data.root, config.init_from = str(REPOSITORY), "runs/mine"
         validate(split_config(config)[0] if file == "paper" else config, num_devices=8)
 

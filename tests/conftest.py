@@ -30,15 +30,15 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """A folder of 90 training and 31 validation pictures in three classes."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    """A folder of 90 training and 31 validation images in three classes."""
+    root = tmp_path_factory.mktemp("images")
     for split, count, first in (("train", 90, 0), ("validation", 31, 100_000)):
         for i in range(count):
-            picture, label = render(first + 10 * (i // 3) + i % 3)
+            image, label = render(first + 10 * (i // 3) + i % 3)
             file = root / split / CLASS_NAMES[label] / f"{i:03d}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(file)
+            image.save(file)
     return root
 
 
@@ -49,8 +49,8 @@ def prepared(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny_config(pictures, prepared):
-    """A net that trains in seconds on `pictures`: 12 steps an epoch, which no epoch's edge divides."""
+def tiny_config(images, prepared):
+    """A model that trains in seconds on `images`: 12 steps an epoch, which no epoch's edge divides."""
     config = default_config()
     config.model.configuration = "A"
     config.model.num_classes = 3
@@ -65,7 +65,7 @@ def tiny_config(pictures, prepared):
     config.checkpoint_every_steps = 4
     config.optimizer.learning_rate = 1e-3
     config.data.name = "folder"
-    config.data.root = str(pictures)
+    config.data.root = str(images)
     config.data.dir = str(prepared)
     config.data.threads = 2
     return config
@@ -73,16 +73,16 @@ def tiny_config(pictures, prepared):
 
 @pytest.fixture(scope="session")
 def real_pictures() -> Path:
-    """Real pictures: the directory that VGG_JAX_PICTURES names."""
+    """Real images: the directory that VGG_JAX_PICTURES names."""
     place = Path(os.environ.get("VGG_JAX_PICTURES", REPOSITORY.parent / "shared" / "data"))
     if not place.is_dir():
-        pytest.skip(f"no real pictures in {place}; name a directory of them with VGG_JAX_PICTURES")
+        pytest.skip(f"no real images in {place}; name a directory of them with VGG_JAX_PICTURES")
     return place
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """A folder of pictures of awkward sizes, to be evaluated; see `tests.runs`."""
+    """A folder of images of awkward sizes, to be evaluated; see `tests.runs`."""
     return varied_pictures(tmp_path_factory.mktemp("varied"))
 
 

@@ -25,7 +25,7 @@ def sha256(path):
 
 @pytest.fixture
 def pth(tmp_path):
-    return write_pth(tmp_path / "net.pth", as_laid_out(random_params(), "torchvision"))
+    return write_pth(tmp_path / "model.pth", as_laid_out(random_params(), "torchvision"))
 
 
 def test_help_answers_without_loading_jax():
@@ -35,7 +35,7 @@ def test_help_answers_without_loading_jax():
 
 
 def test_it_says_what_it_read_and_wrote(pth, tmp_path):
-    dest = tmp_path / "new" / "net.safetensors"
+    dest = tmp_path / "new" / "model.safetensors"
     digest = sha256(pth)
     status, out, err = run_module(
         "vgg_jax.convert",
@@ -70,7 +70,7 @@ def test_it_says_what_it_read_and_wrote(pth, tmp_path):
         (("PTH", "DEST", "--sha256=00000000"), "is not the file that was meant: its SHA-256 is "),
         (("PTH", "DEST", "--sha256=12"), "is not at least eight hexadecimal digits"),
         (("PTH", "DEST", "--preprocessing=caffe", "--class_names=/nowhere"), "--class_names=/nowhere cannot be read"),
-        (("PTH", "DEST", "--num_classes=1"), "a net tells at least two classes apart"),
+        (("PTH", "DEST", "--num_classes=1"), "a model tells at least two classes apart"),
         (("PTH", "/proc/x/y.safetensors", "--preprocessing=caffe"), "cannot write to /proc/x/y.safetensors"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_mistake_gets_a_sentence_and_a_status_and_leaves_nothing(arguments, se
     assert status == 2
     assert sentence in out + err
     assert "Traceback" not in err
-    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
 def test_what_exists_is_left_unless_one_says_otherwise(pth, tmp_path):
@@ -109,21 +109,23 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
         evaluate(Request(workdirs=(str(run),), **data), quiet=True),
         evaluate(Request(workdirs=(), weights=(str(dest),), **data), quiet=True),
     ]
-    rows = [{k: v for k, v in summary["rows"][0].items() if k != "nets"} for summary in both]
+    rows = [{k: v for k, v in summary["rows"][0].items() if k != "models"} for summary in both]
     assert rows[0] == rows[1]
     fused = evaluate(Request(workdirs=(str(run),), weights=(str(dest),), **data), quiet=True)
     assert fused["rows"][-1]["models"] == "fusion of 2"
 
     assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision")[0] == 0
     assert load_file(tmp_path / "out.safetensors")["classifier.6.weight"].shape == (3, 16)
-    # It says itself what it expects of pixels, and comes back as the same net.
+    # It says itself what it expects of pixels, and comes back as the same model.
     status, out, err = run_module("vgg_jax.convert", tmp_path / "out.safetensors", tmp_path / "back.safetensors")
     assert (status, err) == (0, "")
     assert "preprocessing as the file says" in out
     back = load_trained(tmp_path / "back.safetensors")
     np.testing.assert_allclose(back.statistics.mean_rgb, of_run.statistics.mean_rgb, rtol=1e-6)
     for name in ("conv1_1", "fc6"):
-        np.testing.assert_allclose(back.params[name]["kernel"], of_run.params[name]["kernel"], rtol=1e-6)
+        np.testing.assert_allclose(
+            back.variables["params"][name]["kernel"], of_run.variables["params"][name]["kernel"], rtol=1e-6
+        )
     first = sha256(tmp_path / "out.safetensors")
     assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision", "--overwrite")[0] == 0
     assert sha256(tmp_path / "out.safetensors") == first
@@ -154,14 +156,16 @@ def test_training_starts_from_a_file_with_its_preprocessing(tmp_path):
         layer: {k: __import__("jax").numpy.asarray(v) for k, v in leaves.items()} for layer, leaves in fresh.items()
     }
     mean = ODD.mean_rgb()
-    params, report = start_from(read_donor(str(tmp_path / "a.safetensors")), fresh, mean)
+    variables, report = start_from(read_donor(str(tmp_path / "a.safetensors")), {"params": fresh}, mean)
+    params = variables["params"]
     assert report == f"all layers start from {tmp_path / 'a.safetensors'}"
     for layer, leaves in folded_params(weights).items():
         for name, array in leaves.items():
             np.testing.assert_array_equal(params[layer][name], array)
 
-    # Another mean: the same inside a picture, and not at its border, where zero padding stands for the new mean.
-    other, _ = start_from(read_donor(str(tmp_path / "a.safetensors")), fresh, mean + np.float32([10, -5, 3]))
+    # Another mean: the same inside an image, and not at its border, where zero padding stands for the new mean.
+    moved = mean + np.float32([10, -5, 3])
+    other = start_from(read_donor(str(tmp_path / "a.safetensors")), {"params": fresh}, moved)[0]["params"]
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.float32)
 
     def first(p, x):
@@ -176,8 +180,8 @@ def test_training_starts_from_a_file_with_its_preprocessing(tmp_path):
 def test_a_new_head_with_names_can_be_made_beforehand(tmp_path):
     save_weights(tmp_path / "a.safetensors", some_weights("A"))
     ten = jax.tree.map(jax.numpy.asarray, random_params("A", NARROW._replace(num_classes=10)))
-    params, report = start_from(read_donor(str(tmp_path / "a.safetensors")), ten, ODD.mean_rgb())
-    assert params["fc8"]["kernel"] is ten["fc8"]["kernel"]
+    variables, report = start_from(read_donor(str(tmp_path / "a.safetensors")), {"params": ten}, ODD.mean_rgb())
+    assert variables["params"]["fc8"]["kernel"] is ten["fc8"]["kernel"]
     assert report.endswith("random: fc8 (fc8: 5 classes there, 10 here)")
     (tmp_path / "ten").write_text("".join(f"class number {i}\n" for i in range(10)))
     status, _, _ = run_module(
@@ -191,8 +195,8 @@ def test_a_new_head_with_names_can_be_made_beforehand(tmp_path):
     )
     assert status == 0
     assert load_weights(tmp_path / "b.safetensors").class_names[9] == "class number 9"
-    params, _ = start_from(read_donor(str(tmp_path / "b.safetensors")), ten, ODD.mean_rgb())
-    assert params["fc8"]["bias"].shape == (10,)
+    variables, _ = start_from(read_donor(str(tmp_path / "b.safetensors")), {"params": ten}, ODD.mean_rgb())
+    assert variables["params"]["fc8"]["bias"].shape == (10,)
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from vgg_jax.data import crops
 from vgg_jax.data.crops import center_crop, random_crop, rescaled, rescaled_size
 
 
-def jpeg(picture, subsampling=2):
+def jpeg(image, subsampling=2):
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=92, subsampling=subsampling)
+    image.save(file, "JPEG", quality=92, subsampling=subsampling)
     return file.getvalue()
 
 
@@ -107,12 +107,12 @@ def test_real_photographs_are_cropped_as_the_plain_way_does(real_pictures):
         crop = random_crop(file.read_bytes(), rng, 256, 512, 224)
         # Decode whole, rescale whole, cut: with Pillow, at the same draws.
         rng = np.random.default_rng(i)
-        picture = Image.open(file).convert("RGB")
-        size = rescaled_size(*picture.size, int(rng.integers(256, 513)))
+        image = Image.open(file).convert("RGB")
+        size = rescaled_size(*image.size, int(rng.integers(256, 513)))
         left, top = int(rng.integers(size[0] - 223)), int(rng.integers(size[1] - 223))
-        plain = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))[top : top + 224, left : left + 224]
+        plain = np.asarray(image.resize(size, Image.Resampling.BILINEAR))[top : top + 224, left : left + 224]
         differences.append(np.abs(crop.astype(int) - plain).mean())
-    # Levels of 255, a picture: rounding alone where nothing was decoded smaller; DCT scaling is a sharper filter.
+    # Levels of 255, an image: rounding alone where nothing was decoded smaller; DCT scaling is a sharper filter.
     assert np.mean(differences) < 0.25
     assert np.max(differences) < 4
 

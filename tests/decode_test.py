@@ -1,4 +1,4 @@
-"""What pictures are, what is none, and that a part of one is exactly that part."""
+"""What images are, what is none, and that a part of one is exactly that part."""
 
 import io
 import math
@@ -23,12 +23,12 @@ from vgg_jax.data.decode import (
     read_header,
 )
 
-WHOLE = (10**6, 10**6)  # larger than any picture here: nothing may be decoded smaller
+WHOLE = (10**6, 10**6)  # larger than any image here: nothing may be decoded smaller
 
 
 def encoded(array, form="PNG", mode=None, **options):
-    picture, file = Image.fromarray(array), io.BytesIO()
-    (picture if mode is None else picture.convert(mode)).save(file, form, **options)
+    image, file = Image.fromarray(array), io.BytesIO()
+    (image if mode is None else image.convert(mode)).save(file, form, **options)
     return file.getvalue()
 
 
@@ -77,7 +77,7 @@ def test_a_part_of_a_jpeg_is_that_part_of_the_whole(kind, eighths):
         wanted = math.ceil(bottom * factor)
         assert same == factor
         np.testing.assert_array_equal(part[:wanted], whole[:wanted])
-        if bottom <= 100 and kind != "progressive":  # whose scans go over the whole picture
+        if bottom <= 100 and kind != "progressive":  # whose scans go over the whole image
             assert len(part) < len(whole) / 2
 
 
@@ -89,7 +89,7 @@ def test_a_jpeg_is_decoded_as_small_as_s_allows_and_never_smaller(scale):
         wanted = (scale, round(long * scale / short)) if width < height else (round(long * scale / short), scale)
         pixels, factor = decode_part(content, read_header(content), wanted, math.inf)
         assert (pixels.shape[1], pixels.shape[0]) == (math.ceil(width * factor), math.ceil(height * factor))
-        assert pixels.shape[1] >= min(width, wanted[0])  # where the picture itself is smaller, it is all there is
+        assert pixels.shape[1] >= min(width, wanted[0])  # where the image itself is smaller, it is all there is
         assert pixels.shape[0] >= min(height, wanted[1])
         smaller = {1: 0.5, 0.5: 0.375, 0.375: 0.25, 0.25: 0.125}.get(factor)
         if smaller is not None:
@@ -164,18 +164,18 @@ def test_every_mode_of_eight_bits_becomes_rgb(mode):
     shades = np.repeat(np.array([[0, 51, 204, 255]], np.uint8)[..., None], 3, -1)
     colours = smooth(40, 20) if mode not in ("1", "L", "LA", "P", "PA") else shades
     colours = shades // 255 * 255 if mode == "1" else colours
-    picture = Image.fromarray(colours)
+    image = Image.fromarray(colours)
     if mode == "LAB":
         colours = colours // 4 + 96  # what Lab of 8 bits holds
-        picture = Image.fromarray(colours)
+        image = Image.fromarray(colours)
         to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
-        picture = ImageCms.applyTransform(picture, to_lab)
+        image = ImageCms.applyTransform(image, to_lab)
     elif mode == "PA":
-        picture = picture.convert("P").convert("PA")
+        image = image.convert("P").convert("PA")
     else:
-        picture = picture.convert(mode)
+        image = image.convert(mode)
     file = io.BytesIO()
-    picture.save(file, "TIFF")
+    image.save(file, "TIFF")
     if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
         pytest.skip("Pillow below 13 writes no sound TIFF of YCbCr")
     assert Image.open(io.BytesIO(file.getvalue())).mode == ("RGB" if mode == "RGBX" else mode)
@@ -196,12 +196,12 @@ def test_remarks_in_a_png_do_not_matter():
     remarks = PngImagePlugin.PngInfo()
     remarks.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
     remarks.add_text("long", "y" * 70_000_000, zip=True)
-    picture = smooth(40, 20)
-    content = encoded(picture, pnginfo=remarks, icc_profile=b"z" * 5_000_000)
+    image = smooth(40, 20)
+    content = encoded(image, pnginfo=remarks, icc_profile=b"z" * 5_000_000)
     with pytest.raises(ValueError, match="Decompressed data too large"):
         Image.open(io.BytesIO(content)).load()
     check(content)
-    np.testing.assert_array_equal(decode(content), picture)
+    np.testing.assert_array_equal(decode(content), image)
 
 
 def many_scans(count):
@@ -238,9 +238,9 @@ def test_a_jpeg_that_is_cut_short_is_told_apart():
 
 
 def test_transparency_is_laid_on_white():
-    picture = np.zeros((1, 2, 4), np.uint8)
-    picture[0, 0] = [9, 8, 7, 255]
-    np.testing.assert_array_equal(decode(encoded(picture))[0], [[9, 8, 7], [255, 255, 255]])
+    image = np.zeros((1, 2, 4), np.uint8)
+    image[0, 0] = [9, 8, 7, 255]
+    np.testing.assert_array_equal(decode(encoded(image))[0], [[9, 8, 7], [255, 255, 255]])
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     palette.putpalette([9, 8, 7, 0, 0, 0])
     file = io.BytesIO()
@@ -283,10 +283,10 @@ PNG = encoded(smooth(200, 150))
     ("content", "reason"),
     [
         (b"", "0 bytes"),
-        (b"<html>404</html>", "not a picture"),
-        (b"a line of text\n" * 100, "not a picture"),
+        (b"<html>404</html>", "not an image"),
+        (b"a line of text\n" * 100, "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "kind PostScript, which is not read"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a picture of the kind HEIC, which is not read"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "an image of the kind HEIC, which is not read"),
         (b"\xff\x0a\x7a\x1f", "kind JPEG XL"),
         (b'<?xml version="1.0"?>\n<!-- made by hand -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "kind SVG"),
         (b"%PDF-1.7\n", "kind PDF"),

@@ -25,18 +25,18 @@ def test_the_examples_of_features_run(tmp_path, monkeypatch):
     assert float(names["value"]) > 0
     assert names["gradient"].shape == (160, 200, 3)
     assert float(names["style"]) > 0
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(names["net"].params))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(names["model"].params))
 
 
 @pytest.mark.slow
 def test_style_transfer_brings_the_style_nearer_and_keeps_the_picture(tmp_path):
-    save_weights(tmp_path / "net.safetensors", some_weights("A"))
+    save_weights(tmp_path / "model.safetensors", some_weights("A"))
     for i in (0, 5):
         render(i)[0].resize((80, 64)).save(tmp_path / f"{i}.png")
     status, out, err = run_module(
         "examples.style_transfer",
         *(
-            f"--weights={tmp_path / 'net.safetensors'}",
+            f"--weights={tmp_path / 'model.safetensors'}",
             f"--content={tmp_path / '0.png'}",
             f"--style={tmp_path / '5.png'}",
         ),
@@ -49,7 +49,7 @@ def test_style_transfer_brings_the_style_nearer_and_keeps_the_picture(tmp_path):
     assert painted.size == (60, 48)
     assert np.asarray(painted).std() > 5
     status, out, err = run_module(
-        "examples.style_transfer", f"--weights={tmp_path / 'net.safetensors'}", "--content=/nowhere.png", "--style=x"
+        "examples.style_transfer", f"--weights={tmp_path / 'model.safetensors'}", "--content=/nowhere.png", "--style=x"
     )
     assert status == 2
     assert err.startswith("error: /nowhere.png cannot be read: ")

@@ -1,4 +1,4 @@
-"""Frames, masks, mirror images, sides, strips and crops on the device: against the net on the picture alone."""
+"""Frames, masks, mirror images, sides, strips and crops on the device: against the model on the image alone."""
 
 import functools
 
@@ -16,7 +16,7 @@ STATISTICS = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dt
 
 
 @functools.cache
-def net(name):
+def network_for(name):
     model, variables = small(name)
     variables["params"]["fc8"]["kernel"] *= 0.02  # probabilities that are neither flat nor certain
     return model, variables
@@ -26,35 +26,35 @@ def noise(rng, height, width):
     return rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def alone(model, params, picture):
-    """The posterior of an unpadded picture and its mirror image."""
-    pair = normalize(jnp.asarray(np.stack([picture, picture[:, ::-1]])), STATISTICS)
+def alone(model, params, photo):
+    """The probability of an unpadded image and its mirror image."""
+    pair = normalize(jnp.asarray(np.stack([photo, photo[:, ::-1]])), STATISTICS)
     scores = jax.jit(lambda p, x: model.apply(p, x)[0])(params, pair)
     return np.asarray(jax.nn.softmax(scores).mean(0))
 
 
-def framed(pictures, frame, fill=77):
-    """Frames whose padding is not black: what lies outside a picture must not matter."""
-    frames = np.full((len(pictures), *frame, 3), fill, np.uint8)
-    for i, picture in enumerate(pictures):
-        frames[i, : picture.shape[0], : picture.shape[1]] = picture
-    return frames, np.array([p.shape[:2] for p in pictures], np.int32)
+def framed(photos, frame, fill=77):
+    """Frames whose padding is not black: what lies outside an image must not matter."""
+    frames = np.full((len(photos), *frame, 3), fill, np.uint8)
+    for i, photo in enumerate(photos):
+        frames[i, : photo.shape[0], : photo.shape[1]] = photo
+    return frames, np.array([p.shape[:2] for p in photos], np.int32)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_picture_in_a_frame_is_the_picture_alone_and_the_mask_matters(name):
     rng = np.random.default_rng(3)
-    model, params = net(name)
+    model, params = network_for(name)
     dense = jax.jit(steps.make_dense(model, STATISTICS))
     for on_side in (False, True):
-        pictures = [noise(rng, 70, int(width)) for width in rng.integers(70, 200, 2)]
+        photos = [noise(rng, 70, int(width)) for width in rng.integers(70, 200, 2)]
         if on_side:
-            pictures = [picture.swapaxes(0, 1) for picture in pictures]  # upright ones
-        laid = [picture.swapaxes(0, 1) for picture in pictures] if on_side else pictures
+            photos = [photo.swapaxes(0, 1) for photo in photos]  # upright ones
+        laid = [photo.swapaxes(0, 1) for photo in photos] if on_side else photos
         frames, sizes = framed(laid, (70, 200))
         used = steps.transpose_kernels(params) if on_side else params
         found = np.asarray(dense(used, frames, sizes, on_side))
-        wanted = np.stack([alone(model, params, picture) for picture in pictures])
+        wanted = np.stack([alone(model, params, photo) for photo in photos])
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=1e-6)
         assert 0.01 < wanted.max(1).mean() < 0.99
         # The two sides really differ: without the sizes, on the wrong side, or with the other kernels it is not so.
@@ -68,26 +68,26 @@ def test_a_picture_in_a_frame_is_the_picture_alone_and_the_mask_matters(name):
 
 def test_mirrored_exchanges_left_and_right_inside_the_picture():
     rng = np.random.default_rng(0)
-    pictures = [noise(rng, 5, 9), noise(rng, 4, 7)]
-    frames, sizes = framed(pictures, (6, 9))
+    photos = [noise(rng, 5, 9), noise(rng, 4, 7)]
+    frames, sizes = framed(photos, (6, 9))
     for on_side, wanted in ((False, lambda p: p[:, ::-1]), (True, lambda p: p[::-1])):
         found = np.asarray(steps.mirrored(frames, sizes, on_side))
-        for image, picture in zip(found, pictures, strict=True):
-            np.testing.assert_array_equal(image[: picture.shape[0], : picture.shape[1]], wanted(picture))
+        for image, photo in zip(found, photos, strict=True):
+            np.testing.assert_array_equal(image[: photo.shape[0], : photo.shape[1]], wanted(photo))
 
 
 @pytest.mark.parametrize("name", ["A-LRN", "B-5x5", "D"])
 def test_strips_together_are_the_whole_picture(name):
-    model, params = net(name)
+    model, params = network_for(name)
     network = plan.network_of(name, params["params"])
     length = plan.tile_length(network, 64)
-    picture = noise(np.random.default_rng(1), 70, 2 * length + 45)
-    cuts = plan.tiles(network, picture.shape[1], length)
+    photo = noise(np.random.default_rng(1), 70, 2 * length + 45)
+    cuts = plan.tiles(network, photo.shape[1], length)
     assert len(cuts) > 2
-    frames, sizes = framed([picture[:, cut.start : cut.start + length] for cut in cuts], (70, length))
+    frames, sizes = framed([photo[:, cut.start : cut.start + length] for cut in cuts], (70, length))
     step = jax.jit(steps.make_tiles(model, STATISTICS))
     found = np.asarray(step(params, frames, sizes, np.array([(cut.first, cut.last) for cut in cuts]))).sum(0)
-    images = normalize(jnp.asarray(picture[None]), STATISTICS)
+    images = normalize(jnp.asarray(photo[None]), STATISTICS)
     _, maps = model.apply(params, images, endpoints=("score_map",))
     wanted = np.asarray(maps["score_map"]).sum((0, 1, 2))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-3)
@@ -109,14 +109,14 @@ def test_the_grid_of_any_side_is_the_formulas():
 
 def test_crops_cut_on_the_device_are_slices_of_the_picture():
     rng = np.random.default_rng(0)
-    pictures = [noise(rng, 40, 61), noise(rng, 40, 40), noise(rng, 40, 77)]
+    photos = [noise(rng, 40, 61), noise(rng, 40, 40), noise(rng, 40, 77)]
     for on_side in (False, True):
-        frames, sizes = framed(pictures, (40, 77))
+        frames, sizes = framed(photos, (40, 77))
         found = np.asarray(steps.cut_grid(frames, sizes, on_side, 32))
         assert found.shape == (3, 25, 32, 32, 3)
-        for crops, laid in zip(found, pictures, strict=True):
-            picture = laid.swapaxes(0, 1) if on_side else laid
-            rows, columns = (steps.grid_offsets(side, 32) for side in picture.shape[:2])
+        for crops, laid in zip(found, photos, strict=True):
+            photo = laid.swapaxes(0, 1) if on_side else laid
+            rows, columns = (steps.grid_offsets(side, 32) for side in photo.shape[:2])
             for i, row in enumerate(rows):
                 for j, column in enumerate(columns):
-                    np.testing.assert_array_equal(crops[5 * i + j], picture[row : row + 32, column : column + 32])
+                    np.testing.assert_array_equal(crops[5 * i + j], photo[row : row + 32, column : column + 32])

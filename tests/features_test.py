@@ -1,4 +1,4 @@
-"""The backbone: its activations are the net's, its losses are their formulas, and all of it is pure."""
+"""The backbone: its activations are the model's, its losses are their formulas, and all of it is pure."""
 
 import jax
 import jax.numpy as jnp
@@ -15,35 +15,35 @@ LAYERS = ("relu1_2", "pool2", "conv4_3")
 
 
 @pytest.fixture(scope="module")
-def net(tmp_path_factory):
+def backbone(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "d.safetensors"
     save_weights(path, some_weights())
     return features.load(path)
 
 
-def pictures(*shape, seed=0):
+def pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3)).astype(np.float32)
 
 
-def test_activations_are_the_nets_on_its_own_input(net):
+def test_activations_are_the_nets_on_its_own_input(backbone):
     """The slow way: the file's parameters as they are, on pixels prepared as the file says."""
     weights = some_weights()
-    images = pictures(2, 66, 97)
+    images = pixels(2, 66, 97)
     x = (images[..., ::-1] * ODD.scale / 255 - np.array(ODD.mean)) / np.array(ODD.std)
     names = [name for name in endpoint_names("D") if name != "images"]
     _, wanted = make_model(weights).apply({"params": weights.params}, jnp.asarray(x, jnp.float32), endpoints=names)
-    found = features.activations(net, images, names)
+    found = features.activations(backbone, images, names)
     assert list(found) == names
     for name in names:
         np.testing.assert_allclose(found[name], wanted[name], atol=2e-4 * float(jnp.abs(wanted[name]).max()))
         assert float(jnp.std(wanted[name])) > 0
 
 
-def test_jit_vmap_and_leading_axes_give_the_same(net):
-    images = pictures(2, 3, 40, 36)
-    wanted = features.activations(net, images[1, 2], LAYERS)  # one image, smaller than the crop
-    jitted = jax.jit(features.activations, static_argnums=2)(net, images, LAYERS)
-    mapped = jax.vmap(lambda x: features.activations(net, x, LAYERS))(images[1])
+def test_jit_vmap_and_leading_axes_give_the_same(backbone):
+    images = pixels(2, 3, 40, 36)
+    wanted = features.activations(backbone, images[1, 2], LAYERS)  # one image, smaller than the crop
+    jitted = jax.jit(features.activations, static_argnums=2)(backbone, images, LAYERS)
+    mapped = jax.vmap(lambda x: features.activations(backbone, x, LAYERS))(images[1])
     for layer in LAYERS:
         assert jitted[layer].shape[:2] == (2, 3)
         scale = float(jnp.abs(wanted[layer]).max())
@@ -51,9 +51,9 @@ def test_jit_vmap_and_leading_axes_give_the_same(net):
         np.testing.assert_allclose(mapped[layer][2], wanted[layer], atol=1e-4 * scale)
 
 
-def test_no_later_block_is_computed(net):
+def test_no_later_block_is_computed(backbone):
     def multiplications(layers):
-        shapes = jax.eval_shape(lambda: net)
+        shapes = jax.eval_shape(lambda: backbone)
         x = jax.ShapeDtypeStruct((64, 64, 3), jnp.float32)
         compiled = jax.jit(features.activations, static_argnums=2).lower(shapes, x, layers).compile()
         return compiled.cost_analysis()["flops"]
@@ -62,14 +62,14 @@ def test_no_later_block_is_computed(net):
     assert 5 * first < third < 0.8 * last
 
 
-def test_losses_are_their_formulas(net):
-    x, y = pictures(40, 36), pictures(40, 36, seed=1)
-    a, b = (features.activations(net, image, LAYERS) for image in (x, y))
+def test_losses_are_their_formulas(backbone):
+    x, y = pixels(40, 36), pixels(40, 36, seed=1)
+    a, b = (features.activations(backbone, image, LAYERS) for image in (x, y))
     weights = (2.0, 0.5, 1.0)
     wanted = sum(w * np.mean((np.asarray(a[n]) - np.asarray(b[n])) ** 2) for n, w in zip(LAYERS, weights, strict=True))
-    assert float(features.perceptual_loss(net, x, y, LAYERS, weights)) == pytest.approx(wanted, rel=1e-4)
+    assert float(features.perceptual_loss(backbone, x, y, LAYERS, weights)) == pytest.approx(wanted, rel=1e-4)
     assert wanted > 0
-    assert float(features.perceptual_loss(net, x, x, LAYERS)) == 0
+    assert float(features.perceptual_loss(backbone, x, x, LAYERS)) == 0
 
     def gram(f):
         h, w, c = f.shape
@@ -81,8 +81,8 @@ def test_losses_are_their_formulas(net):
 
     grams = [[gram(np.asarray(of[n], np.float64)) for n in LAYERS] for of in (a, b)]
     wanted = sum(w * np.mean((p - q) ** 2) for p, q, w in zip(*grams, weights, strict=True))
-    assert float(features.style_loss(net, x, y, LAYERS, weights)) == pytest.approx(wanted, rel=1e-4)
-    assert float(features.style_loss(net, x, pictures(64, 50), LAYERS)) > 0  # of another size
+    assert float(features.style_loss(backbone, x, y, LAYERS, weights)) == pytest.approx(wanted, rel=1e-4)
+    assert float(features.style_loss(backbone, x, pixels(64, 50), LAYERS)) > 0  # of another size
     # A style does not know where things are; an activation does.
     flat = jnp.asarray(a["pool2"])
     shuffled = jax.random.permutation(jax.random.key(0), flat.reshape(-1, flat.shape[-1])).reshape(flat.shape)
@@ -91,9 +91,9 @@ def test_losses_are_their_formulas(net):
 
 
 @pytest.mark.parametrize("loss", [features.perceptual_loss, features.style_loss])
-def test_gradients_are_those_of_finite_differences(net, loss):
-    x, y = pictures(32, 32), pictures(32, 32, seed=1)
-    function = jax.jit(lambda x: loss(net, x, y, LAYERS))
+def test_gradients_are_those_of_finite_differences(backbone, loss):
+    x, y = pixels(32, 32), pixels(32, 32, seed=1)
+    function = jax.jit(lambda x: loss(backbone, x, y, LAYERS))
     gradient = np.asarray(jax.grad(function)(x), np.float64)
     # Along the gradient, where the difference stands out of float32's rounding.
     steepness = np.linalg.norm(gradient)
@@ -119,20 +119,20 @@ def test_total_variation_is_that_of_a_ramp():
         (np.zeros((63, 90, 3)), ("relu1_1", "fc6"), "at least 64 x 64"),
     ],
 )
-def test_what_cannot_be_is_refused(net, images, layers, sentence):
+def test_what_cannot_be_is_refused(backbone, images, layers, sentence):
     with pytest.raises(UserError, match=sentence):
-        features.activations(net, images, layers)
+        features.activations(backbone, images, layers)
 
 
-def test_the_least_sizes_do(net):
-    assert features.activations(net, np.zeros((16, 40, 3)), ("relu5_1",))["relu5_1"].shape == (1, 2, 32)
-    assert features.activations(net, np.zeros((16, 40, 3)), ("pool4",))["pool4"].shape == (1, 2, 32)
-    assert features.activations(net, np.zeros((64, 64, 3)), ("score_map",))["score_map"].shape == (1, 1, 5)
+def test_the_least_sizes_do(backbone):
+    assert features.activations(backbone, np.zeros((16, 40, 3)), ("relu5_1",))["relu5_1"].shape == (1, 2, 32)
+    assert features.activations(backbone, np.zeros((16, 40, 3)), ("pool4",))["pool4"].shape == (1, 2, 32)
+    assert features.activations(backbone, np.zeros((64, 64, 3)), ("score_map",))["score_map"].shape == (1, 1, 5)
 
 
-def test_unequal_losses_are_refused(net):
+def test_unequal_losses_are_refused(backbone):
     x = np.zeros((40, 40, 3))
     with pytest.raises(UserError, match="2 weights for 3 layers"):
-        features.perceptual_loss(net, x, x, LAYERS, (1, 2))
+        features.perceptual_loss(backbone, x, x, LAYERS, (1, 2))
     with pytest.raises(UserError, match="cannot be compared at relu1_2"):
-        features.perceptual_loss(net, x, np.zeros((32, 40, 3)), LAYERS)
+        features.perceptual_loss(backbone, x, np.zeros((32, 40, 3)), LAYERS)

@@ -1,4 +1,4 @@
-"""Score maps over pictures: the map is the net's, and each place is drawn where its crop lies."""
+"""Score maps over images: the map is the model's, and each place is drawn where its crop lies."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +11,10 @@ from vgg_jax.evaluation.trained_model import TrainedModel
 
 
 def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
-    picture = np.full((128, 224, 3), 100, np.uint8)
+    image = np.full((128, 224, 3), 100, np.uint8)
     scores = np.zeros((3, 6, 2), np.float32)
     scores[1, 4, 1] = 5  # of crop 64: rows 32 to 96, columns 128 to 192, so its centre is (64, 160)
-    canvas = np.asarray(heatmaps.draw(picture, scores, np.array([0.25, 0.75]), [("x", 0), ("y", 1)], ["a", "b"], 64))
+    canvas = np.asarray(heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("x", 0), ("y", 1)], ["a", "b"], 64))
     width, height = 320 * 224 // 128, 320
     panels = [canvas[12 : 12 + height, 12 + i * (width + 12) :][:, :width].astype(int) for i in range(3)]
     assert (panels[0] == 100).all()
@@ -27,10 +27,12 @@ def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
 def test_the_map_is_the_nets():
     model, variables = small("A")
     statistics = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
-    net = TrainedModel(None, None, default_config(), model, None, "", list("abcde"), list("abcde"), statistics, None)
-    picture = np.random.default_rng(0).integers(0, 256, (70, 133, 3)).astype(np.uint8)
-    scores, posterior = heatmaps.score_map(net, variables, picture)
-    logits, found = model.apply(variables, normalize(jnp.asarray(picture[None]), statistics), endpoints=("score_map",))
+    trained = TrainedModel(
+        None, None, default_config(), model, None, "", list("abcde"), list("abcde"), statistics, None
+    )
+    image = np.random.default_rng(0).integers(0, 256, (70, 133, 3)).astype(np.uint8)
+    scores, probs_K = heatmaps.score_map(trained, variables, image)
+    logits, found = model.apply(variables, normalize(jnp.asarray(image[None]), statistics), endpoints=("score_map",))
     np.testing.assert_allclose(scores, found["score_map"][0], rtol=1e-3, atol=1e-2)
     assert scores.shape == (1, 3, 5)
-    assert int(posterior.argmax()) == int(logits.argmax())
+    assert int(probs_K.argmax()) == int(logits.argmax())

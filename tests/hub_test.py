@@ -117,14 +117,14 @@ def test_what_is_kept_is_not_trusted(published, capsys):
 
 def test_a_name_serves_wherever_a_file_does(published, tmp_path):
     name = "torchvision:vgg16"
-    net = features.load(name)
-    assert features.activations(net, np.zeros((1, 64, 64, 3), np.float32), ("relu1_1",))["relu1_1"].shape[0] == 1
+    trained = features.load(name)
+    assert features.activations(trained, np.zeros((1, 64, 64, 3), np.float32), ("relu1_1",))["relu1_1"].shape[0] == 1
     assert "fc8" in read_donor(name).variables["params"]
     for i in range(5):
-        folder = tmp_path / "pictures" / "validation" / f"class {i}"
+        folder = tmp_path / "images" / "validation" / f"class {i}"
         folder.mkdir(parents=True)
         render(i)[0].save(folder / "a.jpg")
-    data = {"data_name": "folder", "data_root": str(tmp_path / "pictures"), "data_dir": str(tmp_path / "data")}
+    data = {"data_name": "folder", "data_root": str(tmp_path / "images"), "data_dir": str(tmp_path / "data")}
     request = Request(workdirs=(), weights=(name,), protocol="center_crop", scales="73", **data)
     assert 0 <= evaluate(request, quiet=True)["rows"][0]["top1_error"] <= 1
     assert len(published.asked) == 1
@@ -185,9 +185,9 @@ def test_a_repository_of_the_hub_serves_by_its_name_also_without_a_network(serve
     card = huggingface_hub.ModelCard.load(tmp_path / "folder" / "README.md")
     assert card.data.pipeline_tag == "image-classification"
     assert "configuration A" in card.text
-    server.files["/me/net/resolve/main/model.safetensors"] = file.read_bytes()
-    render(0)[0].save(tmp_path / "picture.png")
-    ask = ("predict", "--weights=hf://me/net", f"--json={tmp_path / 'found.json'}", tmp_path / "picture.png")
+    server.files["/me/model/resolve/main/model.safetensors"] = file.read_bytes()
+    render(0)[0].save(tmp_path / "image.png")
+    ask = ("predict", "--weights=hf://me/model", f"--json={tmp_path / 'found.json'}", tmp_path / "image.png")
     first = command(server, tmp_path, *ask)
     assert first.returncode == 0, first.stderr
     offline = command(server, tmp_path, *ask, HF_HUB_OFFLINE="1")
@@ -201,7 +201,7 @@ def test_a_repository_of_the_hub_serves_by_its_name_also_without_a_network(serve
     damaged = command(server, tmp_path, *ask, HF_HUB_OFFLINE="1")
     assert damaged.returncode == 2
     assert "was published; delete" in damaged.stderr
-    for name in ("hf://me/other", "hf://me/net/other.safetensors"):
+    for name in ("hf://me/other", "hf://me/model/other.safetensors"):
         missing = command(server, tmp_path, "convert", name, tmp_path / "x.safetensors")
         assert missing.returncode == 2
         assert missing.stderr.startswith(f"error: {name}: ")
@@ -210,12 +210,12 @@ def test_a_repository_of_the_hub_serves_by_its_name_also_without_a_network(serve
 
 
 def test_a_folder_for_the_hub_from_the_command_line(server, tmp_path):
-    net = write_hub_folder(tmp_path / "given", some_weights("A"))
-    done = command(server, tmp_path, "convert", net, tmp_path / "folder", "--to=hf")
+    trained = write_hub_folder(tmp_path / "given", some_weights("A"))
+    done = command(server, tmp_path, "convert", trained, tmp_path / "folder", "--to=hf")
     assert done.returncode == 0, done.stderr
     assert f"upload it with: hf upload OWNER/REPOSITORY {tmp_path / 'folder'}" in done.stdout
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["README.md", "model.safetensors"]
-    again = command(server, tmp_path, "convert", net, tmp_path / "folder", "--to=hf")
+    again = command(server, tmp_path, "convert", trained, tmp_path / "folder", "--to=hf")
     assert again.returncode == 2
     assert "is a directory" in again.stderr
     assert server.asked == []

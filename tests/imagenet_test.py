@@ -60,7 +60,7 @@ def edition_of(tars):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Directory of the tars, and every picture's bytes by name."""
+    """Directory of the tars, and every image's bytes by name."""
     tars = tmp_path_factory.mktemp("tars")
     train = {wnid: {f"{wnid}_{i}.JPEG": encoded(100 * k + i) for i in range(10)} for k, wnid in enumerate(CLASSES)}
     train[CLASSES[0]][f"{CLASSES[0]}_3.JPEG"] = encoded(3, mode="CMYK")  # as 22 of ImageNet's
@@ -104,7 +104,7 @@ def test_tars_become_a_data_set_that_tfds_reads_too(made, tmp_path):
     raw = {"image": tfds.decode.SkipDecoding()}
     for split, kinds in (("train", None), ("validation", VALIDATION)):
         decoded = builder.as_data_source(split)
-        for record, picture in zip(builder.as_data_source(split, decoders=raw), decoded, strict=True):
+        for record, image in zip(builder.as_data_source(split, decoders=raw), decoded, strict=True):
             name = record["file_name"].decode()
             wnid = name.split("_")[0] if kinds is None else kinds[int(name[15:23]) - 1]
             assert record["label"] == ILSVRC2012.classes.index(wnid)
@@ -112,9 +112,9 @@ def test_tars_become_a_data_set_that_tfds_reads_too(made, tmp_path):
             if original.format == "JPEG" and original.mode == "RGB":
                 original.fp.seek(0)
                 assert record["image"] == original.fp.read()
-            assert picture["image"].shape == (original.height, original.width, 3)
-            assert np.abs(picture["image"].astype(int) - np.asarray(original.convert("RGB"))).mean() < 1.5
-    assert not contents  # every picture once
+            assert image["image"].shape == (original.height, original.width, 3)
+            assert np.abs(image["image"].astype(int) - np.asarray(original.convert("RGB"))).mean() < 1.5
+    assert not contents  # every image once
     assert sorted(p.name for p in (tmp_path / "imagenet2012").iterdir()) == ["5.1.0"]  # nothing unfinished stays
     assert not (tmp_path / "imagenet2012" / "5.1.0" / "work").exists()
 
@@ -168,8 +168,8 @@ def test_every_bad_picture_is_listed_and_can_be_left_out(made, tmp_path, monkeyp
     train[CLASSES[2]]["n15075141_9.JPEG"] = b""
     tar_of_tars(spoilt / "ILSVRC2012_img_train.tar", train)
     edition = edition_of(spoilt)
-    message = refused(r"3 of 35 pictures are not sound.*--skip_bad", spoilt, tmp_path / "d", edition=edition)
-    for line in ("n01440764_1.JPEG: Premature end", "n01443537_0.JPEG: not a picture", "n15075141_9.JPEG: 0 bytes"):
+    message = refused(r"3 of 35 images are not sound.*--skip_bad", spoilt, tmp_path / "d", edition=edition)
+    for line in ("n01440764_1.JPEG: Premature end", "n01443537_0.JPEG: not an image", "n15075141_9.JPEG: 0 bytes"):
         assert line in message
     assert not tfds.builder("imagenet2012", data_dir=tmp_path / "d").is_prepared()
     monkeypatch.setattr(imagenet, "check", None)  # nothing is checked again
@@ -247,12 +247,10 @@ def test_another_years_content_is_seen(tars, tmp_path):
     tar_of_tars(tars / "ILSVRC2012_img_train.tar", {"n99999999": contents})
     refused("holds n99999999.tar, and this year's holds nothing but", tars, tmp_path / "a", edition=edition_of(tars))
     tar_of_tars(tars / "ILSVRC2012_img_train.tar", {"n01440764": contents, "n01443537": {}})
-    refused(
-        "has no picture of 2 of the 3 classes: n01443537, n15075141", tars, tmp_path / "b", edition=edition_of(tars)
-    )
+    refused("has no image of 2 of the 3 classes: n01443537, n15075141", tars, tmp_path / "b", edition=edition_of(tars))
     few = {wnid: {f"{wnid}_1.JPEG": encoded(1)} for wnid in CLASSES}
     tar_of_tars(tars / "ILSVRC2012_img_train.tar", few)
-    refused("holds 3 pictures, and 30 are expected", tars, tmp_path / "c", edition=edition_of(tars))
+    refused("holds 3 images, and 30 are expected", tars, tmp_path / "c", edition=edition_of(tars))
 
 
 def test_no_room_is_said_before_anything_is_written(made, tmp_path, monkeypatch):

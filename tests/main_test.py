@@ -26,7 +26,7 @@ def test_the_default_workdir_is_named_after_the_configuration():
 def test_a_configuration_is_found_by_its_name_and_by_its_path(form, tmp_path):
     status, _, err = run_main(*form, f"--workdir={tmp_path}/run", "--config.batch_size=4")
     assert (status, err.count("\n")) == (2, 1)
-    assert "this stage (S=384, learning rate 0.001) starts from a trained net" in err
+    assert "this stage (S=384, learning rate 0.001) starts from a trained model" in err
 
 
 @pytest.mark.parametrize(

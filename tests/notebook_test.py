@@ -35,8 +35,8 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 2 + 1 + 3  # curves, filters, score maps
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(images) == 2 + 1 + 3  # curves, filters, score maps
     for run, most in (("small", 0.4), ("mine", 0.4)):  # guessing: 0.9 and 0.67
         assert json.loads((tmp_path / "runs" / run / "summary.json").read_text())["best_top1_error"] < most
     printed = "".join(output.get("text", "") for output in outputs)

@@ -66,7 +66,7 @@ def test_a_wheel_does_everything_in_an_empty_directory(tmp_path):
     )
     assert "VGG A on" in done("vgg_jax", "train", "--config=quickstart", *small)
     assert "top-1" in done("vgg_jax", "evaluate", "--workdir=runs/quickstart", "--protocol=center_crop")
-    render(0)[0].save(tmp_path / "picture.png")
-    assert "%" in done("vgg_jax", "predict", "--workdir=runs/quickstart", tmp_path / "picture.png")
+    render(0)[0].save(tmp_path / "image.png")
+    assert "%" in done("vgg_jax", "predict", "--workdir=runs/quickstart", tmp_path / "image.png")
     done("vgg_jax", "report", "runs/quickstart")
     assert (tmp_path / "empty" / "runs" / "quickstart" / "report.html").stat().st_size > 100_000

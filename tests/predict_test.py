@@ -1,4 +1,4 @@
-"""Predictions on one's own pictures: those of the test protocol, and one bad picture does not spoil the others."""
+"""Predictions on one's own images: those of the test protocol, and one bad image does not spoil the others."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from vgg_jax.evaluation.predictions import listed, predict
 
 from tests.command import help_of, run_module, start_module
 from tests.reference import Reference
+from vgg_jax.evaluation.predict_files import list_images, predict
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
 from vgg_jax.exceptions import UserError
 from vgg_jax.weights.file import save_weights
@@ -25,8 +25,8 @@ TITLES = ["tench, Tinca tinca", "goldfish", "great white shark"]
 def weights(run, tmp_path):
     """Those of `run`, with names."""
     found = weights_of_run(run)._replace(class_names=WNIDS, class_titles=TITLES)
-    save_weights(tmp_path / "net.safetensors", found)
-    return tmp_path / "net.safetensors"
+    save_weights(tmp_path / "model.safetensors", found)
+    return tmp_path / "model.safetensors"
 
 
 def test_help_answers_without_loading_jax():
@@ -36,16 +36,16 @@ def test_help_answers_without_loading_jax():
 
 
 def test_probabilities_are_those_of_a_slow_reference(run, photos):
-    net = load_trained(run)
-    reference = Reference(net.variables["params"], photos)
-    found, failures = predict(net, reference.files[:3], "dense+multi_crop", "64,82")
+    trained = load_trained(run)
+    reference = Reference(trained.variables["params"], photos)
+    found, failures = predict(trained, reference.files[:3], "dense+multi_crop", "64,82")
     assert failures == []
     for prediction in found:
-        each = [[reference.dense(prediction.picture, q), reference.multi_crop(prediction.picture, q)] for q in (64, 82)]
+        each = [[reference.dense(prediction.path, q), reference.multi_crop(prediction.path, q)] for q in (64, 82)]
         wanted = np.mean(each, (0, 1))
         assert list(prediction.classes) == list(np.argsort(-wanted))
         np.testing.assert_allclose(prediction.probabilities, np.sort(wanted)[::-1], atol=2e-3)
-    assert np.ptp([p.probabilities[0] for p in found]) > 0.005  # they differ by picture
+    assert np.ptp([p.probabilities[0] for p in found]) > 0.005  # they differ by image
 
 
 def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, photos, tmp_path):
@@ -56,7 +56,7 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
         Image.open(file).convert("RGB").save(folder / ("deeper" if i else ".") / f"{i}.jpg")
     whole = (folder / "0.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.PNG").write_text("no picture")
+    (folder / "text.PNG").write_text("no image")
     (folder / "notes.txt").write_text("not looked at")
     output = tmp_path / "deep" / "found.json"
     status, out, err = run_module(
@@ -66,7 +66,7 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
     assert status == 1
     left_out, *lines = err.splitlines()
     assert left_out == f"1 file or directory in {folder} left out: notes.txt"
-    assert lines[0] == "error: 3 of 6 pictures could not be read:"
+    assert lines[0] == "error: 3 of 6 images could not be read:"
     assert [line.split(": ")[0].strip() for line in lines[1:]] == [
         str(folder / "cut.jpg"),
         str(folder / "text.PNG"),
@@ -77,50 +77,50 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
     assert len(shown) == 3 * (1 + 3)
     assert {line.split("%  ")[1] for line in shown[1:4]} == set(TITLES)
     summary = json.loads(output.read_text())
-    assert [one["picture"] for one in summary["predictions"]] == sorted(s for s in shown if s.startswith("/"))
+    assert [one["image"] for one in summary["predictions"]] == sorted(s for s in shown if s.startswith("/"))
     first = summary["predictions"][0]["classes"]
     assert [one["class"] for one in first] == [WNIDS[TITLES.index(one["title"])] for one in first]
     assert sum(one["probability"] for one in first) == pytest.approx(1, abs=1e-5)
-    assert [f["reason"] for f in summary["failures"]][1:] == ["not a picture", "No such file or directory"]
+    assert [f["reason"] for f in summary["failures"]][1:] == ["not an image", "No such file or directory"]
     for one in summary["predictions"]:
-        assert Image.open(one["map"]).size[0] > 700  # the picture and two maps beside one another
+        assert Image.open(one["map"]).size[0] > 700  # the image and two maps beside one another
 
 
 def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_path):
-    output, pictures = tmp_path / "found.json", sorted(photos.glob("validation/*/*"))
+    output, images = tmp_path / "found.json", sorted(photos.glob("validation/*/*"))
     odd = tmp_path / os.fsdecode(b"caf\xe9.png")  # no UTF-8
-    shutil.copy(pictures[0], odd)
+    shutil.copy(images[0], odd)
     options = (f"--weights={weights}", f"--json={output}", "--protocol=dense+multi_crop", "--batch_size=1")
-    process = start_module("vgg_jax.predict", *options, odd, *pictures)
+    process = start_module("vgg_jax.predict", *options, odd, *images)
     first = process.stdout.readline().strip()
     process.stdout.readline()
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     kept = json.loads(output.read_text())
-    assert kept["predictions"][0]["picture"] == first
+    assert kept["predictions"][0]["image"] == first
     assert len(kept["predictions"]) < 11
     found = []
-    done, failures = predict(load_trained(weights), [odd, *pictures], "dense+multi_crop", "64,82", done=found.append)
+    done, failures = predict(load_trained(weights), [odd, *images], "dense+multi_crop", "64,82", done=found.append)
     assert failures == []
-    assert sorted(one.picture for one in found) == sorted(one.picture for one in done) == sorted([odd, *pictures])
-    assert [one.picture for one in done] == [odd, *pictures]
+    assert sorted(one.path for one in found) == sorted(one.path for one in done) == sorted([odd, *images])
+    assert [one.path for one in done] == [odd, *images]
 
 
 def test_scores_that_are_not_finite_are_a_failure(run, photos):
-    net = load_trained(run)
-    fc8 = net.variables["params"]["fc8"]
+    trained = load_trained(run)
+    fc8 = trained.variables["params"]["fc8"]
     fc8["bias"] = fc8["bias"].at[1].set(np.nan)
-    done, failures = predict(net, sorted(photos.glob("validation/*/*"))[:2], "center_crop")
-    assert (done, [failure.reason for failure in failures]) == ([], ["the net's scores of it are not finite"] * 2)
+    done, failures = predict(trained, sorted(photos.glob("validation/*/*"))[:2], "center_crop")
+    assert (done, [failure.reason for failure in failures]) == ([], ["the model's scores of it are not finite"] * 2)
 
 
 def test_a_device_a_pipe_and_a_sparse_file_are_failures(run, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "sparse.jpg").touch()
     os.truncate(tmp_path / "sparse.jpg", 8 * 10**9)
-    pictures = [tmp_path / "pipe.jpg", tmp_path / "sparse.jpg", Path("/dev/zero")]
-    _, failures = predict(load_trained(run), pictures, "center_crop")
+    images = [tmp_path / "pipe.jpg", tmp_path / "sparse.jpg", Path("/dev/zero")]
+    _, failures = predict(load_trained(run), images, "center_crop")
     assert [failure.reason for failure in failures] == [
         "not a regular file",
         "8,000,000,000 bytes, more than 536,870,912",
@@ -129,12 +129,12 @@ def test_a_device_a_pipe_and_a_sparse_file_are_failures(run, tmp_path):
 
 
 def test_a_run_serves_as_well_as_a_file(weights, run, photos):
-    pictures = sorted(photos.glob("validation/*/*"))[:1]
+    images = sorted(photos.glob("validation/*/*"))[:1]
     (of_run,), (of_file,) = (
-        predict(net, pictures, "center_crop")[0] for net in (load_trained(run), load_trained(weights))
+        predict(trained, images, "center_crop")[0] for trained in (load_trained(run), load_trained(weights))
     )
     assert (of_run.probabilities == of_file.probabilities).all()
-    status, out, err = run_module("vgg_jax.predict", f"--workdir={run}", "--protocol=center_crop", *pictures)
+    status, out, err = run_module("vgg_jax.predict", f"--workdir={run}", "--protocol=center_crop", *images)
     assert (status, err) == (0, "")
     assert [line.split("%")[0].strip() for line in out.splitlines()[1:]] == [
         f"{100 * p:.1f}" for p in of_run.probabilities
@@ -143,24 +143,24 @@ def test_a_run_serves_as_well_as_a_file(weights, run, photos):
 
 def test_files_folders_and_patterns(photos, tmp_path):
     all_of = sorted(photos.rglob("*.png"))
-    assert listed([str(photos)]) == all_of
-    assert listed([str(photos / "**" / "00[12].png")]) == [p for p in all_of if p.stem in ("001", "002")]
-    assert listed([str(all_of[3]), str(photos)]) == [all_of[3], *(p for p in all_of if p != all_of[3])]
+    assert list_images([str(photos)]) == all_of
+    assert list_images([str(photos / "**" / "00[12].png")]) == [p for p in all_of if p.stem in ("001", "002")]
+    assert list_images([str(all_of[3]), str(photos)]) == [all_of[3], *(p for p in all_of if p != all_of[3])]
     (tmp_path / "odd[1].png").write_bytes(b"")
-    assert listed([str(tmp_path / "odd[1].png")]) == [tmp_path / "odd[1].png"]  # a name, not a pattern
+    assert list_images([str(tmp_path / "odd[1].png")]) == [tmp_path / "odd[1].png"]  # a name, not a pattern
     with pytest.raises(UserError, match="no file matches this pattern"):
-        listed([str(tmp_path / "*.jpg")])
+        list_images([str(tmp_path / "*.jpg")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="there is no picture in this folder"):
-        listed([str(tmp_path / "empty")])
+    with pytest.raises(UserError, match="there is no image in this folder"):
+        list_images([str(tmp_path / "empty")])
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("a.jpg",), "say which net, one of: --weights=FILE, --workdir=RUN"),
-        (("--weights=x", "--workdir=y", "a.jpg"), "say which net, one of"),
-        (("--weights=x",), "say which pictures: files, folders or patterns"),
+        (("a.jpg",), "say which model, one of: --weights=FILE, --workdir=RUN"),
+        (("--weights=x", "--workdir=y", "a.jpg"), "say which model, one of"),
+        (("--weights=x",), "say which images: files, folders or patterns"),
         (("--weights=README.md", "README.md"), "README.md: it is of an unknown kind"),
         (("--weight=x", "a.jpg"), "Unknown command line flag 'weight'"),
     ],

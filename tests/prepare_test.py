@@ -21,10 +21,10 @@ def run(*arguments):
 
 
 @pytest.fixture
-def spoilt(tmp_path, pictures):
-    """A folder with three files that are no sound pictures, and their names."""
-    root = tmp_path / "pictures"
-    shutil.copytree(pictures, root)
+def spoilt(tmp_path, images):
+    """A folder with three files that are no sound images, and their names."""
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
     (root / "train" / "cross" / "empty.jpg").write_bytes(b"")
     (root / "train" / "arrow" / "page.jpg").write_text("<html>404</html>")
     cut = root / "validation" / "arrow" / "000.jpg"
@@ -68,15 +68,15 @@ def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, t
     place = tmp_path / "prepared"
     status, _, err = run("folder", f"--root={root}", f"--data_dir={place}")
     assert status == 2
-    assert "3 of 123 files are no sound pictures" in err
-    for name, reason in zip(bad, ("not a picture", "0 bytes", "Premature end of JPEG file"), strict=True):
+    assert "3 of 123 files are no sound images" in err
+    for name, reason in zip(bad, ("not an image", "0 bytes", "Premature end of JPEG file"), strict=True):
         assert f"{root / name}: {reason}" in err
     assert not list(tmp_path.rglob("*.array_record*"))
 
     status, out, err = run("folder", f"--root={root}", f"--data_dir={place}", "--skip_bad")
     assert (status, err) == (0, "")
-    assert "train 90, validation 30 pictures" in out
-    assert "3 bad pictures were left out" in out
+    assert "train 90, validation 30 images" in out
+    assert "3 bad images were left out" in out
     (skipped,) = place.rglob("skipped.json")
     assert sorted(json.loads(skipped.read_text())) == bad
 
@@ -100,15 +100,15 @@ def test_an_interrupted_preparation_begins_anew(tmp_path):
     assert not list(tmp_path.rglob("dataset_info.json"))
     status, out, _ = run("builtin", f"--data_dir={tmp_path}")
     assert status == 0
-    assert "train 4,000, validation 1,000 pictures" in out
+    assert "train 4,000, validation 1,000 images" in out
     assert (
         tfds.builder_from_directory(next(tmp_path.rglob("dataset_info.json")).parent).info.splits["train"].num_examples
     )
 
 
-def test_no_room_for_a_folder_is_said_before_anything_is_written(pictures, tmp_path, monkeypatch):
+def test_no_room_for_a_folder_is_said_before_anything_is_written(images, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: free)
     with pytest.raises(UserError, match=r"has 0.1 MB free, and [\d.]+ MB are needed; .*Nothing was written"):
-        prepared_data("folder", tmp_path, str(pictures))
+        prepared_data("folder", tmp_path, str(images))
     assert not list(tmp_path.iterdir())

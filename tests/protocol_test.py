@@ -42,21 +42,21 @@ def test_dense_and_crops_and_their_means_are_the_references(run, net_config, pho
     summary = evaluate(request(run, other, **options), quiet=True)
     assert json.loads((tmp_path / "r.json").read_text())["rows"] == summary["rows"]
 
-    nets = [Reference(random_params(net_config, seed), photos) for seed in (0, 1)]
-    files = nets[0].files
+    models = [Reference(random_params(net_config, seed), photos) for seed in (0, 1)]
+    files = models[0].files
     labels = np.array([{"arrow": 0, "crescent": 1, "cross": 2}[file.parent.name] for file in files])
     assert (len(files), len(set(labels))) == (len(SIZES), 3)
     rows = iter(summary["rows"])
 
-    def same_as_next_row(posteriors, protocol, scales):
+    def same_as_next_row(probs, protocol, scales):
         row = next(rows)
         assert (row["protocol"], row["scales"], row["images"]) == (protocol, scales, 10)
-        assert row["top1_error"] == pytest.approx(float(np.mean(np.argmax(posteriors, 1) != labels)))
+        assert row["top1_error"] == pytest.approx(float(np.mean(np.argmax(probs, 1) != labels)))
         assert row["top5_error"] is None  # of three classes
 
     means = []
-    for workdir, net, q in zip((run, other), nets, (73, 82), strict=True):  # S, and the middle of 73 to 91
-        wanted = [np.stack([getattr(net, part)(file, q) for file in files]) for part in ("dense", "multi_crop")]
+    for workdir, trained, q in zip((run, other), models, (73, 82), strict=True):  # S, and the middle of 73 to 91
+        wanted = [np.stack([getattr(trained, part)(file, q) for file in files]) for part in ("dense", "multi_crop")]
         for part, of_part in zip(("dense", "multi_crop"), wanted, strict=True):
             stored = kept(workdir, f"*/{part}-Q{q}")
             close(stored["probs"], of_part)
@@ -73,10 +73,10 @@ def test_dense_and_crops_and_their_means_are_the_references(run, net_config, pho
     (before,) = run.glob("evaluation/7/*/dense-Q73.npz")
     written = before.stat().st_mtime_ns
     summary = evaluate(request(run, scales="multi"), quiet=True)
-    at = [np.stack([nets[0].dense(file, q) for file in files]) for q in (64, 73, 82)]
+    at = [np.stack([models[0].dense(file, q) for file in files]) for q in (64, 73, 82)]
     rows = iter(summary["rows"])
-    for q, posteriors in zip((64, 73, 82), at, strict=True):
-        same_as_next_row(posteriors, "dense", str(q))
+    for q, probs in zip((64, 73, 82), at, strict=True):
+        same_as_next_row(probs, "dense", str(q))
     same_as_next_row(np.mean(at, 0), "dense", "64,73,82")
     assert before.stat().st_mtime_ns == written
     assert summary["computing"]["shapes"] > 0
@@ -84,11 +84,11 @@ def test_dense_and_crops_and_their_means_are_the_references(run, net_config, pho
 
 
 def test_another_order_of_averaging_would_show(net_config, photos):
-    # What the reference must not be mistaken for: posteriors over space, scores over mirror images, no mirror image.
-    net = Reference(random_params(net_config, 0), photos)
-    file = next(file for file in net.files if file.name == "001.png")
-    image, right = net.picture(file, 73), net.dense(file, 73)
-    maps = [net.map(v) for v in (image, image[:, ::-1])]
+    # What the reference must not be mistaken for: probabilities over space, scores over mirror images, no mirror image.
+    trained = Reference(random_params(net_config, 0), photos)
+    file = next(file for file in trained.files if file.name == "001.png")
+    image, right = trained.image(file, 73), trained.dense(file, 73)
+    maps = [trained.map(v) for v in (image, image[:, ::-1])]
     assert maps[0].shape[1] * maps[0].shape[2] > 2
     over_space = np.mean([np.mean([softmax(v) for v in m.reshape(3, -1).T], 0) for m in maps], 0)
     scores_over_flips = softmax(np.mean([m.mean((1, 2)) for m in maps], 0))
@@ -98,10 +98,10 @@ def test_another_order_of_averaging_would_show(net_config, photos):
 
 def test_the_centre_crop_is_what_validation_in_training_sees(run, net_config):
     summary = evaluate(request(run, protocol="center_crop"), quiet=True)
-    net, records = load_trained(run), records_of(net_config)
-    step = jax.jit(make_eval_step(net.model, net.statistics))
+    trained, records = load_trained(run), records_of(net_config)
+    step = jax.jit(make_eval_step(trained.model, trained.statistics))
     wanted = evaluate_center_crops(
-        step, net.variables, batches(net_config, eval_examples(net_config, records), make_mesh()), len(records)
+        step, trained.variables, batches(net_config, eval_examples(net_config, records), make_mesh()), len(records)
     )
     (row,) = summary["rows"]
     assert (row["protocol"], row["scales"], row["paper"]) == ("center_crop", "73", None)
@@ -123,10 +123,10 @@ def test_views_that_are_not_of_the_same_pictures_are_computed_anew(run, capsys):
     swapped["keys"] = swapped["keys"][::-1]
     np.savez(file, **swapped)
     assert evaluate(request(run, scales="64,73"))["rows"] == wanted
-    assert "is not of the same pictures; it is computed anew" in capsys.readouterr().out
+    assert "is of different images; it is computed again" in capsys.readouterr().out
     np.savez(file, **swapped)
     assert evaluate(request(run, scales="64,80"))["rows"][0] == wanted[0]
-    assert "is of other pictures; it is computed anew" in capsys.readouterr().out
+    assert "is of other images; it is computed again" in capsys.readouterr().out
 
 
 def test_scores_that_are_not_finite_count_as_wrong_and_are_said(net_config, tmp_path, capsys, monkeypatch):
@@ -139,9 +139,7 @@ def test_scores_that_are_not_finite_count_as_wrong_and_are_said(net_config, tmp_
     summary = evaluate(request(make_run(tmp_path / "run", net_config)))
     assert summary["rows"][0]["top1_error"] == 1.0
     assert len(summary["not_finite"]) == 10
-    assert (
-        "WARNING: the scores of 10 of 10 pictures are not finite, and these count as wrong" in capsys.readouterr().out
-    )
+    assert "WARNING: 10 of 10 images have scores that are not finite and count as wrong" in capsys.readouterr().out
 
 
 # What does not go together.
@@ -193,16 +191,16 @@ def test_nets_of_other_classes_are_not_fused(run, net_config, tmp_path):
 
 def test_data_that_do_not_fit_are_named(run, tmp_path):
     refused(r"split is 'test'.*its splits are validation .*: --split=validation", run, split="test")
-    refused(r"no folder of pictures '/nowhere'; give one.*--data_root=DIR", run, data_root="/nowhere")
-    refused(r"split is 'validation\[:1%\]', which takes no picture of", run, split="validation[:1%]")  # of ten
+    refused(r"no folder of images '/nowhere'; give one.*--data_root=DIR", run, data_root="/nowhere")
+    refused(r"split is 'validation\[:1%\]', which takes no image of", run, split="validation[:1%]")  # of ten
     refused(r"--data_name is 'imagenet2021', which is neither", run, data_name="imagenet2021")
     root = varied_pictures(tmp_path / "others")
     (root / "validation" / "cross").rename(root / "validation" / "zebra")
-    refused("has 1 classes that the net in .* does not know, among them 'zebra'", run, data_root=str(root))
+    refused("has 1 classes that the model in .* does not know, among them 'zebra'", run, data_root=str(root))
 
 
 def test_scales_that_cannot_be_are_named(run):
-    refused(r"the test scale Q=40 .* is smaller than the net's crop, 64; .*--scales=73,82", run, scales="40,73")
+    refused(r"the test scale Q=40 .* is smaller than the model's crop, 64; .*--scales=73,82", run, scales="40,73")
     refused("--scales=big is neither `single` nor `multi` nor whole numbers", run, scales="big")
     refused("Q=99999999999 .* is larger than 4096 pixels; give smaller ones", run, scales="73,99999999999")
     for scales in ("0", "-1", "73,", "1e3", "nan", "inf", "7" * 5000, "73;82", "73 82", "\u0663", "73.0"):
@@ -211,11 +209,11 @@ def test_scales_that_cannot_be_are_named(run):
 
 
 def test_a_batch_that_no_memory_holds_is_refused(run):
-    refused(r"--batch_size=9999999999 takes .* GiB for pictures alone", run, batch_size=9_999_999_999)
+    refused(r"--batch_size=9999999999 takes .* GiB for images alone", run, batch_size=9_999_999_999)
 
 
 def test_classes_are_matched_by_name(run, tmp_path):
-    # Only crosses: class 0 of that folder, class 2 of the net.
+    # Only crosses: class 0 of that folder, class 2 of the model.
     root = varied_pictures(tmp_path / "crosses")
     shutil.rmtree(root / "validation" / "arrow")
     shutil.rmtree(root / "validation" / "crescent")
@@ -246,7 +244,7 @@ def test_a_split_without_labels_becomes_a_submission(run, tmp_path, beside_train
     assert lines == [" ".join(map(str, row)) for row in wanted]
     refused("--class_numbers=.* cannot be read", run, **options, class_numbers=str(tmp_path / "no"))
     order.write_text("cross\narrow\n")
-    refused("lacks 1 of the net's 3 classes, among them 'crescent'", run, **options, class_numbers=str(order))
+    refused("lacks 1 of the model's 3 classes, among them 'crescent'", run, **options, class_numbers=str(order))
 
 
 def test_maps_are_drawn(run, tmp_path):

@@ -41,22 +41,22 @@ class Reference:
         self.params = params
         self.files = sorted(photos.glob("validation/*/*"))
 
-    def picture(self, file, q):
-        picture = Image.open(file).convert("RGB")
-        w, h = picture.size
+    def image(self, file, q):
+        image = Image.open(file).convert("RGB")
+        w, h = image.size
         size = (q, int(h / w * q + 0.5)) if w <= h else (int(w / h * q + 0.5), q)
-        return np.asarray(picture.resize(size, Image.BILINEAR), np.float32) - np.array([120, 110, 100], np.float32)
+        return np.asarray(image.resize(size, Image.BILINEAR), np.float32) - np.array([120, 110, 100], np.float32)
 
     def map(self, image):
         return np.asarray(map_by_hand(self.params, image), np.float64)
 
     def dense(self, file, q):
-        image = self.picture(file, q)
+        image = self.image(file, q)
         both = [softmax(self.map(v).mean((1, 2))) for v in (image, image[:, ::-1])]
         return (both[0] + both[1]) / 2
 
     def multi_crop(self, file, q):
-        image, found = self.picture(file, q), []
+        image, found = self.image(file, q), []
         for i in range(5):
             for j in range(5):
                 top, left = (int(n * (side - 64) / 4 + 0.5) for n, side in ((i, image.shape[0]), (j, image.shape[1])))

@@ -17,7 +17,7 @@ from vgg_jax.data.builtin import CLASS_NAMES
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
-from vgg_jax.reporting import charts, pictures, predictions, runs
+from vgg_jax.reporting import charts, images, predictions, runs
 from vgg_jax.reporting.page import write_page
 from vgg_jax.reporting.sections import ABSENT
 
@@ -73,8 +73,8 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
     # The evaluation that it lacked is made and kept like any other.
     (kept,) = trained.glob("evaluation/7/*/center_crop-Q73.npz")
     with np.load(kept) as arrays:
-        labels, posteriors = arrays["labels"], arrays["probs"]
-    wrong = sum(int(np.argmax(row) != label) for row, label in zip(posteriors, labels, strict=True))
+        labels, probs = arrays["labels"], arrays["probs"]
+    wrong = sum(int(np.argmax(row) != label) for row, label in zip(probs, labels, strict=True))
     assert f"checkpoint 7, vgg_jax_folder/{kept.parent.name.split('vgg_jax_folder_')[1][:5]}" in text
     assert f"top-1 error {10 * wrong}.0 %." in text
     assert "top-5 0.0 %" not in text  # three classes
@@ -92,7 +92,7 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
     for tag in re.findall(r"<img [^>]*>", html):
         assert re.search(r'alt="[^"]', tag), tag
     assert all("<title>" in svg for svg in re.findall(r'<svg viewBox="0 0 400.*?</svg>', html, flags=re.DOTALL))
-    # Again: the posteriors are not computed again, the page is replaced.
+    # Again: the probabilities are not computed again, the page is replaced.
     before = kept.stat().st_mtime_ns
     write_page([trained], None, quiet=True)
     assert kept.stat().st_mtime_ns == before
@@ -101,22 +101,22 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
 def test_the_most_thorough_evaluation_of_the_checkpoint_is_shown(trained):
     evaluate(Request((str(trained),), protocol="center_crop"), quiet=True)
     evaluate(Request((str(trained),), protocol="dense", scales="multi"), quiet=True)
-    net = load_trained(trained)
-    found = predictions.kept(net, runs.read_run(trained, "run").evaluations)
+    model = load_trained(trained)
+    found = predictions.from_cache(model, runs.read_run(trained, "run").evaluations)
     assert (found.protocol, found.scales, found.split) == ("dense", "64, 73, 82", "validation")
     parts = [np.load(path)["probs"] for path in trained.glob("evaluation/7/*/dense-Q*.npz")]
-    np.testing.assert_allclose(found.posteriors, sum(parts) / 3, rtol=1e-6)
+    np.testing.assert_allclose(found.probs_NxK, sum(parts) / 3, rtol=1e-6)
     text = text_of(write_page([trained], None, quiet=True))
     assert "From dense, Q = 64, 73, 82, checkpoint 7" in text
-    # Posteriors of other parameters count as none.
-    other = net._replace(digest="another")
-    assert predictions.kept(other, runs.read_run(trained, "run").evaluations) is None
+    # Probabilities of other parameters count as none.
+    other = model._replace(digest="another")
+    assert predictions.from_cache(other, runs.read_run(trained, "run").evaluations) is None
 
 
-def some_predictions(posteriors, labels):
-    posteriors = np.array(posteriors, np.float64)
+def some_predictions(probs, labels):
+    probs = np.array(probs, np.float64)
     keys = np.array([f"{i}.png" for i in range(len(labels))])
-    return predictions.Predictions("dense", "73", "d", "s", Request(()), keys, np.array(labels), posteriors, 0.5, 0.0)
+    return predictions.Predictions("dense", "73", "d", "s", Request(()), keys, np.array(labels), probs, 0.5, 0.0)
 
 
 def test_confusion_best_and_worst_by_hand():
@@ -182,8 +182,8 @@ def test_filters_are_drawn_as_they_are():
     kernel = np.zeros((3, 3, 3, 2), np.float32)
     kernel[0, 2, :, 0] = [0.1, -0.1, 0.05]  # the weaker one
     kernel[1, 1, :, 1] = [0, 2, -2]
-    picture = Image.open(io.BytesIO(base64.b64decode(pictures.filters(kernel).split(",")[1])))
-    pixels = np.asarray(picture)
+    image = Image.open(io.BytesIO(base64.b64decode(images.filters(kernel).split(",")[1])))
+    pixels = np.asarray(image)
     assert pixels[12, 12].tolist() == [128, 255, 0, 255]  # the stronger one comes first: its middle
     assert pixels[4, 26 + 20].tolist() == [255, 0, 191, 255]
     assert pixels[0, 0].tolist() == [128, 128, 128, 255]
@@ -226,17 +226,17 @@ def test_without_the_pictures_the_rest_is_made(trained, net_config, tmp_path):
     (trained / "config.json").write_text(json.dumps(config))
     page = write_page([trained], None, quiet=True)
     text = text_of(page)
-    assert "The pictures cannot be shown: there is no folder of pictures" in text
+    assert "The images cannot be shown: there is no folder of images" in text
     assert "Confusion matrix" in text
-    assert "no picture" in text
+    assert "no image" in text
     assert "Score maps" not in text
     # Named by hand they are found.
     page = write_page([trained], None, data_root=net_config.data.root, quiet=True)
     assert "cannot be shown" not in text_of(page)
-    # And with neither pictures nor posteriors there are still the curves.
+    # And with neither images nor probabilities there are still the curves.
     shutil.rmtree(trained / "evaluation")
     text = text_of(write_page([trained], None, quiet=True))
-    assert "No predictions: there is no folder of pictures" in text
+    assert "No predictions: there is no folder of images" in text
     assert "Learning curves" in text
 
 
@@ -273,11 +273,11 @@ def reproduction(directory, make_stage, tables=True):
     logged(make_stage(directory / "seed0" / "D-73"), epochs=2, finished=False)
     broken = make_stage(directory / "seed1" / "B-73")
     (broken / "config.json").write_text("{")
-    row = {"net": "D", "scales": "73", "test_scales": "73", "protocol": "dense", "images": 1000, "seeds": 2}
+    row = {"model": "D", "scales": "73", "test_scales": "73", "protocol": "dense", "images": 1000, "seeds": 2}
     rows = [
         row | {"top1_error": 0.4123, "top1_spread": 0.0081, "top5_error": 0.1, "top5_spread": None}
         | {"paper": {"top1": 27.0, "top5": 8.8}},
-        row | {"net": "E", "top1_error": None, "top1_spread": None, "top5_error": None, "top5_spread": None, "paper": None},
+        row | {"model": "E", "top1_error": None, "top1_spread": None, "top5_error": None, "top5_spread": None, "paper": None},
     ]  # fmt: skip
     if tables:
         content = {
@@ -290,8 +290,8 @@ def reproduction(directory, make_stage, tables=True):
 
 def test_a_whole_reproduction(net_config, tmp_path):
     directory = reproduction(tmp_path / "whole", lambda workdir: make_run(workdir, net_config))
-    net = str(directory / "seed0" / "A-73")
-    evaluate(Request((net,), protocol="dense"), quiet=True)
+    trained = str(directory / "seed0" / "A-73")
+    evaluate(Request((trained,), protocol="dense"), quiet=True)
     page = write_page([directory], None, quiet=True)
     assert page == directory / "report.html"
     text = text_of(page)
@@ -424,14 +424,14 @@ def faults(tab, page):
         for dark in (False, True):
             tab.open(page, width, dark)
             tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-            tab.evaluate("document.querySelectorAll('img').forEach(picture => picture.loading = 'eager')")
+            tab.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
             found += tab.messages()
             found += [address for address in tab.requests() if not address.startswith(("data:", page.as_uri()))]
             wide = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             found += [f"{wide} pixels too wide at {width}"] if wide > 0 or tab.evaluate("innerWidth") > width else []
-            broken = "Promise.allSettled([...document.images].map(picture => picture.decode()))"
+            broken = "Promise.allSettled([...document.images].map(image => image.decode()))"
             states = tab.evaluate(f"{broken}.then(all => all.map(one => one.status))")
-            found += [f"{states.count('rejected')} pictures that cannot be shown"] if "rejected" in states else []
+            found += [f"{states.count('rejected')} images that cannot be shown"] if "rejected" in states else []
             backgrounds.append(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
         found += [f"no dark page: {backgrounds}"] if backgrounds[0] == backgrounds[1] else []
     return found
@@ -454,5 +454,5 @@ def test_in_a_browser(trained, net_config, tmp_path):
             '<img src="data:image/png;base64,xx"><img src="http://127.0.0.1:9/x.png"><script>console.error("no")</script>'
         )
         found = " ".join(faults(tab, bad))
-        for fault in ("too wide at 360", "pictures that cannot be shown", "127.0.0.1:9", '"no"', "no dark page"):
+        for fault in ("too wide at 360", "images that cannot be shown", "127.0.0.1:9", '"no"', "no dark page"):
             assert fault in found, fault

@@ -1,4 +1,4 @@
-"""The plan of the paper's nets: its graph, its lengths, running and going on, and the tables it fills."""
+"""The plan of the paper's models: its graph, its lengths, running and going on, and the tables it fills."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from vgg_jax.reproduction.tables import TABLES, fill, markdown, write
 
 
 def plan_of(config, seeds=1):
-    """The tiny net's, with epochs that end after a few steps."""
+    """The tiny model's, with epochs that end after a few steps."""
     whole = paper_file.get_config("crop=32")
     shared = config.copy_and_resolve_references()
     shared.num_epochs, shared.checkpoint_every_steps = 0.3, 0
@@ -30,11 +30,11 @@ def test_the_graph_is_the_papers():
     by_name = {stage.name: stage for stage in STAGES}
     for i, stage in enumerate(STAGES):  # every start comes before what starts from it
         assert not stage.starts_from or stage.starts_from in {earlier.name for earlier in STAGES[:i]}
-    for net in "BCDE":  # Paper §3.1: A's layers
-        assert by_name[f"{net}-256"].starts_from == "A-256"
-    for net in "CDE":  # S = 384 from S = 256, jitter from S = 384, each of the same configuration
-        assert by_name[f"{net}-384"] == Stage(f"{net}-384", net, (384, 384), f"{net}-256")
-        assert by_name[f"{net}-jitter"] == Stage(f"{net}-jitter", net, (256, 512), f"{net}-384")
+    for model in "BCDE":  # Paper §3.1: A's layers
+        assert by_name[f"{model}-256"].starts_from == "A-256"
+    for model in "CDE":  # S = 384 from S = 256, jitter from S = 384, each of the same configuration
+        assert by_name[f"{model}-384"] == Stage(f"{model}-384", model, (384, 384), f"{model}-256")
+        assert by_name[f"{model}-jitter"] == Stage(f"{model}-jitter", model, (256, 512), f"{model}-384")
     assert {name: by_name[name].configuration for name in ("A-256", "A-LRN-256")} == {
         "A-256": "A",
         "A-LRN-256": "A-LRN",
@@ -179,24 +179,24 @@ def test_a_cell_is_the_mean_over_seeds_of_what_the_protocol_gives(net_config, tm
     content = fill(tmp_path, range(3), STAGES, lambda line: None)
     assert {"E-jitter, seed 2: not finished yet", "A-256, seed 0: not finished yet"} <= set(content["missing"])
     fusion = next(table for table in content["tables"] if table["heading"] == "Table 6")["rows"][1]
-    assert (fusion["net"], fusion["protocol"], fusion["seeds"], fusion["images"]) == (
+    assert (fusion["model"], fusion["protocol"], fusion["seeds"], fusion["images"]) == (
         "D-jitter + E-jitter",
         "dense",
         2,
         10,
     )
 
-    # Independently: posteriors kept on the disk, averaged over scales, then nets.
+    # Independently: probabilities kept on the disk, averaged over scales, then nets.
     errors = []
     for seed in (0, 1):
-        nets = []
+        models = []
         for name in ("D-jitter", "E-jitter"):
             files = sorted((tmp_path / f"seed{seed}" / name / "evaluation").glob("7/*/dense-*.npz"))
             kept = [np.load(file) for file in files if re.search(r"Q(73|110|146)\b", file.name)]
             assert len(kept) == 3
-            nets.append(np.mean([k["probs"].astype(np.float64) for k in kept], 0))
+            models.append(np.mean([k["probs"].astype(np.float64) for k in kept], 0))
             labels = kept[0]["labels"]
-        errors.append(np.mean(np.mean(nets, 0).argmax(-1) != labels))
+        errors.append(np.mean(np.mean(models, 0).argmax(-1) != labels))
     assert errors[0] != errors[1]
     assert fusion["top1_error"] == pytest.approx(np.mean(errors))
     assert fusion["top1_spread"] == pytest.approx(np.std(errors, ddof=1))

@@ -1,4 +1,4 @@
-"""Figures from posteriors: errors, averages, the table, the challenge's form, the paper's own."""
+"""Figures from probabilities: errors, averages, the table, the challenge's form, the paper's own."""
 
 import re
 
@@ -22,16 +22,16 @@ def random_posteriors(n, k, seed=0):
 
 @pytest.mark.parametrize("classes", [3, 5, 50])
 def test_errors_are_those_of_training(classes):
-    posteriors = random_posteriors(200, classes)
+    probs = random_posteriors(200, classes)
     labels = np.random.default_rng(1).integers(0, classes, 200)
-    wanted = errors_in_training(jnp.asarray(posteriors), jnp.asarray(labels))
+    wanted = errors_in_training(jnp.asarray(probs), jnp.asarray(labels))
     none = np.zeros(200, bool)
-    assert results.topk_errors(posteriors, labels, none) == pytest.approx(
+    assert results.topk_errors(probs, labels, none) == pytest.approx(
         (float(wanted["top1_error"].mean()), float(wanted["top5_error"].mean()))
     )
-    right = results.top5_classes(posteriors)[:, 0]
-    assert results.topk_errors(posteriors, right, none) == (0, 0)
-    assert results.topk_errors(posteriors, right, np.arange(200) < 20) == pytest.approx((0.1, 0.1))  # refused is wrong
+    right = results.top5_classes(probs)[:, 0]
+    assert results.topk_errors(probs, right, none) == (0, 0)
+    assert results.topk_errors(probs, right, np.arange(200) < 20) == pytest.approx((0.1, 0.1))  # refused is wrong
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -53,24 +53,24 @@ def test_the_mean_does_not_depend_on_the_order():
 
 
 def test_the_submission_is_five_numbers_a_line_in_the_order_of_file_names():
-    posteriors = np.eye(8, dtype=np.float32)[[2, 7, 0]] + np.linspace(0.1, 0, 8, dtype=np.float32)
+    probs = np.eye(8, dtype=np.float32)[[2, 7, 0]] + np.linspace(0.1, 0, 8, dtype=np.float32)
     keys = np.array(["test_03.JPEG", "test_01.JPEG", "test_02.JPEG"])
     names = [f"n{i}" for i in range(8)]
-    text = results.submission(posteriors, keys, results.class_numbers(names, "", ""))
+    text = results.submission(probs, keys, results.class_numbers(names, "", ""))
     assert text == "8 1 2 3 4\n1 2 3 4 5\n3 1 2 4 5\n"
     listing = "".join(f"n{i} words of it\n" for i in reversed(range(8)))
-    text = results.submission(posteriors, keys, results.class_numbers(names, listing, "f"))
+    text = results.submission(probs, keys, results.class_numbers(names, listing, "f"))
     assert text == "1 8 7 6 5\n8 7 6 5 4\n6 8 7 5 4\n"
-    with pytest.raises(UserError, match="--class_numbers=f lacks 1 of the net's 9 classes, among them 'other'"):
+    with pytest.raises(UserError, match="--class_numbers=f lacks 1 of the model's 9 classes, among them 'other'"):
         results.class_numbers([*names, "other"], listing, "f")
 
 
 def test_the_table_shows_the_paper_where_it_has_a_figure():
-    ours = results.Row("D run", "dense", "256", 50_000, 0.271, 0.0882, paper.Errors(27.0, 8.8))
-    other = ours._replace(nets="D other", paper=None)
+    ours = results.Row("D run", "dense", "256", 50_000, 0.271, 0.0882, paper.TopKError(27.0, 8.8))
+    other = ours._replace(models="D other", paper=None)
     with_paper = results.table([ours, other]).splitlines()
     assert with_paper[0].split() == [
-        "nets",
+        "models",
         "protocol",
         "Q",
         "images",
@@ -160,8 +160,8 @@ def test_scales_are_the_papers(crop, low, high, single, multi):
     assert [view.scale for view in eval_passes(config, "dense", "")] == single
     assert [view.scale for view in eval_passes(config, "multi_crop", "")] == multi
     both = eval_passes(config, "dense+multi_crop", "")
-    assert [(view.part, view.scale) for view in both] == [(p, q) for p in ("dense", "multi_crop") for q in multi]
-    assert sum(view.per_picture() for view in both if view.part == "multi_crop") == 150
+    assert [(one.method, one.scale) for one in both] == [(p, q) for p in ("dense", "multi_crop") for q in multi]
+    assert sum(one.images_seen() for one in both if one.method == "multi_crop") == 150
 
 
 def test_a_centre_crop_is_taken_where_training_takes_it():

@@ -1,4 +1,4 @@
-"""Computing on any number of devices: every picture once, long ones exactly, what stops it named, and gone on with."""
+"""Computing on any number of devices: every image once, long ones exactly, what stops it named, and gone on with."""
 
 import itertools
 import os
@@ -32,20 +32,20 @@ QUIET = Console(quiet=True)
 
 
 def net_on(run, devices):
-    net = load_trained(run)
+    trained = load_trained(run)
     mesh = make_mesh(devices=jax.devices()[:devices])
-    return net._replace(mesh=mesh, variables=jax.device_put(jax.device_get(net.variables), replicated(mesh)))
+    return trained._replace(mesh=mesh, variables=jax.device_put(jax.device_get(trained.variables), replicated(mesh)))
 
 
-def split_of(records, net=None):
-    return Split("drawn/1.0.0", "validation", records, net and net.class_names, QUIET)
+def split_of(records, trained=None):
+    return Split("drawn/1.0.0", "validation", records, trained and trained.class_names, QUIET)
 
 
-def computed(net, records, eval_pass, batch_size, threads=2):
+def computed(trained, records, eval_pass, batch_size, threads=2):
     """Probabilities in the order of the split, the chunks they came in, and what it took."""
     index, stats = split_of(records).index(threads), EvalStats()
-    compiled = CompiledSteps(net, stats)
-    devices = net.mesh.shape["data"]
+    compiled = CompiledSteps(trained, stats)
+    devices = trained.mesh.shape["data"]
     jobs = plan_pass(eval_pass, compiled.network, index.sizes, np.arange(len(records)), batch_size, devices)
     chunks = list(run_jobs(compiled, eval_pass, jobs, records, threads, stats))
     assert sum(chunk.macs for chunk in chunks) == sum(job.macs for job in jobs) == stats.computed
@@ -54,7 +54,7 @@ def computed(net, records, eval_pass, batch_size, threads=2):
 
 @pytest.fixture(scope="module")
 def by_hand():
-    """Dense posteriors of the pictures at Q = 73, computed once, by file name."""
+    """Dense probabilities of the images at Q = 73, computed once, by file name."""
     found = {}
 
     def of(config, photos):
@@ -68,9 +68,9 @@ def by_hand():
 
 def test_every_device_sees_other_pictures_however_the_net_lay_in_training(net_config, tmp_path):
     net_config.sharding, net_config.model_parallel = "fc_model_parallel", 2
-    net = load_trained(make_run(tmp_path / "run", net_config))
-    assert net.mesh.shape == {"data": jax.device_count(), "model": 1}
-    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(net.variables))
+    trained = load_trained(make_run(tmp_path / "run", net_config))
+    assert trained.mesh.shape == {"data": jax.device_count(), "model": 1}
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(trained.variables))
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 3), (64, 8), (1000, 5)])
@@ -113,14 +113,14 @@ def test_an_extreme_image_is_computed_in_tiles_with_bounded_memory(net_config, t
     # 1 x 300 pixels, which Q = 73 makes 73 x 21,900: dense, and its crops.
     root = varied_pictures(tmp_path / "long", sizes=[(1, 300), (90, 80)])
     net_config.data.root, net_config.data.dir = str(root), str(tmp_path / "d")
-    net, records = load_trained(make_run(tmp_path / "run", net_config)), records_of(net_config)
+    trained, records = load_trained(make_run(tmp_path / "run", net_config)), records_of(net_config)
     reference = Reference(random_params(net_config, 0), root)
     shapes = []
     compiled = run_lib.compile_step
     try:
         run_lib.compile_step = lambda step, *args, **kw: shapes.append(args[1].shape) or compiled(step, *args, **kw)
-        dense, _, stats = computed(net, records, DENSE, 16)
-        crops, _, _ = computed(net, records, CROPS, 16)
+        dense, _, stats = computed(trained, records, DENSE, 16)
+        crops, _, _ = computed(trained, records, CROPS, 16)
     finally:
         run_lib.compile_step = compiled
     assert max(max(shape) for shape in shapes) < 1000
@@ -168,18 +168,18 @@ class Spoilt:
 
 @pytest.mark.parametrize(("error", "raised"), [(None, UserError), (KeyboardInterrupt(), KeyboardInterrupt)])
 def test_what_was_computed_before_a_bad_picture_or_ctrl_c_is_kept(run, net_config, tmp_path, error, raised):
-    net, records = net_on(run, 1), records_of(net_config)
+    trained, records = net_on(run, 1), records_of(net_config)
 
     def evaluated(split):
-        return split_probs(net, [DENSE], split, 2, EvalStats(), QUIET)[DENSE]
+        return split_probs(trained, [DENSE], split, 2, EvalStats(), QUIET)[DENSE]
 
-    before = evaluated(split_of(records, net))
+    before = evaluated(split_of(records, trained))
     (run / "evaluation").rename(tmp_path / "before")
     index = split_of(records).index(2)
     # The image whose turn comes last among those that need no tiles.
-    jobs = plan.plan_pass(DENSE, CompiledSteps(net, EvalStats()).network, index.sizes, np.arange(10), 2, 1)
+    jobs = plan.plan_pass(DENSE, CompiledSteps(trained, EvalStats()).network, index.sizes, np.arange(10), 2, 1)
     last = [job for job in jobs if not job.is_long][-1].bucket.indices[0]
-    bad = split_of(Spoilt(records, last, error), net)
+    bad = split_of(Spoilt(records, last, error), trained)
     bad._index = index
     with pytest.raises(raised) as caught:
         evaluated(bad)
@@ -194,7 +194,7 @@ def test_what_was_computed_before_a_bad_picture_or_ctrl_c_is_kept(run, net_confi
     assert 0 < len(done) < 10
 
     mended = Spoilt(records, None)
-    again = split_of(mended, net)
+    again = split_of(mended, trained)
     again._index = index
     found = evaluated(again)
     assert sorted(mended.read) == sorted(set(range(10)) - set(done))  # nothing is computed twice

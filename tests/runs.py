@@ -1,4 +1,4 @@
-"""A run's workdir without a training run: a net with random weights whose posteriors are neither flat nor certain."""
+"""A run's workdir without a training run: a model with random weights whose probabilities are neither flat nor certain."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ SIZES = [(75, 101), (190, 80), (64, 64), (97, 96), (80, 150), (131, 77), (66, 12
 
 
 def varied_pictures(root: Path, split: str = "validation", sizes=SIZES) -> Path:
-    """A folder of drawn pictures of these sizes in three classes, <root>/<split>/<class>/<number>.png."""
+    """A folder of drawn images of these sizes in three classes, <root>/<split>/<class>/<number>.png."""
     for i, size in enumerate(sizes):
-        picture, label = render(200_000 + 10 * i + i % 3)
+        image, label = render(200_000 + 10 * i + i % 3)
         file = root / split / CLASS_NAMES[label] / f"{i:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture.resize(size, Image.Resampling.BICUBIC).save(file)
+        image.resize(size, Image.Resampling.BICUBIC).save(file)
     return root
 
 

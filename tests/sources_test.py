@@ -23,10 +23,10 @@ from vgg_jax.exceptions import UserError
 
 
 @pytest.fixture
-def folder_config(tiny_config, tmp_path, pictures):
+def folder_config(tiny_config, tmp_path, images):
     """A configuration over a copy of the folder that a test may spoil, with an empty place for prepared data."""
-    shutil.copytree(pictures, tmp_path / "pictures")
-    tiny_config.data.root = str(tmp_path / "pictures")
+    shutil.copytree(images, tmp_path / "images")
+    tiny_config.data.root = str(tmp_path / "images")
     tiny_config.data.dir = str(tmp_path / "prepared")
     return tiny_config
 
@@ -38,7 +38,7 @@ def test_a_folder_becomes_records_with_labels_by_sorted_name(folder_config, tmp_
     for record in (dataset.train[i] for i in range(90)):
         name = record["file_name"].decode()
         assert name.split("/")[0] == dataset.class_names[record["label"]]
-        assert record["image"] == (tmp_path / "pictures" / "train" / name).read_bytes()
+        assert record["image"] == (tmp_path / "images" / "train" / name).read_bytes()
     assert len({dataset.train[i]["file_name"] for i in range(90)}) == 90
 
 
@@ -47,7 +47,7 @@ def test_a_folder_is_prepared_once_and_again_when_it_changes(folder_config, tmp_
     assert "packing" in capsys.readouterr().out
     open_dataset(folder_config)
     assert capsys.readouterr().out == ""
-    (tmp_path / "pictures" / "train" / "arrow" / "000.jpg").unlink()
+    (tmp_path / "images" / "train" / "arrow" / "000.jpg").unlink()
     second = open_dataset(folder_config)
     assert "packing" in capsys.readouterr().out
     assert (len(first.train), len(second.train)) == (90, 89)
@@ -55,9 +55,9 @@ def test_a_folder_is_prepared_once_and_again_when_it_changes(folder_config, tmp_
 
 def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
     dataset = open_dataset(folder_config)
-    files = sorted((tmp_path / "pictures" / "train").rglob("*.jpg"))
+    files = sorted((tmp_path / "images" / "train").rglob("*.jpg"))
     pixels = [np.asarray(Image.open(file)).reshape(-1, 3).astype(float) for file in files]
-    weights = np.concatenate([np.full(len(p), 1 / len(p)) for p in pixels])  # every picture counts the same
+    weights = np.concatenate([np.full(len(p), 1 / len(p)) for p in pixels])  # every image counts the same
     pixels = np.concatenate(pixels)
     covariance = np.cov(pixels.T, aweights=weights, ddof=0)
     np.testing.assert_allclose(dataset.statistics.mean_rgb, np.average(pixels, axis=0, weights=weights), rtol=1e-5)
@@ -123,23 +123,23 @@ def refused(config, message):
 
 
 def test_every_file_that_is_no_picture_is_named(folder_config, tmp_path):
-    root = tmp_path / "pictures"
-    (root / "train" / "cross" / "notes.txt").write_text("not a picture")
+    root = tmp_path / "images"
+    (root / "train" / "cross" / "notes.txt").write_text("not an image")
     cut = root / "validation" / "arrow" / "000.jpg"
     cut.write_bytes(cut.read_bytes()[:500])
-    message = refused(folder_config, r"2 of 122 files are no sound pictures")
-    assert str(root / "train" / "cross" / "notes.txt") + ": not a picture" in message
+    message = refused(folder_config, r"2 of 122 files are no sound images")
+    assert str(root / "train" / "cross" / "notes.txt") + ": not an image" in message
     assert str(cut) in message
     assert not list((tmp_path / "prepared").rglob("*.array_record*"))
 
 
 def test_an_empty_class_is_named(folder_config, tmp_path):
-    (tmp_path / "pictures" / "train" / "disc").mkdir()
-    refused(folder_config, re.escape(f"no picture in {tmp_path}/pictures/train/disc; put some there"))
+    (tmp_path / "images" / "train" / "disc").mkdir()
+    refused(folder_config, re.escape(f"no image in {tmp_path}/images/train/disc; put some there"))
 
 
 def test_a_class_that_training_lacks_is_named(folder_config, tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     shutil.copytree(root / "validation" / "arrow", root / "validation" / "ring")
     refused(folder_config, r"validation has classes that .*train lacks: ring")
 
@@ -151,7 +151,7 @@ def test_a_folder_of_another_layout_is_explained(folder_config, tmp_path, depth)
     render_to = root / depth / "a.jpg"
     Image.new("RGB", (40, 40)).save(render_to)
     folder_config.data.root = str(root)
-    refused(folder_config, "should be laid out as <split>/<class>/<picture>")
+    refused(folder_config, "should be laid out as <split>/<class>/<image>")
 
 
 def test_a_split_that_is_not_there_lists_those_that_are(folder_config):
@@ -164,7 +164,7 @@ def test_a_split_that_is_not_there_lists_those_that_are(folder_config):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("validation[:0]", "which takes no picture of"),
+        ("validation[:0]", "which takes no image of"),
         ("validation[:x]", "which is no split or part of one"),
         ("validation[99:]", "but .* has 31 records of that split; take fewer"),
     ],
@@ -177,7 +177,7 @@ def test_a_part_of_a_split_that_cannot_be_taken_is_explained(folder_config, spli
 @pytest.mark.parametrize("split", ["train[50%:10%]", "train[5:5]"])
 def test_an_empty_slice_is_refused(folder_config, split):
     folder_config.data.train_split = split
-    refused(folder_config, r"config.data.train_split is .*, which takes no picture of")
+    refused(folder_config, r"config.data.train_split is .*, which takes no image of")
 
 
 def test_a_split_that_is_not_there_is_found_before_anything_is_packed(folder_config, tmp_path, capsys):
@@ -190,7 +190,7 @@ def test_a_split_that_is_not_there_is_found_before_anything_is_packed(folder_con
 
 
 def test_a_folder_of_one_split_is_to_be_shared_out(folder_config, tmp_path):
-    shutil.rmtree(tmp_path / "pictures" / "validation")
+    shutil.rmtree(tmp_path / "images" / "validation")
     message = refused(folder_config, "config.data.val_split is 'validation'")
     advice = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
     assert advice in message
@@ -202,11 +202,11 @@ def test_a_folder_of_one_split_is_to_be_shared_out(folder_config, tmp_path):
 @pytest.mark.parametrize(
     ("train", "validation", "warning"),
     [
-        ("train", "train", "90 of the 90 validation pictures are training pictures too"),
-        ("all", "validation", "31 of the 31 validation pictures are training pictures too"),
-        ("train[:50%]", "train[40%:60%]", "9 of the 18 validation pictures are training pictures too"),
-        ("train+train", "validation", "train_split=train+train takes 90 pictures more than once in an epoch"),
-        ("train[:4]", "validation", "config.batch_size is 8, more than the 4 training pictures"),
+        ("train", "train", "90 of the 90 validation images are training images too"),
+        ("all", "validation", "31 of the 31 validation images are training images too"),
+        ("train[:50%]", "train[40%:60%]", "9 of the 18 validation images are training images too"),
+        ("train+train", "validation", "train_split=train+train takes 90 images more than once in an epoch"),
+        ("train[:4]", "validation", "config.batch_size is 8, more than the 4 training images"),
         ("train[:50%]", "train[50%:]", ""),
     ],
 )
@@ -234,7 +234,7 @@ def test_damaged_statistics_are_computed_anew(folder_config, tmp_path):
 
 
 def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_config, tmp_path, capsys):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     deep = root / "train" / "arrow" / "camera" / "2024"
     deep.mkdir(parents=True)
     shutil.copy(root / "train" / "arrow" / "000.jpg", deep / "000.jpg")
@@ -258,7 +258,7 @@ def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_con
 
 
 def test_unlabelled_pictures_beside_training_ones(folder_config, tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     shutil.copytree(root / "validation" / "arrow", root / "test" / "unlabelled")
     dataset = open_dataset(folder_config)
     assert dataset.class_names == ["arrow", "crescent", "cross"]
@@ -267,7 +267,7 @@ def test_unlabelled_pictures_beside_training_ones(folder_config, tmp_path):
 
 
 def test_names_that_are_not_utf8_or_hold_control_characters(folder_config, tmp_path):
-    root = os.fsencode(tmp_path / "pictures")
+    root = os.fsencode(tmp_path / "images")
     os.rename(root + b"/train/arrow/000.jpg", root + b"/train/arrow/caf\xe9.jpg")
     os.rename(root + b"/train/arrow/006.jpg", root + "/train/arrow/Käfer.jpg".encode())
     for split in (b"/train", b"/validation"):
@@ -374,14 +374,14 @@ def test_what_is_no_part_of_a_split(sharded, expression):
         open_split(sharded, expression, "split")
 
 
-def test_training_on_a_folder_imports_no_tfds(pictures, tmp_path):
+def test_training_on_a_folder_imports_no_tfds(images, tmp_path):
     code = f"""
 import sys
 from vgg_jax.config import default_config
 from vgg_jax.data.sources import open_dataset
 config = default_config()
-config.data.name, config.data.root, config.data.dir = "folder", {str(pictures)!r}, {str(tmp_path)!r}
-config.model.num_classes = {len(list((pictures / "train").iterdir()))}
+config.data.name, config.data.root, config.data.dir = "folder", {str(images)!r}, {str(tmp_path)!r}
+config.model.num_classes = {len(list((images / "train").iterdir()))}
 for _ in range(2):  # prepared, and found
     assert open_dataset(config).train[0]["image"]
 assert not {{"tensorflow_datasets", "pyarrow"}} & set(sys.modules)

@@ -53,7 +53,7 @@ def test_golden_first_steps(tiny_config):
         golden,
         rtol=2e-4,
         err_msg="the first losses have changed. If you meant to change initialisation, augmentation, dropout's keys, the "
-        "optimizer or the net: put the new values here and say so in CHANGELOG.md, as runs are no longer "
+        "optimizer or the model: put the new values here and say so in CHANGELOG.md, as runs are no longer "
         f"reproducible across it. New: {losses}",
     )
 

@@ -31,7 +31,7 @@ NARROW = {"width": 1 / 16, "fc_width": 32, "num_classes": 10, "side": 2}
 CLOSE = 1e-4  # of the largest logit, in float32
 
 
-def pictures(*shape, seed=0):
+def pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
 
 
@@ -54,14 +54,14 @@ def assert_close(found, wanted):
 @pytest.mark.parametrize("configuration", ["A", "B", "D", "E"])
 @pytest.mark.parametrize("old", [False, True])
 def test_a_pth_of_torchvisions_gives_torchs_logits(configuration, old, tmp_path):
-    net = randomised(TorchvisionVGG(configuration, **NARROW))
-    path = tmp_path / "net.pth"
-    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=not old)
+    torch_net = randomised(TorchvisionVGG(configuration, **NARROW))
+    path = tmp_path / "model.pth"
+    torch.save(torch_net.state_dict(), path, _use_new_zipfile_serialization=not old)
     weights = read(path, "torchvision")
     assert weights.configuration == configuration
-    images = pictures(3, 64, 64)
+    images = pixels(3, 64, 64)
     with torch.no_grad():
-        wanted = net(normalised(images)).numpy()
+        wanted = torch_net(normalised(images)).numpy()
     assert_close(logits(weights, images), wanted)
     # The two sides differ by what they should: with channels taken the other way round they are not close.
     wrong = logits(weights._replace(preprocessing=weights.preprocessing._replace(order="BGR")), images)
@@ -70,29 +70,29 @@ def test_a_pth_of_torchvisions_gives_torchs_logits(configuration, old, tmp_path)
 
 @pytest.mark.parametrize("configuration", ["A", "E"])
 def test_a_safetensors_of_timms_gives_torchs_logits(configuration, tmp_path):
-    net = randomised(TimmVGG(configuration, **NARROW))
-    save_file(net.state_dict(), tmp_path / "net.safetensors")
-    weights = read(tmp_path / "net.safetensors")
+    torch_net = randomised(TimmVGG(configuration, **NARROW))
+    save_file(torch_net.state_dict(), tmp_path / "model.safetensors")
+    weights = read(tmp_path / "model.safetensors")
     assert weights.preprocessing == KNOWN["torchvision"]
-    images = pictures(3, 64, 64)
+    images = pixels(3, 64, 64)
     with torch.no_grad():
-        assert_close(logits(weights, images), net(normalised(images)).numpy())
+        assert_close(logits(weights, images), torch_net(normalised(images)).numpy())
 
 
 def test_parameters_views_and_halves_are_read_as_torch_reads_them(tmp_path):
-    net = randomised(TorchvisionVGG("A", **NARROW))
-    state = {name: value.half().contiguous() for name, value in net.state_dict().items()}
+    torch_net = randomised(TorchvisionVGG("A", **NARROW))
+    state = {name: value.half().contiguous() for name, value in torch_net.state_dict().items()}
     state["features.0.weight"] = torch.nn.Parameter(state["features.0.weight"])
     state["features.3.weight"] = state["features.3.weight"].to(memory_format=torch.channels_last)  # strides
     both = torch.cat([state["features.0.bias"], state["features.0.bias"] + 1])
     state["features.0.bias"] = both[4:]  # in the middle of a storage
-    torch.save(state, tmp_path / "net.pth")
-    params = read(tmp_path / "net.pth", "torchvision").params
+    torch.save(state, tmp_path / "model.pth")
+    params = read(tmp_path / "model.pth", "torchvision").params
     np.testing.assert_array_equal(params["conv1_1"]["bias"], both[4:].float().numpy())
     kernel = state["features.3.weight"].float().permute(2, 3, 1, 0).numpy()
     np.testing.assert_array_equal(params["conv2_1"]["kernel"], kernel)
-    save_file({k: v.data.contiguous().clone().bfloat16() for k, v in state.items()}, tmp_path / "net.safetensors")
-    found = read(tmp_path / "net.safetensors", "torchvision").params["fc8"]["kernel"][0, 0]
+    save_file({k: v.data.contiguous().clone().bfloat16() for k, v in state.items()}, tmp_path / "model.safetensors")
+    found = read(tmp_path / "model.safetensors", "torchvision").params["fc8"]["kernel"][0, 0]
     np.testing.assert_array_equal(found, state["classifier.6.weight"].bfloat16().float().numpy().T)
 
 
@@ -105,19 +105,19 @@ def test_weights_of_here_give_the_same_logits_in_torch(configuration, tmp_path):
     weights = Weights(params, configuration, **size, preprocessing=ours, class_names=None, class_titles=None, source="")
     tensors, expected = to_torchvision(weights)
     write_safetensors(tmp_path / "out.safetensors", tensors, {"format": "pt"})
-    net = TorchvisionVGG(configuration, 1 / 16, 16, 5, 2).eval()
-    net.load_state_dict(load_file(tmp_path / "out.safetensors"))  # strict: exactly these names and shapes
-    images = pictures(3, 64, 64)
+    torch_net = TorchvisionVGG(configuration, 1 / 16, 16, 5, 2).eval()
+    torch_net.load_state_dict(load_file(tmp_path / "out.safetensors"))  # strict: exactly these names and shapes
+    images = pixels(3, 64, 64)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (expected.mean, expected.std))
     with torch.no_grad():
-        assert_close(net((x - mean) / std).numpy(), logits(weights, images))
+        assert_close(torch_net((x - mean) / std).numpy(), logits(weights, images))
 
 
 def test_what_comes_from_torchvision_goes_back_bit_for_bit(tmp_path):
     state = randomised(TorchvisionVGG("D", **NARROW)).state_dict()
-    torch.save(state, tmp_path / "net.pth")
-    save_weights(tmp_path / "ours.safetensors", read(tmp_path / "net.pth", "torchvision"))
+    torch.save(state, tmp_path / "model.pth")
+    save_weights(tmp_path / "ours.safetensors", read(tmp_path / "model.pth", "torchvision"))
     tensors, expected = to_torchvision(load_weights(tmp_path / "ours.safetensors"))
     assert expected == KNOWN["torchvision"]
     assert set(tensors) == set(state)
@@ -157,22 +157,22 @@ def test_a_keras_h5_gives_the_logits_that_kerass_order_and_pixels_give(tmp_path)
         return x.numpy()
 
     weights = read(tmp_path / "vgg16.h5", "caffe")
-    images = pictures(3, 64, 64)
+    images = pixels(3, 64, 64)
     assert_close(logits(weights, images), keras(images))
 
 
 def test_dense_posteriors_are_those_of_torchs_own_convolutional_net(tmp_path, prepared):
-    """The test protocol on imported weights: pictures of any shape, whole and mirrored (Paper §3.2)."""
-    net = randomised(TorchvisionVGG("D", 1 / 16, 32, 3, 2))
-    torch.save(net.state_dict(), tmp_path / "net.pth")
-    weights = read(tmp_path / "net.pth", "torchvision")
+    """The test protocol on imported weights: images of any shape, whole and mirrored (Paper §3.2)."""
+    torch_net = randomised(TorchvisionVGG("D", 1 / 16, 32, 3, 2))
+    torch.save(torch_net.state_dict(), tmp_path / "model.pth")
+    weights = read(tmp_path / "model.pth", "torchvision")
     photos = varied_pictures(tmp_path / "photos", sizes=[(75, 101), (190, 80), (80, 150), (131, 77)])
     classes = sorted(path.name for path in (photos / "validation").iterdir())
-    save_weights(tmp_path / "net.safetensors", weights._replace(class_names=classes))
+    save_weights(tmp_path / "model.safetensors", weights._replace(class_names=classes))
     summary = evaluate(
         Request(
             workdirs=(),
-            weights=(str(tmp_path / "net.safetensors"),),
+            weights=(str(tmp_path / "model.safetensors"),),
             scales="73",
             data_root=str(photos),
             data_dir=str(prepared),
@@ -180,53 +180,53 @@ def test_dense_posteriors_are_those_of_torchs_own_convolutional_net(tmp_path, pr
         quiet=True,
     )
     assert summary["data"]["images"] == 4
-    (kept,) = (tmp_path / "net").glob("evaluation/net.safetensors/*/dense-Q73.npz")
+    (kept,) = (tmp_path / "model").glob("evaluation/model.safetensors/*/dense-Q73.npz")
     with np.load(kept) as arrays:
-        keys, posteriors = arrays["keys"], arrays["probs"]
+        keys, probs = arrays["keys"], arrays["probs"]
 
-    first, second, third = (net.classifier[i] for i in (0, 3, 6))
+    first, second, third = (torch_net.classifier[i] for i in (0, 3, 6))
 
     def dense(x):
-        x = net.features(x)
+        x = torch_net.features(x)
         x = torch.relu(torch.nn.functional.conv2d(x, first.weight.view(32, 32, 2, 2), first.bias))
         x = torch.relu(torch.nn.functional.conv2d(x, second.weight[:, :, None, None], second.bias))
         return torch.nn.functional.conv2d(x, third.weight[:, :, None, None], third.bias).mean((2, 3))
 
     files = {path.relative_to(photos / "validation").as_posix(): path for path in photos.glob("validation/*/*")}
-    for key, posterior in zip(keys, posteriors, strict=True):
+    for key, probs_K in zip(keys, probs, strict=True):
         file = next(path for name, path in files.items() if name.endswith(key.rsplit("/", 1)[-1]))
-        picture = rescaled(file.read_bytes(), 73)
-        assert picture.shape[0] != picture.shape[1]
+        image = rescaled(file.read_bytes(), 73)
+        assert image.shape[0] != image.shape[1]
         with torch.no_grad():
-            both = [dense(normalised(view[None].copy())).softmax(-1) for view in (picture, picture[:, ::-1])]
-        np.testing.assert_allclose(posterior, (sum(both) / 2)[0].numpy(), atol=1e-5)
-    assert np.ptp(posteriors, axis=0).max() > 1e-3
+            both = [dense(normalised(view[None].copy())).softmax(-1) for view in (image, image[:, ::-1])]
+        np.testing.assert_allclose(probs_K, (sum(both) / 2)[0].numpy(), atol=1e-5)
+    assert np.ptp(probs, axis=0).max() > 1e-3
 
 
 def test_a_run_goes_to_torch_too(net_config, tmp_path):
     run = make_run(tmp_path / "run", net_config)
     weights = weights_of_run(run)
     tensors, expected = to_torchvision(weights)
-    net = TorchvisionVGG("A", 1 / 16, 16, 3, 2).eval()
-    net.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in tensors.items()})
+    torch_net = TorchvisionVGG("A", 1 / 16, 16, 3, 2).eval()
+    torch_net.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in tensors.items()})
     np.testing.assert_allclose(np.array(expected.mean) * 255, [120, 110, 100], rtol=1e-6)
-    images = pictures(2, 64, 64)
+    images = pixels(2, 64, 64)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (expected.mean, expected.std))
     with torch.no_grad():
-        assert_close(net((x - mean) / std).numpy(), logits(weights, images))
+        assert_close(torch_net((x - mean) / std).numpy(), logits(weights, images))
 
 
 @pytest.mark.slow
 def test_vgg16_at_full_size(tmp_path):
-    net = randomised(TorchvisionVGG("D"))
-    torch.save(net.state_dict(), tmp_path / "vgg16.pth")
+    torch_net = randomised(TorchvisionVGG("D"))
+    torch.save(torch_net.state_dict(), tmp_path / "vgg16.pth")
     weights = read(tmp_path / "vgg16.pth", "torchvision")
     save_weights(tmp_path / "vgg16.safetensors", weights)
     loaded = load_trained(tmp_path / "vgg16.safetensors")
     assert sum(x.size for x in jax.tree.leaves(loaded.variables)) == 138_357_544
-    images = pictures(2, 224, 224)
+    images = pixels(2, 224, 224)
     with torch.no_grad():
-        wanted = net(normalised(images)).numpy()
+        wanted = torch_net(normalised(images)).numpy()
     x = jnp.asarray(images, jnp.float32) - loaded.statistics.mean_rgb
     assert_close(np.asarray(jax.jit(loaded.model.apply)(loaded.variables, x)[0]), wanted)

@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused_by_layer_and_shape_unless_left_out(tiny_co
     found = transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, "-fc6"))["params"]
     np.testing.assert_array_equal(found["fc7"]["kernel"], donor["fc7"]["kernel"])
     assert found["fc6"] is new["fc6"]
-    # A layer asked for by name must be in both nets, and a head asked for by name must fit.
+    # A layer asked for by name must be in both models, and a head asked for by name must fit.
     with pytest.raises(UserError, match=r"conv1_2/kernel is missing there and \[3, 3, 4, 4\] here; conv1_2/bias"):
         transplant({"params": filled(shapes_of(tiny_config, "B"), 1)}, {"params": donor}, ["conv1_2"])
     with pytest.raises(UserError, match=r"fc8/kernel is \[1, 1, 16, 3\] there and \[1, 1, 16, 5\] here"):

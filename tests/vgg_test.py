@@ -1,4 +1,4 @@
-"""The networks against Paper Tables 1 and 2, and the dense net against the net on crops."""
+"""The networks against Paper Tables 1 and 2, and the dense model against the model on crops."""
 
 import re
 
@@ -39,7 +39,7 @@ def shapes_of(model):
 
 
 def small(configuration, crop=64, **options):
-    """A narrow net with random biases as well, so that borders and padding matter."""
+    """A narrow model with random biases as well, so that borders and padding matter."""
     model = VGG(
         configuration, num_classes=5, width_multiplier=1 / 16, fc_width=24, init_preset="he", crop=crop, **options
     )

@@ -126,7 +126,7 @@ def test_a_file_that_lost_its_description_is_asked_about(tmp_path):
     path = tmp_path / "a.safetensors"
     save_weights(path, some_weights())
     save_file(load_file(path), path)
-    with pytest.raises(UserError, match="has lost its description; nets trained here take `mean_rgb`"):
+    with pytest.raises(UserError, match="has lost its description; models trained here take `mean_rgb`"):
         read(path)
     assert read(path, preprocessing_flag="mean_rgb").preprocessing == KNOWN["mean_rgb"]
     save_file(load_file(path), path, {"vgg_jax_preprocessing": "{}"})
@@ -139,7 +139,7 @@ def test_a_file_that_lost_its_description_is_asked_about(tmp_path):
 
 @pytest.mark.parametrize("expected", [*KNOWN.values(), ODD])
 def test_preprocessing_moves_into_conv1_1_exactly(expected):
-    """The net on its own input equals the changed net on RGB minus the mean, borders included."""
+    """The model on its own input equals the changed model on RGB minus the mean, borders included."""
     weights = some_weights(expected=expected)
     images = np.random.default_rng(0).integers(0, 256, (2, 70, 81, 3)).astype(np.float32)
     ordered = images if expected.order == "RGB" else images[..., ::-1]
@@ -512,7 +512,7 @@ def test_a_storage_of_two_sizes_is_refused(order, tmp_path):
     with pytest.raises(UserError, match="its storage 0 has two sizes or kinds"):
         read(path)
     path = write_pth(tmp_path / "new.pth", {"a": np.zeros(2, np.float32)}, body.replace(b"NtQ", b"tQ"))
-    with pytest.raises(UserError, match="its storage 0 has another size|is none of the nets"):
+    with pytest.raises(UserError, match="its storage 0 has another size|is none of the models"):
         read(path)
 
 
@@ -523,7 +523,9 @@ def test_a_memoised_list_given_again_and_again_is_bounded(call, tmp_path):
     body = b"\x80\x02](" + call + b"q\x01" + arguments + b"q\x00R" + 100_000 * b"h\x01h\x00R" + b"e."
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     path = write_pth(tmp_path / "bomb.pth", {}, body)
-    with pytest.raises(UserError, match="its pickle makes far more than any net has|a parameter that is not a tensor"):
+    with pytest.raises(
+        UserError, match="its pickle makes far more than any model has|a parameter that is not a tensor"
+    ):
         read(path)
     assert time.monotonic() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
@@ -619,11 +621,11 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path):
     (tmp_path / "parts").mkdir()
     save_file({"a": np.zeros(3)}, tmp_path / "parts" / "model-00001-of-00002.safetensors")
     with pytest.raises(
-        UserError, match=r"it is a directory with \.safetensors in it; give one such file, parts of one net"
+        UserError, match=r"it is a directory with \.safetensors in it; give one such file, parts of one model"
     ):
         read(tmp_path / "parts")
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
-    with pytest.raises(UserError, match="it lists the parts of a net in several"):
+    with pytest.raises(UserError, match="it lists the parts of a model in several"):
         read(tmp_path / "model.safetensors.index.json")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="no regular file"):
@@ -650,7 +652,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(content, tmp_path):
 
 
 def test_a_net_that_torchvision_has_not_is_not_written_for_it():
-    with pytest.raises(UserError, match="torchvision has no net of configuration C; it has those of A, B, D, E"):
+    with pytest.raises(UserError, match="torchvision has no model of configuration C; it has those of A, B, D, E"):
         to_torchvision(some_weights("C"))
 
 

@@ -25,7 +25,7 @@ _SHARDING = flags.DEFINE_string(
     "config.sharding."
 )  # fmt: skip
 _DENSE = flags.DEFINE_bool(
-    "dense", False, "Compile dense evaluation too, for which every device holds the whole net (one compilation more)."
+    "dense", False, "Compile dense evaluation too, for which every device holds the whole model (one compilation more)."
 )
 _LARGEST = flags.DEFINE_bool(
     "largest_batch",

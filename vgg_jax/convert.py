@@ -31,7 +31,7 @@ _TO = flags.DEFINE_enum(
 )  # fmt: skip
 _SHA256 = flags.DEFINE_string("sha256", "", "What the SHA-256 of SOURCE must be, or at least its first eight digits.")
 _PREPROCESSING = flags.DEFINE_string(
-    "preprocessing", "", "What the net expects of pixels, where the file does not say: torchvision, caffe, mean_rgb, or "
+    "preprocessing", "", "What the model expects of pixels, where the file does not say: torchvision, caffe, mean_rgb, or "
     "ORDER:SCALE:MEAN:STD, as RGB:1:0.485,0.456,0.406:0.229,0.224,0.225."
 )  # fmt: skip
 _CONFIGURATION = flags.DEFINE_string(
@@ -39,11 +39,11 @@ _CONFIGURATION = flags.DEFINE_string(
     "where they would do for A-LRN as well)."
 )  # fmt: skip
 _CLASS_NAMES = flags.DEFINE_string(
-    "class_names", "", "A file with the names of the classes, one a line, in the net's order; or with lines as "
+    "class_names", "", "A file with the names of the classes, one a line, in the model's order; or with lines as "
     "`n01440764 tench`. Default: as known of SOURCE."
 )  # fmt: skip
 _TRAINING_SCALES = flags.DEFINE_string(
-    "training_scales", "", "S, the shorter side in pixels that the net was trained at: 256, or 256,512 for jitter. "
+    "training_scales", "", "S, the shorter side in pixels that the model was trained at: 256, or 256,512 for jitter. "
     "Default: as known of SOURCE, else 256 at crop 224."
 )  # fmt: skip
 _NUM_CLASSES = flags.DEFINE_integer(
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     if dest.exists() and not _OVERWRITE.value:
         cli.fail(f"{dest} exists; choose another name, or say --overwrite.")
     if _NUM_CLASSES.value == 1:
-        cli.fail("--num_classes=1: a net tells at least two classes apart.")
+        cli.fail("--num_classes=1: a model tells at least two classes apart.")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here wants a device, and a busy one would be in the way
 
     from vgg_jax.weights import containers, hub, imports  # and JAX, after --help and mistakes have been answered
@@ -93,12 +93,14 @@ def main(arguments: list[str]) -> None:
 
         tensors, expected = to_torchvision(weights)
         write_safetensors(dest, tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})
-        net = TORCHVISION_NETS[weights.configuration]
+        model = TORCHVISION_NETS[weights.configuration]
         classes = "" if weights.num_classes == 1000 else f"num_classes={weights.num_classes}"
-        print(f"torchvision.models.{net}({classes}).load_state_dict(safetensors.torch.load_file({str(dest)!r}))")
+        print(f"torchvision.models.{model}({classes}).load_state_dict(safetensors.torch.load_file({str(dest)!r}))")
         print(f"its pixels: torchvision.transforms.Normalize(mean={list(expected.mean)}, std={list(expected.std)})")
         if (weights.width_multiplier, weights.fc_width, weights.crop // 32) != (1.0, 4096, 7):
-            print("this net is not of the published width and crop, so torchvision's class must be changed to take it")
+            print(
+                "this model is not of the published width and crop, so torchvision's class must be changed to take it"
+            )
     elif _TO.value == "stablehlo":
         from vgg_jax.exceptions import writing_to
         from vgg_jax.weights.exports import PLATFORMS, to_stablehlo

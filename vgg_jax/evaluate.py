@@ -1,4 +1,4 @@
-"""`python -m vgg_jax.evaluate --workdir=RUN`: the paper's test protocol on a trained net, or on several fused."""
+"""`python -m vgg_jax.evaluate --workdir=RUN`: the paper's test protocol on a trained model, or on several fused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from vgg_jax import cli
 flags = cli.Flags()
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "A run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP. Several, by commas or by "
-    "giving the flag again, are fused: the mean of their posteriors, each net at its own scales."
+    "giving the flag again, are fused: the mean of their probabilities, each model at its own scales."
 )  # fmt: skip
 _WEIGHTS = flags.DEFINE_multi_string(
     "weights", [], "A file of weights (python -m vgg_jax.convert) or the name of published ones (torchvision:vgg16, "
@@ -16,7 +16,7 @@ _WEIGHTS = flags.DEFINE_multi_string(
 )  # fmt: skip
 _PROTOCOL = flags.DEFINE_enum(
     "protocol", "dense", ["center_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged: one crop; the "
-    "class score map of the whole picture (Paper 3.2); 5 x 5 crops (Paper 4.3); both. All but center_crop also over the "
+    "class score map of the whole image (Paper 3.2); 5 x 5 crops (Paper 4.3); both. All but center_crop also over the "
     "mirror image."
 )  # fmt: skip
 _SCALES = flags.DEFINE_string(
@@ -27,15 +27,15 @@ _SCALES = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_string("split", "", "The split to evaluate on. Default: the run's validation split.")
 _DATA_NAME = flags.DEFINE_string("data_name", "", "Another data set: builtin, folder, or a TFDS name.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where prepared data lies, if not where it lay for the run.")
-_DATA_ROOT = flags.DEFINE_string("data_root", "", "Another folder of pictures, <split>/<class>/<picture>.")
+_DATA_ROOT = flags.DEFINE_string("data_root", "", "Another folder of images, <split>/<class>/<image>.")
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 0, "Images of the crop's size that the net sees at once, over all devices; larger ones count for as "
+    "batch_size", 0, "Images of the crop's size that the model sees at once, over all devices; larger ones count for as "
     "much as they are larger. It bounds memory and changes no result. Default: 64 a device.", lower_bound=0
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "Of the computation. Default: as the run was trained."
 )
-_MAPS = flags.DEFINE_string("maps", "", "A directory for pictures of class score maps laid over photographs (PNG).")
+_MAPS = flags.DEFINE_string("maps", "", "A directory for images of class score maps laid over photographs (PNG).")
 _NUM_MAPS = flags.DEFINE_integer("num_maps", 8, "How many of them.", lower_bound=1)
 _CLASS_NUMBERS = flags.DEFINE_string(
     "class_numbers", "", "For a split without labels: a file that names the challenge's classes, one a line, in the order "

@@ -88,6 +88,6 @@ def as_user_error(error: BaseException) -> UserError | None:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return UserError(
             f"memory is exhausted: {first_line(error)} Take a smaller batch (batch_size, or accumulation_steps in training), "
-            "a smaller net or smaller pictures, or more devices."
+            "a smaller model or smaller images, or more devices."
         )
     return None

@@ -1,11 +1,11 @@
-"""The net as a backbone: activations of named layers, and losses made of them, as pure functions.
+"""The model as a backbone: activations of named layers, and losses made of them, as pure functions.
 
-    net = features.load("vgg16.safetensors")
-    maps = features.activations(net, images, ("relu2_2", "relu4_3"))
-    loss, gradient = jax.value_and_grad(features.perceptual_loss, argnums=1)(net, x, y, ("relu2_2",))
+    model = features.load("vgg16.safetensors")
+    maps = features.activations(model, images, ("relu2_2", "relu4_3"))
+    loss, gradient = jax.value_and_grad(features.perceptual_loss, argnums=1)(model, x, y, ("relu2_2",))
 
 Images are float RGB on 0 to 255, [..., H, W, 3]; what the weights expect of pixels is taken care of. Everything works
-under jit, grad and vmap; `net` is a pytree, so it can be an argument of a jitted function.
+under jit, grad and vmap; `model` is a pytree, so it can be an argument of a jitted function.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vgg_jax.weights.file import folded_params, load_weights, make_model
 
 @flax.struct.dataclass
 class Backbone:
-    """A net for its activations.
+    """A model for its activations.
 
     Attributes:
       params: {layer: {"kernel", "bias"}}, for RGB on 0 to 255 minus `mean_rgb`.
@@ -57,44 +57,44 @@ def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
     )
 
 
-def activations(net: Backbone, images: jax.Array, layers: Sequence[str]) -> dict[str, jax.Array]:
+def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) -> dict[str, jax.Array]:
     """What layers give for images.
 
     Args:
-      net: of `load`.
+      model: of `load`.
       images: [..., H, W, 3], RGB on 0 to 255, any number dtype, any size that leaves the layers a pixel; the FC layers
-        want one of at least the net's crop.
+        want one of at least the model's crop.
       layers: names as `models.endpoint_names` lists them: conv1_1, relu1_1, pool1, ..., relu7, score_map.
 
     Returns:
-      {layer: [..., h, w, C]} in the net's dtype.
+      {layer: [..., h, w, C]} in the model's dtype.
 
     Raises:
-      UserError: a layer that the net does not have, none at all, or images too small or of another shape.
+      UserError: a layer that the model does not have, none at all, or images too small or of another shape.
     """
-    known = endpoint_names(net.model.configuration)
+    known = endpoint_names(backbone.model.configuration)
     if unknown := [layer for layer in layers if layer not in known]:
         raise UserError(
-            f"configuration {net.model.configuration} has no layer {unknown[0]!r}; it has {', '.join(known)}."
+            f"configuration {backbone.model.configuration} has no layer {unknown[0]!r}; it has {', '.join(known)}."
         )
     if isinstance(layers, str) or not layers:
         raise UserError(f"the layers are {layers!r}; name one or several, as ('relu3_3',).")
     if images.ndim < 3 or images.shape[-1] != 3:
         raise UserError(f"images of shape {list(images.shape)}: they must be [..., height, width, 3], RGB on 0 to 255.")
-    _check_size(net, images.shape[-3:-1], layers)
+    _check_size(backbone, images.shape[-3:-1], layers)
     outer = images.shape[:-3]
-    x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - net.mean_rgb
-    found: Any = net.model.apply({"params": net.params}, x, tuple(layers), method="activations")
+    x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
+    found: Any = backbone.model.apply({"params": backbone.params}, x, tuple(layers), method="activations")
     return {layer: found[layer].reshape(*outer, *found[layer].shape[1:]) for layer in layers}
 
 
-def _check_size(net: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:
+def _check_size(backbone: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:
     """Raises UserError where images are too small for the last of the layers."""
     least, remaining = 1, set(layers) - {"images"}
-    for layer in CONFIGURATIONS[net.model.configuration]:
+    for layer in CONFIGURATIONS[backbone.model.configuration]:
         if not remaining:
             break
-        least = max(least * layer.stride, net.model.crop if layer.kind == "fc" else 0)
+        least = max(least * layer.stride, backbone.model.crop if layer.kind == "fc" else 0)
         remaining -= {layer.name, "score_map" if layer.name == "fc8" else ""}
     if min(size) < least:
         raise UserError(
@@ -104,34 +104,34 @@ def _check_size(net: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> 
 
 
 def perceptual_loss(
-    net: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
+    backbone: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
     """How far two images are apart in what layers see (Johnson et al. 2016, feature reconstruction).
 
     Args:
-      net, layers: as for `activations`.
+      model, layers: as for `activations`.
       x, y: images of one shape.
       weights: of the layers; None: 1 each.
 
     Returns:
       A float32 scalar: the weighted sum over layers of the mean squared difference of their activations.
     """
-    return _weighted(net, x, y, layers, weights, lambda a: a)
+    return _weighted(backbone, x, y, layers, weights, lambda a: a)
 
 
 def style_loss(
-    net: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
+    backbone: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
     """How far two images are apart in which features occur together, wherever they are (Gatys et al. 2016).
 
     Args:
-      net, layers, weights: as for `perceptual_loss`.
+      model, layers, weights: as for `perceptual_loss`.
       x, y: images; they may differ in height and width.
 
     Returns:
       A float32 scalar: the weighted sum over layers of the mean squared difference of their `gram` matrices.
     """
-    return _weighted(net, x, y, layers, weights, gram)
+    return _weighted(backbone, x, y, layers, weights, gram)
 
 
 def gram(map_HxWxC: jax.Array) -> jax.Array:
@@ -147,7 +147,7 @@ def total_variation(image_HxWx3: jax.Array) -> jax.Array:
 
 
 def _weighted(
-    net: Backbone,
+    backbone: Backbone,
     x: jax.Array,
     y: jax.Array,
     layers: Sequence[str],
@@ -156,7 +156,7 @@ def _weighted(
 ) -> jax.Array:
     if weights is not None and len(weights) != len(layers):
         raise UserError(f"{len(weights)} weights for {len(layers)} layers; give one for each.")
-    of_x, of_y = activations(net, x, layers), activations(net, y, layers)
+    of_x, of_y = activations(backbone, x, layers), activations(backbone, y, layers)
     factors = [1.0] * len(layers) if weights is None else weights
     total = jnp.float32(0)
     for layer, factor in zip(layers, factors, strict=True):

@@ -1,9 +1,9 @@
-"""`python -m vgg_jax.predict --weights=FILE PICTURE...`: what a net sees in pictures, its five likeliest classes.
+"""`python -m vgg_jax.predict --weights=FILE PICTURE...`: what a model sees in images, its five likeliest classes.
 
     python -m vgg_jax.predict --weights=vgg16.safetensors photo.jpg folder 'more/*.png'
     python -m vgg_jax.predict --workdir=runs/vgg16 --protocol=dense+multi_crop --maps=maps --json=found.json photo.jpg
 
-Each is printed as soon as it is done, in whatever order is cheapest, and --json is written every few seconds. A picture that
+Each is printed as soon as it is done, in whatever order is cheapest, and --json is written every few seconds. An image that
 cannot be read is reported, the others are done all the same, and the exit status is then 1.
 """
 
@@ -35,7 +35,7 @@ _WORKDIR = flags.DEFINE_string(
 )
 _PROTOCOL = flags.DEFINE_enum(
     "protocol", "dense", ["center_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged, as in evaluate: "
-    "one crop; the class score map of the whole picture (Paper 3.2); 5 x 5 crops (Paper 4.3); both."
+    "one crop; the class score map of the whole image (Paper 3.2); 5 x 5 crops (Paper 4.3); both."
 )  # fmt: skip
 _SCALES = flags.DEFINE_string(
     "scales",
@@ -43,11 +43,11 @@ _SCALES = flags.DEFINE_string(
     "Test scales Q, the shorter side in pixels, as in evaluate: `single`, `multi`, or numbers: 256,384,512.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 0, "Images of the crop's size that the net sees at once, over all devices; it bounds memory and changes "
+    "batch_size", 0, "Images of the crop's size that the model sees at once, over all devices; it bounds memory and changes "
     "no result. Default: 64 a device.", lower_bound=0
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "Of the computation. Default: as trained.")
-_MAPS = flags.DEFINE_string("maps", "", "A directory for the class score maps laid over each picture (PNG).")
+_MAPS = flags.DEFINE_string("maps", "", "A directory for the class score maps laid over each image (PNG).")
 _JSON = flags.DEFINE_string("json", "", "A file for the same as JSON.")
 
 

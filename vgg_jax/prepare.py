@@ -1,8 +1,8 @@
-"""`python -m vgg_jax.prepare imagenet2012 --tars=DIR`: makes a data set ready for training, and finds its bad pictures.
+"""`python -m vgg_jax.prepare imagenet2012 --tars=DIR`: makes a data set ready for training, and finds its bad images.
 
     python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=DIR    from the tars of image-net.org
-    python -m vgg_jax.prepare folder --root=DIR --data_dir=DIR          <split>/<class>/<picture>
-    python -m vgg_jax.prepare builtin --data_dir=DIR                    the pictures that the package draws
+    python -m vgg_jax.prepare folder --root=DIR --data_dir=DIR          <split>/<class>/<image>
+    python -m vgg_jax.prepare builtin --data_dir=DIR                    the images that the package draws
     python -m vgg_jax.prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
 
 Interrupted, the same command goes on, or begins anew where that costs little; what is not whole is never used.
@@ -21,14 +21,12 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Where prep
 _TARS = flags.DEFINE_string(
     "tars", "", "For imagenet2012: the directory with ILSVRC2012_img_train.tar and ..._val.tar."
 )
-_ROOT = flags.DEFINE_string(
-    "root", "", "For folder: a directory laid out <split>/<class>/<picture> (config.data.root)."
-)
+_ROOT = flags.DEFINE_string("root", "", "For folder: a directory laid out <split>/<class>/<image> (config.data.root).")
 _MD5 = flags.DEFINE_bool("md5", False, "For imagenet2012: check the MD5 sums of the tars before anything else.")
 _SKIP_BAD = flags.DEFINE_bool(
     "skip_bad",
     False,
-    "Leave bad pictures out and list them in skipped.json beside the prepared data, rather than stop.",
+    "Leave bad images out and list them in skipped.json beside the prepared data, rather than stop.",
 )
 _TRAIN_SPLIT = flags.DEFINE_string(
     "train_split", "train", "The split whose mean RGB and colour vectors are computed (config.data.train_split)."
@@ -46,7 +44,7 @@ def main(arguments: list[str]) -> None:
         if value and name != owner:
             cli.fail(f"--{flag} goes with `{owner}`, not with `{name}`.")
         if name == owner and not value and name == "folder":
-            cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<picture>.")
+            cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<image>.")
     from vgg_jax.data import imagenet, sources  # here, so that --help answers at once
     from vgg_jax.data.disk import SKIPPED
     from vgg_jax.data.prepared import on_disk
@@ -59,10 +57,10 @@ def main(arguments: list[str]) -> None:
     else:
         data = sources.prepared_data(name, data_dir, _ROOT.value, _SKIP_BAD.value)
     counts = ", ".join(f"{split} {count:,}" for split, count in data.counts().items())
-    print(f"{data.name} is prepared in {data.directory}: {counts} pictures")
+    print(f"{data.name} is prepared in {data.directory}: {counts} images")
     skipped = Path(data.directory) / SKIPPED
     if skipped.exists():
-        print(f"{len(json.loads(skipped.read_text()))} bad pictures were left out; they are listed in {skipped}")
+        print(f"{len(json.loads(skipped.read_text()))} bad images were left out; they are listed in {skipped}")
     if _TRAIN_SPLIT.value in data.splits or _TRAIN_SPLIT.value != "train":
         records = sources.open_split(data, _TRAIN_SPLIT.value, "train_split")
         statistics = sources.statistics_of(data, _TRAIN_SPLIT.value, records)

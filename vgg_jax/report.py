@@ -19,7 +19,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where prepared data lies, if not where it lay for the run.")
 _DATA_ROOT = flags.DEFINE_string(
-    "data_root", "", "The folder of pictures, <split>/<class>/<picture>, if not where it lay for the run."
+    "data_root", "", "The folder of images, <split>/<class>/<image>, if not where it lay for the run."
 )
 
 

@@ -1,4 +1,4 @@
-"""`python -m vgg_jax.reproduce --config=configs/paper.py`: the paper's nets one after another, and its Tables 3 to 6."""
+"""`python -m vgg_jax.reproduce --config=configs/paper.py`: the paper's models one after another, and its Tables 3 to 6."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORKDIR = flags.DEFINE_string(
     "",
     "Where all runs go, as seed<k>/<stage>; the same workdir goes on. Default: runs/<config>[-<argument>].",
 )
-_NETS = flags.DEFINE_list("nets", [], "Only these configurations, with what they start from: A,D.")
+_NETS = flags.DEFINE_list("models", [], "Only these configurations, with what they start from: A,D.")
 _STAGES = flags.DEFINE_list("stages", [], "Only these stages: A-256,D-256. What they start from must be finished.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, its lengths and what is finished; train nothing.")
 

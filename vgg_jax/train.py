@@ -286,7 +286,7 @@ def _need_memory(num_bytes: int, purpose: str) -> None:
     if num_bytes > memory_a_device():
         raise UserError(
             f"this run needs {num_bytes / 2**30:,.1f} GiB {purpose}, and there are {memory_a_device() / 2**30:,.1f} GiB; take "
-            "a smaller config.batch_size, config.image.crop or net (config.model.fc_width, config.model.width_multiplier), "
+            "a smaller config.batch_size, config.image.crop or model (config.model.fc_width, config.model.width_multiplier), "
             "config.accumulation_steps, or more devices (config.sharding=fsdp splits the state)."
         )
 

@@ -1,4 +1,4 @@
-"""Starting from another net's parameters: pure pytree surgery, by layer name (Paper §3.1, docs/decisions.md)."""
+"""Starting from another model's parameters: pure pytree surgery, by layer name (Paper §3.1, docs/decisions.md)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_params, load_weights
 
 # "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net A"
-# (Paper §3.1). By name: by position they would not fit the deeper nets (docs/decisions.md).
+# (Paper §3.1). By name: by position they would not fit the deeper models (docs/decisions.md).
 NET_A_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 _HEAD = "fc8"
 _FULLY_CONNECTED = {layer.name for layers in CONFIGURATIONS.values() for layer in layers if layer.kind == "fc"}
 
 
 class Donor(NamedTuple):
-    """A net to start from."""
+    """A model to start from."""
 
     path: Path  # of the checkpoint or the file
     variables: dict  # the first argument of `model.apply`, NumPy arrays
@@ -35,7 +35,7 @@ class Donor(NamedTuple):
 
 
 def read_donor(source: str) -> Donor:
-    """Reads a net to start from.
+    """Reads a model to start from.
 
     Args:
       source: a run's workdir (its best checkpoint is taken), one of its checkpoints/<step>, or a weights file of
@@ -76,16 +76,16 @@ def start_from(
 ) -> tuple[dict, str]:
     """Replaces layers of freshly initialised variables by those of another model.
 
-    Where both nets know the names of their classes, fc8 is moved by name, and stays random where the names are others,
+    Where both models know the names of their classes, fc8 is moved by name, and stays random where the names are others,
     unless `layers` names it.
 
     Args:
       donor: of `read_donor`.
       variables: of the new model; the result lies on the devices as they do.
-      mean_rgb: that the new net's pixels will be without, [3], 0 to 255. Where the donor's differs, conv1_1's bias takes
+      mean_rgb: that the new model's pixels will be without, [3], 0 to 255. Where the donor's differs, conv1_1's bias takes
         up the difference.
       layers: which, see `chosen_layers`.
-      class_names: of the new net, in order; () where they are unknown.
+      class_names: of the new model, in order; () where they are unknown.
 
     Returns:
       The new variables, and a text that says what was copied from where and what stayed random.
@@ -128,12 +128,12 @@ def _order_of_classes(there: tuple[list[str], ...], here: list[str]) -> tuple[li
 
 
 def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the source") -> list[str]:
-    """The names of the layers to copy, in the new net's order.
+    """The names of the layers to copy, in the new model's order.
 
     Args:
-      params: of the new net.
-      donor: of the net to copy from.
-      layers: "" for the default: all layers between nets of the same convolutions, else NET_A_LAYERS; the head fc8 is
+      params: of the new model.
+      donor: of the model to copy from.
+      layers: "" for the default: all layers between models of the same convolutions, else NET_A_LAYERS; the head fc8 is
         left out where the number of classes differs. Names with commas between, * and ? as in file names, take its
         place; those with a minus before them are left out of it: "conv*", "-fc6,-fc7", "conv*,-conv5_*".
       source: path of the donor, for messages.
@@ -150,7 +150,7 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
                 f"config.init_layers={layers} names {word!r}, and there is no such layer: {', '.join(names)}."
             )
     if wanted:
-        # A pattern means what both nets have; a name must be there, and `transplant` says so.
+        # A pattern means what both models have; a name must be there, and `transplant` says so.
         both = [name for name in names if name in params and name in donor]
         chosen = {name for word in wanted for name in (fnmatch.filter(both, word) if _is_pattern(word) else [word])}
     else:

@@ -1,6 +1,6 @@
 """The built-in data set: ten classes of drawn objects on cluttered, textured grounds.
 
-It is rendered, not downloaded, so that the first command a newcomer types trains on pictures, and it then takes the
+It is rendered, not downloaded, so that the first command a newcomer types trains on images, and it then takes the
 very path ImageNet takes: JPEG records in ArrayRecord files, decoded, rescaled and cropped by the host.
 
 The class is the shape of the one large object. Its colour, texture, place, rotation and size vary, small objects of
@@ -77,13 +77,13 @@ CLASS_NAMES = tuple(sorted(SHAPES))
 
 
 def render(seed: int) -> tuple[Image.Image, int]:
-    """Draws one picture.
+    """Draws one image.
 
     Args:
       seed: 0 <= seed < 2**32; the class is seed % 10, everything else is drawn from a stream that the seed starts.
 
     Returns:
-      An RGB picture, shorter side 80 to 150, longer side up to 1.6 times that; and its class in [0, 10).
+      An RGB image, shorter side 80 to 150, longer side up to 1.6 times that; and its class in [0, 10).
     """
     # RandomState because NumPy promises that its streams never change; Generator's may, between versions.
     rng = np.random.RandomState(seed)
@@ -92,8 +92,8 @@ def render(seed: int) -> tuple[Image.Image, int]:
     long = int(short * rng.uniform(1.0, 1.6))
     width, height = (long, short) if rng.rand() < 0.6 else (short, long)
 
-    picture = _ground(rng, width, height)
-    _strokes(rng, picture, count=int(rng.randint(0, 7)))
+    image = _ground(rng, width, height)
+    _strokes(rng, image, count=int(rng.randint(0, 7)))
 
     # The object lies within the central square, or nearly: a centre crop at the training scale sees it.
     radius = short * rng.uniform(0.2, 0.42)
@@ -101,9 +101,9 @@ def render(seed: int) -> tuple[Image.Image, int]:
     centre = (width / 2 + rng.uniform(-reach, reach), height / 2 + rng.uniform(-reach, reach))
     for _ in range(int(rng.randint(0, 4))):  # small objects of any class, which a model must learn to overlook
         small = radius * rng.uniform(0.15, 0.3)
-        _paint(rng, picture, rng.randint(len(CLASS_NAMES)), small, (rng.uniform(0, width), rng.uniform(0, height)))
-    _paint(rng, picture, label, radius, centre)
-    return picture, label
+        _paint(rng, image, rng.randint(len(CLASS_NAMES)), small, (rng.uniform(0, width), rng.uniform(0, height)))
+    _paint(rng, image, label, radius, centre)
+    return image, label
 
 
 def _ground(rng: np.random.RandomState, width: int, height: int) -> Image.Image:
@@ -115,19 +115,17 @@ def _ground(rng: np.random.RandomState, width: int, height: int) -> Image.Image:
     return ground
 
 
-def _strokes(rng: np.random.RandomState, picture: Image.Image, count: int) -> None:
-    draw = ImageDraw.Draw(picture)
+def _strokes(rng: np.random.RandomState, image: Image.Image, count: int) -> None:
+    draw = ImageDraw.Draw(image)
     for _ in range(count):
-        ends = [
-            (int(rng.randint(picture.width)), int(rng.randint(picture.height))) for _ in range(int(rng.randint(2, 4)))
-        ]
+        ends = [(int(rng.randint(image.width)), int(rng.randint(image.height))) for _ in range(int(rng.randint(2, 4)))]
         draw.line(ends, fill=tuple(map(int, rng.randint(0, 256, 3))), width=int(rng.randint(1, 4)))
 
 
 def _paint(
-    rng: np.random.RandomState, picture: Image.Image, label: int, radius: float, centre: tuple[float, float]
+    rng: np.random.RandomState, image: Image.Image, label: int, radius: float, centre: tuple[float, float]
 ) -> None:
-    """Lays one object, turned, slightly stretched and of uneven colour, over the picture."""
+    """Lays one object, turned, slightly stretched and of uneven colour, over the image."""
     outline, hole = SHAPES[CLASS_NAMES[label]]
     angle, stretch = math.radians(rng.uniform(-40, 40)), rng.uniform(0.8, 1.25)
     box = math.ceil(radius * 1.3) * 2 + 1
@@ -151,17 +149,17 @@ def _paint(
     left, top = round(centre[0] - box / 2), round(centre[1] - box / 2)
 
     # A light colour some way from the ground it lies on, uneven by up to 30 in each channel.
-    behind = np.asarray(picture.crop((left, top, left + box, top + box)).resize((1, 1), Image.Resampling.BOX))[0, 0]
+    behind = np.asarray(image.crop((left, top, left + box, top + box)).resize((1, 1), Image.Resampling.BOX))[0, 0]
     colour = rng.uniform(100, 255, 3)
     while np.abs(colour - behind).sum() < 140:
         colour = rng.uniform(100, 255, 3)
     patch = (colour + rng.uniform(-30, 30, (3, 3, 3))).round().clip(0, 255).astype(np.uint8)
     fill = Image.fromarray(patch).resize((box, box), Image.Resampling.BILINEAR)
-    picture.paste(fill, (left, top), mask)
+    image.paste(fill, (left, top), mask)
 
 
 def prepare(data_dir: epath.Path) -> prepared.Prepared:
-    """Renders and packs the 4,000 training and 1,000 validation pictures, 400 and 100 a class."""
+    """Renders and packs the 4,000 training and 1,000 validation images, 400 and 100 a class."""
     splits = {
         split: [
             prepared.Entry(_file_name(_FIRST_SEED[split], index), 6000, partial(_record, _FIRST_SEED[split], index))
@@ -177,7 +175,7 @@ def _file_name(first_seed: int, index: int) -> str:
 
 
 def _record(first_seed: int, index: int) -> Record:
-    picture, label = render(first_seed + index)
+    image, label = render(first_seed + index)
     encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=90)
+    image.save(encoded, "JPEG", quality=90)
     return {"image": encoded.getvalue(), "label": label, "file_name": _file_name(first_seed, index).encode()}

@@ -28,13 +28,13 @@ def rescaled_size(width: int, height: int, scale: int) -> tuple[int, int]:
 
 
 def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_max: int, crop: int) -> np.ndarray:
-    """One random crop of an isotropically rescaled picture (Paper §3.1).
+    """One random crop of an isotropically rescaled image (Paper §3.1).
 
-    S is an integer, uniform in [scale_min, scale_max]; the crop lies anywhere in the rescaled picture, uniformly. JPEGs
+    S is an integer, uniform in [scale_min, scale_max]; the crop lies anywhere in the rescaled image, uniformly. JPEGs
     are decoded only as large as S needs and only the crop is resized.
 
     Args:
-      encoded: the picture's bytes.
+      encoded: the image's bytes.
       rng: draws S and the place.
       scale_min, scale_max: pixels, crop <= scale_min <= scale_max.
       crop: side of the crop in pixels.
@@ -62,14 +62,14 @@ def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
 
     Args and result as in `random_crop`; where the margin is odd, the larger part is at the bottom or right.
     """
-    picture = rescaled(encoded, scale)
-    height, width, _ = picture.shape
+    image = rescaled(encoded, scale)
+    height, width, _ = image.shape
     left, top = (width - crop) // 2, (height - crop) // 2
-    return picture[top : top + crop, left : left + crop]
+    return image[top : top + crop, left : left + crop]
 
 
 def rescaled(encoded: bytes, scale: int) -> np.ndarray:
-    """The whole picture, decoded exactly and rescaled to a shorter side of `scale` pixels (Paper §3.2).
+    """The whole image, decoded exactly and rescaled to a shorter side of `scale` pixels (Paper §3.2).
 
     Returns:
       [H, W, 3] uint8 RGB, of `rescaled_size`.
@@ -109,10 +109,10 @@ def _resize_fast(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndar
 
 
 def _surroundings(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> tuple[np.ndarray, Box]:
-    """The part of the picture that the pixels of a resized box depend on, and the box in it."""
+    """The part of the image that the pixels of a resized box depend on, and the box in it."""
     height, width, _ = pixels.shape
     left, top, right, bottom = box
-    # Rounding may carry a far edge past the picture's by a part in 10^16.
+    # Rounding may carry a far edge past the image's by a part in 10^16.
     right, bottom = min(right, width), min(bottom, height)
     across, down = max(1.0, (right - left) / size[0]), max(1.0, (bottom - top) / size[1])
     x, y = max(0, math.floor(left - across)), max(0, math.floor(top - down))

@@ -23,17 +23,17 @@ from PIL import Image, UnidentifiedImageError, features
 
 try:
     import simplejpeg
-except ImportError:  # it has no build for every machine; Pillow decodes whole pictures in its place
+except ImportError:  # it has no build for every machine; Pillow decodes whole images in its place
     simplejpeg = None
 
-# The bounds of a picture; what is beyond them is refused, from its header where that says so. Decoding one then takes less
+# The bounds of an image; what is beyond them is refused, from its header where that says so. Decoding one then takes less
 # than a gigabyte and half a minute.
 MAX_BYTES = 2**29  # of a file
 MAX_PIXELS = 89_478_485  # of a JPEG, which takes 3 bytes for each. Pillow's own threshold.
 MAX_OTHER_PIXELS = 2**25  # of other kinds, of which Pillow makes several copies of 4 bytes a pixel
 MAX_SCANS = 100  # of a progressive JPEG; encoders make about ten
 MAX_SCANNED_PIXELS = 2 * 10**9  # pixels times scans
-_LARGE = 2**23  # pixels; of such pictures only so many are decoded at once, in a process:
+_LARGE = 2**23  # pixels; of such images only so many are decoded at once, in a process:
 _LARGE_AT_ONCE = threading.BoundedSemaphore(2)
 
 # The kinds of file that are read. Pillow knows more, some of which start other programs (EPS).
@@ -48,7 +48,7 @@ SUFFIXES = (
     *([".avif"] if "AVIF" in _KINDS else []),
     *([".jp2", ".j2k", ".jpx"] if "JPEG2000" in _KINDS else []),
 )
-# Pictures of other kinds, by what they contain near their beginning.
+# Images of other kinds, by what they contain near their beginning.
 _OTHER_KINDS = {
     rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)": "HEIC",
     rb"....ftyp(avif|avis)": "AVIF",
@@ -67,14 +67,14 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class DecodeError(ValueError):
-    """Bytes that are not a whole, sound picture; the message says what is wrong with them."""
+    """Bytes that are not a whole, sound image; the message says what is wrong with them."""
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """Decodes a picture exactly, at full size.
+    """Decodes an image exactly, at full size.
 
-    The kind is told by the content, not by a name. Grey, palette, CMYK, YCCK and Lab pictures become RGB; 16 bits are
-    divided by 257, numbers from 0 to 1 multiplied by 255, and rounded; transparent pictures are laid on white; of several
+    The kind is told by the content, not by a name. Grey, palette, CMYK, YCCK and Lab images become RGB; 16 bits are
+    divided by 257, numbers from 0 to 1 multiplied by 255, and rounded; transparent images are laid on white; of several
     frames the first counts. Orientation tags are ignored (PAPER.md §5.9).
 
     Args:
@@ -91,20 +91,20 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], bottom: float) -> tuple[np.ndarray, float]:
-    """Decodes as little of a picture as a crop of its rescaled form needs.
+    """Decodes as little of an image as a crop of its rescaled form needs.
 
     A JPEG is decoded at 1/8, 1/4, 3/8 or 1/2 of its size (DCT scaling) where that is not below the size wanted, and
-    not beyond the last row wanted: it is told to be only as high as that. Other pictures are decoded whole.
+    not beyond the last row wanted: it is told to be only as high as that. Other images are decoded whole.
 
     Args:
       encoded: as in `decode`.
       header: of `read_header`.
-      at_least: (width, height) that the picture will be rescaled to, in pixels.
-      bottom: how many rows of the full-size picture are wanted, from the top.
+      at_least: (width, height) that the image will be rescaled to, in pixels.
+      bottom: how many rows of the full-size image are wanted, from the top.
 
     Returns:
-      [h, w, 3] uint8 RGB; and the factor f by which they are smaller: the point (x, y) of the full-size picture is
-      at (f x, f y). The rows wanted are those of the whole picture decoded at this factor, to the last bit.
+      [h, w, 3] uint8 RGB; and the factor f by which they are smaller: the point (x, y) of the full-size image is
+      at (f x, f y). The rows wanted are those of the whole image decoded at this factor, to the last bit.
 
     Raises:
       DecodeError: as `decode`.
@@ -141,7 +141,7 @@ def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], botto
 
 
 class Header(NamedTuple):
-    """What a picture's header says; all but the size of JPEGs only."""
+    """What an image's header says; all but the size of JPEGs only."""
 
     size: tuple[int, int]  # width, height
     components: int = 0
@@ -152,7 +152,7 @@ class Header(NamedTuple):
 
 
 def read_header(encoded: bytes) -> Header:
-    """Reads a picture's header; raises DecodeError as `decode` does."""
+    """Reads an image's header; raises DecodeError as `decode` does."""
     return _jpeg_header(encoded) or Header(_open(encoded).size)
 
 
@@ -169,7 +169,7 @@ def is_cut_short(encoded: bytes) -> bool:
 
 
 def read_file(path: Path) -> bytes:
-    """Reads a file that may be a picture.
+    """Reads a file that may be an image.
 
     Raises:
       DecodeError: no regular file (a device, a pipe), or more than MAX_BYTES.
@@ -185,12 +185,12 @@ def read_file(path: Path) -> bytes:
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
-    """Whether a sound picture is a grey or RGB JPEG, which every JPEG decoder reads."""
+    """Whether a sound image is a grey or RGB JPEG, which every JPEG decoder reads."""
     return read_header(encoded).components in (1, 3)
 
 
 def check(encoded: bytes) -> None:
-    """Decodes a picture to find out whether it is whole and sound; stricter than `decode`, which goes on where it can.
+    """Decodes an image to find out whether it is whole and sound; stricter than `decode`, which goes on where it can.
 
     Without simplejpeg, stray bytes among a JPEG's pixels are not found: Pillow does not say.
 
@@ -290,16 +290,16 @@ def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise DecodeError("0 bytes")
     try:
-        picture = Image.open(io.BytesIO(_without_remarks(encoded)), formats=_KINDS)
+        image = Image.open(io.BytesIO(_without_remarks(encoded)), formats=_KINDS)
     except UnidentifiedImageError as error:
         for pattern, kind in _OTHER_KINDS.items():
             if re.match(pattern, encoded[:1000], re.DOTALL):
-                raise DecodeError(f"a picture of the kind {kind}, which is not read") from error
-        raise DecodeError("not a picture") from error
+                raise DecodeError(f"an image of the kind {kind}, which is not read") from error
+        raise DecodeError("not an image") from error
     except Exception as error:  # Pillow's plugins raise many kinds on hostile bytes
         raise DecodeError(str(error) or type(error).__name__) from error
-    _refuse_impossible(picture.size, MAX_PIXELS if picture.format == "JPEG" else MAX_OTHER_PIXELS)
-    return picture
+    _refuse_impossible(image.size, MAX_PIXELS if image.format == "JPEG" else MAX_OTHER_PIXELS)
+    return image
 
 
 def _without_remarks(encoded: bytes) -> bytes:
@@ -325,11 +325,11 @@ def _large_ones_in_turn(size: tuple[int, int]) -> Iterator[None]:
 
 
 def _decode_with_pillow(encoded: bytes) -> np.ndarray:
-    picture = _open(encoded)
+    image = _open(encoded)
     try:
-        with _large_ones_in_turn(picture.size):
-            picture.load()
-            return np.asarray(_to_rgb(picture))
+        with _large_ones_in_turn(image.size):
+            image.load()
+            return np.asarray(_to_rgb(image))
     except DecodeError:
         raise
     except Exception as error:
@@ -337,25 +337,25 @@ def _decode_with_pillow(encoded: bytes) -> np.ndarray:
 
 
 def _verify_with_pillow(encoded: bytes) -> None:
-    picture = _open(encoded)
+    image = _open(encoded)
     try:
-        picture.verify()  # of the kinds here only PNG has something to verify: a checksum for every chunk, and the end
+        image.verify()  # of the kinds here only PNG has something to verify: a checksum for every chunk, and the end
     except Exception as error:
         raise DecodeError(str(error) or type(error).__name__) from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes in 8-bit RGB, on white."""
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _deep_to_rgb(np.asarray(picture), picture.info.get("transparency"))
-    if picture.mode == "La":  # which Pillow converts to nothing else
-        picture = picture.convert("LA")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture.getchannel("A"))
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _deep_to_rgb(np.asarray(image), image.info.get("transparency"))
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
         return white
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _deep_to_rgb(grey_HxW: np.ndarray, transparent: object) -> Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vgg_jax.exceptions import UserError
 
-SKIPPED = "skipped.json"  # beside prepared data: the pictures that were left out, and why
+SKIPPED = "skipped.json"  # beside prepared data: the images that were left out, and why
 
 
 def need_space(directory: os.PathLike | str, num_bytes: float, flag: str) -> None:

@@ -1,4 +1,4 @@
-"""A folder of pictures, <root>/<split>/<class>/<picture>: listed, checked and packed."""
+"""A folder of images, <root>/<split>/<class>/<image>: listed, checked and packed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.exceptions import UserError, printable
 
-NO_CLASS = -1  # label of pictures of a class that `train` lacks
+NO_CLASS = -1  # label of images of a class that `train` lacks
 _NAMED = 5  # of what is left out, at most, in its line
 
 
@@ -35,15 +35,15 @@ class Listing(NamedTuple):
 def list_folder(root: Path) -> Listing:
     """Lists a folder; names that start with a dot are passed over, and files in a class's own directories are of that class.
 
-    A directory without anything that is named like a picture (annotations/xml) is no split, nor is one whose name TFDS cannot
+    A directory without anything that is named like an image (annotations/xml) is no split, nor is one whose name TFDS cannot
     take.
 
     Raises:
-      UserError: no split, no class, or a class without a picture.
+      UserError: no split, no class, or a class without an image.
     """
     if not root.is_dir():
         raise UserError(f"config.data.root is {str(root)!r}, and there is no such directory.")
-    layout = f"{root} should be laid out as <split>/<class>/<picture>"
+    layout = f"{root} should be laid out as <split>/<class>/<image>"
     splits: dict[str, dict[str, list[Path]]] = {}
     left_out: list[Path] = []
     directories = [entry for entry in _visible(root) if entry.is_dir()]
@@ -74,7 +74,7 @@ def list_folder(root: Path) -> Listing:
     for name, classes in splits.items():
         if empty := [kind for kind, its in classes.items() if not its]:
             raise UserError(
-                f"config.data.root: no picture in {', '.join(str(root / name / kind) for kind in empty)}; "
+                f"config.data.root: no image in {', '.join(str(root / name / kind) for kind in empty)}; "
                 "put some there, or remove the empty class."
             )
     return Listing(splits, left_out)
@@ -100,7 +100,7 @@ def is_named_like_a_picture(path: Path) -> bool:
 
 
 def left_out_line(root: Path, left_out: Sequence[Path]) -> str:
-    """Counts and names what lies in a folder and is no picture of a class, in one line."""
+    """Counts and names what lies in a folder and is no image of a class, in one line."""
     count = "1 file or directory" if len(left_out) == 1 else f"{len(left_out):,} files and directories"
     return f"{count} in {root} left out: {_named(root, left_out)}"
 
@@ -111,7 +111,7 @@ def _named(root: Path, paths: Sequence[Path]) -> str:
 
 
 def check_classes(root: Path, listing: Listing, splits: Collection[str]) -> None:
-    """Raises UserError where one of these splits has a class that `train` lacks, so that its pictures have no label."""
+    """Raises UserError where one of these splits has a class that `train` lacks, so that its images have no label."""
     known = listing.class_names()
     for split in splits:
         if strange := sorted(set(listing.splits.get(split, ())) - set(known)):
@@ -126,7 +126,7 @@ def sizes(listing: Listing) -> list[int]:
 
 
 def faults(root: Path, listing: Listing) -> dict[str, str]:
-    """Decodes every picture of a folder: path below the root -> what is wrong, for every file that is no sound picture."""
+    """Decodes every image of a folder: path below the root -> what is wrong, for every file that is no sound image."""
     files = _files(listing)
 
     def fault(file: Path) -> tuple[str, str] | None:
@@ -181,7 +181,7 @@ def prepare(root: Path, listing: Listing, data_dir: epath.Path, skip: Collection
         for split, classes in listing.splits.items()
     }
     name = full_name(root, listing)
-    return prepared.pack(data_dir / name, name, f"Pictures of {root.name}.", list(labels), splits)
+    return prepared.pack(data_dir / name, name, f"Images of {root.name}.", list(labels), splits)
 
 
 def _entry(file: Path, split: Path, label: int) -> prepared.Entry:

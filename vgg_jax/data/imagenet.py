@@ -1,6 +1,6 @@
 """ImageNet (ILSVRC 2012) from the tars of image-net.org to ArrayRecord in TFDS's own layout, without TensorFlow.
 
-Nothing is unpacked: the tars are indexed once, and pictures are read at their places in them, in an order that mixes
+Nothing is unpacked: the tars are indexed once, and images are read at their places in them, in an order that mixes
 the classes, so that a part of a split (`train[:90%]`) is a fair sample. Shards are written one by one, so an
 interrupted preparation goes on with the next; the directory gets its final name only when it is whole.
 """
@@ -53,7 +53,7 @@ class Edition(NamedTuple):
 
     splits: dict[str, Split]
     classes: Sequence[str]  # WNIDs, sorted: their places are the labels
-    validation_classes: Sequence[str]  # the WNID of every validation picture, in the order of their names
+    validation_classes: Sequence[str]  # the WNID of every validation image, in the order of their names
 
 
 def _lines(file: str) -> list[str]:
@@ -80,7 +80,7 @@ ILSVRC2012 = Edition(
 
 
 class _Index(NamedTuple):
-    """Where the pictures of a split lie in its tar."""
+    """Where the images of a split lie in its tar."""
 
     names: np.ndarray  # [N] bytes
     labels: np.ndarray  # [N] int64; -1: none
@@ -93,22 +93,22 @@ def prepare(
 ) -> Prepared:
     """Makes `<data_dir>/imagenet2012/<version>/`, or goes on making it; does nothing where it is there.
 
-    Every picture is decoded once to find those that are bad. The few CMYK JPEGs and PNGs among them become RGB JPEGs,
+    Every image is decoded once to find those that are bad. The few CMYK JPEGs and PNGs among them become RGB JPEGs,
     as in TFDS's own preparation; all others stay as they are, byte for byte.
 
     Args:
       tars: the directory with the files that `edition` names. Splits that are not required are made where their tar is.
       data_dir: where prepared data lies, on a disk.
       md5: check the tars' MD5 sums first (reads them once more).
-      skip_bad: publish without the bad pictures, and list them in `skipped.json`, rather than stop.
+      skip_bad: publish without the bad images, and list them in `skipped.json`, rather than stop.
       edition: what to expect in the tars.
 
     Returns:
       The prepared data.
 
     Raises:
-      UserError: tars that are missing, cut short, renamed, unpacked or of another year; pictures or classes missing;
-        bad pictures, each by name; no room; what lies in data_dir is something else.
+      UserError: tars that are missing, cut short, renamed, unpacked or of another year; images or classes missing;
+        bad images, each by name; no room; what lies in data_dir is something else.
     """
     final = data_dir / NAME / _VERSION
     if there := read(epath.Path(final)):
@@ -138,7 +138,7 @@ def prepare(
             }
             if bad and not skip_bad:
                 raise UserError(
-                    f"{len(bad)} of {sum(len(i.names) for i in indices.values()):,} pictures are not sound. Nothing is "
+                    f"{len(bad)} of {sum(len(i.names) for i in indices.values()):,} images are not sound. Nothing is "
                     "published, and what was done is kept: the same command with --skip_bad leaves them out, at once; or "
                     "fetch the tars again.\n  " + "\n  ".join(f"{name}: {reason}" for name, reason in bad.items())
                 )
@@ -181,7 +181,7 @@ def _why_missing(directory: Path, expected: Split) -> str:
     if unpacked:
         return (
             f"{expected.tar} is missing in {directory}, where {len(unpacked)} entries like {unpacked[0]} lie: it seems to "
-            "have been unpacked. The tar itself is wanted (pictures laid out <split>/<class>/<picture> can be prepared "
+            "have been unpacked. The tar itself is wanted (images laid out <split>/<class>/<image> can be prepared "
             "with: python -m vgg_jax.prepare folder --root=DIR)."
         )
     others = [e.name for e in entries if ".tar" in e.name]
@@ -245,10 +245,10 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
     rows.sort()
     names, kinds = [name for name, *_ in rows], [wnid for _, wnid, *_ in rows]
     if split == "train" and (empty := sorted(set(edition.classes) - set(kinds))):
-        raise UserError(f"{path} has no picture of {len(empty)} of the {len(edition.classes)} classes: {_some(empty)}.")
+        raise UserError(f"{path} has no image of {len(empty)} of the {len(edition.classes)} classes: {_some(empty)}.")
     if len(names) != expected.images or len(set(names)) != len(names):
         raise UserError(
-            f"{path} holds {len(set(names)):,} pictures, and {expected.images:,} are expected; it is cut short, or another "
+            f"{path} holds {len(set(names)):,} images, and {expected.images:,} are expected; it is cut short, or another "
             "year's."
         )
     if split == "validation":
@@ -267,7 +267,7 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
 
 
 def _train_members(tar: tarfile.TarFile, path: Path, edition: Edition) -> Iterator[tuple[str, str, int, int]]:
-    """(name, WNID, offset, size) of the pictures in the tars in the tar."""
+    """(name, WNID, offset, size) of the images in the tars in the tar."""
     inner_tars = tar.getmembers()
     if strange := [
         m.name for m in inner_tars if not m.name.endswith(".tar") or Path(m.name).stem not in edition.classes
@@ -277,8 +277,8 @@ def _train_members(tar: tarfile.TarFile, path: Path, edition: Edition) -> Iterat
             f"classes, as {edition.classes[0]}.tar: it is another year's, or not the classification task's."
         )
     for inner in inner_tars:
-        with tarfile.open(fileobj=tar.extractfile(inner), mode="r:") as pictures:
-            for name, _, offset, size in _flat_members(pictures):
+        with tarfile.open(fileobj=tar.extractfile(inner), mode="r:") as images:
+            for name, _, offset, size in _flat_members(images):
                 yield name, Path(inner.name).stem, inner.offset_data + offset, size
 
 
@@ -323,13 +323,13 @@ def _write_shards(
                 being_written = unfinished / "work" / plan.file
                 lengths = write_shard(being_written, _sound((next(fetched) for _ in plan.members), bad))
                 if len(lengths) + len(bad) != len(plan.members):
-                    raise RuntimeError(f"{plan.file} holds {len(lengths)} pictures of {len(plan.members)}")
+                    raise RuntimeError(f"{plan.file} holds {len(lengths)} images of {len(plan.members)}")
                 being_written.replace(unfinished / plan.file)
                 write_json(_report_path(unfinished, plan), {"lengths": lengths, "bad": bad})
 
 
 def _sound(fetched: Iterator[tuple[Record, str | None]], bad: dict[str, str]) -> Iterator[Record]:
-    """The records of sound pictures; the others' names and faults are added to `bad`."""
+    """The records of sound images; the others' names and faults are added to `bad`."""
     for record, fault in fetched:
         if fault is None:
             yield record

@@ -46,7 +46,7 @@ def parallel_map(
 
 
 def progress(
-    items: Iterable[A], total: int, what: str, done: int = 0, unit: str = "pictures"
+    items: Iterable[A], total: int, what: str, done: int = 0, unit: str = "images"
 ) -> Generator[A, None, None]:
     """Passes items through and shows how many, and the time left: a bar on a terminal, elsewhere a line now and then.
 

@@ -219,12 +219,12 @@ def _example(records: Records, index: int, cut: Callable, *args: Any) -> Example
     except DecodeError as error:
         raise UserError(
             f"{_name(record)}, {records.describe(index)}, cannot be decoded: {error}. "
-            "Prepare the data again, with `python -m vgg_jax.prepare` where it can, which finds all such pictures."
+            "Prepare the data again, with `python -m vgg_jax.prepare` where it can, which finds all such images."
         ) from error
 
 
 def _name(record: dict[str, Any]) -> str:
-    name = record.get("file_name", b"a picture without a name")
+    name = record.get("file_name", b"an image without a name")
     return printable(name.decode(errors="surrogateescape") if isinstance(name, bytes) else name)
 
 

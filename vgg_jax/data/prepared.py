@@ -176,7 +176,7 @@ def write_description(
       description: of the data set, for people.
       class_names: in the order of the labels.
       lengths: bytes of every record, by split and file.
-      encoding: "jpeg" or "png" where all pictures are of that kind.
+      encoding: "jpeg" or "png" where all images are of that kind.
     """
     base, *variant, version = name.split("/")
     image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"}
@@ -205,9 +205,9 @@ def _feature(kind: str, **content: Any) -> dict[str, Any]:
 
 
 class Entry(NamedTuple):
-    """A picture to be packed."""
+    """An image to be packed."""
 
-    name: str  # of no other picture of its split
+    name: str  # of no other image of its split
     num_bytes: int  # about
     record: Callable[[], Record]
 

@@ -92,7 +92,7 @@ _LISTS = {b"image": 0x0A, b"label": 0x1A, b"file_name": 0x0A}  # of bytes or of 
 def _plainly_laid_out(example: bytes) -> Record | None:
     """As `_parsed`, of an Example as TFDS writes it: one value to a feature, keys first. None for any other.
 
-    Protobuf copies the picture twice on its way, which evicts from the cache what decoding needs.
+    Protobuf copies the image twice on its way, which evicts from the cache what decoding needs.
     """
     record: Record = {}
     try:

@@ -1,7 +1,7 @@
-"""Where pictures come from: every kind of data set, opened as random-access records of encoded bytes.
+"""Where images come from: every kind of data set, opened as random-access records of encoded bytes.
 
 All of them are ArrayRecord files in TFDS's layout, read without TensorFlow (`vgg_jax.data.prepared`): the built-in set,
-a folder of pictures, ImageNet (`vgg_jax.data.imagenet` prepares it), and any other TFDS classification set by name.
+a folder of images, ImageNet (`vgg_jax.data.imagenet` prepares it), and any other TFDS classification set by name.
 """
 
 from __future__ import annotations
@@ -77,21 +77,21 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
 
 def _warnings(config: ConfigDict, train: Records, validation: Records) -> tuple[str, ...]:
-    """Says what is rarely meant: pictures that are trained on and validated on, or twice in an epoch; less than a batch."""
+    """Says what is rarely meant: images that are trained on and validated on, or twice in an epoch; less than a batch."""
     sentences = []
     if common := validation.in_common(train):
         sentences.append(
-            f"{common:,} of the {len(validation):,} validation pictures are training pictures too (config.data.train_split="
+            f"{common:,} of the {len(validation):,} validation images are training images too (config.data.train_split="
             f"{config.data.train_split}, config.data.val_split={config.data.val_split}), so the error says less than it "
             f"seems to; where there is but one split, {_ADVICE} share it out."
         )
     if (twice := train.in_common(train) - len(train)) > 0:
         sentences.append(
-            f"config.data.train_split={config.data.train_split} takes {twice // 2:,} pictures more than once in an epoch."
+            f"config.data.train_split={config.data.train_split} takes {twice // 2:,} images more than once in an epoch."
         )
     if config.batch_size > len(train):
         sentences.append(
-            f"config.batch_size is {config.batch_size}, more than the {len(train):,} training pictures, so every batch has "
+            f"config.batch_size is {config.batch_size}, more than the {len(train):,} training images, so every batch has "
             "some of them several times; a smaller one is usually meant."
         )
     return tuple(sentences)
@@ -136,10 +136,10 @@ def prepared_data(
     Args:
       name: `builtin`, `folder`, or the name of a TFDS data set.
       data_dir: where prepared data lies.
-      root: for `folder`: a directory laid out <split>/<class>/<picture>.
-      skip_bad: for `folder`: leave files out that are no sound pictures, and record which, rather than stop.
+      root: for `folder`: a directory laid out <split>/<class>/<image>.
+      skip_bad: for `folder`: leave files out that are no sound images, and record which, rather than stop.
       splits: expressions that will be opened, by the key that they come from: checked before anything is prepared.
-      num_classes: that all pictures of these splits must be of, checked as early; 0: any, and pictures without a label.
+      num_classes: that all images of these splits must be of, checked as early; 0: any, and images without a label.
 
     Raises:
       UserError: as `open_dataset`.
@@ -171,9 +171,7 @@ def open_split(data: Prepared, split: str, key: str) -> Records:
                 parts.append(Part(os.fspath(shard.path), skip, stop - skip, shard.num_records))
             begin, end = begin - shard.num_records, end - shard.num_records
     if not parts:
-        raise UserError(
-            f"{key} is {split!r}, which takes no picture of {name}; take more: --{key}={[*data.splits][-1]}."
-        )
+        raise UserError(f"{key} is {split!r}, which takes no image of {name}; take more: --{key}={[*data.splits][-1]}.")
     return Records(parts, f"{data.name}, {split}")
 
 
@@ -218,7 +216,7 @@ def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
 
 
 def _names(split: str) -> list[str]:
-    """The splits of which a TFDS expression, as train[:90%]+test, takes pictures."""
+    """The splits of which a TFDS expression, as train[:90%]+test, takes images."""
     return [re.split(r"[^\w-]", part.strip())[0] for part in split.split("+")]
 
 
@@ -279,7 +277,7 @@ def _prepared_folder(
     bad = folder.faults(root, listing)
     if bad and not skip_bad:
         raise UserError(
-            f"{len(bad)} of {len(sizes)} files are no sound pictures; repair or remove them and start again, or "
+            f"{len(bad)} of {len(sizes)} files are no sound images; repair or remove them and start again, or "
             f"leave them out with: python -m vgg_jax.prepare folder {_flag('root', root)} {_flag('data_dir', data_dir)} "
             "--skip_bad. Nothing was prepared.\n  "
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())

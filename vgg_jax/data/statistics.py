@@ -15,11 +15,11 @@ from vgg_jax.data.parallel import parallel_map, progress
 
 
 def color_statistics(records: Sequence[dict[str, Any]], threads: int | None = None) -> ColorStatistics:
-    """Mean and principal axes of the RGB values of a split in one pass; every picture counts the same, whatever its size.
+    """Mean and principal axes of the RGB values of a split in one pass; every image counts the same, whatever its size.
 
     Args:
-      records: each with the encoded picture under "image".
-      threads: pictures decoded at once; None: one for every core.
+      records: each with the encoded image under "image".
+      threads: images decoded at once; None: one for every core.
     """
 
     def moments(index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,1 +1,1 @@
-"""How well a net does: the centre crop that drives the plateau schedule, and the paper's test protocol."""
+"""How well a model does: the centre crop that drives the plateau schedule, and the paper's test protocol."""

@@ -42,7 +42,7 @@ MULTI_SCALE: dict[tuple[str, str], TopKError] = {
     ("E", "S=384"): TopKError(26.7, 8.6),
     ("E", "jitter"): TopKError(24.8, 7.5),
 }
-# (configuration, protocol), of nets trained with jitter, at three scales: Paper Table 5.
+# (configuration, protocol), of models trained with jitter, at three scales: Paper Table 5.
 CROPS: dict[tuple[str, str], TopKError] = {
     ("D", "dense"): TopKError(24.8, 7.5),
     ("D", "multi_crop"): TopKError(24.6, 7.5),
@@ -57,12 +57,12 @@ FUSION: dict[str, TopKError] = {
     "multi_crop": TopKError(23.9, 7.2),
     "dense+multi_crop": TopKError(23.7, 6.8),
 }
-# The submission's seven nets fused, dense, each at its three scales: Paper Table 6.
+# The submission's seven models fused, dense, each at its three scales: Paper Table 6.
 SEVEN_NETS = TopKError(24.7, 7.5)
 
 
 def training_scales(config: ConfigDict) -> str | None:
-    """ "S=256", "S=384" or "jitter" where a net is one of the paper's by its shape and S, else None."""
+    """ "S=256", "S=384" or "jitter" where a model is one of the paper's by its shape and S, else None."""
     model, image = config.model, config.image
     if (model.width_multiplier, model.fc_width, model.num_classes, image.crop) != (1.0, 4096, 1000, 224):
         return None
@@ -70,20 +70,20 @@ def training_scales(config: ConfigDict) -> str | None:
 
 
 def published(
-    nets: list[tuple[str, str | None]], protocol: str, scales: str, data: str, split: str
+    models: list[tuple[str, str | None]], protocol: str, scales: str, data: str, split: str
 ) -> TopKError | None:
     """The figure of the paper for what was done, or None where it has none.
 
     Args:
-      nets: (configuration, `training_scales`) of each.
+      models: (configuration, `training_scales`) of each.
       protocol: a key of `passes.PROTOCOLS`.
-      scales: "single" or "multi" where they are the paper's own for each net, else anything.
+      scales: "single" or "multi" where they are the paper's own for each model, else anything.
       data: name of the data set, as TFDS has it.
       split: of it.
     """
-    if not data.startswith("imagenet2012/") or split != "validation" or any(s is None for _, s in nets):
+    if not data.startswith("imagenet2012/") or split != "validation" or any(s is None for _, s in models):
         return None
-    keys = [(configuration, s) for configuration, s in nets if s is not None]
+    keys = [(configuration, s) for configuration, s in models if s is not None]
     if len(keys) == 1:
         if protocol == "dense":
             return {"single": SINGLE_SCALE, "multi": MULTI_SCALE}.get(scales, {}).get(keys[0])

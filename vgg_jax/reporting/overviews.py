@@ -32,7 +32,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
         rows.append(
             {
                 "name": run.name,
-                "net": title(run),
+                "model": title(run),
                 "state": state(run),
                 "top1": percent(best["val/top1_error"] if best else None, 2),
                 "top5": percent(best.get("val/top5_error") if best else None, 2),
@@ -54,7 +54,7 @@ def reproduction_overview(reproduction: Reproduction) -> dict[str, Any]:
     stages: list[dict[str, Any]] = [
         {
             "name": stage.name,
-            "net": stage.configuration,
+            "model": stage.configuration,
             "scale": stage.training_scale(),
             "starts_from": stage.starts_from,
             "cells": [_stage_cell(stage, seed) for seed in reproduction.seeds],
@@ -94,7 +94,7 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
 
     rows = [
         {
-            "net": str(row["net"]),
+            "model": str(row["model"]),
             "scales": str(row.get("scales") or ""),
             "test_scales": str(row.get("test_scales") or "").replace(",", ", ").replace(",  ", ", "),
             "protocol": str(row.get("protocol") or "").replace("_", " "),

@@ -23,7 +23,7 @@ _BEGINNING = "<!doctype html>\n<!-- a report of vgg_jax -->\n"
 _ALONE = sections.Wanted(right=12, wrong=12, maps=6, may_compute=True)
 _AMONG = sections.Wanted(right=6, wrong=6, maps=3, may_compute=True)
 _STAGE = sections.Wanted(wrong=6)  # of a reproduction, which evaluates by itself
-_MOST_SECTIONS = 12  # runs with pictures on a page, which keeps it to a few MB
+_MOST_SECTIONS = 12  # runs with images on a page, which keeps it to a few MB
 
 
 def write_page(
@@ -35,7 +35,7 @@ def write_page(
       directories: workdirs of runs on the same data, or one reproduction's directory.
       output: the file; None for report.html in the directory, or of several in the current one.
       data_dir: where prepared data lies, if not where it lay for the runs; "" for that.
-      data_root: another folder of pictures; "" for the runs' own.
+      data_root: another folder of images; "" for the runs' own.
       quiet: print nothing.
 
     Returns:

@@ -19,7 +19,7 @@ from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.split import Split, pass_name
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError
-from vgg_jax.reporting import pictures
+from vgg_jax.reporting import images
 from vgg_jax.reporting.runs import read_json
 
 _THUMBNAIL = 168  # pixels
@@ -164,7 +164,7 @@ def sample(predictions: Predictions, trained: TrainedModel, split: Split | None,
         "right": bool(top3[0] == label),
         "best": [(trained.class_names[k], float(probs_K[k]), bool(k == label)) for k in top3],
         "true_probability": float(probs_K[label]),
-        "image": None if pixels is None else pictures.thumbnail(pixels, _THUMBNAIL),
+        "image": None if pixels is None else images.thumbnail(pixels, _THUMBNAIL),
     }
 
 
@@ -192,14 +192,14 @@ def score_maps(predictions: Predictions, trained: TrainedModel, split: Split, co
             {
                 "key": str(predictions.keys[index]),
                 "true": trained.class_names[label],
-                "image": pictures.jpeg(image, _MAP_SIDE),
+                "image": images.jpeg(image, _MAP_SIDE),
                 "cells": f"{scores.shape[0]} x {scores.shape[1]}",
                 "maps": [
                     {
                         "heading": heading,
                         "class": trained.class_names[k],
                         "probability": float(probs_K[k]),
-                        "image": pictures.jpeg(drawn_map, _MAP_SIDE),
+                        "image": images.jpeg(drawn_map, _MAP_SIDE),
                     }
                     for (heading, k), drawn_map in zip(classes, maps, strict=True)
                 ],

@@ -96,7 +96,7 @@ def _tables(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 table["heading"] = f"Table {table['number']}"
             table["title"]
             for row in table["rows"]:
-                row["net"], row["top1_error"], row["top5_error"]
+                row["model"], row["top1_error"], row["top5_error"]
                 for key in ("images", "top1_error", "top1_spread", "top5_error", "top5_spread"):
                     if not isinstance(row.get(key, 0), int | float | None):
                         raise TypeError(f"{key} is {row[key]!r}")

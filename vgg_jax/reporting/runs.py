@@ -138,7 +138,7 @@ def check_same_data(runs: Sequence[Run]) -> None:
 def _data(run: Run) -> str:
     images = run.dataset.get("validation_images")
     return f"{run.dataset.get('name', 'no name')}, {len(run.dataset['class_names'])} classes" + (
-        f", {images:,} validation pictures" if images else ""
+        f", {images:,} validation images" if images else ""
     )
 
 

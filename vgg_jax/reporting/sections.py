@@ -15,7 +15,7 @@ from vgg_jax.console import duration
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.exceptions import UserError
-from vgg_jax.reporting import pictures, predictions
+from vgg_jax.reporting import images, predictions
 from vgg_jax.reporting.charts import Chart, Line, Mark, chart
 from vgg_jax.reporting.runs import Run, lr_drops, norms, read_run, state
 from vgg_jax.workdir import CHECKPOINTS
@@ -29,10 +29,10 @@ ABSENT = "\N{EN DASH}"
 class Wanted(NamedTuple):
     """How much a page shows of a run."""
 
-    right: int = 0  # pictures of the surest right predictions
+    right: int = 0  # images of the surest right predictions
     wrong: int = 0  # likewise of the wrong ones
-    maps: int = 0  # pictures with score maps
-    may_compute: bool = False  # a centre crop's posteriors, where no evaluation is kept
+    maps: int = 0  # images with score maps
+    may_compute: bool = False  # a centre crop's probabilities, where no evaluation is kept
 
 
 class Place(NamedTuple):
@@ -87,7 +87,7 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
     kernel = np.asarray(trained.variables["params"]["conv1_1"]["kernel"])
     size = "{} x {}".format(*kernel.shape[:2])
     section["filters"] = {
-        "image": pictures.filters(kernel),
+        "image": images.filters(kernel),
         "count": kernel.shape[3],
         "size": size,
         "layer": "conv1_1",
@@ -119,10 +119,10 @@ def _predictions(
     try:
         split = predictions.split_of(found, trained, *place)
     except UserError as error:
-        notes.append(f"The pictures cannot be shown: {error}")
+        notes.append(f"The images cannot be shown: {error}")
     section["predictions"] = {
         "of": f"{found.protocol.replace('_', ' ')}, Q = {found.scales}, checkpoint {trained.checkpoint.name}, "
-        f"{found.data} {found.split}, {len(found.keys):,} pictures",
+        f"{found.data} {found.split}, {len(found.keys):,} images",
         "top1": percent(found.top1_error),
         "top5": "" if found.top5_error is None else percent(found.top5_error),
         "classes": by_class(found, trained.class_names),
@@ -139,8 +139,8 @@ def _predictions(
         if split is not None and wanted.maps:
             section["maps"] = predictions.score_maps(found, trained, split, wanted.maps)
             section["map_scale"] = predictions.map_scale(trained)
-    except UserError as error:  # a picture that can no longer be read
-        notes.append(f"Some pictures cannot be shown: {error}")
+    except UserError as error:  # an image that can no longer be read
+        notes.append(f"Some images cannot be shown: {error}")
     return section
 
 
@@ -150,7 +150,7 @@ def _results(run: Run) -> dict[str, Any]:
 
 
 def title(run: Run) -> str:
-    """What kind of net it is: "VGG D, 0.25 x as wide, crop 64, S = 73"."""
+    """What kind of model it is: "VGG D, 0.25 x as wide, crop 64, S = 73"."""
     low, high = run.config["image.scale_min"], run.config["image.scale_max"]
     width = run.config["model.width_multiplier"]
     return ", ".join(
@@ -173,7 +173,7 @@ def data_name(run: Run) -> str:
         for key, word in (("train_images", "training"), ("validation_images", "validation"))
         if run.dataset.get(key)
     ]
-    return f"{name}: {classes}" + (f", {' and '.join(counts)} pictures" if counts else "")
+    return f"{name}: {classes}" + (f", {' and '.join(counts)} images" if counts else "")
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:

@@ -1,1 +1,1 @@
-"""The paper's nets as one plan: its stages, running them, and the tables they fill."""
+"""The paper's models as one plan: its stages, running them, and the tables they fill."""

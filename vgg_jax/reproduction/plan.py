@@ -1,4 +1,4 @@
-"""The stages of the paper's experiments, a small graph: which net, which S, started from which other (Paper §3.1, §4)."""
+"""The stages of the paper's experiments, a small graph: which model, which S, started from which other (Paper §3.1, §4)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ STAGES = (
     Stage("A-LRN-256", "A-LRN", _S256),
     # The ablation of §4.1 has no layer of A's shape but the FC layers.
     Stage("B-5x5-256", "B-5x5", _S256),
-    *(Stage(f"{net}-256", net, _S256, "A-256") for net in "BCDE"),
-    *(Stage(f"{net}-384", net, _S384, f"{net}-256") for net in "CDE"),
+    *(Stage(f"{model}-256", model, _S256, "A-256") for model in "BCDE"),
+    *(Stage(f"{model}-384", model, _S384, f"{model}-256") for model in "CDE"),
     # "by fine-tuning all layers of a single-scale model with the same configuration, pre-trained with fixed S = 384".
-    *(Stage(f"{net}-jitter", net, _JITTER, f"{net}-384") for net in "CDE"),
+    *(Stage(f"{model}-jitter", model, _JITTER, f"{model}-384") for model in "CDE"),
     # The submission's: its FC layers alone were fine-tuned on jitter (Paper §4.4).
     Stage("D-jitter-fc", "D", _JITTER, "D-384", {"optimizer.lr_factors": "conv*=0"}),
 )
-# The seven nets of Paper Table 6's first line.
+# The seven models of Paper Table 6's first line.
 SUBMISSION = ("D-256", "D-384", "D-jitter-fc", "C-256", "C-384", "E-256", "E-384")
 
 
@@ -130,21 +130,21 @@ def workdir_of(directory: Path, stage: str, seed: int) -> Path:
     return directory / f"seed{seed}" / stage
 
 
-def chosen_stages(stages: Sequence[Stage], nets: Iterable[str] = (), names: Iterable[str] = ()) -> list[Stage]:
+def chosen_stages(stages: Sequence[Stage], models: Iterable[str] = (), names: Iterable[str] = ()) -> list[Stage]:
     """Some of the stages, in their order.
 
     Args:
       stages: all.
-      nets: configurations; with each come the stages that it starts from.
+      models: configurations; with each come the stages that it starts from.
       names: names of stages, with nothing else; both empty: all.
 
     Raises:
       UserError: one that is not in the plan.
     """
-    nets, names = list(nets), list(names)
+    models, names = list(models), list(names)
     by_name = {stage.name: stage for stage in stages}
     for flag, given, known in (
-        ("nets", nets, {stage.configuration: None for stage in stages}),
+        ("nets", models, {stage.configuration: None for stage in stages}),
         ("stages", names, by_name),
     ):
         for word in given:
@@ -152,11 +152,11 @@ def chosen_stages(stages: Sequence[Stage], nets: Iterable[str] = (), names: Iter
                 raise UserError(
                     f"--{flag}={word}: the plan has no such; it has {', '.join(known)}.{did_you_mean(word, known)}"
                 )
-    if not nets and not names:
+    if not models and not names:
         return list(stages)
     chosen = set(names)
     for stage in stages:
-        if stage.configuration in nets:
+        if stage.configuration in models:
             needed: Stage | None = stage
             while needed and needed.name not in chosen:
                 chosen.add(needed.name)

@@ -51,7 +51,7 @@ def steps_of(
 
     Raises:
       UserError: a configuration that cannot work, a start that is neither planned nor finished, or a directory of a stage
-        that holds a run of another net, S or data.
+        that holds a run of another model, S or data.
     """
     found = []
     for seed in range(plan.seeds):

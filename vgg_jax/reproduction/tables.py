@@ -17,7 +17,7 @@ _CROPS = ("dense", "multi_crop", "dense+multi_crop")
 
 
 class Cell(NamedTuple):
-    """One figure of a table: which nets, how they are tested, and what the paper has."""
+    """One figure of a table: which models, how they are tested, and what the paper has."""
 
     stages: tuple[str, ...]  # more than one: fused
     protocol: str
@@ -54,8 +54,8 @@ TABLES: tuple[tuple[str, str, tuple[Cell, ...]], ...] = (
         "Table 5",
         "dense and multi-crop, three test scales",
         tuple(
-            Cell((f"{net}-jitter",), protocol, "multi", paper.CROPS[net, protocol])
-            for net in "DE"
+            Cell((f"{model}-jitter",), protocol, "multi", paper.CROPS[model, protocol])
+            for model in "DE"
             for protocol in _CROPS
         ),
     ),
@@ -82,7 +82,7 @@ def fill(
     say: Callable[[str], None],
     data_dir: str = "",
 ) -> dict[str, Any]:
-    """Evaluates whatever the tables can have of these stages; posteriors that are there are not computed again.
+    """Evaluates whatever the tables can have of these stages; probabilities that are there are not computed again.
 
     Args:
       directory: of the plan.
@@ -138,7 +138,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = []
     for table in content["tables"]:
         lines += [f"### {table['heading']}: {table['title']}", ""]
-        lines += ["| net | S at crop 224 | test | Q | top-1/top-5 error, % | images x seeds | paper (ImageNet) |"]
+        lines += ["| model | S at crop 224 | test | Q | top-1/top-5 error, % | images x seeds | paper (ImageNet) |"]
         lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
         for row in table["rows"]:
             figures, count = "not trained", ""
@@ -147,7 +147,7 @@ def markdown(content: dict[str, Any]) -> str:
                 count = f"{row['images']:,} x {row['seeds']}"
             published = f"{row['paper']['top1']}/{row['paper']['top5']}" if row["paper"] else ""
             lines.append(
-                f"| {row['net']} | {row['scales']} | {row['protocol']} | {row['test_scales']} | {figures} | {count} | "
+                f"| {row['model']} | {row['scales']} | {row['protocol']} | {row['test_scales']} | {figures} | {count} | "
                 f"{published} |"
             )
         lines.append("")
@@ -157,7 +157,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def _row(workdirs: list[Path], cell: Cell, data_dir: str) -> dict[str, Any]:
-    # Both parts at once where any is wanted: their posteriors are kept, and one compilation serves.
+    # Both parts at once where any is wanted: their probabilities are kept, and one compilation serves.
     request = Request(tuple(map(str, workdirs)), cell.protocol, cell.scales, data_dir=data_dir)
     rows = evaluate(request, quiet=True)["rows"]
     # The last row is the average of everything that was asked for.
@@ -169,7 +169,7 @@ def _merged(cell: Cell, found: list[dict[str, Any]]) -> dict[str, Any]:
     stages = [_BY_NAME[name] for name in cell.stages]
     trained = list(dict.fromkeys(_training_scale(stage).removeprefix("S=") for stage in stages))
     merged: dict[str, Any] = {
-        "net": stages[0].configuration if len(stages) == 1 else " + ".join(cell.stages),
+        "model": stages[0].configuration if len(stages) == 1 else " + ".join(cell.stages),
         "stages": list(cell.stages),
         "scales": ", ".join(trained),
         "test_scales": found[0]["scales"] if found else "",
@@ -196,6 +196,6 @@ def _per_cent(row: dict[str, Any], which: str) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     return (
-        f"{row['net']}, S {row['scales']}, {row['protocol']} at Q {row['test_scales']}: "
+        f"{row['model']}, S {row['scales']}, {row['protocol']} at Q {row['test_scales']}: "
         f"{_figures(row)} % ({row['seeds']} seeds)"
     )

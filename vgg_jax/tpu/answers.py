@@ -125,14 +125,14 @@ def _row(config: ConfigDict, where: Slice, devices: list[jax.Device], largest: b
 def _dense(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> dict[str, Any]:
     """Of dense evaluation, which is the same for every sharding."""
     began = time.monotonic()
-    pictures, rows, columns = compiled.dense_shape(config, where.devices)
+    images, rows, columns = compiled.dense_shape(config, where.devices)
     answer = compiled.dense_step(config, where, devices)
     seconds = round(time.monotonic() - began, 1)
-    title = f"dense evaluation, {pictures:,} pictures of {rows} x {columns} and their mirror images"
-    _say(_lines(title, answer, pictures, where))
+    title = f"dense evaluation, {images:,} images of {rows} x {columns} and their mirror images"
+    _say(_lines(title, answer, images, where))
     _say([f"  1 compilation in {duration(seconds)}"])
-    figures = _without_answers(_figures(answer, pictures, where))
-    return {"pictures": pictures, "frame": [rows, columns], **figures, "seconds_compiling": seconds}
+    figures = _without_answers(_figures(answer, images, where))
+    return {"images": images, "frame": [rows, columns], **figures, "seconds_compiling": seconds}
 
 
 def _unit(config: ConfigDict, where: Slice) -> int:

@@ -84,10 +84,10 @@ def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> A
     variables = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state_shapes(config, mesh).variables
     )
-    pictures, rows, columns = dense_shape(config, where.devices)
+    images, rows, columns = dense_shape(config, where.devices)
     arguments = (
-        jax.ShapeDtypeStruct((pictures, rows, columns, 3), jnp.uint8, sharding=split),
-        jax.ShapeDtypeStruct((pictures, 2), jnp.int32, sharding=split),
+        jax.ShapeDtypeStruct((images, rows, columns, 3), jnp.uint8, sharding=split),
+        jax.ShapeDtypeStruct((images, 2), jnp.int32, sharding=split),
         jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole),
     )
     dense = make_dense(model, IMAGENET_STATISTICS)
@@ -95,9 +95,9 @@ def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> A
 
 
 def dense_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """(pictures, rows, columns) that `dense_step` compiles: Q = S, and photographs of 3 : 2.
+    """(images, rows, columns) that `dense_step` compiles: Q = S, and photographs of 3 : 2.
 
-    As many pictures as `vgg_jax.evaluate` takes by default, pixels of 64 crops a device, mirror images among them.
+    As many images as `vgg_jax.evaluate` takes by default, pixels of 64 crops a device, mirror images among them.
     """
     q = config_lib.eval_scale(config)
     columns = q * 3 // 2

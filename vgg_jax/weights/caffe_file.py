@@ -32,7 +32,7 @@ class _Field(NamedTuple):
 
 
 def looks_so(start: bytes, path: Path) -> bool:
-    """Protocol buffers have no mark: told by the name, or by a first field as Caffe writes it, a net's name."""
+    """Protocol buffers have no mark: told by the name, or by a first field as Caffe writes it, a model's name."""
     if path.suffix == ".caffemodel":
         return True
     return len(start) > 2 and start[0] == 0x0A and 0 < start[1] < 128 and start[2 : 2 + start[1]].isascii()
@@ -40,7 +40,7 @@ def looks_so(start: bytes, path: Path) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Contents]:
-    """The tensors, named <layer>/0 (kernel) and <layer>/1 (bias); metadata: the net's name under "name".
+    """The tensors, named <layer>/0 (kernel) and <layer>/1 (bias); metadata: the model's name under "name".
 
     Raises:
       Unreadable: damage, or the layers of a Caffe before 2014.

@@ -1,4 +1,4 @@
-"""Opens a weights file of any kind, told by its first bytes, and takes a net out of it."""
+"""Opens a weights file of any kind, told by its first bytes, and takes a model out of it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def _without_prefix(contents: Contents) -> Contents:
 
 def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Contents]]:
     if path.is_dir() and list(path.glob("*.safetensors")):
-        raise Unreadable("it is a directory with .safetensors in it; give one such file, parts of one net put together")
+        raise Unreadable(
+            "it is a directory with .safetensors in it; give one such file, parts of one model put together"
+        )
     if path.is_dir():
         raise Unreadable("it is a directory; give a file of weights, or to convert a run, its workdir")
     if path.exists() and not path.is_file():
@@ -72,7 +74,7 @@ def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Cont
     if caffe_file.looks_so(start, path):
         return caffe_file.opened
     if path.name.endswith(".index.json"):
-        raise Unreadable("it lists the parts of a net in several .safetensors; put these together into one file")
+        raise Unreadable("it lists the parts of a model in several .safetensors; put these together into one file")
     what = "it is empty" if not start else f"it begins with {short(repr(start[:8]))}"
     raise Unreadable(f"it is of an unknown kind ({what}); known are {KINDS}")
 
@@ -98,7 +100,7 @@ def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:
 
 
 def take(contents: Contents, layout: str, configuration: str, size: layouts.Size) -> dict:
-    """A net's parameters, laid out as this project's: {layer: {"kernel": [h, w, C, F], "bias": [F]}}, float32 NumPy.
+    """A model's parameters, laid out as this project's: {layer: {"kernel": [h, w, C, F], "bias": [F]}}, float32 NumPy.
 
     Args:
       contents: of `opened`.

@@ -24,7 +24,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessing]:
-    """The state dictionary of torchvision's net, and what it expects of pixels.
+    """The state dictionary of torchvision's model, and what it expects of pixels.
 
     Weights that expect RGB on 0 to 1 stay as they are, to the last bit. Others are changed in conv1_1 alone so that
     they do: torchvision's std, and as mean the colour that was zero before, which keeps the borders exact.
@@ -34,7 +34,7 @@ def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessi
     """
     if weights.configuration not in TORCHVISION_NETS:
         raise UserError(
-            f"torchvision has no net of configuration {weights.configuration}; it has those of "
+            f"torchvision has no model of configuration {weights.configuration}; it has those of "
             f"{', '.join(TORCHVISION_NETS)}."
         )
     params, expected = weights.params, weights.preprocessing

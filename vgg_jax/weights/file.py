@@ -1,6 +1,6 @@
-"""This project's own weights file: safetensors, with everything that using the net takes beside its parameters.
+"""This project's own weights file: safetensors, with everything that using the model takes beside its parameters.
 
-The tensors are `conv1_1/kernel` and so on, float32, as in the params of `models.VGG`, for the net's own input. The
+The tensors are `conv1_1/kernel` and so on, float32, as in the params of `models.VGG`, for the model's own input. The
 metadata has one entry, `vgg_jax`, a JSON object: form, configuration, num_classes, width_multiplier, fc_width, crop,
 training_scales (S, from and to), preprocessing, class_names and class_titles (or null), source, params_sha256.
 """
@@ -36,7 +36,7 @@ _LONGEST_NAME = 1000  # letters, of a class
 
 
 class Weights(NamedTuple):
-    """A net, its parameters and what belongs to them."""
+    """A model, its parameters and what belongs to them."""
 
     params: dict  # {layer: {"kernel", "bias"}}, NumPy float32, for the input that `preprocessing` gives
     configuration: str  # a key of models.CONFIGURATIONS
@@ -103,7 +103,7 @@ def load_titles(source: str | os.PathLike) -> list[str] | None:
 
 
 def own(contents: Contents) -> Weights:
-    """Takes this project's own net out of an opened file; raises Unreadable as `load_weights` does UserError."""
+    """Takes this project's own model out of an opened file; raises Unreadable as `load_weights` does UserError."""
     try:
         given = json.loads(contents.metadata[KEY])
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""From any file of weights to `Weights`: whose it is, which net, and what it expects of pixels, asked for where unknown."""
+"""From any file of weights to `Weights`: whose it is, which model, and what it expects of pixels, asked for where unknown."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ PUBLISHED: tuple[tuple[Published, str], ...] = (
 )
 # What is usual for files of a layout that are not known one by one, and why it is not simply taken.
 _USUAL = {
-    "torchvision": ("torchvision", "torchvision's own take `torchvision`, ports of the authors' Caffe nets `caffe`"),
+    "torchvision": ("torchvision", "torchvision's own take `torchvision`, ports of the authors' Caffe models `caffe`"),
     "Keras": ("caffe", "keras.applications.vgg16.preprocess_input is `caffe`"),
     "Caffe": ("caffe", "the authors' own take `caffe`"),
     "vgg_jax": (
         "mean_rgb",
-        "it has this project's names, but has lost its description; nets trained here take `mean_rgb`",
+        "it has this project's names, but has lost its description; models trained here take `mean_rgb`",
     ),
 }
 
@@ -102,7 +102,7 @@ def import_weights(
         expected = _told(told) if told and not preprocessing_flag else preprocessing.parse(name)
         params = containers.take(contents, layout, found, size)
     crop = layouts.crop_of(size)
-    # The authors' two published nets were trained with jitter; all others, as far as their makers say, at 256.
+    # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
     scales = training_scales or ("256,512" if known == "caffe" else "256")
     factor = 1 if training_scales else crop / 224
     weights = Weights(
@@ -152,12 +152,12 @@ def with_class_names(weights: Weights, listing: str, place: str) -> Weights:
     names = first if wnids else lines
     if fault := fault_of_names(lines, once=True):
         raise UserError(
-            f"--class_names={place} cannot be: {fault}; give one a line, in the order of the net's classes."
+            f"--class_names={place} cannot be: {fault}; give one a line, in the order of the model's classes."
         )
     if len(names) != weights.num_classes or len(set(names)) != len(names):
         raise UserError(
             f"--class_names={place} has {len(names)} names ({len(set(names))} different) for {weights.num_classes} "
-            "classes; give one a line, in the order of the net's classes."
+            "classes; give one a line, in the order of the model's classes."
         )
     titles = [line.removeprefix(word).strip() or word for line, word in zip(lines, first, strict=True)]
     return weights._replace(class_names=names, class_titles=titles if wnids else None)
@@ -178,9 +178,9 @@ def _provenance(contents: Contents, layout: str, digests: Digests) -> tuple[str,
             published.md5 and digests.md5 == published.md5
         ):
             return published.name, name
-    net = contents.metadata.get("name", "")
-    if layout == "Caffe" and net.startswith("VGG_ILSVRC_"):  # the authors' two nets are named so in their files
-        return f"Caffe's {net}", "caffe"
+    model = contents.metadata.get("name", "")
+    if layout == "Caffe" and model.startswith("VGG_ILSVRC_"):  # the authors' two models are named so in their files
+        return f"Caffe's {model}", "caffe"
     if layout == "timm":  # all of timm's VGGs are prepared alike, and nobody else names layers so
         return contents.kind, "torchvision"
     return contents.kind, ""
@@ -200,6 +200,6 @@ def _scales(text: str, crop: int, factor: float = 1) -> tuple[int, int]:
 
 
 def _imagenet() -> list[str]:
-    from vgg_jax.data.imagenet import ILSVRC2012  # here, since it takes seconds and only known nets need it
+    from vgg_jax.data.imagenet import ILSVRC2012  # here, since it takes seconds and only known models need it
 
     return list(ILSVRC2012.classes)

@@ -112,7 +112,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 class Size(NamedTuple):
-    """What else, beside the configuration, the shapes of a net follow from."""
+    """What else, beside the configuration, the shapes of a model follow from."""
 
     width_multiplier: float
     fc_width: int
@@ -139,14 +139,14 @@ def form_of(layout: Layout, layer: str) -> Form:
 
 
 def recognise(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, str, Size]:
-    """Finds out whose net it is: every name and every shape must be right, and none too many.
+    """Finds out whose model it is: every name and every shape must be right, and none too many.
 
     Args:
       tensors: of a file.
       configuration: a key of models.CONFIGURATIONS that it must be; "" for the first that fits.
 
     Returns:
-      A key of LAYOUTS, the configuration, and the net's size.
+      A key of LAYOUTS, the configuration, and the model's size.
 
     Raises:
       Unreadable: none fits; with what comes nearest and where it differs.
@@ -215,14 +215,14 @@ def _plain(shape: Iterable[int]) -> Shape:
 
 def _foreign(names: set[str], layout: str, configuration: str, expected: set[str]) -> str:
     if any(name.startswith(("layer1.0.", "layer4.", "conv2_block1", "res2a_")) for name in names):
-        return "it holds the weights of a ResNet, and this project's nets are VGGs"
+        return "it holds the weights of a ResNet, and this project's models are VGGs"
     if any(name.endswith(("running_mean", "moving_mean")) for name in names) and any(
         name.startswith("features.") for name in names
     ):
         return "it holds a VGG with batch normalisation, which this project does not have yet; take the one without"
     if len(names & expected) * 2 < len(expected):
         some = f"its tensors are {_some(sorted(names))}" if names else "it holds no tensors"
-        return f"it is none of the nets known here ({', '.join(LAYOUTS)}): {some}"
+        return f"it is none of the models known here ({', '.join(LAYOUTS)}): {some}"
     missing, strange = sorted(expected - names), sorted(names - expected)
     if missing and not strange and all(name in _ends(layout, configuration) for name in missing):
         return (

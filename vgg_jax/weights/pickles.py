@@ -193,7 +193,7 @@ class _Machine:
                 raise Unreadable("its pickle calls something that cannot be called")
             self._arguments += len(arguments) + sum(len(a) for a in arguments if isinstance(a, list | tuple))
             if self._arguments > _MOST_ARGUMENTS:
-                raise Unreadable("its pickle makes far more than any net has")
+                raise Unreadable("its pickle makes far more than any model has")
             push(_CALLS[called.text](*arguments))
         elif name == "BINPERSID":
             push(_storage(self.pop()))

@@ -1,8 +1,8 @@
-"""What a net was taught to expect of pixels, as data, and how it becomes part of the first convolution.
+"""What a model was taught to expect of pixels, as data, and how it becomes part of the first convolution.
 
-Inside this project a net sees RGB on the scale 0 to 255 with a mean subtracted and nothing divided (Paper §2.1). Others
+Inside this project a model sees RGB on the scale 0 to 255 with a mean subtracted and nothing divided (Paper §2.1). Others
 divide by 255 and by a standard deviation, or take blue first. All of these are linear, channel by channel, so they can be
-moved into conv1_1's kernel without changing what the net computes, borders included: zero padding stands for the mean
+moved into conv1_1's kernel without changing what the model computes, borders included: zero padding stands for the mean
 colour before and after.
 """
 
@@ -18,9 +18,9 @@ ORDERS = ("RGB", "BGR")
 
 
 class Preprocessing(NamedTuple):
-    """A net's input is (channels of a picture in `order` * scale / 255 - mean) / std.
+    """A model's input is (channels of an image in `order` * scale / 255 - mean) / std.
 
-    mean and std are in the order of `order` and on the scale of `scale`, as the net's makers write them.
+    mean and std are in the order of `order` and on the scale of `scale`, as the model's makers write them.
     """
 
     order: str  # a word of ORDERS
@@ -29,12 +29,12 @@ class Preprocessing(NamedTuple):
     std: tuple[float, float, float]
 
     def mean_rgb(self) -> np.ndarray:
-        """The picture that the net sees as zero, [3] float32, RGB on the scale 0 to 255."""
+        """The image that the model sees as zero, [3] float32, RGB on the scale 0 to 255."""
         mean = np.array(self.mean, np.float64) * 255 / self.scale
         return (mean if self.order == "RGB" else mean[::-1]).astype(np.float32)
 
     def factors_rgb(self) -> np.ndarray:
-        """[3] float64: the net's input over (RGB on 0 to 255 minus `mean_rgb`), channel by channel in RGB's order."""
+        """[3] float64: the model's input over (RGB on 0 to 255 minus `mean_rgb`), channel by channel in RGB's order."""
         factors = self.scale / 255 / np.array(self.std, np.float64)
         return factors if self.order == "RGB" else factors[::-1]
 
@@ -43,7 +43,7 @@ class Preprocessing(NamedTuple):
 KNOWN: dict[str, Preprocessing] = {
     # torchvision and, for its VGGs, timm.
     "torchvision": Preprocessing("RGB", 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    # The authors' own nets: "the following BGR values should be subtracted: [103.939, 116.779, 123.68]".
+    # The authors' own models: "the following BGR values should be subtracted: [103.939, 116.779, 123.68]".
     "caffe": Preprocessing("BGR", 255.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
     # This project's own on ImageNet (PAPER.md §5.8).
     "mean_rgb": Preprocessing("RGB", 255.0, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
@@ -51,7 +51,7 @@ KNOWN: dict[str, Preprocessing] = {
 
 
 def folded(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """conv1_1's kernel for RGB on 0 to 255 minus `mean_rgb`, from the one for a net's own input; float32."""
+    """conv1_1's kernel for RGB on 0 to 255 minus `mean_rgb`, from the one for a model's own input; float32."""
     kernel = kernel_HxWx3xC if preprocessing.order == "RGB" else kernel_HxWx3xC[:, :, ::-1]
     return (kernel * preprocessing.factors_rgb()[:, None]).astype(np.float32)
 

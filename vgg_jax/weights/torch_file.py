@@ -59,7 +59,7 @@ def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> Contents:
         raise Unreadable("its zip claims more than the file holds")
     pickles = [name for name in parts if name.count("/") == 1 and name.endswith("/data.pkl")]
     if parts and all(name.endswith(".npy") for name in parts):
-        raise Unreadable("it is an .npz of NumPy, in which nobody publishes these nets; save it as .safetensors")
+        raise Unreadable("it is an .npz of NumPy, in which nobody publishes these models; save it as .safetensors")
     if len(pickles) != 1:
         raise Unreadable("it is a zip, but not one of torch.save: there is no data.pkl in it")
     root = pickles[0].removesuffix("data.pkl")
@@ -143,7 +143,7 @@ _NESTED = (
     "state_dict",
     "model_state_dict",
     "model",
-    "net",
+    "model",
 )  # where training scripts put it, beside the optimizer's state
 
 

@@ -1,4 +1,4 @@
-"""Pictures as the page holds them: small, encoded, inside the HTML as data URIs."""
+"""Images as the page holds them: small, encoded, inside the HTML as data URIs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _ZOOM, _GAP = 8, 2  # pixels of a tile for each weight, and between tiles
 _COLUMNS = 16
 
 
-def jpeg(picture: Image.Image, side: int) -> str:
-    """A data URI of a picture no larger than `side` in either direction, as a JPEG."""
-    small = picture.convert("RGB")
+def jpeg(image: Image.Image, side: int) -> str:
+    """A data URI of an image no larger than `side` in either direction, as a JPEG."""
+    small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _uri(small, "JPEG", quality=80, optimize=True)
 
 
 def thumbnail(pixels_HxWx3: np.ndarray, side: int) -> str:
-    """A data URI of the square in the middle of a picture, `side` pixels wide."""
-    picture = Image.fromarray(pixels_HxWx3)
-    width, height = picture.size
+    """A data URI of the square in the middle of an image, `side` pixels wide."""
+    image = Image.fromarray(pixels_HxWx3)
+    width, height = image.size
     least = min(width, height)
     left, top = (width - least) // 2, (height - least) // 2
-    square = picture.crop((left, top, left + least, top + least))
+    square = image.crop((left, top, left + least, top + least))
     return jpeg(square.resize((side, side), Image.Resampling.LANCZOS) if least > side else square, side)
 
 
@@ -51,7 +51,7 @@ def filters(kernel_hxwx3xC: np.ndarray) -> str:
     return _uri(Image.fromarray(canvas), "PNG", optimize=True)
 
 
-def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
