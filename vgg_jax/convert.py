@@ -102,14 +102,12 @@ def main(arguments: list[str]) -> None:
                 "this model is not of the published width and crop, so torchvision's class must be changed to take it"
             )
     elif _TO.value == "stablehlo":
-        from vgg_jax.exceptions import writing_to
+        from vgg_jax.files import ANOTHER_PLACE, write_atomically
         from vgg_jax.weights.exports import PLATFORMS, to_stablehlo
 
         program = to_stablehlo(weights)
-        with writing_to(dest, "free some space or choose another place"):
-            unfinished = dest.with_name(dest.name + ".unfinished")
+        with write_atomically(dest, ANOTHER_PLACE) as unfinished:
             unfinished.write_bytes(program)
-            unfinished.replace(dest)
         print(
             f"jax.export.deserialize(bytearray(open({str(dest)!r}, 'rb').read())).call(images): uint8 RGB [b, {weights.crop}, "
             f"{weights.crop}, 3] -> probabilities [b, {weights.num_classes}], on {', '.join(PLATFORMS)}"

@@ -12,21 +12,23 @@ from typing import Any
 from vgg_jax.exceptions import UserError, writing_to
 
 UNFINISHED = ".unfinished"  # suffix of a file that is being written
+ANOTHER_PLACE = "free some space or choose another place"
 FREE_SPACE = "free some space or mend the permissions and give the same command again"
 
 
 @contextlib.contextmanager
-def write_atomically(path: Path, remedy: str = FREE_SPACE) -> Iterator[Path]:
+def write_atomically(path: Path, remedy: str = FREE_SPACE, *, shared: bool = False) -> Iterator[Path]:
     """Yields the path of a file to write, and renames that file to `path` once the context has ended without an error.
 
     Args:
       path: its directory is made if need be.
       remedy: the end of the sentence where nothing can be written.
+      shared: several processes may write the same file at once.
 
     Raises:
       UserError: the disk is full, permission is missing, ... The file that was there stays.
     """
-    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + UNFINISHED)
     with writing_to(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

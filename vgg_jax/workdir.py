@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import default_config, flatten, may_change
 from vgg_jax.exceptions import UserError, quoted, writing_to
-from vgg_jax.files import read_json, write_json
+from vgg_jax.files import UNFINISHED, read_json, write_json
 
 CHECKPOINTS = "checkpoints"
 LOCK = "lock.json"
@@ -58,7 +58,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
             kept, *({key: value for key, value in flat.items() if not may_change(key, config)} for flat in (old, new))
         )
     elif workdir.is_dir() and not kept.exists():
-        foreign = sorted({path.name.removesuffix(".unfinished") for path in workdir.iterdir()}.difference(_OWN))
+        foreign = sorted({path.name.removesuffix(UNFINISHED) for path in workdir.iterdir()}.difference(_OWN))
         if foreign:
             raise UserError(
                 f"--workdir={workdir} holds files, but no config.json, so it is no run's directory ({foreign[0]!r} is none "

@@ -31,7 +31,7 @@ from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared, ShardPlan, plan_shards, read, write_description, write_shard
 from vgg_jax.data.records import Record
 from vgg_jax.exceptions import UserError, printable
-from vgg_jax.files import write_json
+from vgg_jax.files import write_atomically, write_json
 
 NAME = "imagenet2012"
 _VERSION = "5.1.0"  # of TFDS's layout of it
@@ -260,9 +260,8 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
         np.array([offset for *_, offset, _ in rows]),
         np.array([size for *_, size in rows]),
     )
-    unfinished = kept.with_name("unfinished-" + kept.name)
-    np.savez(unfinished, **index._asdict())
-    unfinished.replace(kept)
+    with write_atomically(kept) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **index._asdict())
     return index
 
 

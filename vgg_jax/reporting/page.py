@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from vgg_jax.console import Console
 from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.files import write_text
 from vgg_jax.provenance import environment
 from vgg_jax.reporting import overviews, sections
 from vgg_jax.reporting.reproduction import Reproduction, is_reproduction, read_reproduction
@@ -73,7 +74,8 @@ def write_page(
         console.print(f"looking at {run.workdir}")
         amount = wanted if number < _MOST_SECTIONS else sections.Wanted()
         content["runs"].append(sections.run_section(run, amount, sections.Place(data_dir, data_root), quiet))
-    size = _write(output, _rendered(content))
+    write_text(output, _rendered(content), "choose another --output")
+    size = output.stat().st_size
     for section in content["runs"]:
         for note in section["notes"]:
             console.print(f"note ({section['name']}): {note}")
@@ -152,11 +154,3 @@ def _rendered(content: dict[str, Any]) -> str:
     templates.filters["words"] = lambda name: name.replace("_", " ")  # class names, so that they break where words do
     style = Markup((Path(__file__).parent / "style.css").read_text())
     return _BEGINNING + templates.get_template("page.html").render(content, style=style) + "\n"
-
-
-def _write(output: Path, text: str) -> int:
-    unfinished = output.with_name(output.name + ".unfinished")
-    with writing_to(output.parent, "choose another --output"):
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(output)
-        return output.stat().st_size

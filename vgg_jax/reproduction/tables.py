@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.exceptions import writing_to
-from vgg_jax.files import write_json
+from vgg_jax.files import write_json, write_text
 from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, workdir_of
 
 _CROPS = ("dense", "multi_crop", "dense+multi_crop")
@@ -126,10 +125,7 @@ def write(content: dict[str, Any], directory: Path) -> str:
     """tables.json and tables.md in `directory`; returns the latter's text."""
     text = markdown(content)
     write_json(directory / "tables.json", content)
-    with writing_to(directory, "free some space or mend the permissions and give the same command again"):
-        unfinished = directory / "tables.md.unfinished"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(directory / "tables.md")
+    write_text(directory / "tables.md", text)
     return text
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vgg_jax import config as config_lib
 from vgg_jax.augment import IMAGENET_STATISTICS
 from vgg_jax.evaluation.steps import make_dense
-from vgg_jax.exceptions import UserError
+from vgg_jax.exceptions import UserError, first_line
 from vgg_jax.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import make_model, state_shapes
 from vgg_jax.steps import compile_step, compile_train_step
@@ -59,7 +59,7 @@ def topology_devices(where: Slice) -> list[jax.Device]:
         )
     except Exception as error:  # of the plugin, of several kinds
         raise UserError(
-            f"--topology={where.name}: the TPU compiler does not take it: {_first_line(error)}; is libtpu the version that "
+            f"--topology={where.name}: the TPU compiler does not take it: {first_line(error).rstrip('.')}; is libtpu the version that "
             "belongs to this JAX? pip install -c constraints.txt -e '.[tpu]'"
         ) from error
     return list(description.devices)
@@ -187,7 +187,3 @@ def _next(seen: dict[int, Answer], fits: int, fails: int, unit: int) -> int:
     if guess >= fails and fails - near_enough > fits:
         return fails - near_enough
     return max(unit, (fits + fails) // 2 // unit * unit)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

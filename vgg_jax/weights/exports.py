@@ -13,6 +13,7 @@ from jax import export
 
 from vgg_jax import __version__
 from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.files import ANOTHER_PLACE
 from vgg_jax.weights import preprocessing
 from vgg_jax.weights.file import SUFFIX, Weights, folded_params, make_model, save_weights
 from vgg_jax.weights.layouts import LAYOUTS, form_of
@@ -128,7 +129,7 @@ def write_hub_folder(folder: Path, weights: Weights) -> Path:
         source=weights.source,
     )
     unfinished = folder.with_name(folder.name + ".unfinished")
-    with writing_to(folder, "free some space or choose another place"):
+    with writing_to(folder, ANOTHER_PLACE):
         try:
             unfinished.mkdir(parents=True, exist_ok=True)
             save_weights(unfinished / f"model{SUFFIX}", weights)

@@ -20,7 +20,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vgg_jax.exceptions import UNPRINTABLE, UserError, printable, writing_to
+from vgg_jax.exceptions import UNPRINTABLE, UserError, printable
+from vgg_jax.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.models import CONFIGURATIONS, STRIDE, VGG
 from vgg_jax.state import params_sha256
 from vgg_jax.weights import containers, preprocessing
@@ -219,20 +220,11 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     Raises:
       UserError: it cannot be written.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
-    with writing_to(path, "free some space or choose another place"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path, ANOTHER_PLACE) as unfinished:
         try:
             save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, unfinished, metadata)
-            mask = os.umask(0)
-            os.umask(mask)
-            unfinished.chmod(0o666 & ~mask)  # the package lets nobody else read what it writes
-            with open(unfinished, "rb") as file:
-                os.fsync(file.fileno())
-            unfinished.replace(path)
         except SafetensorError as error:  # how the package says that a disk is full
-            unfinished.unlink(missing_ok=True)
             raise OSError(str(error)) from error
-        except BaseException:  # Ctrl-C too
-            unfinished.unlink(missing_ok=True)
-            raise
+        mask = os.umask(0)
+        os.umask(mask)
+        unfinished.chmod(0o666 & ~mask)  # the package lets nobody else read what it writes

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from vgg_jax.exceptions import UserError, did_you_mean, first_line, writing_to
+from vgg_jax.files import write_atomically
 from vgg_jax.weights import containers, imports
 from vgg_jax.weights.file import SUFFIX, is_own, load_weights, save_weights
 
@@ -128,28 +129,22 @@ def _fault(path: Path, source: Source) -> str:
 
 def _download(name: str, source: Source, path: Path) -> None:
     """Writes the file, whole and checked, or not at all."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     remedy = "free some space, or choose another place with VGG_JAX_CACHE"
-    with writing_to(path, remedy):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(unfinished, "wb") as file, _connection(name, source.url) as response:
-                length = int(response.headers.get("Content-Length") or 0) or None
-                _say(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
-                with tqdm(total=length, unit="B", unit_scale=True, disable=None, leave=False) as progress:
-                    while block := response.read(2**20):
-                        with writing_to(path, remedy):  # here too, so that a full disk is not taken for the connection
-                            file.write(block)
-                        progress.update(len(block))
-                if length is not None and file.tell() != length:
-                    raise ConnectionError(f"it ended after {file.tell():,} of {length:,} bytes")
-            if fault := _fault(unfinished, source):
-                raise UserError(
-                    f"{name}: what {source.url} gave {fault}; it was thrown away. Try again, or from another network."
-                )
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with write_atomically(path, remedy, shared=True) as unfinished:
+        with open(unfinished, "wb") as file, _connection(name, source.url) as response:
+            length = int(response.headers.get("Content-Length") or 0) or None
+            _say(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
+            with tqdm(total=length, unit="B", unit_scale=True, disable=None, leave=False) as progress:
+                while block := response.read(2**20):
+                    with writing_to(path, remedy):  # here too, so that a full disk is not taken for the connection
+                        file.write(block)
+                    progress.update(len(block))
+            if length is not None and file.tell() != length:
+                raise ConnectionError(f"it ended after {file.tell():,} of {length:,} bytes")
+        if fault := _fault(unfinished, source):
+            raise UserError(
+                f"{name}: the file from {source.url} {fault}; it was thrown away. Try again, or from another network."
+            )
 
 
 @contextlib.contextmanager
