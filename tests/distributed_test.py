@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.command import REPOSITORY, as_flags, run_main, start_main
-from vgg_jax import distributed
 
 QUICKSTART = "--config=configs/quickstart.py"
-STEPS = 40
+STEPS = 40from vgg_jax import session
+
 
 
 def free_port() -> int:
@@ -234,12 +234,12 @@ def test_processes_that_do_not_come_are_waited_for_only_so_long(index, missing):
 
 def test_of_processes_that_a_cluster_started_those_that_wait_in_vain_end_as_a_crash(monkeypatch, capsys):
     """A machine that froze before it joined is no mistake of the user's: launchers try 1 again, 2 not."""
-    monkeypatch.setattr(distributed.jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *_, **__: time.sleep(3))
-    monkeypatch.setattr(distributed, "_exit", sys.exit)
+    monkeypatch.setattr(session.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(session.jax.distributed, "initialize", lambda *_, **__: time.sleep(3))
+    monkeypatch.setattr(session, "_exit", sys.exit)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(SystemExit, match="1"), distributed.joined("", None, None, 1):
+        with pytest.raises(SystemExit, match="1"), session.joined("", None, None, 1):
             pass
     finally:
         signal.signal(signal.SIGTERM, before)

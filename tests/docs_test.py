@@ -25,7 +25,7 @@ def test_the_examples_of_features_run(tmp_path, monkeypatch):
     assert float(names["value"]) > 0
     assert names["gradient"].shape == (160, 200, 3)
     assert float(names["style"]) > 0
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(names["model"].params))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(names["backbone"].params))
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from PIL import Image
 from vgg_jax.config import default_config
 from vgg_jax.data import disk, imagenet
 from vgg_jax.data.builtin import render
-from vgg_jax.data.imagenet import ILSVRC2012, Edition, Split, prepare
+from vgg_jax.data.imagenet import prepare
+from vgg_jax.data.imagenet_tars import ILSVRC2012, Edition, Tar
 from vgg_jax.data.sources import open_dataset, open_split
 from vgg_jax.exceptions import UserError
 
@@ -53,7 +54,7 @@ def edition_of(tars):
     def split(name, images, shards):
         path = tars / f"ILSVRC2012_img_{name}.tar"
         md5 = hashlib.md5(path.read_bytes()).hexdigest()
-        return Split(path.name, path.stat().st_size, md5, images, shards)
+        return Tar(path.name, path.stat().st_size, md5, images, shards)
 
     return Edition({"train": split("train", 30, 4), "validation": split("val", 5, 2)}, CLASSES, VALIDATION)
 

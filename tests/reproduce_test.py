@@ -225,7 +225,7 @@ def test_a_plan_runs_stops_and_goes_on(tiny_config, tmp_path):
     assert (status, err) == (0, "")
     assert "0 of 5 runs finished" in out
     assert list(tmp_path.iterdir()) == []
-    status, out, err = run_module("vgg_jax.reproduce", *flags, "--nets=A")
+    status, out, err = run_module("vgg_jax.reproduce", *flags, "--models=A")
     assert (status, err) == (0, "")
     digest = json.loads((tmp_path / "seed0" / "A-256" / "summary.json").read_text())["params_sha256"]
     before = (tmp_path / "seed0" / "A-256" / "summary.json").stat().st_mtime_ns

@@ -224,7 +224,7 @@ def test_split_probs_another_training_are_not_taken_for_this_ones(run, net_confi
 _ONE_OF_TWO = """
 import sys
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.distributed import joined
+from vgg_jax.session import joined
 with joined(sys.argv[1], 2, int(sys.argv[2])):
     evaluate(Request((sys.argv[3],), "dense+multi_crop", "73"), quiet=True)
 """

@@ -118,9 +118,9 @@ def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
             )
         elif not several.value:
             return nullcontext()
-        from vgg_jax import distributed  # here, so that --help answers at once
+        from vgg_jax import session  # here, so that --help answers at once
 
-        return distributed.joined(address.value, count.value, index.value, seconds.value)
+        return session.joined(address.value, count.value, index.value, seconds.value)
 
     return joined
 

@@ -65,6 +65,15 @@ def quoted(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def differences(first: dict, second: dict, template: str) -> list[str]:
+    """Returns a text for each key whose values differ; the template has {key}, {first} and {second}."""
+    return [
+        template.format(key=key, first=quoted(first.get(key)), second=quoted(second.get(key)))
+        for key in {**first, **second}
+        if first.get(key) != second.get(key)
+    ]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ " Did you mean X?", or "" where nothing known is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

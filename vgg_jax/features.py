@@ -1,11 +1,11 @@
-"""The model as a backbone: activations of named layers, and losses made of them, as pure functions.
+"""VGG as a backbone: activations of named layers, and losses made of them, as pure functions.
 
-    model = features.load("vgg16.safetensors")
-    maps = features.activations(model, images, ("relu2_2", "relu4_3"))
-    loss, gradient = jax.value_and_grad(features.perceptual_loss, argnums=1)(model, x, y, ("relu2_2",))
+    backbone = features.load("vgg16.safetensors")
+    maps = features.activations(backbone, images, ("relu2_2", "relu4_3"))
+    loss, gradient = jax.value_and_grad(features.perceptual_loss, argnums=1)(backbone, x, y, ("relu2_2",))
 
-Images are float RGB on 0 to 255, [..., H, W, 3]; what the weights expect of pixels is taken care of. Everything works
-under jit, grad and vmap; `model` is a pytree, so it can be an argument of a jitted function.
+Images are float RGB on 0 to 255, [..., H, W, 3]; the weights' own preprocessing is applied. Everything works under jit,
+grad and vmap; `backbone` is a pytree, so it can be an argument of a jitted function.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Backbone:
 
 
 def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
-    """A backbone from a weights file of `python -m vgg_jax.convert`.
+    """Loads a backbone from a weights file of `python -m vgg_jax.convert`.
 
     Args:
       source: the file, or a name of published weights (`weights.hub`), as torchvision:vgg16.
@@ -58,12 +58,12 @@ def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
 
 
 def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) -> dict[str, jax.Array]:
-    """What layers give for images.
+    """Computes the activations of layers.
 
     Args:
-      model: of `load`.
+      backbone: of `load`.
       images: [..., H, W, 3], RGB on 0 to 255, any number dtype, any size that leaves the layers a pixel; the FC layers
-        want one of at least the model's crop.
+        need one of at least the model's crop.
       layers: names as `models.endpoint_names` lists them: conv1_1, relu1_1, pool1, ..., relu7, score_map.
 
     Returns:
@@ -106,10 +106,10 @@ def _check_size(backbone: Backbone, size: tuple[int, ...], layers: Sequence[str]
 def perceptual_loss(
     backbone: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
-    """How far two images are apart in what layers see (Johnson et al. 2016, feature reconstruction).
+    """Computes how far two images are apart in the activations of layers (Johnson et al. 2016, feature reconstruction).
 
     Args:
-      model, layers: as for `activations`.
+      backbone, layers: as for `activations`.
       x, y: images of one shape.
       weights: of the layers; None: 1 each.
 
@@ -122,10 +122,10 @@ def perceptual_loss(
 def style_loss(
     backbone: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
-    """How far two images are apart in which features occur together, wherever they are (Gatys et al. 2016).
+    """Computes how far two images are apart in their co-occurring features, wherever they are (Gatys et al. 2016).
 
     Args:
-      model, layers, weights: as for `perceptual_loss`.
+      backbone, layers, weights: as for `perceptual_loss`.
       x, y: images; they may differ in height and width.
 
     Returns:
@@ -135,13 +135,13 @@ def style_loss(
 
 
 def gram(map_HxWxC: jax.Array) -> jax.Array:
-    """The Gram matrix of a map [..., H, W, C]: [..., C, C] float32, products of channels averaged over places."""
+    """Computes the Gram matrix of a map [..., H, W, C]: [..., C, C] float32, products of channels averaged over positions."""
     f = map_HxWxC.reshape(*map_HxWxC.shape[:-3], -1, map_HxWxC.shape[-1]).astype(jnp.float32)
     return jnp.einsum("...nc,...nd->...cd", f, f) / f.shape[-2]
 
 
 def total_variation(image_HxWx3: jax.Array) -> jax.Array:
-    """The mean squared difference of neighbouring pixels, a float32 scalar: what keeps a drawn image smooth."""
+    """Computes the mean squared difference of neighbouring pixels, a float32 scalar, which keeps a drawn image smooth."""
     x = image_HxWx3.astype(jnp.float32)
     return jnp.square(jnp.diff(x, axis=-2)).mean() + jnp.square(jnp.diff(x, axis=-3)).mean()
 

@@ -45,14 +45,14 @@ def main(arguments: list[str]) -> None:
             cli.fail(f"--{flag} goes with `{owner}`, not with `{name}`.")
         if name == owner and not value and name == "folder":
             cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<image>.")
-    from vgg_jax.data import imagenet, sources  # here, so that --help answers at once
+    from vgg_jax.data import imagenet, imagenet_tars, sources  # here, so that --help answers at once
     from vgg_jax.data.disk import SKIPPED
     from vgg_jax.data.prepared import on_disk
 
-    if name == imagenet.NAME and _TARS.value:
+    if name == imagenet_tars.NAME and _TARS.value:
         on_disk(_DATA_DIR.value)  # before a package for buckets is asked for
     data_dir = sources.expanded(_DATA_DIR.value)
-    if name == imagenet.NAME and _TARS.value:
+    if name == imagenet_tars.NAME and _TARS.value:
         data = imagenet.prepare(Path(_TARS.value).expanduser(), on_disk(data_dir), _MD5.value, _SKIP_BAD.value)
     else:
         data = sources.prepared_data(name, data_dir, _ROOT.value, _SKIP_BAD.value)

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     if _CONFIG.value is None:
         cli.fail("say what to reproduce: --config=paper, for example; --help lists the flags.")
     if _NETS.value and _STAGES.value:
-        cli.fail("--nets and --stages both choose a part of the plan; give one of them.")
+        cli.fail("--models and --stages both choose a part of the plan; give one of them.")
     from vgg_jax.exceptions import Interrupted
     from vgg_jax.reproduction import plan, run, tables  # here, so that --help answers at once
 

@@ -6,11 +6,8 @@ names neither devices nor their number: it gives arrays these shardings, and the
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -94,20 +91,6 @@ def whole(array: Any) -> Any:
 def bytes_a_device(tree: Any) -> int:
     """Bytes that one device holds of a tree of arrays or of jax.ShapeDtypeStruct with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def memory_a_device() -> int:
-    """Returns the bytes of memory that programs may use on each of this process's devices; CPU devices share the host's."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit") or host_memory() // jax.local_device_count()
-
-
-def host_memory() -> int:
-    """Returns the bytes of this machine's memory, or of its container's where that may use less."""
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return size
 
 
 def tree_shardings(tree: Any, mesh: Mesh, rules: str) -> Any:

@@ -30,24 +30,20 @@ from vgg_jax.data.sources import Dataset, open_dataset
 from vgg_jax.evaluation.center_crop import evaluate
 from vgg_jax.exceptions import Interrupted, UserError
 from vgg_jax.files import write_json
+from vgg_jax.memory import check_memory, need_memory
 from vgg_jax.metrics import MetricsLog, TrainMetrics, top5_text
 from vgg_jax.provenance import code_version, environment
 from vgg_jax.sharding import (
     batch_sharding,
     bytes_a_device,
     for_computing,
-    host_memory,
-    local_rows,
     make_mesh,
-    memory_a_device,
     over_all_devices,
     replicated,
 )
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import Batch, EvalMetrics, batch_shapes, compile_step, compile_train_step, make_eval_step
 from vgg_jax.transplant import Donor, check_fit, read_donor, start_from
-
-_INTERPRETER_BYTES = 200 * 2**20  # of a process that decodes
 
 
 class _Run(NamedTuple):
@@ -147,7 +143,7 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
     workdir_lib.check(workdir, config)
     mesh = make_mesh(config.model_parallel)
     shapes = state_shapes(config, mesh)
-    _check_memory(config, shapes, mesh)
+    check_memory(config, shapes, mesh)
     donor = None
     if config_lib.init_from(config) and not workdir_lib.checkpoint_steps(workdir):
         donor = read_donor(config_lib.init_from(config))
@@ -266,31 +262,6 @@ def _total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
     return steps
 
 
-def _check_memory(config: ConfigDict, shapes: TrainState, mesh: Mesh) -> None:
-    """Raises UserError, before anything is compiled or decoded, where there is certainly too little memory."""
-    image = 3 * config.image.crop**2  # bytes, as the host decodes it; the first step makes it float
-    state, batch = bytes_a_device(shapes), config.batch_size // mesh.shape["data"] * image
-    _need_memory(state + batch + 4 * batch // config.accumulation_steps, "on each device for the state and a batch")
-    threads = config.data.threads * max(1, config.data.processes)
-    ahead = (threads + 2) * len(local_rows(mesh, config.batch_size)) * image
-    needed = ahead + config.data.processes * _INTERPRETER_BYTES
-    if needed > host_memory():
-        raise UserError(
-            f"config.data.threads={config.data.threads} and config.data.processes={config.data.processes} need "
-            f"{needed / 2**30:,.1f} GiB to decode {threads} batches ahead, and this machine has "
-            f"{host_memory() / 2**30:,.1f} GiB of memory; give fewer of them or a smaller config.batch_size."
-        )
-
-
-def _need_memory(num_bytes: int, purpose: str) -> None:
-    if num_bytes > memory_a_device():
-        raise UserError(
-            f"this run needs {num_bytes / 2**30:,.1f} GiB {purpose}, and there are {memory_a_device() / 2**30:,.1f} GiB; take "
-            "a smaller config.batch_size, config.image.crop or model (config.model.fc_width, config.model.width_multiplier), "
-            "config.accumulation_steps, or more devices (config.sharding=fsdp splits the state)."
-        )
-
-
 def _compile(run: _Run) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     """Compiles train_step and eval_step for exactly these shapes on this mesh."""
     began = time.monotonic()
@@ -308,7 +279,7 @@ def _compile(run: _Run) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     memory: Any = train_step.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    _need_memory(needed, "on each device for a compiled step")
+    need_memory(needed, "on each device for a compiled step")
     run.console.print(_state_line(config, run.shapes))
     run.console.print(
         f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "

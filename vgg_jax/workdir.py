@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vgg_jax.config import default_config, flatten, may_change
-from vgg_jax.exceptions import UserError, quoted, writing_to
+from vgg_jax.exceptions import UserError, differences, writing_to
 from vgg_jax.files import UNFINISHED, read_json, write_json
 
 CHECKPOINTS = "checkpoints"
@@ -228,11 +228,7 @@ def _machine() -> str:
 
 
 def _same_run(kept: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    different = [
-        f"{key} is {quoted(new.get(key))}, there it is {quoted(old.get(key))}"
-        for key in {**new, **old}
-        if new.get(key) != old.get(key)
-    ]
+    different = differences(new, old, "{key} is {first}, there it is {second}")
     if different:
         raise UserError(
             f"--workdir={kept.parent} holds another run ({kept.name}): {'; '.join(different)}. Choose another --workdir, "

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from vgg_jax.data.rgb import to_rgb
+
 try:
     import simplejpeg
 except ImportError:  # it has no build for every machine; Pillow decodes whole images in its place
@@ -329,7 +331,7 @@ def _decode_with_pillow(encoded: bytes) -> np.ndarray:
     try:
         with _large_ones_in_turn(image.size):
             image.load()
-            return np.asarray(_to_rgb(image))
+            return np.asarray(to_rgb(image))
     except DecodeError:
         raise
     except Exception as error:
@@ -342,37 +344,3 @@ def _verify_with_pillow(encoded: bytes) -> None:
         image.verify()  # of the kinds here only PNG has something to verify: a checksum for every chunk, and the end
     except Exception as error:
         raise DecodeError(str(error) or type(error).__name__) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes in 8-bit RGB, on white."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _deep_to_rgb(np.asarray(image), image.info.get("transparency"))
-    if image.mode == "La":  # which Pillow converts to nothing else
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _deep_to_rgb(grey_HxW: np.ndarray, transparent: object) -> Image.Image:
-    """Grey of 16 bits, of 32-bit integers that are 16 bits, or of floats from 0 to 1; Pillow's own conversion clips these."""
-    least, greatest = grey_HxW.min(), grey_HxW.max()
-    if grey_HxW.dtype.kind == "f":
-        if not 0 <= least <= greatest <= 1:
-            raise DecodeError(
-                f"numbers from {least:g} to {greatest:g}, of which nothing says what is white; save 8 or 16 bits"
-            )
-        bytes_HxW = np.rint(grey_HxW.astype(np.float64) * 255).astype(np.uint8)
-    else:
-        if not 0 <= least <= greatest <= 65535:
-            raise DecodeError(
-                f"integers from {least} to {greatest}, of which nothing says what is white; save 8 or 16 bits"
-            )
-        bytes_HxW = ((grey_HxW.astype(np.uint32) + 128) // 257).astype(np.uint8)  # no half to round: 257 is odd
-    if isinstance(transparent, int):
-        bytes_HxW[grey_HxW == transparent] = 255
-    return Image.fromarray(bytes_HxW).convert("RGB")

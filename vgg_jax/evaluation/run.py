@@ -20,8 +20,9 @@ from vgg_jax.evaluation.passes import GRID, EvalPass
 from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError
+from vgg_jax.memory import host_memory
 from vgg_jax.models import STRIDE
-from vgg_jax.sharding import batch_sharding, host_memory, replicated
+from vgg_jax.sharding import batch_sharding, replicated
 from vgg_jax.steps import compile_step
 
 DEFAULT_BATCH = 64  # images of the crop's size, a device

@@ -61,7 +61,7 @@ def chart(
       x_label: of the axis.
       marks: drawn behind the lines.
       percent: y are fractions, written as per cent.
-      log: a logarithmic y axis; values of zero and less are left out. Else it begins at 0, or below where values are.
+      log: a logarithmic y axis; values of zero and less are left out.
       top: the y axis's end; None: the largest value.
       end: the x axis's end; None: the last point.
       caption: beneath.
@@ -76,14 +76,7 @@ def chart(
     xs, ys = zip(*(point for line in drawn for point in line.points), strict=True)
     x_ticks = _ticks(0, end or max(xs) or 1, 5)
     right = max(end or 0, *xs) or 1
-    if log:
-        first, last = math.floor(math.log10(min(ys)) + 1e-9), math.ceil(math.log10(max(ys)) - 1e-9)
-        last = max(last, first + 1)
-        y_ticks = [10.0**power for power in range(first, last + 1, math.ceil((last - first) / 5))]
-        low, high = float(first), float(last)
-    else:
-        y_ticks = _ticks(min(0, *ys), top if top is not None else max(ys) or 1, 4)
-        low, high = y_ticks[0], y_ticks[-1]
+    y_ticks, low, high = _y_axis(ys, log, top)
 
     def place(x: float, y: float) -> tuple[float, float]:
         share = ((math.log10(y) if log else y) - low) / (high - low)
@@ -123,6 +116,28 @@ def chart(
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     legend = dict.fromkeys((f"c{line.color % COLORS} {line.kind}".rstrip(), line.label) for line in drawn)
     return Chart(title, Markup(svg), list(legend), caption)
+
+
+def _y_axis(ys: Sequence[float], log: bool, top: float | None) -> tuple[list[float], float, float]:
+    """Returns ticks and ends of the y axis; the ends of a logarithmic one are powers of ten.
+
+    An axis begins at 0 unless that would flatten the curves, and a few values far above the others are cut off.
+    """
+    if log:
+        first, last = math.floor(math.log10(min(ys)) + 1e-9), math.ceil(math.log10(max(ys)) - 1e-9)
+        last = max(last, first + 1)
+        return (
+            [10.0**power for power in range(first, last + 1, math.ceil((last - first) / 5))],
+            float(first),
+            float(last),
+        )
+    ordered = sorted(ys)
+    most = ordered[-1]
+    if most > 4 * ordered[-1 - len(ordered) // 20] > 0:
+        most = 1.25 * ordered[-1 - len(ordered) // 20]
+    least = ordered[0] if ordered[0] > most / 2 else min(0, ordered[0])
+    ticks = _ticks(least, top if top is not None else most or 1, 4) if most > least else _ticks(0, most or 1, 4)
+    return ticks, ticks[0], ticks[-1]
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:

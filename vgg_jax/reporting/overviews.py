@@ -7,9 +7,10 @@ from typing import Any
 
 from vgg_jax.console import duration
 from vgg_jax.reporting.charts import COLORS, Chart, Line, chart
+from vgg_jax.reporting.curves import ABSENT, percent
 from vgg_jax.reporting.reproduction import Reproduction, Stage
 from vgg_jax.reporting.runs import Run, state
-from vgg_jax.reporting.sections import ABSENT, percent, title
+from vgg_jax.reporting.sections import title
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +15,13 @@ from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import images, predictions
-from vgg_jax.reporting.charts import Chart, Line, Mark, chart
-from vgg_jax.reporting.runs import Run, lr_drops, norms, read_run, state
+from vgg_jax.reporting.curves import ABSENT, percent, rate_text, run_charts
+from vgg_jax.reporting.runs import Run, lr_drops, read_run, state
 from vgg_jax.workdir import CHECKPOINTS
 
 _MOST_CLASSES = 20  # of a confusion matrix; of more, the hardest
 _HARDEST = 15
 _MOST_EPOCHS = 100  # rows of the table of validations
-ABSENT = "\N{EN DASH}"
 
 
 class Wanted(NamedTuple):
@@ -40,16 +38,6 @@ class Place(NamedTuple):
 
     data_dir: str = ""
     data_root: str = ""
-
-
-def percent(fraction: float | None, digits: int = 1) -> str:
-    return ABSENT if fraction is None else f"{100 * fraction:.{digits}f} %"
-
-
-def _rate(rate: float) -> str:
-    """ "1e-3", "2.5e-3"."""
-    mantissa, exponent = f"{rate:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str, Any]:
@@ -70,7 +58,7 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
         "charts": run_charts(run),
         "validations": _validations(run),
         "configuration": _configuration(run),
-        "drops": [(f"{round(x, 2):g}", _rate(rate)) for x, rate in lr_drops(run)],
+        "drops": [(f"{round(x, 2):g}", rate_text(rate)) for x, rate in lr_drops(run)],
         "unit": "epoch" if run.steps_per_epoch() else "step",
         "notes": notes,
     }
@@ -199,55 +187,6 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         wait = "" if waited is None else f"median; input wait {waited:.0%}"
         tiles.append((f"{speed:,.0f}", "images a second", wait))
     return tiles
-
-
-def run_charts(run: Run) -> list[Chart]:
-    """Loss, error, speed, and norms by block where they are logged."""
-    x_label = "epoch" if run.steps_per_epoch() else "step"
-    marks = [Mark(x, f"lr {_rate(rate)}") for x, rate in lr_drops(run)]
-    drops = " Dashed: drops of the learning rate." if marks else ""
-    classes = run.config["model.num_classes"]
-    draw = functools.partial(chart, x_label=x_label, marks=marks)
-    charts = [
-        draw(
-            "Error",
-            [
-                Line("training, top-1", run.series("train/top1_error"), 7, "thin"),
-                Line("validation, top-1", run.series("val/top1_error"), 0, dots=True),
-                Line("validation, top-5", run.series("val/top5_error"), 1, dots=True),
-            ],
-            percent=True,
-            caption="Training error is of augmented crops, with dropout; validation of a centre crop. Guessing is wrong in "
-            f"{percent(1 - 1 / classes)}.{drops}",
-        ),
-        draw(
-            "Loss",
-            [
-                Line("training", run.series("train/loss"), 7, "thin"),
-                Line("validation", run.series("val/loss"), 0, dots=True),
-            ],
-            caption=f"Cross-entropy without L2; guessing has ln {classes} = {np.log(classes):.2f}.{drops}",
-        ),
-        draw("Gradient norm by block", _by_block(run, "train/gradient_norm"), log=True),
-        draw(
-            "Update relative to parameters, by block",
-            _by_block(run, "train/update_ratio"),
-            log=True,
-            caption="Norm of an update over the norm of what it updates.",
-        ),
-        draw("Images a second", [Line("images a second", run.series("train/images_per_second"), 2, "thin")]),
-        draw(
-            "Time spent waiting for input",
-            [Line("input wait", run.series("train/input_wait"), 3, "thin")],
-            percent=True,
-            top=max((y for _, y in run.series("train/input_wait")), default=0) or 0.01,
-        ),
-    ]
-    return [one for one in charts if one is not None]
-
-
-def _by_block(run: Run, prefix: str) -> list[Line]:
-    return [Line(block, points, i, "thin") for i, (block, points) in enumerate(norms(run, prefix).items())]
 
 
 def _validations(run: Run) -> list[tuple[str, ...]]:

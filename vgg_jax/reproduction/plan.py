@@ -144,7 +144,7 @@ def chosen_stages(stages: Sequence[Stage], models: Iterable[str] = (), names: It
     models, names = list(models), list(names)
     by_name = {stage.name: stage for stage in stages}
     for flag, given, known in (
-        ("nets", models, {stage.configuration: None for stage in stages}),
+        ("models", models, {stage.configuration: None for stage in stages}),
         ("stages", names, by_name),
     ):
         for word in given:

@@ -200,6 +200,6 @@ def _scales(text: str, crop: int, factor: float = 1) -> tuple[int, int]:
 
 
 def _imagenet() -> list[str]:
-    from vgg_jax.data.imagenet import ILSVRC2012  # here, since it takes seconds and only known models need it
+    from vgg_jax.data.imagenet_tars import ILSVRC2012  # here, since it takes seconds and only known models need it
 
     return list(ILSVRC2012.classes)

@@ -1,0 +1,44 @@
+"""Conversion of any kind of pixels to 8-bit RGB."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image of any of Pillow's modes in 8-bit RGB, transparency on white.
+
+    Raises:
+      ValueError: numbers of an unknown range.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _deep_to_rgb(np.asarray(image), image.info.get("transparency"))
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _deep_to_rgb(grey_HxW: np.ndarray, transparent: object) -> Image.Image:
+    """Converts grey of 16 bits, of 32-bit integers that hold 16 bits, or of floats from 0 to 1, which Pillow would clip."""
+    least, greatest = grey_HxW.min(), grey_HxW.max()
+    if grey_HxW.dtype.kind == "f":
+        if not 0 <= least <= greatest <= 1:
+            raise ValueError(
+                f"numbers from {least:g} to {greatest:g}, of which nothing says what is white; save 8 or 16 bits"
+            )
+        bytes_HxW = np.rint(grey_HxW.astype(np.float64) * 255).astype(np.uint8)
+    else:
+        if not 0 <= least <= greatest <= 65535:
+            raise ValueError(
+                f"integers from {least} to {greatest}, of which nothing says what is white; save 8 or 16 bits"
+            )
+        bytes_HxW = ((grey_HxW.astype(np.uint32) + 128) // 257).astype(np.uint8)  # no half to round: 257 is odd
+    if isinstance(transparent, int):
+        bytes_HxW[grey_HxW == transparent] = 255
+    return Image.fromarray(bytes_HxW).convert("RGB")

@@ -1,0 +1,57 @@
+"""Memory of devices and host, and whether a run fits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vgg_jax.exceptions import UserError
+from vgg_jax.sharding import bytes_a_device, local_rows
+from vgg_jax.state import TrainState
+
+_INTERPRETER_BYTES = 200 * 2**20  # of a process that decodes
+
+
+def memory_a_device() -> int:
+    """Returns the bytes of memory that programs may use on each of this process's devices; CPU devices share the host's."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit") or host_memory() // jax.local_device_count()
+
+
+def host_memory() -> int:
+    """Returns the bytes of this machine's memory, or of its container's where that may use less."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return size
+
+
+def check_memory(config: ConfigDict, shapes: TrainState, mesh: Mesh) -> None:
+    """Raises UserError, before anything is compiled or decoded, where there is certainly too little memory."""
+    image = 3 * config.image.crop**2  # bytes, as the host decodes it; the first step makes it float
+    state, batch = bytes_a_device(shapes), config.batch_size // mesh.shape["data"] * image
+    need_memory(state + batch + 4 * batch // config.accumulation_steps, "on each device for the state and a batch")
+    threads = config.data.threads * max(1, config.data.processes)
+    ahead = (threads + 2) * len(local_rows(mesh, config.batch_size)) * image
+    needed = ahead + config.data.processes * _INTERPRETER_BYTES
+    if needed > host_memory():
+        raise UserError(
+            f"config.data.threads={config.data.threads} and config.data.processes={config.data.processes} need "
+            f"{needed / 2**30:,.1f} GiB to decode {threads} batches ahead, and this machine has "
+            f"{host_memory() / 2**30:,.1f} GiB of memory; give fewer of them or a smaller config.batch_size."
+        )
+
+
+def need_memory(num_bytes: int, purpose: str) -> None:
+    """Raises UserError where a device has less memory."""
+    if num_bytes > memory_a_device():
+        raise UserError(
+            f"this run needs {num_bytes / 2**30:,.1f} GiB {purpose}, and there are {memory_a_device() / 2**30:,.1f} GiB; take "
+            "a smaller config.batch_size, config.image.crop or model (config.model.fc_width, config.model.width_multiplier), "
+            "config.accumulation_steps, or more devices (config.sharding=fsdp splits the state)."
+        )
