@@ -44,7 +44,7 @@ def test_the_colour_shift_is_krizhevskys():
 
 
 def test_imagenets_constants_are_on_the_scale_of_pixels():
-    # PAPER.md §5.8: l1 = 255 * 0.2175 along (-0.5675, -0.5808, -0.5836), which has length 1.
+    # Krizhevsky 2012 §4.1, ImageNet: l1 = 255 * 0.2175 along (-0.5675, -0.5808, -0.5836), which has length 1.
     lengths = np.linalg.norm(IMAGENET_STATISTICS.color_vectors, axis=0)
     np.testing.assert_allclose(lengths, 255 * np.array([0.2175, 0.0188, 0.0045]), rtol=1e-3)
     np.testing.assert_allclose(

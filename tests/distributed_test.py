@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.command import REPOSITORY, as_flags, run_main, start_main
+from vgg_jax import session
 
 QUICKSTART = "--config=configs/quickstart.py"
-STEPS = 40from vgg_jax import session
-
+STEPS = 40
 
 
 def free_port() -> int:

@@ -85,7 +85,7 @@ def test_the_table_shows_the_paper_where_it_has_a_figure():
     assert "paper" not in results.table([other])
 
 
-# PAPER.md §3, written out once more.
+# Paper Tables 3 to 6, written out once more.
 TABLE_3 = """A 29.6/10.4 - -
 A-LRN 29.7/10.5 - -
 B 28.7/9.9 - -

@@ -1,4 +1,4 @@
-"""The transplant (Paper §3.1, PAPER.md §5.2): which layers, to the last bit, on any layout; refusals by layer and shape."""
+"""The transplant (Paper §3.1): which layers, to the last bit, on any layout; refusals by layer and shape."""
 
 import itertools
 import json

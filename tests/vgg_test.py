@@ -11,7 +11,7 @@ from jax import lax
 
 from vgg_jax.models import CONFIGURATIONS, VGG, endpoint_names
 
-# PAPER.md §1: parameters with 1000 classes, weight layers, GMAC at 224.
+# Paper Table 2: parameters with 1000 classes, weight layers, GMAC at 224.
 PUBLISHED = {
     "A": (132_863_336, 11, 7.61),
     "A-LRN": (132_863_336, 11, 7.61),

@@ -10,14 +10,14 @@ import numpy as np
 
 
 class ColorStatistics(NamedTuple):
-    """Of the pixels of a training split, on the scale 0 to 255 (PAPER.md §5.8)."""
+    """Colour statistics of a training split's pixels, on the scale 0 to 255."""
 
     mean_rgb: np.ndarray  # [3] float32
     # [3, 3] float32: column i is the i-th principal axis of the RGB covariance times the standard deviation along it.
     color_vectors: np.ndarray
 
 
-# The customary constants of ImageNet's training set (PAPER.md §5.8). The published l are square roots of eigenvalues
+# The customary constants of ImageNet's training set. The published l are square roots of eigenvalues
 # of pixels in [0, 1], so they are multiplied by 255, not 255^2.
 IMAGENET_STATISTICS = ColorStatistics(
     mean_rgb=np.array([123.68, 116.779, 103.939], np.float32),
@@ -31,14 +31,14 @@ IMAGENET_STATISTICS = ColorStatistics(
 
 
 def normalize(images_BxHxWx3: jax.Array, statistics: ColorStatistics) -> jax.Array:
-    """uint8 RGB -> float32 with the training set's mean subtracted and nothing divided (Paper §2.1)."""
+    """Converts uint8 RGB to float32 and subtracts the training set's mean; nothing is divided (Paper §2.1)."""
     return images_BxHxWx3.astype(jnp.float32) - statistics.mean_rgb
 
 
 def augment(
     key: jax.Array, images_BxHxWx3: jax.Array, statistics: ColorStatistics, flip: bool = True, color_std: float = 0.1
 ) -> jax.Array:
-    """The random part of the paper's augmentation that is not the crop (Paper §3.1).
+    """Applies the random part of the paper's augmentation that is not the crop (Paper §3.1).
 
     Args:
       key: every image's draw depends on it and on the image's place in the batch alone, not on the devices.

@@ -29,7 +29,7 @@ _DAMAGED = ".damaged"  # suffix of a checkpoint that was set aside
 
 @dataclasses.dataclass
 class Progress:
-    """What a run knows on the host; a checkpoint holds it as JSON."""
+    """Host-side state of a run; a checkpoint holds it as JSON."""
 
     seconds: float = 0.0  # of the run so far
     best_top1_error: float | None = None

@@ -133,7 +133,7 @@ def _check_processes(address: str, count: int, index: int) -> None:
 
 
 def default_workdir(config: str) -> Path:
-    """configs/vgg19.py:S=384 -> runs/vgg19-S=384."""
+    """Returns runs/vgg19-S=384 for configs/vgg19.py:S=384."""
     file, _, argument = config.partition(":")
     return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
 
@@ -162,7 +162,7 @@ class _Lossy(io.FileIO):
 
 
 def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
-    """absl's parsing, with one sentence and exit status 2 for whatever is wrong, so that launchers do not try it again."""
+    """Parses with absl; any mistake is one sentence and exit status 2, so that launchers do not try it again."""
     for argument in argv:
         name, _, value = argument.partition(" ")
         if argument.startswith("--") and value and "=" not in name:
@@ -181,14 +181,14 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def configurations() -> dict[str, Path]:
-    """The files of this project's configurations by their names: in an installed package within it, in a clone beside it."""
+    """Returns the files of the configurations by name, within the installed package or next to it in a clone."""
     package = Path(__file__).parent
     places = [place for place in (package / "configs", package.parent / "configs") if place.is_dir()]
     return {file.stem: file for place in places[:1] for file in sorted(place.glob("*.py"))}
 
 
 def _with_configuration_files(argv: list[str]) -> list[str]:
-    """The same arguments with the file wherever --config gives a configuration's name: vgg19:S=384, or a path."""
+    """Replaces a configuration's name after --config, as vgg19:S=384, by its file."""
     found = []
     for before, argument in zip(["", *argv], argv, strict=False):
         flag, value = (

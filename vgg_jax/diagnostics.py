@@ -18,7 +18,7 @@ _LARGEST_UPDATE_RATIO = 0.05
 
 
 def stuck(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | None:
-    """What to say at an evaluation of a run whose loss is still that of guessing (PAPER.md §5.1); None if it is not.
+    """Returns a warning for a run whose loss is still that of guessing; None if it is not.
 
     Args:
       config: the run's.
@@ -45,7 +45,7 @@ def stuck(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | No
 
 
 def exploding(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | None:
-    """What to say where updates are so large that nothing of the start is left; None where they are not.
+    """Returns a warning where updates are so large that they destroy the initialisation; None where they are not.
 
     Args:
       config: the run's.
@@ -64,7 +64,7 @@ def exploding(config: ConfigDict, step: int, means: Mapping[str, float]) -> str 
 
 
 def diverged(config: ConfigDict, step: int, loss: float) -> UserError:
-    """The end of a run whose loss or parameters are not finite."""
+    """Returns the error for a run whose loss or parameters are not finite."""
     return UserError(
         f"training has diverged: at step {step} the loss is {loss:.4g} and the loss or a parameter is not finite. Nothing "
         f"was saved after that; the last checkpoint is as it was. {_remedies(config)}"

@@ -75,7 +75,7 @@ def differences(first: dict, second: dict, template: str) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean X?", or "" where nothing known is close."""
+    """Returns " Did you mean X?", or "" where nothing known is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 

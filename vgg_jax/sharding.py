@@ -36,24 +36,24 @@ RULES: dict[str, tuple[tuple[str, PartitionSpec], ...]] = {
 
 
 def make_mesh(model_parallel: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh ("data", "model") over all devices, or those given; `model_parallel` divides their number."""
+    """Returns a mesh ("data", "model") over all devices, or those given; `model_parallel` divides their number."""
     devices = devices or jax.devices()
     shape = (len(devices) // model_parallel, model_parallel)
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose first dimension counts images."""
+    """Returns the sharding of arrays whose first dimension counts images."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of arrays that every device holds whole."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def for_computing(params: Any, rules: str, mesh: Mesh) -> Any:
-    """Parameters, a tree of arrays, as layers want them: what `fsdp` keeps in parts is whole on every device while in use.
+    """All-gathers FSDP-sharded parameters for the forward and backward pass.
 
     Left to itself the compiler sends parts of the maps around in place of kernels, in loops
     (benchmarks/compile_check.md).
@@ -72,7 +72,7 @@ def over_all_devices(images: jax.Array, mesh: Mesh) -> jax.Array:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a global batch that this process's devices hold, ascending.
+    """Returns the rows of a global batch that this process's devices hold, ascending.
 
     Processes may share rows: those along the `model` axis see the same images.
     """
@@ -81,7 +81,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def whole(array: Any) -> Any:
-    """The array with all of it on every device, so that each process can read it; called by all processes alike."""
+    """Replicates an array, so that each process can read all of it; all processes call this alike."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return array
     sharding: Any = array.sharding
@@ -94,7 +94,7 @@ def bytes_a_device(tree: Any) -> int:
 
 
 def tree_shardings(tree: Any, mesh: Mesh, rules: str) -> Any:
-    """NamedSharding for each array of a tree of parameters, or of a train state.
+    """Returns a NamedSharding for each array of a tree of parameters, or of a train state.
 
     Args:
       tree: arrays or jax.ShapeDtypeStruct.

@@ -56,12 +56,12 @@ def make_model(config: ConfigDict) -> VGG:
 
 
 def init_key(seed: int) -> jax.Array:
-    """The key that initialisation draws from."""
+    """Returns the key that initialisation draws from."""
     return jax.random.split(jax.random.key(seed))[0]
 
 
 def step_key(seed: int, step: jax.typing.ArrayLike) -> jax.Array:
-    """The key that everything random on the device draws from at a step."""
+    """Returns the key of all randomness on the device at a step."""
     return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
 
 

@@ -114,7 +114,7 @@ _OTHER_CLASSES = "its classes have other names there"
 
 
 def _order_of_classes(there: tuple[list[str], ...], here: list[str]) -> tuple[list[int] | None, str]:
-    """Where each class of the new head lies in the donor's, None where nothing moves; and a remark."""
+    """Returns the position of each new class in the donor's head, None where nothing moves; and a remark."""
     if not here:
         return None, ""
     if not there:
@@ -128,7 +128,7 @@ def _order_of_classes(there: tuple[list[str], ...], here: list[str]) -> tuple[li
 
 
 def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the source") -> list[str]:
-    """The names of the layers to copy, in the new model's order.
+    """Returns the names of the layers to copy, in the new model's order.
 
     Args:
       params: of the new model.
@@ -203,7 +203,7 @@ def _check_shapes(variables: dict, donor: dict, layers: list[str], source: str) 
 
 
 def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dict:
-    """conv1_1 for pixels without another mean than its own.
+    """Returns conv1_1 for pixels from which another mean was subtracted.
 
     The bias takes up the difference of the means, which is exact but at the borders: there zero padding now stands for the
     new mean.

@@ -206,7 +206,7 @@ def _holder(content: dict[str, Any]) -> str:
 
 
 def _lock_content(descriptor: int) -> dict[str, Any]:
-    """The lock file's content; {} where it is empty or not whole."""
+    """Returns the lock file's content; {} where it is empty or damaged."""
     try:
         content = json.loads(os.pread(descriptor, _LOCK_BYTES, 0))
         return content if {"id", "machine", "host", "process", "started", "renewed"} <= set(content) else {}

@@ -107,7 +107,7 @@ def render(seed: int) -> tuple[Image.Image, int]:
 
 
 def _ground(rng: np.random.RandomState, width: int, height: int) -> Image.Image:
-    """Smooth noise in three octaves around a random colour."""
+    """Returns smooth noise in three octaves around a random colour."""
     ground = Image.new("RGB", (width, height), tuple(int(v) for v in rng.randint(20, 140, 3)))
     for cells, weight in ((3, 0.25), (9, 0.2), (max(width, height) // 3, rng.uniform(0.05, 0.2))):
         noise = Image.fromarray(rng.randint(0, 256, (cells, cells, 3)).astype(np.uint8))

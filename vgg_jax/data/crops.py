@@ -21,14 +21,14 @@ Box = tuple[float, float, float, float]
 
 
 def rescaled_size(width: int, height: int, scale: int) -> tuple[int, int]:
-    """(width, height) after rescaling the shorter side to `scale`, the longer rounded to nearest (PAPER.md §5.5)."""
+    """Returns (width, height) after rescaling the shorter side to `scale`, the longer rounded to nearest."""
     short, long = sorted((width, height))
     long = (2 * long * scale + short) // (2 * short)
     return (scale, long) if width <= height else (long, scale)
 
 
 def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_max: int, crop: int) -> np.ndarray:
-    """One random crop of an isotropically rescaled image (Paper §3.1).
+    """Returns one random crop of an isotropically rescaled image (Paper §3.1).
 
     S is an integer, uniform in [scale_min, scale_max]; the crop lies anywhere in the rescaled image, uniformly. JPEGs
     are decoded only as large as S needs and only the crop is resized.
@@ -58,7 +58,7 @@ def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_
 
 
 def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
-    """The central crop of `rescaled`, to the last bit.
+    """Returns the central crop of `rescaled`, to the last bit.
 
     Args and result as in `random_crop`; where the margin is odd, the larger part is at the bottom or right.
     """
@@ -69,7 +69,7 @@ def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
 
 
 def rescaled(encoded: bytes, scale: int) -> np.ndarray:
-    """The whole image, decoded exactly and rescaled to a shorter side of `scale` pixels (Paper §3.2).
+    """Returns the whole image, decoded exactly and rescaled to a shorter side of `scale` pixels (Paper §3.2).
 
     Returns:
       [H, W, 3] uint8 RGB, of `rescaled_size`.
@@ -83,7 +83,7 @@ def rescaled(encoded: bytes, scale: int) -> np.ndarray:
 
 
 def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """Resizes what lies in a box, bilinear and antialiased (PAPER.md §5.5), as Pillow does; computes nothing else.
+    """Resizes what lies in a box, bilinear and antialiased, as Pillow does; computes nothing else.
 
     Args:
       pixels: [h, w, 3] uint8.
@@ -95,7 +95,7 @@ def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resize_fast(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """As `_resize` but for rounding, with vector instructions: a fifth of the time."""
+    """Resizes as `_resize` does but for rounding, with vector instructions: a fifth of the time."""
     if cykooz_resizer is None:
         return _resize(pixels, box, size)
     pixels, (left, top, right, bottom) = _surroundings(pixels, box, size)
@@ -109,7 +109,7 @@ def _resize_fast(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndar
 
 
 def _surroundings(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> tuple[np.ndarray, Box]:
-    """The part of the image that the pixels of a resized box depend on, and the box in it."""
+    """Returns the part of the image that the pixels of a resized box depend on, and the box in it."""
     height, width, _ = pixels.shape
     left, top, right, bottom = box
     # Rounding may carry a far edge past the image's by a part in 10^16.

@@ -77,7 +77,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
     The kind is told by the content, not by a name. Grey, palette, CMYK, YCCK and Lab images become RGB; 16 bits are
     divided by 257, numbers from 0 to 1 multiplied by 255, and rounded; transparent images are laid on white; of several
-    frames the first counts. Orientation tags are ignored (PAPER.md §5.9).
+    frames the first counts. Orientation tags are ignored.
 
     Args:
       encoded: a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file; AVIF and JPEG 2000 where Pillow was built with them.
@@ -143,7 +143,7 @@ def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], botto
 
 
 class Header(NamedTuple):
-    """What an image's header says; all but the size of JPEGs only."""
+    """An image's header; all but the size of JPEGs only."""
 
     size: tuple[int, int]  # width, height
     components: int = 0
@@ -159,12 +159,12 @@ def read_header(encoded: bytes) -> Header:
 
 
 def size_of(encoded: bytes) -> tuple[int, int]:
-    """(width, height) in pixels, from the header alone; raises DecodeError as `decode` does."""
+    """Returns (width, height) in pixels, from the header alone; raises DecodeError as `decode` does."""
     return read_header(encoded).size
 
 
 def is_cut_short(encoded: bytes) -> bool:
-    """Whether a JPEG has no end marker, so that decoders make up its last rows; False for other kinds."""
+    """Returns whether a JPEG has no end marker, so that decoders make up its last rows; False for other kinds."""
     if encoded[:2] != b"\xff\xd8" or encoded.endswith(b"\xff\xd9"):
         return False
     return encoded.find(b"\xff\xd9", read_header(encoded).pixels_at) < 0
@@ -187,7 +187,7 @@ def read_file(path: Path) -> bytes:
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
-    """Whether a sound image is a grey or RGB JPEG, which every JPEG decoder reads."""
+    """Returns whether a sound image is a grey or RGB JPEG, which every JPEG decoder reads."""
     return read_header(encoded).components in (1, 3)
 
 
@@ -305,7 +305,7 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def _without_remarks(encoded: bytes) -> bytes:
-    """A PNG without its texts, colour profile and the like, of which Pillow bounds the size; other kinds as they are."""
+    """Returns a PNG without texts and colour profile, of which Pillow bounds the size; other kinds unchanged."""
     if encoded[:8] != _PNG:
         return encoded
     chunks, at = [_PNG], 8

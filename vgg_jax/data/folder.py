@@ -27,7 +27,7 @@ class Listing(NamedTuple):
     left_out: list[Path]  # what is in no class, dangling links, and directories that are no split
 
     def class_names(self) -> list[str]:
-        """The classes of `train`; where there is no such split, of all."""
+        """Returns the classes of `train`; where there is no such split, of all."""
         splits = [self.splits["train"]] if "train" in self.splits else self.splits.values()
         return sorted({name for classes in splits for name in classes})
 
@@ -81,7 +81,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """All files of a directory and below it, by name, but those that start with a dot; a link back to a directory above is
+    """Yields all files below a directory, by name, but those that start with a dot; a link back to a directory above is
     not followed."""
     above = {os.path.realpath(directory)}
 
@@ -145,7 +145,7 @@ def _files(listing: Listing) -> list[Path]:
 
 
 def listing_digest(root: Path, listing: Listing) -> str:
-    """Ten hexadecimal digits that change with any file's name, size or time of change."""
+    """Returns ten hexadecimal digits that change with any file's name, size or time of change."""
     digest = hashlib.sha256()
     for classes in listing.splits.values():
         for files in classes.values():
@@ -157,7 +157,7 @@ def listing_digest(root: Path, listing: Listing) -> str:
 
 
 def full_name(root: Path, listing: Listing) -> str:
-    """The name of the prepared data: that of the whole listing, so that who knows the folder finds what was prepared."""
+    """Returns the name of the prepared data; the same listing always maps to the same name."""
     return f"vgg_jax_folder/{printable(root.name)}-{listing_digest(root, listing)}/1.0.0"
 
 

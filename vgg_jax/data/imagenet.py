@@ -36,7 +36,7 @@ _VERSION = "5.1.0"  # of TFDS's layout of it
 
 
 class _Index(NamedTuple):
-    """Where the images of a split lie in its tar."""
+    """Positions of the images of a split in its tar."""
 
     names: np.ndarray  # [N] bytes
     labels: np.ndarray  # [N] int64; -1: none
@@ -167,7 +167,7 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
 
 
 def _train_members(tar: tarfile.TarFile, path: Path, edition: Edition) -> Iterator[tuple[str, str, int, int]]:
-    """(name, WNID, offset, size) of the images in the tars in the tar."""
+    """Yields (name, WNID, offset, size) of the images in the tars in the tar."""
     inner_tars = tar.getmembers()
     if strange := [
         m.name for m in inner_tars if not m.name.endswith(".tar") or Path(m.name).stem not in edition.classes
@@ -229,7 +229,7 @@ def _write_shards(
 
 
 def _sound(fetched: Iterator[tuple[Record, str | None]], bad: dict[str, str]) -> Iterator[Record]:
-    """The records of sound images; the others' names and faults are added to `bad`."""
+    """Yields the records of sound images; adds the others' names and faults to `bad`."""
     for record, fault in fetched:
         if fault is None:
             yield record

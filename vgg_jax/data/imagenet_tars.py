@@ -26,7 +26,7 @@ class Tar(NamedTuple):
 
 
 class Edition(NamedTuple):
-    """What the tars of a year's challenge hold."""
+    """Contents of the tars of a year's challenge."""
 
     splits: dict[str, Tar]
     classes: Sequence[str]  # WNIDs, sorted: their places are the labels
@@ -34,7 +34,7 @@ class Edition(NamedTuple):
 
 
 def _lines(file: str) -> list[str]:
-    """Of a file that TFDS carries; found without importing it, which takes seconds."""
+    """Returns the words of a file that TFDS carries, found without importing TFDS, which takes seconds."""
     package = importlib.util.find_spec("tensorflow_datasets")
     assert package is not None
     assert package.origin is not None
@@ -55,7 +55,7 @@ ILSVRC2012 = Edition(
 
 
 def find_tars(directory: Path, edition: Edition) -> dict[str, Path]:
-    """The tar of every split; raises UserError that names each one that is not there, or not as it should be."""
+    """Returns the tar of every split; raises UserError that names each missing or unexpected one."""
     if not directory.is_dir():
         raise UserError(f"--tars={directory}: there is no such directory.")
     found, faults = {}, []

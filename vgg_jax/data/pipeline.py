@@ -63,10 +63,10 @@ class Examples:
 
 
 def train_examples(config: ConfigDict, records: Records) -> Examples:
-    """Training examples without end: image [crop, crop, 3] uint8 RGB, label int32.
+    """Returns training examples without end: image [crop, crop, 3] uint8 RGB, label int32.
 
     Example i is image i mod N of a new order of all N images in every epoch, i div N, so batches run across the edges
-    of epochs and nothing is dropped (PAPER.md §5.12). Crop and scale are drawn from a stream of their own for every i.
+    of epochs and nothing is dropped. Crop and scale are drawn from a stream of their own for every i.
     """
     # Read once: a ConfigDict takes its time at every attribute.
     seed, sizes = config.seed, (config.image.scale_min, config.image.scale_max, config.image.crop)
@@ -87,12 +87,12 @@ def train_examples(config: ConfigDict, records: Records) -> Examples:
 
 @functools.lru_cache(maxsize=2)  # a batch may lie in two epochs
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of all images in an epoch; 10 MB for ImageNet."""
+    """Returns the order of all images in an epoch; 10 MB for ImageNet."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def eval_examples(config: ConfigDict, records: Records) -> Examples:
-    """Validation examples, padded to whole batches: as training's, central crops at Q, with mask, False for padding."""
+    """Returns validation examples, padded to whole batches: central crops at Q, with mask, False for padding."""
     scale, crop = eval_scale(config), config.image.crop
     padding = {"image": np.zeros((crop, crop, 3), np.uint8), "label": np.int32(0), "mask": np.False_}
 
@@ -107,7 +107,7 @@ def eval_examples(config: ConfigDict, records: Records) -> Examples:
 
 
 def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) -> grain.DatasetIterator:
-    """Global batches from batch number `start` on, sharded over the mesh's data axis, on the devices ahead of need.
+    """Yields global batches from number `start` on, sharded over the mesh's data axis, placed on the devices ahead.
 
     They are decoded by `data.threads` threads, each a whole batch of this process at a time, or by as many in each of
     `data.processes` processes, where one interpreter would be the limit; the batches are the same.
@@ -156,7 +156,7 @@ def _need_shared_memory(processes: int, batch_bytes: int) -> None:
 
 
 def placed(local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: NamedSharding) -> jax.Array:
-    """The global array of `batch_size` rows of which `local` are those that this process has, numbered `rows`."""
+    """Returns the global array of `batch_size` rows, of which this process has `local`, numbered `rows`."""
 
     def of_device(index: Any) -> np.ndarray:
         # A device's rows follow one another, in the batch and in this process's part of it.
@@ -178,7 +178,7 @@ def _end_with_parent(*_: Any) -> None:
 
 
 def local_batches(config: ConfigDict, examples: Examples, rows: np.ndarray) -> grain.MapDataset:
-    """The part of every global batch that one process reads: these rows, in this order."""
+    """Yields the part of every global batch that one process reads: these rows, in this order."""
     whole = config.batch_size
 
     def batch(number: int) -> Example:
@@ -188,7 +188,7 @@ def local_batches(config: ConfigDict, examples: Examples, rows: np.ndarray) -> g
 
 
 def _stacked(examples: Iterable[Example], size: int) -> Example:
-    """The next `size` examples as one, every array with a new first axis.
+    """Stacks the next `size` examples, every array with a new first axis.
 
     Grain's own batching would hold all of them and then stack them. Here each is copied while it lies in the cache, and
     into memory aligned so that a CPU device takes it over as it is.
@@ -203,7 +203,7 @@ def _stacked(examples: Iterable[Example], size: int) -> Example:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory that begins at a multiple of 64 bytes, as XLA's CPU devices want it."""
+    """Returns uninitialised memory that begins at a multiple of 64 bytes, as XLA's CPU devices need it."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64

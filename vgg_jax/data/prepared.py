@@ -83,7 +83,7 @@ def find(name: str, data_dir: epath.Path) -> Prepared | None:
 
 
 def read(directory: epath.Path) -> Prepared | None:
-    """The data set that lies in a directory; None where there is none that is whole.
+    """Returns the data set in a directory; None where there is no complete one.
 
     Raises:
       UserError: its description is damaged.
@@ -243,7 +243,7 @@ def pack(
 
 
 def on_disk(directory: epath.Path | str) -> Path:
-    """A directory in which data is to be prepared; raises UserError for one that is in a bucket."""
+    """Returns a directory in which data is to be prepared; raises UserError for one in a bucket."""
     if "://" in str(directory):
         raise UserError(f"{directory} is no directory of this machine; prepare on a disk, and copy the result.")
     return Path(directory)
@@ -251,7 +251,7 @@ def on_disk(directory: epath.Path | str) -> Path:
 
 @contextlib.contextmanager
 def _unfinished(final: Path) -> Iterator[Path]:
-    """A new directory beside the final one, whose name it takes at the end; another preparation may be as far first."""
+    """Yields a new directory, renamed to the final one at the end unless another preparation was first."""
     final.parent.mkdir(parents=True, exist_ok=True)
     directory = final.with_name(f"{final.name}.unfinished-{secrets.token_hex(4)}")
     directory.mkdir()

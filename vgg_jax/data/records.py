@@ -46,7 +46,7 @@ class Records(Sequence[Record]):
         return self._ends[-1]
 
     def __getitem__(self, index: Any) -> Any:
-        """A record; raises UserError, with the place, where its bytes are not those that were written."""
+        """Returns a record; raises UserError, with its position, where its bytes have changed."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
@@ -59,7 +59,7 @@ class Records(Sequence[Record]):
             ) from error
 
     def in_common(self, other: Records) -> int:
-        """How many of these records are among the other ones too, those that are here several times counted so."""
+        """Returns how many of these records are among the other ones too, repeated ones counted each time."""
         return sum(
             max(0, min(part.skip + part.take, other_part.skip + other_part.take) - max(part.skip, other_part.skip))
             for part in self._parts
@@ -76,7 +76,7 @@ class Records(Sequence[Record]):
 
 
 def _parsed(example: bytes) -> Record:
-    """The record in a serialised tf.train.Example of any layout."""
+    """Parses a serialised tf.train.Example of any layout."""
     from tensorflow_datasets.proto import tf_example_pb2  # seconds, for what TFDS does not write
 
     features = tf_example_pb2.Example.FromString(example).features.feature
@@ -90,7 +90,7 @@ _LISTS = {b"image": 0x0A, b"label": 0x1A, b"file_name": 0x0A}  # of bytes or of 
 
 
 def _plainly_laid_out(example: bytes) -> Record | None:
-    """As `_parsed`, of an Example as TFDS writes it: one value to a feature, keys first. None for any other.
+    """Parses an Example as TFDS writes it, one value to a feature and keys first; returns None for any other.
 
     Protobuf copies the image twice on its way, which evicts from the cache what decoding needs.
     """
@@ -118,7 +118,7 @@ def _plainly_laid_out(example: bytes) -> Record | None:
 
 
 def _field(data: bytes, at: int, tag: int) -> tuple[int, int]:
-    """Where the content of a field with such a tag ends and begins; raises ValueError where another tag stands."""
+    """Returns where the content of a field ends and begins; raises ValueError where another tag stands."""
     if data[at] != tag:
         raise ValueError
     length, start = _varint(data, at + 1)
@@ -126,7 +126,7 @@ def _field(data: bytes, at: int, tag: int) -> tuple[int, int]:
 
 
 def _varint(data: bytes, at: int, bits: int = 28) -> tuple[int, int]:
-    """A number of up to so many bits, of 64 a signed one, and where it ends; raises ValueError for a longer one."""
+    """Returns a number of up to so many bits, of 64 a signed one, and its end; raises ValueError for a longer one."""
     value = 0
     for shift in range(0, bits, 7):
         byte = data[at]
@@ -139,7 +139,7 @@ def _varint(data: bytes, at: int, bits: int = 28) -> tuple[int, int]:
 
 
 def serialized(record: Record) -> bytes:
-    """A record as a tf.train.Example, in the bytes that TFDS would write."""
+    """Serialises a record as a tf.train.Example, in the bytes that TFDS would write."""
     features = b""
     for name, value in sorted(record.items()):
         content = _number(value) if name == "label" else value
@@ -153,7 +153,7 @@ def _tagged(tag: int, content: bytes) -> bytes:
 
 
 def _number(value: int) -> bytes:
-    """A 64 bit integer as a varint: seven bits to a byte, the lowest first."""
+    """Encodes a 64 bit integer as a varint: seven bits to a byte, the lowest first."""
     value &= (1 << 64) - 1
     groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
     return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])

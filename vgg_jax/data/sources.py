@@ -41,7 +41,7 @@ class Dataset(NamedTuple):
     warnings: tuple[str, ...] = ()  # sentences, of what is rarely meant
 
     def description(self) -> dict[str, Any]:
-        """What `dataset.json` in a workdir says."""
+        """Returns the content of a workdir's `dataset.json`."""
         return {
             "name": self.name,
             "class_names": self.class_names,
@@ -101,7 +101,7 @@ _ADVICE = "--config.data.train_split='train[:90%]' and --config.data.val_split='
 
 
 def expanded(directory: str) -> epath.Path:
-    """The path of a directory of prepared data, with ~ replaced; in place of the default, what TFDS_DATA_DIR says.
+    """Returns the directory of prepared data with ~ replaced; TFDS_DATA_DIR takes the default's place.
 
     Raises:
       UserError: a bucket whose Python package is missing, or an address of something else.
@@ -131,7 +131,7 @@ def prepared_data(
     splits: Mapping[str, str] | None = None,
     num_classes: int = 0,
 ) -> Prepared:
-    """A data set that is prepared, now if need be.
+    """Returns a prepared data set; prepares it first if need be.
 
     Args:
       name: `builtin`, `folder`, or the name of a TFDS data set.
@@ -155,7 +155,7 @@ def prepared_data(
 
 
 def open_split(data: Prepared, split: str, key: str) -> Records:
-    """The records of a split expression, as train, train[:90%], train[100:], train[:2shard] or train+validation.
+    """Opens the records of a split expression: train, train[:90%], train[100:], train[:2shard], train+validation.
 
     Raises:
       UserError: an expression that is none, or takes no record; `key` says in it where the expression came from.
@@ -180,7 +180,7 @@ _SLICE = re.compile(rf"[\w-]+(?:\[{_NUMBER}(:){_NUMBER}\]|\[(\d+)shard\])?")
 
 
 def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
-    """The first record that a split, or a part of it, takes, and the one after the last, as TFDS rounds them."""
+    """Returns the first record of a split, or of a part of it, and the one after the last, rounded as TFDS does."""
     shards = data.splits.get(_names(expression)[0], [])
     ends = [0, *accumulate(shard.num_records for shard in shards)]
 
@@ -216,7 +216,7 @@ def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
 
 
 def _names(split: str) -> list[str]:
-    """The splits of which a TFDS expression, as train[:90%]+test, takes images."""
+    """Returns the splits in a TFDS expression, as train[:90%]+test."""
     return [re.split(r"[^\w-]", part.strip())[0] for part in split.split("+")]
 
 
@@ -242,12 +242,12 @@ def _check_num_classes(num_classes: int, name: str, count: int) -> None:
 
 
 def _flag(name: str, value: object) -> str:
-    """A flag as a shell takes it."""
+    """Returns a flag quoted for a shell."""
     return f"--{name}={shlex.quote(str(value))}"
 
 
 def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatistics:
-    """Mean RGB and colour vectors of a split: ImageNet's customary ones, or computed once and kept (PAPER.md §5.8)."""
+    """Returns mean RGB and colour vectors of a split: ImageNet's customary ones, or computed once and cached."""
     if data.name.startswith("imagenet2012/"):
         return IMAGENET_STATISTICS
     path = data.directory / f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
@@ -328,7 +328,7 @@ def _by_name(name: str, data_dir: epath.Path) -> Prepared:
 
 
 def how_to_prepare(name: str, data_dir: epath.Path) -> str:
-    """The command that prepares a TFDS data set as ArrayRecord, in a sentence without its end."""
+    """Returns the command that prepares a TFDS data set as ArrayRecord, in a sentence without its end."""
     if re.split("[:/]", name)[0] == "imagenet2012":
         return (
             "Prepare it from the tars of image-net.org: python -m vgg_jax.prepare imagenet2012 --tars=DIR "

@@ -1,4 +1,4 @@
-"""Mean RGB and colour vectors of a training split, computed once and kept beside the prepared data (PAPER.md §5.8)."""
+"""Mean RGB and colour vectors of a training split, computed once and kept beside the prepared data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vgg_jax.data.parallel import parallel_map, progress
 
 
 def color_statistics(records: Sequence[dict[str, Any]], threads: int | None = None) -> ColorStatistics:
-    """Mean and principal axes of the RGB values of a split in one pass; every image counts the same, whatever its size.
+    """Computes mean and principal axes of a split's RGB values in one pass; every image counts the same at any size.
 
     Args:
       records: each with the encoded image under "image".

@@ -1,4 +1,4 @@
-"""Validation on centre crops: cheap, and what the plateau schedule listens to (PAPER.md §5.4)."""
+"""Validation on centre crops: cheap, and what the plateau schedule listens to."""
 
 from __future__ import annotations
 

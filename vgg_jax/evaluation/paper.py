@@ -62,7 +62,7 @@ SEVEN_NETS = TopKError(24.7, 7.5)
 
 
 def training_scales(config: ConfigDict) -> str | None:
-    """ "S=256", "S=384" or "jitter" where a model is one of the paper's by its shape and S, else None."""
+    """Returns "S=256", "S=384" or "jitter" where a model is one of the paper's by its shape and S, else None."""
     model, image = config.model, config.image
     if (model.width_multiplier, model.fc_width, model.num_classes, image.crop) != (1.0, 4096, 1000, 224):
         return None
@@ -72,7 +72,7 @@ def training_scales(config: ConfigDict) -> str | None:
 def published(
     models: list[tuple[str, str | None]], protocol: str, scales: str, data: str, split: str
 ) -> TopKError | None:
-    """The figure of the paper for what was done, or None where it has none.
+    """Returns the paper's figure for an evaluation, or None where it has none.
 
     Args:
       models: (configuration, `training_scales`) of each.

@@ -28,7 +28,7 @@ from vgg_jax.provenance import environment
 
 
 class Request(NamedTuple):
-    """What is to be evaluated, and how; "" and 0 leave it to the models' own configuration."""
+    """A request to evaluate; "" and 0 leave a value to the models' own configuration."""
 
     workdirs: tuple[str, ...]
     protocol: str = "dense"

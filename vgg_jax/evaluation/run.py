@@ -38,7 +38,7 @@ class Chunk(NamedTuple):
 
 @dataclasses.dataclass
 class EvalStats:
-    """What an evaluation took, over all models and passes."""
+    """Cost of an evaluation, over all models and passes."""
 
     compilations: int = 0
     shapes: int = 0  # compilations of the whole network, one a shape

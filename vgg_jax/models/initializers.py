@@ -1,4 +1,4 @@
-"""Initialisation presets (PAPER.md §5.1): how a layer's random start follows from its fans."""
+"""Initialisation presets: how a layer's random start follows from its fans."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from vgg_jax.models.initializers import PRESETS
 
 @jax.custom_jvp
 def max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
-    """2x2 max pooling with stride 2; an odd last row or column is left out, as in flax and torch (PAPER.md §5.6).
+    """Pools 2x2 maxima with stride 2; an odd last row or column is left out, as in flax and torch.
 
     The windows do not overlap, so this is a reshape and three maxima, and the gradient is a select in place of
     select-and-scatter: faster on every backend, and available under --xla_gpu_deterministic_ops. Of equal largest
@@ -49,7 +49,7 @@ def _windows(x_BxHxWxC: jax.Array) -> jax.Array:
 
 
 def _pooled(windows_BxHx2xWx2xC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The windows' maxima and where in their window they lie, 0 to 3."""
+    """Returns the windows' maxima and the position of each in its window, 0 to 3."""
     first, *others = (windows_BxHx2xWx2xC[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
     largest, winner = first, jnp.zeros(first.shape, jnp.uint8)
     for place, other in enumerate(others, 1):
@@ -61,7 +61,7 @@ def _pooled(windows_BxHx2xWx2xC: jax.Array) -> tuple[jax.Array, jax.Array]:
 def local_response_norm(
     x_BxHxWxC: jax.Array, k: float = 2.0, n: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Krizhevsky's local response normalisation across channels (Paper §2.3, Krizhevsky et al. 2012 §3.3).
+    """Applies Krizhevsky's local response normalisation across channels (Paper §2.3, Krizhevsky et al. 2012 §3.3).
 
     y[c] = x[c] / (k + alpha * sum of x[j]^2 for |j - c| <= n // 2) ** beta, the window cut at the ends. The sum is a
     plain sum; Caffe and torch divide alpha by n, so their alpha is 5e-4 for the same function.
@@ -109,7 +109,7 @@ class FullyConnected(nn.Module):
                 "they are smaller than the crop."
             )
         # The fans are the matrix's: counting the map once more on the output side, as an initializer for convolution
-        # kernels would, makes fc6 2.7 times too small (PAPER.md §5.1).
+        # kernels would, makes fc6 2.7 times too small.
         kernel_init, bias_init = PRESETS[self.init_preset](shape[0] * shape[1] * c, self.features)
         kernel = self.param("kernel", kernel_init, shape, self.param_dtype).astype(self.dtype)
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype).astype(self.dtype)
@@ -123,7 +123,7 @@ class FullyConnected(nn.Module):
 
 @jax.custom_jvp
 def _product(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array) -> jax.Array:
-    """[B, F]: a map of the kernel's own size, times the kernel."""
+    """Returns [B, F]: a map of the kernel's own size, times the kernel."""
     return x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1) @ kernel_HxWxCxF.reshape(-1, kernel_HxWxCxF.shape[-1])
 
 

@@ -141,7 +141,7 @@ def _y_axis(ys: Sequence[float], log: bool, top: float | None) -> tuple[list[flo
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most so many points: means of neighbours, the last always among them as it is."""
+    """Returns a bounded number of points: means of neighbours, and the last point unchanged."""
     size = math.ceil(len(points) / most)
     if size <= 1:
         return list(points)
@@ -153,7 +153,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
 
 
 def _marks(marks: Sequence[Mark], place: Callable[[float], float]) -> list[str]:
-    """Dashed lines; the labels of near ones one below the other, those near the right edge to the left."""
+    """Draws dashed lines; labels of near ones stand one below the other, those near the right edge to the left."""
     parts, before, row = [], -math.inf, 0
     for mark in marks:
         x = place(mark.x)
@@ -169,7 +169,7 @@ def _marks(marks: Sequence[Mark], place: Callable[[float], float]) -> list[str]:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`."""
+    """Returns round numbers from at or below `low` to at or above `high`."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)

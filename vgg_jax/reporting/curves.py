@@ -17,7 +17,7 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def rate_text(rate: float) -> str:
-    """ "1e-3", "2.5e-3"."""
+    """Returns "1e-3", "2.5e-3"."""
     mantissa, exponent = f"{rate:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 

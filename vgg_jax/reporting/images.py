@@ -14,14 +14,14 @@ _COLUMNS = 16
 
 
 def jpeg(image: Image.Image, side: int) -> str:
-    """A data URI of an image no larger than `side` in either direction, as a JPEG."""
+    """Returns a data URI of an image no larger than `side` in either direction, as a JPEG."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _uri(small, "JPEG", quality=80, optimize=True)
 
 
 def thumbnail(pixels_HxWx3: np.ndarray, side: int) -> str:
-    """A data URI of the square in the middle of an image, `side` pixels wide."""
+    """Returns a data URI of the square in the middle of an image, `side` pixels wide."""
     image = Image.fromarray(pixels_HxWx3)
     width, height = image.size
     least = min(width, height)
@@ -31,7 +31,7 @@ def thumbnail(pixels_HxWx3: np.ndarray, side: int) -> str:
 
 
 def filters(kernel_hxwx3xC: np.ndarray) -> str:
-    """A data URI of a first layer's filters as colour tiles, the strongest first, a PNG with nothing between them.
+    """Returns a data URI of a first layer's filters as colour tiles, the strongest first, a PNG without gaps.
 
     Grey is zero; each filter has a scale of its own, its largest weight being black or full colour.
     """

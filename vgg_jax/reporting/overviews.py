@@ -14,7 +14,7 @@ from vgg_jax.reporting.sections import title
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """Several runs side by side."""
+    """Compares several runs."""
     x_label = "epoch" if all(run.steps_per_epoch() for run in runs) else "step"
 
     def overlay(name: str, what: str, **options: Any) -> Chart | None:
@@ -51,7 +51,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def reproduction_overview(reproduction: Reproduction) -> dict[str, Any]:
-    """The plan with the state of its stages, the tables, and the curves by configuration."""
+    """Returns the plan with the state of its stages, the tables, and the curves by configuration."""
     stages: list[dict[str, Any]] = [
         {
             "name": stage.name,
@@ -114,7 +114,7 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_configuration(reproduction: Reproduction) -> list[Chart]:
-    """A chart for each configuration: its stages in colours, seeds as thin lines; the same ends of the error axis."""
+    """Draws a chart for each configuration: stages in colours, seeds as thin lines, a common error axis."""
     groups: dict[str, list[Line]] = {}
     color: dict[str, int] = {}  # the same training scale has the same colour everywhere
     for stage in reproduction.stages:

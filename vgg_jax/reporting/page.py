@@ -119,7 +119,7 @@ def _name(directory: Path) -> str:
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """Returns the last parts of the paths, as many as tell them apart."""
     paths = [directory.absolute().parts for directory in directories]
     for count in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-count:]) for parts in paths]
@@ -129,7 +129,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 
 def _check_output(output: Path) -> None:
-    """Refuses, before anything is computed, what cannot or should not be written."""
+    """Refuses an output that cannot or should not be written, before anything is computed."""
     if output.is_dir():
         raise UserError(f"--output={output} is a directory; name a file in it, as --output={output / 'report.html'}.")
     with writing_to(output.parent, "choose another --output"):

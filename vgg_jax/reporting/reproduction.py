@@ -27,7 +27,7 @@ class Stage(NamedTuple):
 
 
 class Reproduction(NamedTuple):
-    """What `python -m vgg_jax.reproduce` has left in its directory."""
+    """Files of `python -m vgg_jax.reproduce`."""
 
     directory: Path
     stages: list[Stage]

@@ -33,7 +33,7 @@ class Run(NamedTuple):
     notes: list[str]  # what could not be read, in sentences
 
     def step(self) -> int:
-        """The last step that is known of."""
+        """Returns the last known step."""
         last = int(self.metrics[-1]["step"]) if self.metrics else 0
         return max(last, self.summary["steps"] if self.summary else 0)
 
@@ -47,13 +47,13 @@ class Run(NamedTuple):
         return math.ceil(self.config["num_epochs"] * per_epoch) if per_epoch else None
 
     def series(self, name: str) -> list[Point]:
-        """(epoch, or step where the epoch's length is unknown; value) of a metric, finite values only."""
+        """Returns (epoch, or step where the epoch's length is unknown; value) of a metric, finite values only."""
         unit = self.steps_per_epoch() or 1
         found = ((line["step"] / unit, line[name]) for line in self.metrics if name in line)
         return [(x, y) for x, y in found if math.isfinite(y)]
 
     def best(self) -> dict[str, float] | None:
-        """The validation line of least top-1 error, the later of equals, as checkpoints are chosen."""
+        """Returns the validation line of least top-1 error, the later of equals, as checkpoints are chosen."""
         lines = [line for line in self.metrics if "val/top1_error" in line]
         return min(reversed(lines), key=lambda line: line["val/top1_error"], default=None)
 
@@ -92,7 +92,7 @@ def read_run(workdir: Path, name: str) -> Run:
 
 
 def lr_drops(run: Run) -> list[tuple[float, float]]:
-    """(epoch or step, new rate) of each drop. It happens at a validation, the last before the first line that shows it."""
+    """Returns (epoch or step, new rate) of each drop, at the last validation before the first line that shows it."""
     unit = run.steps_per_epoch() or 1
     found: list[tuple[float, float]] = []
     rate, before, validated = None, 0.0, None
@@ -108,13 +108,13 @@ def lr_drops(run: Run) -> list[tuple[float, float]]:
 
 
 def norms(run: Run, prefix: str) -> dict[str, list[Point]]:
-    """{block: series} of what is logged by block, as `train/gradient_norm/block1`, in the order it is logged."""
+    """Returns {block: series} of a metric by block, as `train/gradient_norm/block1`, in the logged order."""
     names = dict.fromkeys(name for line in run.metrics for name in line if name.startswith(prefix + "/"))
     return {name.removeprefix(prefix + "/"): run.series(name) for name in names}
 
 
 def state(run: Run) -> str:
-    """finished, or how far it is, in words."""
+    """Returns "finished", or the progress in words."""
     if run.summary:
         return "finished"
     if not run.metrics:
@@ -143,7 +143,7 @@ def _data(run: Run) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Reads a JSON object.
 
     Raises:
       UserError: the file cannot be read, or holds something else.
@@ -182,7 +182,7 @@ def _known(path: Path, content: Any, kinds: dict[str, Any]) -> None:
 
 
 def _metrics(path: Path, classes: int) -> tuple[list[dict[str, float]], list[str]]:
-    """All sound lines by step, without the top-5 error of so few classes that it is always 0, and notes on the others."""
+    """Returns all sound lines by step, without the top-5 error of five classes or fewer, and notes on the others."""
     try:
         lines, damaged = read_metrics(path)
     except OSError as error:

@@ -25,7 +25,7 @@ _MOST_EPOCHS = 100  # rows of the table of validations
 
 
 class Wanted(NamedTuple):
-    """How much a page shows of a run."""
+    """Amount of detail that a page shows of a run."""
 
     right: int = 0  # images of the surest right predictions
     wrong: int = 0  # likewise of the wrong ones
@@ -34,14 +34,14 @@ class Wanted(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where data lies, if not where it lay for the runs; "" for that."""
+    """Location of data, if not that of the runs; "" for that."""
 
     data_dir: str = ""
     data_root: str = ""
 
 
 def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str, Any]:
-    """Everything about one run. What cannot be had is left out, and a note says why."""
+    """Returns everything about one run; missing data is omitted, with a note."""
     notes = list(run.notes)
     if run.summary is None:
         since = f"; metrics.jsonl was last written {run.written}" if run.written else ""
@@ -87,7 +87,7 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
 def _predictions(
     run: Run, trained: TrainedModel, wanted: Wanted, place: Place, quiet: bool, notes: list[str]
 ) -> dict[str, Any]:
-    """Errors, confusion, predictions and maps of one net."""
+    """Returns errors, confusion, predictions and maps of one model."""
     found = predictions.from_cache(trained, run.evaluations)
     if found is None and wanted.may_compute:
         try:
@@ -133,12 +133,12 @@ def _predictions(
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """What evaluations say, those that are kept."""
+    """Returns the cached evaluations."""
     return {"errors": _error_rows(run), "reference": _reference(run), "machine": _machine(run)}
 
 
 def title(run: Run) -> str:
-    """What kind of model it is: "VGG D, 0.25 x as wide, crop 64, S = 73"."""
+    """Returns the kind of model: "VGG D, 0.25 x as wide, crop 64, S = 73"."""
     low, high = run.config["image.scale_min"], run.config["image.scale_max"]
     width = run.config["model.width_multiplier"]
     return ", ".join(
@@ -152,7 +152,7 @@ def title(run: Run) -> str:
 
 
 def data_name(run: Run) -> str:
-    """The data set as a person calls it."""
+    """Returns the data set's name in words."""
     root = run.config["data.root"]
     name = Path(root).name if run.config["data.name"] == "folder" and root else run.config["data.name"]
     classes = f"{len(run.dataset.get('class_names', ())) or run.config['model.num_classes']} classes"
@@ -165,7 +165,7 @@ def data_name(run: Run) -> str:
 
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
-    """(figure, what it is, more) of what one looks for first."""
+    """Returns (figure, label, detail) of the headline figures."""
     best, speed = run.best(), run.median("train/images_per_second")
     per_epoch = run.steps_per_epoch()
     tiles = []
@@ -208,13 +208,13 @@ def _validations(run: Run) -> list[tuple[str, ...]]:
 
 
 def _configuration(run: Run) -> list[tuple[str, str, bool]]:
-    """(key, value, whether it differs from the paper's defaults)."""
+    """Returns (key, value, whether it differs from the paper's defaults)."""
     default = flatten(default_config())
     return [(key, str(value), key in default and value != default[key]) for key, value in run.config.items()]
 
 
 def _machine(run: Run) -> list[tuple[str, str]]:
-    """What it was computed with, as far as the run or its evaluations say."""
+    """Returns hardware and versions, as far as the run or its evaluations record them."""
     rows: list[tuple[str, str]] = []
     latest = run.evaluations[-1][1] if run.evaluations else {}
     for what, content in (("training", run.summary or {}), ("evaluation", latest)):
@@ -237,7 +237,7 @@ def _machine(run: Run) -> list[tuple[str, str]]:
 
 
 def _error_rows(run: Run) -> list[dict[str, Any]]:
-    """The rows of all evaluations that are kept, each once, and the paper's figures where results name them."""
+    """Returns the rows of all cached evaluations, each once, with the paper's figures where results name them."""
     rows: dict[tuple, dict[str, Any]] = {}
     for path, content in run.evaluations:
         for row in content["rows"]:
@@ -258,7 +258,7 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _reference(run: Run) -> list[tuple[str, str, str]]:
-    """The paper's figures of this configuration: (training scale, single scale, multi-scale), top-1 / top-5."""
+    """Returns the paper's figures of this configuration: (training scale, single scale, multi-scale), top-1 / top-5."""
     configuration = run.config["model.configuration"]
 
     def text(errors: paper.TopKError | None) -> str:
@@ -276,7 +276,7 @@ def _reference(run: Run) -> list[tuple[str, str, str]]:
 
 
 def by_class(found: predictions.Predictions, class_names: list[str]) -> dict[str, Any]:
-    """The confusion matrix of few classes, or the hardest of many."""
+    """Returns the confusion matrix of few classes, or the hardest of many."""
     matrix = predictions.confusion(found, len(class_names))
     counts = np.bincount(found.labels, minlength=len(matrix))
     errors = 1 - np.diag(matrix) / np.maximum(counts, 1)

@@ -44,10 +44,10 @@ SUBMISSION = ("D-256", "D-384", "D-jitter-fc", "C-256", "C-384", "E-256", "E-384
 
 
 def plan_defaults() -> ConfigDict:
-    """`config.plan`: what a plan has beside a training configuration."""
+    """Returns `config.plan`: the keys of a plan that a training configuration does not have."""
     plan = ConfigDict()
     plan.seeds = 1  # runs of every stage: config.seed, config.seed + 1, ...
-    # Of stages with S = 384 and jitter. The paper gives the rate for S = 384 alone (Paper §3.1, PAPER.md §5.11).
+    # Of stages with S = 384 and jitter. The paper gives the rate for S = 384 alone (Paper §3.1).
     plan.later_learning_rate = 1e-3
     plan.later_epochs = 20.0  # at most; the paper does not say
     plan.later_drops = 1  # of the rate, at most: from 1e-3 to where the earlier stage ended; the paper does not say
@@ -57,7 +57,7 @@ def plan_defaults() -> ConfigDict:
 
 
 def split_config(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
-    """The training configuration that all stages share, and the plan's own.
+    """Returns the training configuration that all stages share, and the plan's own.
 
     Raises:
       UserError: no plan in it, or an unknown or impossible value.
@@ -87,7 +87,7 @@ def split_config(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
 
 
 def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: Path, seed: int) -> ConfigDict:
-    """The configuration of one run of a stage.
+    """Returns the configuration of one run of a stage.
 
     Args:
       shared: what all stages have in common, of `split_config`.
@@ -126,12 +126,12 @@ def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: 
 
 
 def workdir_of(directory: Path, stage: str, seed: int) -> Path:
-    """<directory>/seed0/D-256."""
+    """Returns <directory>/seed0/D-256."""
     return directory / f"seed{seed}" / stage
 
 
 def chosen_stages(stages: Sequence[Stage], models: Iterable[str] = (), names: Iterable[str] = ()) -> list[Stage]:
-    """Some of the stages, in their order.
+    """Returns the selected stages, in their order.
 
     Args:
       stages: all.

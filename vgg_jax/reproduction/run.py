@@ -41,7 +41,7 @@ class Step(NamedTuple):
 def steps_of(
     stages: Sequence[Stage], shared: ConfigDict, plan: ConfigDict, directory: Path, everything: Sequence[Stage] = ()
 ) -> list[Step]:
-    """The runs of these stages in the order in which they are made, seed after seed.
+    """Returns the runs of these stages in the order of execution, seed after seed.
 
     Args:
       stages: chosen ones, see `plan.chosen_stages`.
@@ -85,7 +85,7 @@ def steps_of(
 
 
 def describe(steps: Sequence[Step]) -> str:
-    """The plan for a person: a line a run, with its length and the time it took or is known to take."""
+    """Returns the plan as text: a line a run, with its length and its actual or expected time."""
     images = None
     known: dict[str, list[float]] = {}
     for step in steps:
@@ -131,7 +131,7 @@ def describe(steps: Sequence[Step]) -> str:
 
 
 def write_plan(steps: Sequence[Step], stages: Sequence[Stage], seeds: int, directory: Path) -> None:
-    """`plan.json`: what the directory is.
+    """Writes `plan.json`, which marks a plan's directory.
 
     Raises:
       UserError: it is another plan's, or cannot be written.

@@ -122,7 +122,7 @@ def fill(
 
 
 def write(content: dict[str, Any], directory: Path) -> str:
-    """tables.json and tables.md in `directory`; returns the latter's text."""
+    """Writes tables.json and tables.md in `directory`; returns the latter's text."""
     text = markdown(content)
     write_json(directory / "tables.json", content)
     write_text(directory / "tables.md", text)
@@ -130,7 +130,7 @@ def write(content: dict[str, Any], directory: Path) -> str:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The tables as Markdown; errors in per cent, top-1/top-5."""
+    """Returns the tables as Markdown; errors in per cent, top-1/top-5."""
     lines = []
     for table in content["tables"]:
         lines += [f"### {table['heading']}: {table['title']}", ""]
@@ -161,7 +161,7 @@ def _row(workdirs: list[Path], cell: Cell, data_dir: str) -> dict[str, Any]:
 
 
 def _merged(cell: Cell, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row over seeds."""
+    """Merges one row over seeds."""
     stages = [_BY_NAME[name] for name in cell.stages]
     trained = list(dict.fromkeys(_training_scale(stage).removeprefix("S=") for stage in stages))
     merged: dict[str, Any] = {

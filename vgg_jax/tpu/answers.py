@@ -26,7 +26,7 @@ _MODEL_PARALLEL = 4  # devices that share FC layers where the configuration does
 def check(
     config: ConfigDict, topology: str, sharding: str, dense: bool, largest: bool, destination: Path | None
 ) -> dict:
-    """Compiles, prints a table as it goes, and writes the same as JSON.
+    """Compiles, prints a table meanwhile, and writes the same as JSON.
 
     Args:
       config: of the run.
@@ -66,7 +66,7 @@ def check(
 
 
 def _by_sharding(config: ConfigDict, sharding: str, where: Slice) -> Iterator[ConfigDict]:
-    """A configuration for each sharding, none of which looks at data."""
+    """Returns a configuration for each sharding, without data."""
     if sharding not in ("", "all", *RULES):
         raise UserError(
             f"--sharding={sharding}: it must be one of {', '.join(RULES)}, or all."
@@ -123,7 +123,7 @@ def _row(config: ConfigDict, where: Slice, devices: list[jax.Device], largest: b
 
 
 def _dense(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> dict[str, Any]:
-    """Of dense evaluation, which is the same for every sharding."""
+    """Compiles dense evaluation, which is the same for every sharding."""
     began = time.monotonic()
     images, rows, columns = compiled.dense_shape(config, where.devices)
     answer = compiled.dense_step(config, where, devices)
@@ -136,13 +136,13 @@ def _dense(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> dict[
 
 
 def _unit(config: ConfigDict, where: Slice) -> int:
-    """What batches that are tried are multiples of: as finely as the given one divides over the devices, 8 at most."""
+    """Returns the unit of batches to try: as finely as the given one divides over the devices, 8 at most."""
     parts = where.devices // config.model_parallel * config.accumulation_steps
     return parts * next(n for n in (8, 4, 2, 1) if config.batch_size // parts % n == 0)
 
 
 def _figures(answer: Answer, images: int, where: Slice) -> dict[str, Any]:
-    """A step's figures for the JSON."""
+    """Returns a step's figures for the JSON."""
     found: dict[str, Any] = {
         "answer": answer,
         "images": images,

@@ -64,18 +64,18 @@ class Slice(NamedTuple):
 
     @property
     def rings(self) -> int:
-        """Along how many dimensions of more than one chip there are rings."""
+        """Returns the number of dimensions of more than one chip that are rings."""
         return sum(size > 1 and self.wraps(size) for size in self.shape)
 
     def wraps(self, size: int) -> bool:
-        """Whether a dimension of `size` chips is a ring."""
+        """Returns whether a dimension of `size` chips is a ring."""
         if self.chip.links == 6 and any(side % self.chip.wrap for side in self.shape):
             return False
         return size % self.chip.wrap == 0
 
 
 def parse_slice(text: str) -> Slice:
-    """ "v5e:4x4" -> the slice.
+    """Returns the slice of "v5e:4x4".
 
     Raises:
       UserError: a chip or a shape that does not exist; lists those that do.

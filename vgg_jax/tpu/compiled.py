@@ -29,7 +29,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Answer(NamedTuple):
-    """What the compiler says of one step; memory, FLOPs and bytes are a device's."""
+    """Result of compiling one step; memory, FLOPs and bytes are a device's."""
 
     fits: bool
     memory: float  # bytes of HBM: arguments, results and temporaries
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 def topology_devices(where: Slice) -> list[jax.Device]:
-    """The slice's devices as the TPU compiler describes them.
+    """Returns the slice's devices as the TPU compiler describes them.
 
     Raises:
       UserError: the compiler is not installed, or does not take the slice.
@@ -66,7 +66,7 @@ def topology_devices(where: Slice) -> list[jax.Device]:
 
 
 def train_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> Answer:
-    """One update as `vgg_jax.train` compiles it.
+    """Compiles one update as `vgg_jax.train` does.
 
     Raises:
       UserError: a configuration that these devices cannot run.
@@ -78,7 +78,7 @@ def train_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> A
 
 
 def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> Answer:
-    """Dense evaluation as `vgg_jax.evaluate` compiles it, at its batch size and for the frame of `dense_shape`."""
+    """Compiles dense evaluation as `vgg_jax.evaluate` does, at its batch size and for the shape of `dense_shape`."""
     mesh = make_mesh(devices=devices)
     model, whole, split = make_model(config), replicated(mesh), batch_sharding(mesh)
     variables = jax.tree.map(
@@ -95,7 +95,7 @@ def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> A
 
 
 def dense_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """(images, rows, columns) that `dense_step` compiles: Q = S, and photographs of 3 : 2.
+    """Returns (images, rows, columns) that `dense_step` compiles: Q = S, and photographs of 3 : 2.
 
     As many images as `vgg_jax.evaluate` takes by default, pixels of 64 crops a device, mirror images among them.
     """
@@ -127,7 +127,7 @@ def _answer(where: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> Answ
 
 
 def over(message: str) -> tuple[float, float] | None:
-    """(bytes wanted, bytes there are) of the compiler's refusal for want of HBM; None of any other error.
+    """Returns (bytes needed, bytes available) of the compiler's refusal for lack of HBM; None for any other error.
 
     One of its two sentences counts what is wanted for a while alone, without parameters.
     """
@@ -140,7 +140,7 @@ def over(message: str) -> tuple[float, float] | None:
 
 
 def largest(answer_at: Callable[[int], Answer], first: int, unit: int) -> tuple[int, int, int]:
-    """The largest batch that fits, to within an eighth of itself or one unit, whichever is more.
+    """Returns the largest batch that fits, to within an eighth of itself or one unit, the larger of both.
 
     Memory is nearly linear in the batch, so the next one tried is where the line through what was seen meets the limit;
     where that says nothing new, the middle.

@@ -38,7 +38,7 @@ class Array(NamedTuple):
 
     @property
     def stored_bytes(self) -> int:
-        """With the padding to whole tiles: 64 channels in tiles of 8 x 128 take the place of 128."""
+        """Returns the bytes with padding to whole tiles: 64 channels in tiles of 8 x 128 take the space of 128."""
         sides = list(self.shape)
         for dimension, side in zip(self.layout, reversed(self.tile), strict=False):
             sides[dimension] = -(-sides[dimension] // side) * side
@@ -58,7 +58,7 @@ class Instruction(NamedTuple):
         return tuple(_NAME.findall(self.arguments))
 
     def attribute(self, name: str) -> str:
-        """`calls=%fused_computation.1` -> "fused_computation.1"; "" where there is none."""
+        """Returns "fused_computation.1" for `calls=%fused_computation.1`; "" where there is none."""
         found = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|[^,\s]+)", self.text)
         return found[1].lstrip("%") if found else ""
 
@@ -85,7 +85,7 @@ class Event(NamedTuple):
 
 
 def parse(text: str) -> Program:
-    """The computations of a program.
+    """Parses the computations of a program.
 
     Raises:
       ValueError: text that has no entry computation.
@@ -108,7 +108,7 @@ def parse(text: str) -> Program:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a type: "(f32[8,128]{1,0:T(8,128)S(1)}, s32[])" -> two."""
+    """Returns the arrays of a type: two of "(f32[8,128]{1,0:T(8,128)S(1)}, s32[])"."""
     found = []
     for dtype, shape, layout in _ARRAY.findall(text):
         sides = tuple(int(side.lstrip("<=")) for side in shape.split(",") if side)
@@ -142,7 +142,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, opens: int) -> int:
-    """Where the parenthesis that opens at `opens` is closed."""
+    """Returns the position of the parenthesis that closes the one at `opens`."""
     depth = 0
     for at in range(opens, len(text)):
         depth += (text[at] == "(") - (text[at] == ")")
@@ -169,7 +169,7 @@ def flops(program: Program, instruction: Instruction, of: dict[str, Instruction]
 
 
 def collective_of(program: Program, instruction: Instruction) -> tuple[str, Instruction] | None:
-    """The collective that an instruction is, or that is fused into it, with the instruction that says its group."""
+    """Returns the collective that an instruction is or has fused into it, and the instruction that names its group."""
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
         return kind, instruction
@@ -182,7 +182,7 @@ def collective_of(program: Program, instruction: Instruction) -> tuple[str, Inst
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
-    """How many devices take part together: of replica_groups={{0,1},{2,3}}, [2,2]<=[4], a mesh with some of its
+    """Returns the number of devices that take part together: of replica_groups={{0,1},{2,3}}, [2,2]<=[4], a mesh with some of its
     axes, or none, which means all."""
     text = instruction.text
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
@@ -197,12 +197,12 @@ def group_size(instruction: Instruction, devices: int) -> int:
 
 
 def schedule(program: Program, devices: int) -> list[Event]:
-    """What runs, in order, of the entry computation; loops' bodies stand where the loops do, with their trip counts."""
+    """Returns the events of the entry computation in order; bodies take the place of their loops, with trip counts."""
     return list(_events(program, program.entry, devices, 1, {}))
 
 
 def _events(program: Program, computation: str, devices: int, times: int, running: dict[str, str]) -> Iterator[Event]:
-    """`running`: channel of a collective that has begun -> the name of the event that began it."""
+    """Returns the events; `running` maps the channel of a collective that has begun to the event that began it."""
     of = program.computations[computation]
     for instruction in of.values():
         if instruction.opcode in _FREE:
@@ -259,7 +259,7 @@ def _event(program: Program, instruction: Instruction, of: dict[str, Instruction
 
 
 def _update_in_place(program: Program, instruction: Instruction, of: dict[str, Instruction]) -> Array | None:
-    """What is written, where an instruction or the end of a fusion writes a part of an array that is there already."""
+    """Returns the written part, where an instruction or the end of a fusion updates an existing array."""
     of = program.computations.get(instruction.attribute("calls")) or of
     last = instruction if instruction.name in of else next(reversed(of.values()))
     while last.opcode == "bitcast" and last.operands[0] in of:
@@ -268,7 +268,7 @@ def _update_in_place(program: Program, instruction: Instruction, of: dict[str, I
 
 
 def _begun(instruction: Instruction, of: dict[str, Instruction]) -> Instruction | None:
-    """What an instruction ends, looked for through the tuples between."""
+    """Returns the instruction that this one ends, looked for through the tuples between."""
     for name in instruction.operands:
         source = of.get(name)
         while source and source.opcode in _FREE and not _is_start(source) and source.operands:
@@ -287,7 +287,7 @@ def _is_done(instruction: Instruction) -> bool:
 
 
 def _trips(program: Program, loop: Instruction) -> int:
-    """How often a loop runs: as the compiler says, or the constant that its condition compares with."""
+    """Returns a loop's trip count: the compiler's own, or the constant that its condition compares with."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
         return int(found[1])
     condition = program.computations.get(loop.attribute("condition"), {})

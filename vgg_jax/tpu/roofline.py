@@ -18,7 +18,7 @@ HOP_SECONDS = 1e-6
 
 
 class Collective(NamedTuple):
-    """What goes between chips in one place of the step."""
+    """Communication between chips at one point of the step."""
 
     name: str
     kind: str
@@ -50,19 +50,19 @@ class Roofline:
 
     @property
     def efficiency(self) -> float:
-        """Of the slice against as many single chips with as many images each, which send nothing."""
+        """Returns the slice's efficiency against as many single chips with as many images each, which send nothing."""
         return self.compute_seconds / self.seconds
 
 
 def event_seconds(event: Event, chip: Chip) -> float:
-    """Of all the times an event runs, on one device, without what it sends."""
+    """Returns the time of all runs of an event on one device, without communication."""
     return event.times * max(
         event.flops / (chip.flops / chip.devices), event.hbm_bytes / (chip.hbm_bandwidth / chip.devices)
     )
 
 
 def collective_seconds(kind: str, size: float, devices: int, where: Slice) -> float:
-    """Of one collective alone.
+    """Returns the time of one collective alone.
 
     Over the whole slice every dimension takes its share: a ring sends both ways at once, a line (a dimension too short to
     be closed) at half of that. A part of the slice counts as one line.

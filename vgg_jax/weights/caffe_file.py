@@ -32,7 +32,7 @@ class _Field(NamedTuple):
 
 
 def looks_so(start: bytes, path: Path) -> bool:
-    """Protocol buffers have no mark: told by the name, or by a first field as Caffe writes it, a model's name."""
+    """Returns whether a file is Caffe's, by its suffix or its first field: protocol buffers have no mark."""
     if path.suffix == ".caffemodel":
         return True
     return len(start) > 2 and start[0] == 0x0A and 0 < start[1] < 128 and start[2 : 2 + start[1]].isascii()
@@ -40,7 +40,7 @@ def looks_so(start: bytes, path: Path) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Contents]:
-    """The tensors, named <layer>/0 (kernel) and <layer>/1 (bias); metadata: the model's name under "name".
+    """Opens the tensors, named <layer>/0 (kernel) and <layer>/1 (bias); metadata: the model's name under "name".
 
     Raises:
       Unreadable: damage, or the layers of a Caffe before 2014.
@@ -127,7 +127,7 @@ class _Reader:
         return tuple(dims)
 
     def _fields(self, at: int, end: int) -> Iterator[_Field]:
-        """The fields of a message that lies at these bytes."""
+        """Yields the fields of the message at these bytes."""
         while at < end:
             self._count += 1
             if self._count > _MOST_FIELDS:

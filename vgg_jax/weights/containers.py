@@ -20,7 +20,7 @@ _DTYPES = ("float32", "float16", "bfloat16")  # the last two become float32, whi
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Contents]:
-    """The contents of a file; whatever is found wrong with it within the `with` becomes a UserError that names it.
+    """Opens a file; any fault of it within the `with` becomes a UserError that names the file.
 
     Raises:
       UserError: it cannot be read, is of an unknown kind, or is damaged.
@@ -80,7 +80,7 @@ def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Cont
 
 
 def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:
-    """The SHA-256 of a file and, where wanted, its MD5 (else ""), as hexadecimal digits.
+    """Returns the SHA-256 of a file and, if requested, its MD5 (else ""), as hexadecimal digits.
 
     Raises:
       UserError: it cannot be read.
@@ -100,7 +100,7 @@ def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:
 
 
 def take(contents: Contents, layout: str, configuration: str, size: layouts.Size) -> dict:
-    """A model's parameters, laid out as this project's: {layer: {"kernel": [h, w, C, F], "bias": [F]}}, float32 NumPy.
+    """Returns a model's parameters in this project's layout, float32: {layer: {"kernel": [h, w, C, F], "bias": [F]}}.
 
     Args:
       contents: of `opened`.

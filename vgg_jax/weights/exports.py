@@ -25,7 +25,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessing]:
-    """The state dictionary of torchvision's model, and what it expects of pixels.
+    """Returns the state dictionary of torchvision's model, and the preprocessing it expects.
 
     Weights that expect RGB on 0 to 1 stay as they are, to the last bit. Others are changed in conv1_1 alone so that
     they do: torchvision's std, and as mean the colour that was zero before, which keeps the borders exact.
@@ -53,7 +53,7 @@ def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessi
 
 
 def to_stablehlo(weights: Weights) -> bytes:
-    """A program for jax.export.deserialize: uint8 RGB crops [b, crop, crop, 3], any b -> probabilities [b, K] float32.
+    """Returns a program for jax.export.deserialize: uint8 RGB crops [b, crop, crop, 3] -> probabilities [b, K] float32.
 
     Parameters and preprocessing are inside; nothing of this project is needed to run it.
 

@@ -68,7 +68,7 @@ def make_model(weights: Weights, dtype: str = "float32") -> VGG:
 
 
 def folded_params(weights: Weights) -> dict:
-    """The parameters for RGB on 0 to 255 minus `preprocessing.mean_rgb()`: what `models.VGG` expects."""
+    """Returns the parameters for RGB on 0 to 255 minus `preprocessing.mean_rgb()`, as `models.VGG` expects it."""
     first = weights.params["conv1_1"]
     kernel = preprocessing.folded(first["kernel"], weights.preprocessing)
     return {**weights.params, "conv1_1": {"kernel": kernel, "bias": first["bias"]}}
@@ -92,15 +92,9 @@ def load_weights(source: str | os.PathLike) -> Weights:
 
 
 def is_own(source: str | os.PathLike) -> bool:
-    """Whether a file is of this project's form."""
+    """Returns whether a file is of this project's format."""
     with containers.opened(Path(source).expanduser()) as contents:
         return KEY in contents.metadata
-
-
-def load_titles(source: str | os.PathLike) -> list[str] | None:
-    """What a person calls the classes of a file that `load_weights` reads; None where that is not known."""
-    with containers.opened(Path(source).expanduser()) as contents:
-        return _description(json.loads(contents.metadata[KEY]))["class_titles"]
 
 
 def own(contents: Contents) -> Weights:
@@ -129,7 +123,7 @@ def own(contents: Contents) -> Weights:
 
 
 def _description(given: Any) -> dict[str, Any]:
-    """The checked description.
+    """Returns the checked description.
 
     Raises:
       Unreadable: a value that is missing or cannot be.

@@ -54,18 +54,18 @@ SOURCES: dict[str, Source] = {
 
 
 def is_name(source: str | os.PathLike) -> bool:
-    """Whether this names published weights, rather than a file or a run."""
+    """Returns whether this names published weights, rather than a file or a run."""
     return str(source).startswith((_HUB, "torchvision:", "keras:"))
 
 
 def cache_dir() -> Path:
-    """Where fetched files are kept: $VGG_JAX_CACHE, else vgg_jax in the user's cache directory."""
+    """Returns the cache of fetched files: $VGG_JAX_CACHE, else vgg_jax in the user's cache directory."""
     own, general = os.environ.get("VGG_JAX_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own or Path(general or "~/.cache") / "vgg_jax").expanduser()
 
 
 def fetch(name: str) -> Path:
-    """The file of a name, as published; fetched unless it is kept already.
+    """Returns the published file of a name; fetches it unless it is cached.
 
     Raises:
       UserError: an unknown name, no connection, no such file there, another checksum than was published, no space.
@@ -88,7 +88,7 @@ def fetch(name: str) -> Path:
 
 
 def weights_file(source: str | os.PathLike) -> Path:
-    """A file of this project's own form: a path as it is; a name's file, fetched and converted, both once.
+    """Returns a file of this project's format: a path unchanged; a name's file fetched and converted, both once.
 
     Raises:
       UserError: as `fetch`, and what `imports.import_weights` refuses.
@@ -118,7 +118,7 @@ def _say(line: str) -> None:
 
 
 def _fault(path: Path, source: Source) -> str:
-    """What is wrong with a fetched file, "" for nothing."""
+    """Returns the fault of a fetched file, "" for none."""
     sha256, md5 = containers.sha256(path, also_md5=bool(source.md5))
     if not sha256.startswith(source.sha256):
         return f"has the SHA-256 {sha256}, but {source.sha256}... was published"

@@ -17,7 +17,7 @@ from vgg_jax.weights.tensors import Contents, Unreadable, short
 
 
 class Digests(NamedTuple):
-    """Of a file, hexadecimal."""
+    """Digests of a file, hexadecimal."""
 
     sha256: str
     md5: str
@@ -121,7 +121,7 @@ def import_weights(
 
 
 def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
-    """The same body with a last layer for other classes, drawn at random as at the start of training (`glorot`)."""
+    """Replaces the last layer by one for other classes, drawn at random as at the start of training (`glorot`)."""
     width = weights.params["fc8"]["kernel"].shape[2]
     kernel_init, bias_init = PRESETS["glorot"](width, num_classes)
     kernel = kernel_init(jax.random.key(seed), (1, 1, width, num_classes), jnp.float32)
@@ -164,7 +164,7 @@ def with_class_names(weights: Weights, listing: str, place: str) -> Weights:
 
 
 def _told(text: str) -> preprocessing.Preprocessing:
-    """The preprocessing in the metadata of a file that this project wrote for others."""
+    """Returns the preprocessing in the metadata of a file that this project exported."""
     try:
         return preprocessing.from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
@@ -172,7 +172,7 @@ def _told(text: str) -> preprocessing.Preprocessing:
 
 
 def _provenance(contents: Contents, layout: str, digests: Digests) -> tuple[str, str]:
-    """What is known of a file: in words, and the name of its preprocessing ("" where it is not known)."""
+    """Returns the known origin of a file in words, and the name of its preprocessing ("" where it is unknown)."""
     for published, name in PUBLISHED:
         if (published.sha256 and digests.sha256.startswith(published.sha256)) or (
             published.md5 and digests.md5 == published.md5

@@ -21,7 +21,7 @@ _MOST = 1000  # things in a file; a VGG has a hundred
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Contents]:
-    """The tensors, named <layer>/kernel and <layer>/bias whatever version of Keras wrote them.
+    """Opens the tensors, named <layer>/kernel and <layer>/bias for every version of Keras.
 
     Raises:
       UserError: h5py is not installed.
@@ -73,7 +73,7 @@ def _collect(h5py: Any, group: Any, place: str, depth: int, found: dict[str, Ten
 
 
 def _name(place: str, name: str) -> str:
-    """fc1/fc1_W_1:0 (2016) and fc1/fc1/kernel:0 (later) -> fc1/kernel; what fits neither stays as it is."""
+    """Returns fc1/kernel for fc1/fc1_W_1:0 (2016) and fc1/fc1/kernel:0 (later); other names unchanged."""
     layer, last = place.split("/")[0], name.removesuffix(":0")
     for kind in ("kernel", "bias"):
         if re.fullmatch(f"{kind}|{re.escape(layer)}_{'W' if kind == 'kernel' else 'b'}(_1)?", last):

@@ -21,7 +21,7 @@ FC_LAYERS = ("fc6", "fc7", "fc8")
 
 
 class Form(NamedTuple):
-    """How a kernel of shape [h, w, C, F] is laid out elsewhere."""
+    """Layout of a kernel of shape [h, w, C, F] elsewhere."""
 
     shape: Callable[[Shape], Shape]  # ours -> theirs
     to_ours: Callable[[np.ndarray, Shape], np.ndarray]  # (theirs, our shape) -> ours
@@ -49,7 +49,7 @@ COLUMNS_OF_HWC = Form(
 
 
 class Layout(NamedTuple):
-    """How a framework keeps these nets."""
+    """Layout of these models in a framework."""
 
     configurations: tuple[str, ...]  # that it has, the usual one first where names and shapes are those of several
     names: Callable[[str], dict[str, tuple[str, str]]]  # configuration -> {our layer: (kernel's name, bias's name)}
@@ -112,7 +112,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 class Size(NamedTuple):
-    """What else, beside the configuration, the shapes of a model follow from."""
+    """Values, besides the configuration, that determine a model's shapes."""
 
     width_multiplier: float
     fc_width: int
@@ -121,7 +121,7 @@ class Size(NamedTuple):
 
 
 def kernel_shapes(configuration: str, size: Size) -> dict[str, Shape]:
-    """Of every layer, in order, as `VGG.init` makes them: [h, w, C, F]."""
+    """Returns the kernel shape [h, w, C, F] of every layer, in order, as `VGG.init` makes them."""
     shapes: dict[str, Shape] = {}
     channels = 3
     for layer in _convolutions(configuration):
@@ -178,7 +178,7 @@ def _names(layout: Layout, configuration: str) -> set[str]:
 
 
 def _size(tensors: dict[str, Tensor], layout: Layout, configuration: str) -> Size:
-    """The size that fits best; whether it fits is seen from the shapes."""
+    """Returns the size that fits best; the shapes then show whether it fits."""
     names = layout.names(configuration)
 
     def bias(layer: str) -> int:
@@ -206,7 +206,7 @@ def _wrong_shapes(tensors: dict[str, Tensor], layout: Layout, configuration: str
 
 
 def _plain(shape: Iterable[int]) -> Shape:
-    """Without leading ones."""
+    """Returns a shape without leading ones."""
     found = list(shape)
     while found[:1] == [1]:
         del found[0]
@@ -244,5 +244,5 @@ def _some(words: list[str]) -> str:
 
 
 def crop_of(size: Size) -> int:
-    """The smallest crop whose last map fc6's kernel spans."""
+    """Returns the smallest crop whose last map fc6's kernel spans."""
     return size.side * STRIDE

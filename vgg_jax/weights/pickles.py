@@ -48,7 +48,7 @@ class View(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """What a pickle calls by name; a word, never the thing itself."""
+    """A global named by the pickle; never resolved."""
 
     text: str
 
@@ -104,7 +104,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def read_pickle(stream: BinaryIO) -> Any:
-    """The value of one pickle; the stream stands behind it afterwards.
+    """Reads the value of one pickle; the stream then stands behind it.
 
     Args:
       stream: whose `read` and `readline` cannot give more than the caller wants to hold in memory.

@@ -29,12 +29,12 @@ class Preprocessing(NamedTuple):
     std: tuple[float, float, float]
 
     def mean_rgb(self) -> np.ndarray:
-        """The image that the model sees as zero, [3] float32, RGB on the scale 0 to 255."""
+        """Returns the pixel that the model sees as zero, [3] float32, RGB on the scale 0 to 255."""
         mean = np.array(self.mean, np.float64) * 255 / self.scale
         return (mean if self.order == "RGB" else mean[::-1]).astype(np.float32)
 
     def factors_rgb(self) -> np.ndarray:
-        """[3] float64: the model's input over (RGB on 0 to 255 minus `mean_rgb`), channel by channel in RGB's order."""
+        """Returns [3] float64: the model's input over (RGB on 0 to 255 minus `mean_rgb`), in RGB's order."""
         factors = self.scale / 255 / np.array(self.std, np.float64)
         return factors if self.order == "RGB" else factors[::-1]
 
@@ -45,25 +45,25 @@ KNOWN: dict[str, Preprocessing] = {
     "torchvision": Preprocessing("RGB", 1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # The authors' own models: "the following BGR values should be subtracted: [103.939, 116.779, 123.68]".
     "caffe": Preprocessing("BGR", 255.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
-    # This project's own on ImageNet (PAPER.md §5.8).
+    # This project's own on ImageNet.
     "mean_rgb": Preprocessing("RGB", 255.0, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
 }
 
 
 def folded(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """conv1_1's kernel for RGB on 0 to 255 minus `mean_rgb`, from the one for a model's own input; float32."""
+    """Returns conv1_1's kernel for RGB on 0 to 255 minus `mean_rgb`, from the one for a model's own input; float32."""
     kernel = kernel_HxWx3xC if preprocessing.order == "RGB" else kernel_HxWx3xC[:, :, ::-1]
     return (kernel * preprocessing.factors_rgb()[:, None]).astype(np.float32)
 
 
 def unfolded(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """The inverse of `folded`; float32."""
+    """Returns the inverse of `folded`; float32."""
     kernel = kernel_HxWx3xC / preprocessing.factors_rgb()[:, None]
     return (kernel if preprocessing.order == "RGB" else kernel[:, :, ::-1]).astype(np.float32)
 
 
 def parse(text: str, flag: str = "--preprocessing") -> Preprocessing:
-    """A name of KNOWN, or ORDER:SCALE:MEAN:STD with commas within MEAN and STD.
+    """Parses a name of KNOWN, or ORDER:SCALE:MEAN:STD with commas within MEAN and STD.
 
     Raises:
       UserError: neither.
@@ -87,7 +87,7 @@ def parse(text: str, flag: str = "--preprocessing") -> Preprocessing:
 
 
 def from_json(value: Any) -> Preprocessing:
-    """From what `_asdict` gives, once it has been through JSON.
+    """Rebuilds a preprocessing from its `_asdict`, once that has been through JSON.
 
     Raises:
       ValueError: anything else.

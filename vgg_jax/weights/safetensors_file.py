@@ -28,13 +28,13 @@ _ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 
 
 
 def looks_so(start: bytes) -> bool:
-    """Whether a file begins as one of safetensors: the header's length, then a JSON object."""
+    """Returns whether a file begins as safetensors do: the header's length, then a JSON object."""
     return len(start) > 8 and start[8:9] == b"{"
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Contents]:
-    """The tensors and the metadata.
+    """Opens the tensors and the metadata.
 
     Raises:
       Unreadable: a damaged header, or one that does not describe the file to its last byte. There are no checksums.

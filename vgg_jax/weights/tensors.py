@@ -21,7 +21,7 @@ class Tensor(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a file holds."""
+    """Contents of a file."""
 
     kind: str  # in words
     tensors: dict[str, Tensor]

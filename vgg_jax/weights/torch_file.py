@@ -30,7 +30,7 @@ _ITEMSIZES = {name: dtype.itemsize for name, dtype in _DTYPES.items()}
 
 @contextlib.contextmanager
 def opened_zip(path: Path) -> Iterator[Contents]:
-    """The tensors of a state dictionary in a zip.
+    """Opens the tensors of a state dictionary in a zip.
 
     Raises:
       Unreadable: damage (each part has a CRC), compression, or anything but a flat dictionary of tensors.
@@ -91,7 +91,7 @@ def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> Contents:
 
 @contextlib.contextmanager
 def opened_old(path: Path) -> Iterator[Contents]:
-    """As `opened_zip`, in the form that torch wrote before 1.6: five pickles, then the storages. No checksums."""
+    """Opens the form that torch wrote before 1.6, as `opened_zip`: five pickles, then the storages. No checksums."""
     num_bytes = path.stat().st_size
     with open(path, "rb") as file:
         stream = io.BytesIO(file.read(_MAX_PICKLE))
@@ -126,7 +126,7 @@ def opened_old(path: Path) -> Iterator[Contents]:
 
 
 def _views(value: Any) -> tuple[dict[str, View], str]:
-    """The tensors by name, and the key under which they lay; "" where they are the whole."""
+    """Returns the tensors by name, and the key under which they lay; "" where they are the whole."""
     inner = ""
     if isinstance(value, dict):
         inner = next((key for key in _NESTED if isinstance(value.get(key), dict)), "")
