@@ -3,7 +3,7 @@
     python -m benchmarks.findings --workdir=DIR [--width=0.125] [--crop=64] [--epochs=12] [--seeds=3] [--batch_size=32]
 
 Trains the runs of GROUPS one after another, each an ordinary workdir in DIR/seed<k>/<name>, on imagenette-5k (4,000 and 1,000
-photographs of ten classes); then evaluates and compares. What is finished stays, and the same command goes on after an
+photographs of ten classes); then evaluates and compares. What is finished stays, and the same command continues after an
 interruption; `--groups` chooses, `--notrain` compares what is there. The same as JSON: DIR/findings.json.
 
 Differences are paired over the same images: each image's mistakes, averaged over the seeds, one model's less the other's; after

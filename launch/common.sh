@@ -221,7 +221,7 @@ on_exit() { # STATUS
   rm -rf "$SCRATCH"
   set +e # nobody may read any more
   if [[ $SIGNAL ]]; then
-    ((any)) && say "stopped by $SIGNAL; all that was made has been deleted. The same command goes on from the last checkpoint." >&2
+    ((any)) && say "stopped by $SIGNAL; all that was made has been deleted. The same command continues from the last checkpoint." >&2
     ((any)) || say "stopped by $SIGNAL; nothing was running." >&2
   elif (($1)) && ((any)); then
     say "all that was made has been deleted." >&2
@@ -245,7 +245,7 @@ await() { # WHAT
   for ((attempt = 1; ; attempt++)); do
     now=$(state)
     [[ $now == RUNNING ]] && return
-    message=$(trouble) || message="" # of one look that fails nothing follows
+    message=$(trouble) || message="" # ignore a single failed poll
     [[ -z $message ]] || refused "$1" "$message" "$attempt"
     ((attempt < CAPACITY_TRIES)) || fail "$ZONE had no capacity for $1 in $CAPACITY_TRIES tries; try another ZONE, or later." 1
     say "$1 is not there yet ($now); looking again in $wait s ($attempt of $CAPACITY_TRIES)"
@@ -267,7 +267,7 @@ state_of() { # COMMAND...: what it prints; GONE where there is no such thing, UN
 machine_flags() {
   MODEL=${MODEL:-STANDARD} BOOT_DISK_GB=${BOOT_DISK_GB:-300}
   counts BOOT_DISK_GB
-  [[ $MODEL =~ ^(STANDARD|SPOT|FLEX_START)$ ]] || fail "MODEL=$MODEL is no way to rent: STANDARD, SPOT (cheaper, may be taken away) or FLEX_START (queued, seven days at most)."
+  [[ $MODEL =~ ^(STANDARD|SPOT|FLEX_START)$ ]] || fail "MODEL=$MODEL is not a provisioning model: STANDARD, SPOT (cheaper, may be taken away) or FLEX_START (queued, seven days at most)."
   MACHINE=(
     "--machine-type=$MACHINE_TYPE" --image-project=ubuntu-os-accelerator-images
     "--image-family=${IMAGE_FAMILY:-ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e}" "--boot-disk-size=${BOOT_DISK_GB}GB"
@@ -301,7 +301,7 @@ prepare_bucket() {
   namespace=$(ask True gcloud storage buckets describe "$BUCKET" --project="$PROJECT" '--format=value(hierarchical_namespace.enabled)') ||
     fail "$BUCKET cannot be read: $(tail -n 1 "$SCRATCH/answers")"
   # A checkpoint is published by renaming its directory, which is one step only there.
-  [[ $namespace == True ]] || fail "$BUCKET has no hierarchical namespace, so checkpoints could be published by halves. Make one that has: gcloud storage buckets create gs://NAME --location=${ZONE%-*} --uniform-bucket-level-access --enable-hierarchical-namespace"
+  [[ $namespace == True ]] || fail "$BUCKET has no hierarchical namespace, so checkpoints could become visible half-written. Make one that has: gcloud storage buckets create gs://NAME --location=${ZONE%-*} --uniform-bucket-level-access --enable-hierarchical-namespace"
   ((DRY_RUN)) || mkdir -p runs/launches
   run git bundle create --quiet "runs/launches/$COMMIT.bundle" HEAD
   run gcloud storage cp --no-clobber "runs/launches/$COMMIT.bundle" "$BUCKET/code/$COMMIT.bundle"
@@ -340,15 +340,15 @@ train_on_machines() {
         ;;
       2) fail "training was refused: $(refusal "$LOGS"/*.log) (logs in $LOGS); all that was made has been deleted." ;;
       late) ;;
-      silent) say "training is taken for dead (try $try of $TRIES; logs in $LOGS); the run goes on from its last checkpoint" ;;
-      preempted) say "the machines were taken away (try $try of $TRIES); the run goes on from its last checkpoint" ;;
-      *) say "training ended with status $OUTCOME (try $try of $TRIES; logs in $LOGS); it goes on from its last checkpoint" ;;
+      silent) say "training is taken for dead (try $try of $TRIES; logs in $LOGS); the run continues from its last checkpoint" ;;
+      preempted) say "the machines were taken away (try $try of $TRIES); the run continues from its last checkpoint" ;;
+      *) say "training ended with status $OUTCOME (try $try of $TRIES; logs in $LOGS); it continues from its last checkpoint" ;;
     esac
-    (($(date +%s) < DEADLINE)) || fail "MAX_HOURS=$MAX_HOURS are over; the same command goes on from the last checkpoint." 1
+    (($(date +%s) < DEADLINE)) || fail "MAX_HOURS=$MAX_HOURS are over; the same command continues from the last checkpoint." 1
     ((try == TRIES)) || pause "$wait"
     wait=$((wait < 600 ? wait * 2 : wait))
   done
-  fail "gave up after $TRIES tries, the last of which ended with: $OUTCOME; logs in $LOGS. The same command goes on from the last checkpoint." 1
+  fail "gave up after $TRIES tries, the last of which ended with: $OUTCOME; logs in $LOGS. The same command continues from the last checkpoint." 1
 }
 
 refusal() { # FILE...: the last sentence that says why, else the last line
@@ -391,7 +391,7 @@ on_all_workers() { # prepare | start
   done
   [[ $failed ]] || return 0
   if [[ $(state) == RUNNING ]]; then
-    fail "worker $failed could not be set up over ssh in $SSH_TRIES tries; what it said is in $LOGS." 1
+    fail "worker $failed could not be set up over ssh in $SSH_TRIES tries; its output is in $LOGS." 1
   fi
   OUTCOME=preempted
 }
@@ -450,7 +450,7 @@ bring() { # FROM TO: what nodes have reported, as far as it is there
 BLIND=0 # looks in a row that told nothing
 blind() { # STATUS: of the last look; says so where looking fails again and again
   BLIND=$(($1 ? BLIND + 1 : 0))
-  ((BLIND % 30 != 3)) || say "nothing is to be seen of the run for $BLIND looks; it goes on as it is: $(tail -n 1 "$SCRATCH/answers")"
+  ((BLIND % 30 != 3)) || say "nothing is to be seen of the run for $BLIND looks; it continues as it is: $(tail -n 1 "$SCRATCH/answers")"
 }
 
 watch() { # until training has ended everywhere, or the machines are gone

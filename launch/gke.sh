@@ -9,14 +9,14 @@
 #   CLUSTER          the cluster's name; LOCATION, if its location is not the ZONE (of a regional cluster, the region)
 #   BUCKET           with a hierarchical namespace; holds runs/NAME (the workdir), code, launches (logs)
 #   TOPOLOGY         of the chips: 4x4 to 16x16 for v5e and v6e, 2x2x2 and larger for v5p
-#   NAME             of the run; default: the configuration's. The same NAME goes on with the run
+#   NAME             of the run; default: the configuration's. The same NAME continues with the run
 #   MACHINE_TYPE     default ct5lp-hightpu-4t (v5e); others: ct6e-standard-4t (v6e), ct5p-hightpu-4t (v5p)
 #   MODEL            STANDARD (default) or SPOT (cheaper, may be taken away)
 #   SERVICE_ACCOUNT  of Kubernetes, which may read and write BUCKET; default: default
 #   DATA             directory of prepared data in BUCKET, copied to each node; none for the built-in data
 #   BOOT_DISK_GB     default 300, which holds ImageNet
 #   MAX_HOURS        default 24: after these the JobSet ends, and the cloud takes the nodes away itself
-#   TRIES            default 5: how often the JobSet is begun anew after nodes were taken away
+#   TRIES            default 5: how often the JobSet is begun again after nodes were taken away
 #   CAPACITY_TRIES   default 20: how often the node pool is asked for where there is no capacity
 #   IMAGE            default python:3.12
 #
@@ -38,7 +38,7 @@ case $MACHINE_TYPE in
   ct6e-*) ACCELERATOR=tpu-v6e-slice ;;
   *) fail "MACHINE_TYPE=$MACHINE_TYPE is not known here: ct5lp-hightpu-4t (v5e), ct6e-standard-4t (v6e) or ct5p-hightpu-4t (v5p)." ;;
 esac
-[[ $MODEL =~ ^(STANDARD|SPOT)$ ]] || fail "MODEL=$MODEL is no way to rent here: STANDARD or SPOT (cheaper, may be taken away)."
+[[ $MODEL =~ ^(STANDARD|SPOT)$ ]] || fail "MODEL=$MODEL is not a provisioning model here: STANDARD or SPOT (cheaper, may be taken away)."
 hosts_of_slice
 find_commit
 ((HOSTS == 1)) || TRAIN_FLAGS+=(--distributed)
@@ -187,9 +187,9 @@ cleanup
 ((DRY_RUN)) && say "a dry run: nothing was made, nothing was run." && exit
 case $OUTCOME in
   Completed) say "finished: the run is in $BUCKET/runs/$NAME, logs in $LOGS-*; all that was made has been deleted." ;;
-  late) fail "MAX_HOURS=$MAX_HOURS are over; logs in $LOGS-*. The same command goes on from the last checkpoint." 1 ;;
+  late) fail "MAX_HOURS=$MAX_HOURS are over; logs in $LOGS-*. The same command continues from the last checkpoint." 1 ;;
   *)
     ! grep -qsx 2 "$LOGS"-*/*.status || fail "training was refused: $(refusal "$LOGS"-*/*.log) (logs in $LOGS-*); all that was made has been deleted."
-    fail "the JobSet ended as $OUTCOME after at most $TRIES tries; logs in $LOGS-*. The same command goes on from the last checkpoint." 1
+    fail "the JobSet ended as $OUTCOME after at most $TRIES tries; logs in $LOGS-*. The same command continues from the last checkpoint." 1
     ;;
 esac

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of this machine, all in one process, and goes on by itself after a crash.
+# Trains on the GPUs of this machine, all in one process, and continues by itself after a crash.
 #
 #   launch/gpus.sh [--dry-run] -- --config=configs/vgg16.py
 #
 # What follows -- goes to vgg_jax.main. Values, written before the command:
 #   GPUS    which, as 0,1,2,3; default: all
-#   NAME    of the run, which is written to runs/NAME; default: the configuration's. The same NAME goes on with the run
+#   NAME    of the run, which is written to runs/NAME; default: the configuration's. The same NAME continues with the run
 #   DATA    directory of prepared data; none for the built-in data
-#   TRIES   default 5: how often it is begun anew after a crash
+#   TRIES   default 5: how often it is begun again after a crash
 #   PYTHON  an interpreter that has all that is needed; default: .venv/bin/python, in which the commit is installed
 #
 # --dry-run prints every command and runs none. More: docs/launch.md
@@ -54,7 +54,7 @@ for ((try = 1; try <= TRIES; try++)); do
   status=0
   wait_for_training "$PYTHON" -m vgg_jax.main "${TRAIN_FLAGS[@]}" "--workdir=runs/$NAME" || status=$?
   case $status in 0 | 2 | 130 | 143) exit "$status" ;; esac
-  say "training ended with status $status (try $try of $TRIES); it goes on from its last checkpoint" >&2
+  say "training ended with status $status (try $try of $TRIES); it continues from its last checkpoint" >&2
   ((try == TRIES)) || attend sleep "$BACKOFF_SECONDS"
 done
-fail "gave up after $TRIES tries, the last of which ended with status $status. The same command goes on from the last checkpoint." 1
+fail "gave up after $TRIES tries, the last of which ended with status $status. The same command continues from the last checkpoint." 1

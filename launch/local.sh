@@ -17,7 +17,7 @@ Starts PROCESSES processes of `python -m vgg_jax.main ARGUMENTS` on this machine
   --help                     this text
 
 Process 0 speaks; what the others have to say has their number in front. Ctrl-C and SIGTERM reach every process once: they
-save after one common step, and the same launch goes on. When a process ends with an error or is killed, the others have
+save after one common step, and the same launch continues. When a process ends with an error or is killed, the others have
 10 seconds to end by themselves, and are killed then. The exit status is that of the first that failed.
 
 PYTHON names the interpreter (default: python), PORT the coordinator's port (default: a free one).
@@ -40,7 +40,7 @@ processes='' devices=1 module=vgg_jax.main dry_run=''
 while (($#)); do
   case $1 in
     -n | --devices-per-process | --module)
-      (($# > 1)) || fail "$1 wants a value; --help says more."
+      (($# > 1)) || fail "$1 needs a value; --help says more."
       case $1 in
         -n) positive "$1" "$2" && processes=$2 ;;
         --devices-per-process) positive "$1" "$2" && devices=$2 ;;

@@ -7,7 +7,7 @@
 #   SHARED        a directory that all nodes see; holds runs/NAME (the workdir), code, logs
 #   NODES, GPUS   nodes, and GPUs of each
 #   TIME          the longest time, as SLURM writes it; two minutes before its end the run saves itself and is queued again
-#   NAME          of the run; default: the configuration's. The same NAME goes on with the run
+#   NAME          of the run; default: the configuration's. The same NAME continues with the run
 #   DATA          directory of prepared data that all nodes see; none for the built-in data
 #   TRIES         default 5: how often the job is queued again after its time, a preemption or a crash
 #   CPUS          cores of each process; default 8

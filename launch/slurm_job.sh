@@ -24,10 +24,10 @@ case $status in
   2) echo "error: training was refused, see above; the job is not queued again." >&2 ;;
   *)
     if ((attempt < TRIES)); then
-      echo "training ended with status $status; the job is queued again and goes on from the last checkpoint"
+      echo "training ended with status $status; the job is queued again and continues from the last checkpoint"
       scontrol requeue "$SLURM_JOB_ID"
     else
-      echo "error: gave up after $TRIES tries, the last of which ended with status $status; submit again to go on from the last checkpoint." >&2
+      echo "error: gave up after $TRIES tries, the last of which ended with status $status; submit again to continue from the last checkpoint." >&2
     fi
     ;;
 esac

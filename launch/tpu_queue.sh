@@ -8,12 +8,12 @@
 #   BUCKET            with a hierarchical namespace; holds runs/NAME (the workdir), code, launches (logs)
 #   ACCELERATOR_TYPE  v5litepod-256, v4-32, v5p-64, v6e-64, ...
 #   RUNTIME_VERSION   default: that of the type (v5litepod: v2-alpha-tpuv5-lite, v4: tpu-ubuntu2204-base, ...)
-#   NAME              of the run; default: the configuration's. The same NAME goes on with the run
+#   NAME              of the run; default: the configuration's. The same NAME continues with the run
 #   MODEL             STANDARD (default) or SPOT (cheaper, may be taken away)
 #   DATA              directory of prepared data: in BUCKET, copied to each machine (they have 100 GB disks), or on DATA_DISK
 #   DATA_DISK         a disk with the data, projects/PROJECT/zones/ZONE/disks/DISK, attached to all machines read-only
 #   MAX_HOURS         default 24: after these the slice deletes itself, if the launcher has not (see docs/launch.md)
-#   TRIES             default 5: how often the slice is asked for anew after it was taken away
+#   TRIES             default 5: how often the slice is asked for again after it was taken away
 #   CAPACITY_TRIES    default 20: how often one looks whether it is there
 #
 # --dry-run prints every command and runs none. More: docs/launch.md
@@ -33,7 +33,7 @@ case $ACCELERATOR_TYPE in
   *) need "RUNTIME_VERSION the software for ACCELERATOR_TYPE=$ACCELERATOR_TYPE, which is not known here" ;;
 esac
 MODEL=${MODEL:-STANDARD}
-[[ $MODEL =~ ^(STANDARD|SPOT)$ ]] || fail "MODEL=$MODEL is no way to rent here: STANDARD or SPOT (cheaper, may be taken away)."
+[[ $MODEL =~ ^(STANDARD|SPOT)$ ]] || fail "MODEL=$MODEL is not a provisioning model here: STANDARD or SPOT (cheaper, may be taken away)."
 EXTRA=tpu
 find_commit
 TRAIN_FLAGS+=(--distributed)

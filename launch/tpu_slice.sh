@@ -9,13 +9,13 @@
 #   PROJECT, ZONE   of Google Cloud, where the slice is
 #   BUCKET          with a hierarchical namespace; holds runs/NAME (the workdir), code, launches (logs)
 #   TOPOLOGY        of the chips: 2x4 to 16x16 for v6e, 2x2x2 and larger for v5p
-#   NAME            of the run; default: the configuration's. The same NAME goes on with the run
+#   NAME            of the run; default: the configuration's. The same NAME continues with the run
 #   MACHINE_TYPE    default ct6e-standard-4t (v6e); others: ct5p-hightpu-4t, tpu7x-standard-4t (with its IMAGE_FAMILY)
 #   MODEL           STANDARD (default), SPOT (cheaper, may be taken away) or FLEX_START (queued)
 #   DATA            directory of prepared data in BUCKET, copied to each machine; none for the built-in data
 #   BOOT_DISK_GB    default 300, which holds ImageNet
 #   MAX_HOURS       default 24: after these the cloud deletes the machines itself
-#   TRIES           default 5: how often the slice is rented anew after it was taken away
+#   TRIES           default 5: how often the slice is rented again after it was taken away
 #   CAPACITY_TRIES  default 20: how often one looks whether it is there
 #   IAP             1: no public addresses, ssh through Identity-Aware Proxy
 #

@@ -6,13 +6,13 @@
 # What follows -- goes to vgg_jax.main. Values, written before the command:
 #   PROJECT, ZONE   of Google Cloud, where the machine is
 #   BUCKET          with a hierarchical namespace; holds runs/NAME (the workdir), code, launches (logs)
-#   NAME            of the run; default: the configuration's. The same NAME goes on with the run
+#   NAME            of the run; default: the configuration's. The same NAME continues with the run
 #   MACHINE_TYPE    default ct5lp-hightpu-8t (v5e-8); others: ct6e-standard-8t (v6e-8), ct5p-hightpu-4t (v5p-8)
 #   MODEL           STANDARD (default), SPOT (cheaper, may be taken away) or FLEX_START (queued)
 #   DATA            directory of prepared data in BUCKET, copied to the machine; none for the built-in data
 #   BOOT_DISK_GB    default 300, which holds ImageNet
 #   MAX_HOURS       default 24: after these the cloud deletes the machine itself
-#   TRIES           default 5: how often it is rented anew after it was taken away
+#   TRIES           default 5: how often it is rented again after it was taken away
 #   CAPACITY_TRIES  default 20: how often it is asked for where there is none
 #   IAP             1: no public address, ssh through Identity-Aware Proxy
 #

@@ -149,7 +149,7 @@ def test_a_checkpoint_damaged_in_any_of_its_files_is_never_used(state, tmp_path,
         )
         assert names(workdir) == (["3", "5"] if restored.step == 5 else ["3", "5.damaged"])
         fallen_back += restored.step == 3
-        saved(workdir, state, 5, best=3)  # the run goes on to the same step, and is whole again
+        saved(workdir, state, 5, best=3)  # the run continues to the same step, and is whole again
         assert Checkpoints(workdir).restore(shapes_of(state)).step == 5
         shutil.rmtree(workdir)
     assert fallen_back >= 3  # data, their manifest, the progress

@@ -36,7 +36,7 @@ cli.run(lambda _: signal.raise_signal(signal.SIGINT), cli.Flags())
 def test_ctrl_c_stops_with_a_sentence(code):
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
     assert done.returncode == 130
-    assert done.stderr == "stopped; nothing that was saved is lost, the same command goes on.\n"
+    assert done.stderr == "stopped; nothing that was saved is lost, the same command continues.\n"
 
 
 def run_code(code: str, **options) -> subprocess.CompletedProcess:

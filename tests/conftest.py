@@ -1,4 +1,4 @@
-"""Fixtures. JAX gets eight CPU devices before it is imported; a test that wants one names one."""
+"""Fixtures. JAX gets eight CPU devices before it is imported; a test that needs one names one."""
 
 import os
 import shutil

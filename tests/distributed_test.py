@@ -1,4 +1,4 @@
-"""Several processes are one: the same losses, one stop, one sentence, and a run that goes on on any number of devices."""
+"""Several processes are one: the same losses, one stop, one sentence, and a run that continues on any number of devices."""
 
 import itertools
 import json
@@ -183,7 +183,7 @@ def test_a_killed_process_takes_the_others_down_and_ctrl_c_saves_once(config, tm
     assert "process 1 of 2 has ended with status 137; the others end too" in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in ids.values())
 
-    # The same launch goes on, and Ctrl-C stops it.
+    # The same launch continues, and Ctrl-C stops it.
     steps = len(losses(tmp_path / "run"))
     launch = start_local(*command)
     wait_for_step(launch, tmp_path / "run", steps + 5)
@@ -257,7 +257,7 @@ def test_the_launch_prints_what_it_would_run_and_explains_mistakes():
         (("-n", "0"), "-n is '0'; it must be a whole number of at least 1 and at most 1024."),
         (("-n", 10**30), "-n is '1000000000000000000000000000000'; it must be"),
         (("-n", 2, "--devices-per-process", 1025), "--devices-per-process is '1025'; it must be"),
-        (("-n",), "-n wants a value"),
+        (("-n",), "-n needs a value"),
         (("-n", 2), "say after -- what to run"),
         (("-n", 2, "--config=x"), "'--config=x' is not known; arguments of vgg_jax.main come after --"),
     ]:

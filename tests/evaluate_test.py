@@ -46,7 +46,7 @@ def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config,
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
-    assert err == "stopped; nothing that was saved is lost, the same command goes on.\n"
+    assert err == "stopped; nothing that was saved is lost, the same command continues.\n"
     assert list(run.glob("evaluation/7/*/multi_crop-Q64.npz"))
     assert not list(run.glob("evaluation/7/*/multi_crop-Q71.npz"))
 

@@ -214,8 +214,18 @@ def job(cloud, **settings) -> subprocess.Popen:
     [
         (0, 0, False, "finished: the run is in /shared/runs/mine"),
         (2, 0, False, "error: training was refused, see above; the job is not queued again."),
-        (143, 0, True, "training ended with status 143; the job is queued again and goes on from the last checkpoint"),
-        (139, 1, True, "training ended with status 139; the job is queued again and goes on from the last checkpoint"),
+        (
+            143,
+            0,
+            True,
+            "training ended with status 143; the job is queued again and continues from the last checkpoint",
+        ),
+        (
+            139,
+            1,
+            True,
+            "training ended with status 139; the job is queued again and continues from the last checkpoint",
+        ),
         (143, 2, False, "error: gave up after 3 tries, the last of which ended with status 143;"),
     ],
 )

@@ -140,7 +140,7 @@ def test_help_names_every_value_that_is_asked_for(launcher, cloud):
         ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2d"}, ["--", CONFIG], "MAX_HOURS=2d is not a whole number"),
         ("tpu_queue.sh", QUEUE[1] | {"MAX_HOURS": "08"}, ["--", CONFIG], "MAX_HOURS=08 is not a whole number from 1 up, written without"),
         ("tpu_vm.sh", CLOUD | {"TRIES": "0"}, ["--", CONFIG], "TRIES=0 is not a whole number from 1 up"),
-        ("tpu_vm.sh", CLOUD | {"MODEL": "CHEAP"}, ["--", CONFIG], "MODEL=CHEAP is no way to rent: STANDARD, SPOT"),
+        ("tpu_vm.sh", CLOUD | {"MODEL": "CHEAP"}, ["--", CONFIG], "MODEL=CHEAP is not a provisioning model: STANDARD, SPOT"),
         ("tpu_vm.sh", CLOUD | {"BUCKET": "gs://b/x"}, ["--", CONFIG], "BUCKET=gs://b/x is not a bucket: write gs://name"),
         ("tpu_vm.sh", CLOUD | {"DATA": "gs://b/x"}, ["--", CONFIG], "DATA=gs://b/x: name the directory inside gs://my-bucket"),
         ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "4"}, ["--", CONFIG], "TOPOLOGY=4 is no topology; write 4x8"),
@@ -312,7 +312,9 @@ def test_a_look_that_fails_once_ends_nothing(cloud):
     })  # fmt: skip
     status, out = cloud.run(*SLICE)
     assert (status, cloud.left()) == (0, set()), out
-    assert out.count("nothing is to be seen of the run for 3 looks; it goes on as it is: ERROR: 503 Backend error") == 1
+    assert (
+        out.count("nothing is to be seen of the run for 3 looks; it continues as it is: ERROR: 503 Backend error") == 1
+    )
 
 
 def test_machines_of_which_nothing_is_heard_are_given_back(cloud):
@@ -334,7 +336,7 @@ def test_one_silent_machine_among_others_is_enough(cloud):
 
 
 def test_machines_that_are_taken_away_while_they_are_set_up_are_rented_anew(cloud):
-    """The connection hangs and tells nothing; the cloud, which is looked at beside it, does."""
+    """The connection hangs and tells nothing; the cloud, which is looked at next to it, does."""
     cloud.plays({
         "ssh.*time-1": [{"shell": "exec sleep 60"}],
         "instances describe": [{"status": 1, "err": "ERROR: The resource 'x' was not found\n"}, {"out": "RUNNING\n"}],
@@ -342,7 +344,7 @@ def test_machines_that_are_taken_away_while_they_are_set_up_are_rented_anew(clou
     })  # fmt: skip
     status, out = cloud.run(*VM)
     assert (status, cloud.left()) == (0, set()), out
-    assert "the machines were taken away (try 1 of 5); the run goes on from its last checkpoint" in out
+    assert "the machines were taken away (try 1 of 5); the run continues from its last checkpoint" in out
 
 
 @pytest.mark.parametrize(
@@ -361,7 +363,7 @@ def test_machines_that_were_taken_away_are_rented_anew_and_the_run_goes_on(launc
     cloud.plays({state: [*await_first, running, gone, running], "storage rsync": [{}, ended(143), ended(*[0] * count)]})
     status, out = cloud.run(*launcher)
     assert status == 0, out
-    assert "the machines were taken away (try 1 of 5); the run goes on from its last checkpoint" in out
+    assert "the machines were taken away (try 1 of 5); the run continues from its last checkpoint" in out
     starts = cloud.calls("ssh")
     assert len(starts) == 2 * 2 * count
     assert "LAUNCH=time-1" in starts[0]
@@ -411,7 +413,7 @@ def test_ssh_that_fails_for_one_worker_is_tried_again_then_all_is_deleted_and_it
     assert status == 1
     name = "slice-b" if launcher == SLICE else "worker-1"
     assert (
-        f"error: worker {name} could not be set up over ssh in 3 tries; what it said is in runs/launches/vgg16/time-1."
+        f"error: worker {name} could not be set up over ssh in 3 tries; its output is in runs/launches/vgg16/time-1."
         in out
     )
     assert last(out) == "all that was made has been deleted."
@@ -474,7 +476,7 @@ def test_a_signal_in_the_middle_deletes_all(launcher, at, hangs, number, cloud):
     assert process.returncode == 128 + number
     assert cloud.left() == set()
     assert last(out) == (
-        f"stopped by {number.name}; all that was made has been deleted. The same command goes on from the last checkpoint."
+        f"stopped by {number.name}; all that was made has been deleted. The same command continues from the last checkpoint."
     )
 
 

@@ -1,4 +1,4 @@
-"""Predictions on one's own images: those of the test protocol, and one bad image does not spoil the others."""
+"""Predictions on your own images: those of the test protocol, and one bad image does not spoil the others."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
     assert sum(one["probability"] for one in first) == pytest.approx(1, abs=1e-5)
     assert [f["reason"] for f in summary["failures"]][1:] == ["not an image", "No such file or directory"]
     for one in summary["predictions"]:
-        assert Image.open(one["map"]).size[0] > 700  # the image and two maps beside one another
+        assert Image.open(one["map"]).size[0] > 700  # the image and two maps next to one another
 
 
 def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_path):

@@ -22,7 +22,7 @@ def run(*arguments):
 
 @pytest.fixture
 def spoilt(tmp_path, images):
-    """A folder with three files that are no sound images, and their names."""
+    """A folder with three files that are not valid images, and their names."""
     root = tmp_path / "images"
     shutil.copytree(images, root)
     (root / "train" / "cross" / "empty.jpg").write_bytes(b"")
@@ -68,7 +68,7 @@ def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, t
     place = tmp_path / "prepared"
     status, _, err = run("folder", f"--root={root}", f"--data_dir={place}")
     assert status == 2
-    assert "3 of 123 files are no sound images" in err
+    assert "3 of 123 files are not valid images" in err
     for name, reason in zip(bad, ("not an image", "0 bytes", "Premature end of JPEG file"), strict=True):
         assert f"{root / name}: {reason}" in err
     assert not list(tmp_path.rglob("*.array_record*"))

@@ -127,7 +127,7 @@ def test_every_file_that_is_no_picture_is_named(folder_config, tmp_path):
     (root / "train" / "cross" / "notes.txt").write_text("not an image")
     cut = root / "validation" / "arrow" / "000.jpg"
     cut.write_bytes(cut.read_bytes()[:500])
-    message = refused(folder_config, r"2 of 122 files are no sound images")
+    message = refused(folder_config, r"2 of 122 files are not valid images")
     assert str(root / "train" / "cross" / "notes.txt") + ": not an image" in message
     assert str(cut) in message
     assert not list((tmp_path / "prepared").rglob("*.array_record*"))

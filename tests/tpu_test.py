@@ -16,7 +16,7 @@ from vgg_jax.tpu.chips import CHIPS, SLICES, parse_slice
 from vgg_jax.tpu.compiled import Answer, largest, over
 from vgg_jax.tpu.roofline import HOP_SECONDS, collective_seconds, event_seconds, roofline
 
-# Four devices: a convolution, an all-reduce of its kernel's gradient that runs beside a matrix product, one that does not.
+# Four devices: a convolution, an all-reduce of its kernel's gradient that runs next to a matrix product, one that does not.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
 
@@ -157,7 +157,7 @@ def test_a_fused_collective_is_found():
     assert (event.collective, event.group, event.flops > 0) == ("all-reduce", 4, True)
 
 
-# As the compiler writes a collective that it has fused with what runs beside it.
+# As the compiler writes a collective that it has fused with what runs next to it.
 CARRIED = """\
 %begin (b: bf16[64,64]) -> bf16[64,64] {
   %b = bf16[64,64]{1,0} parameter(0)

@@ -1,4 +1,4 @@
-"""Whole runs: killed and resumed is uninterrupted, signals save, what cannot go on says so."""
+"""Whole runs: killed and resumed is uninterrupted, signals save, what cannot continue says so."""
 
 import json
 import math
@@ -144,7 +144,7 @@ def test_a_signal_saves_and_says_how_to_go_on(longer, tmp_path, number):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name} after step" in err
-    assert "Give the same command again to go on" in err
+    assert "Give the same command again to continue" in err
     assert "Traceback" not in err
     last = max(line["step"] for line in metrics(tmp_path / "run"))
     assert (tmp_path / "run" / "checkpoints" / str(last)).is_dir()  # the very step, not the last regular one
@@ -277,7 +277,7 @@ def test_a_lengthened_run_keeps_its_best_checkpoint(tiny_config, tmp_path, monke
         "vgg_jax.train.evaluate", lambda *_: {"top1_error": next(errors), "top5_error": 0.0, "loss": 1.0}
     )
     best = []
-    for epochs in (1.0, 2.0, 4.0, 5.0):  # each opens the workdir anew
+    for epochs in (1.0, 2.0, 4.0, 5.0):  # each opens the workdir again
         tiny_config.num_epochs = epochs
         result = train(tiny_config, tmp_path / "run", quiet=True)
         directory, _ = load_variables(tmp_path / "run")

@@ -72,7 +72,7 @@ def pickled(shapes, storage="FloatStorage", view_metadata=b""):
 
 
 def nested(body, key="state_dict"):
-    """A training script's checkpoint: a state dictionary's pickle under a key, beside the epoch."""
+    """A training script's checkpoint: a state dictionary's pickle under a key, next to the epoch."""
     return b"\x80\x02}" + _text(key) + body[2:-1] + b"s" + _text("epoch") + b"K\x05s."
 
 

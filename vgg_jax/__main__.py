@@ -11,7 +11,7 @@ from vgg_jax.exceptions import did_you_mean
 COMMANDS = {  # the module that `python -m vgg_jax.MODULE` runs as well, and what it does
     "train": ("main", "train a network that a configuration describes"),
     "evaluate": ("evaluate", "the paper's test protocol on trained networks, single or fused"),
-    "predict": ("predict", "the likeliest classes of one's own images"),
+    "predict": ("predict", "the likeliest classes of your own images"),
     "convert": ("convert", "weights of other frameworks in, and out again"),
     "report": ("report", "runs as one HTML page"),
     "reproduce": ("reproduce", "the paper's networks one after another, and its tables"),

@@ -44,7 +44,7 @@ def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool =
     Args:
       main: the command.
       flags: its own.
-      outlives_stdout: goes on where nobody reads what it prints any more; otherwise that ends the command quietly, as
+      outlives_stdout: continues where nobody reads what it prints any more; otherwise that ends the command quietly, as
         SIGPIPE would, exit status 141.
     """
     _prepare_streams(outlives_stdout)

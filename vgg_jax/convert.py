@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
         cli.fail(f"{dest} exists; choose another name, or say --overwrite.")
     if _NUM_CLASSES.value == 1:
         cli.fail("--num_classes=1: a model tells at least two classes apart.")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here wants a device, and a busy one would be in the way
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs a device, and a busy one would be in the way
 
     from vgg_jax.weights import containers, hub, imports  # and JAX, after --help and mistakes have been answered
     from vgg_jax.weights.file import EXPORTED_KEY, save_weights, write_safetensors
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> None:
             f"jax.export.deserialize(bytearray(open({str(dest)!r}, 'rb').read())).call(images): uint8 RGB [b, {weights.crop}, "
             f"{weights.crop}, 3] -> probabilities [b, {weights.num_classes}], on {', '.join(PLATFORMS)}"
         )
-        print("JAX promises to read it for six months; docs/weights.md says more. Keep the weights beside it.")
+        print("JAX promises to read it for six months; docs/weights.md says more. Keep the weights next to it.")
     elif _TO.value == "hf":
         from vgg_jax.weights.exports import write_hub_folder
 

@@ -1,4 +1,4 @@
-"""Signs that a run learns nothing, said in words with what helps: loss at ln K, gradients that vanish or explode."""
+"""Warnings for stuck or diverging training, with suggested fixes: loss at ln K, vanishing or exploding gradients."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vgg_jax.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
 STEPS_TO_LEAVE_CHANCE = 200
-# Updates that change kernels by more than this part of themselves, over many steps, leave nothing of a start. Runs that
-# learn stay under 0.015, the He start's that die at 1e-3 begin at 0.1 (benchmarks/findings.md, the presets).
+# Updates that change kernels by more than this part of themselves, over many steps, destroy the initialisation. Healthy
+# runs stay below 0.015; the He runs that diverge at 1e-3 start at 0.1 (benchmarks/findings.md, the presets).
 _LARGEST_UPDATE_RATIO = 0.05
 
 

@@ -1,4 +1,4 @@
-"""What is said to a person when something goes wrong that only they can put right."""
+"""Exceptions that report user mistakes in one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 _PATH_ERRORS = {getattr(errno, name) for name in (
     *("EACCES", "EDQUOT", "EEXIST", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"),
 )}  # fmt: skip
-STOPPED = "stopped; nothing that was saved is lost, the same command goes on."
+STOPPED = "stopped; nothing that was saved is lost, the same command continues."
 
 
 class UserError(Exception):
@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM was heeded: the state is saved and the message says how to go on."""
+    """Raised after Ctrl-C or SIGTERM, once the state is saved; the message says how to continue."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)

@@ -4,7 +4,7 @@
     python -m vgg_jax.predict --workdir=runs/vgg16 --protocol=dense+multi_crop --maps=maps --json=found.json photo.jpg
 
 Each is printed as soon as it is done, in whatever order is cheapest, and --json is written every few seconds. An image that
-cannot be read is reported, the others are done all the same, and the exit status is then 1.
+cannot be read is reported, the others are still processed, and the exit status is then 1.
 """
 
 from __future__ import annotations

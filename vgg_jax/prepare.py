@@ -5,7 +5,7 @@
     python -m vgg_jax.prepare builtin --data_dir=DIR                    the images that the package draws
     python -m vgg_jax.prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
 
-Interrupted, the same command goes on, or begins anew where that costs little; what is not whole is never used.
+Resumable: rerun the same command. Partial output is never used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MD5 = flags.DEFINE_bool("md5", False, "For imagenet2012: check the MD5 sums of 
 _SKIP_BAD = flags.DEFINE_bool(
     "skip_bad",
     False,
-    "Leave bad images out and list them in skipped.json beside the prepared data, rather than stop.",
+    "Leave bad images out and list them in skipped.json next to the prepared data, rather than stop.",
 )
 _TRAIN_SPLIT = flags.DEFINE_string(
     "train_split", "train", "The split whose mean RGB and colour vectors are computed (config.data.train_split)."

@@ -17,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     "",
-    "Where all runs go, as seed<k>/<stage>; the same workdir goes on. Default: runs/<config>[-<argument>].",
+    "Where all runs go, as seed<k>/<stage>; the same workdir continues. Default: runs/<config>[-<argument>].",
 )
 _NETS = flags.DEFINE_list("models", [], "Only these configurations, with what they start from: A,D.")
 _STAGES = flags.DEFINE_list("stages", [], "Only these stages: A-256,D-256. What they start from must be finished.")

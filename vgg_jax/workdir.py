@@ -80,7 +80,7 @@ def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any], write: boo
     """
     kept = workdir / "dataset.json"
     if checkpoint_steps(workdir):
-        # Prepared anew, the same data may have another name.
+        # Prepared again, the same data may have another name.
         _same_run(kept, _read(kept) | {"name": ""}, dataset | {"name": ""})
     if not write:
         return
@@ -232,7 +232,7 @@ def _same_run(kept: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if different:
         raise UserError(
             f"--workdir={kept.parent} holds another run ({kept.name}): {'; '.join(different)}. Choose another --workdir, "
-            "or give that run's values to go on with it. Nothing there was changed."
+            "or give that run's values to continue with it. Nothing there was changed."
         )
 
 

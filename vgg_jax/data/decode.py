@@ -1,4 +1,4 @@
-"""Encoded bytes -> RGB pixels, whatever kind of file it is, and for training no more of them than a crop needs.
+"""Decodes images; for training, only the region and scale that a crop needs.
 
 JPEGs are decoded by simplejpeg (libjpeg-turbo, pixel for pixel what Pillow gives) where it is installed, everything else by
 Pillow.
@@ -114,7 +114,7 @@ def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], botto
     if simplejpeg is None or header.components not in (
         1,
         3,
-    ):  # no JPEG; or CMYK or YCCK, which want Pillow's conversion
+    ):  # no JPEG; or CMYK or YCCK, which need Pillow's conversion
         return _decode_with_pillow(encoded), 1.0
     width, height = header.size
     eighths = next(
@@ -192,7 +192,7 @@ def is_plain_jpeg(encoded: bytes) -> bool:
 
 
 def check(encoded: bytes) -> None:
-    """Decodes an image to find out whether it is whole and sound; stricter than `decode`, which goes on where it can.
+    """Decodes an image to find out whether it is whole and sound; stricter than `decode`, which continues where it can.
 
     Without simplejpeg, stray bytes among a JPEG's pixels are not found: Pillow does not say.
 

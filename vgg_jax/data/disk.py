@@ -1,4 +1,4 @@
-"""Where prepared data goes: room on the disk is asked for first, and named where it runs out all the same."""
+"""Disk-space checks for prepared data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vgg_jax.exceptions import UserError
 
-SKIPPED = "skipped.json"  # beside prepared data: the images that were left out, and why
+SKIPPED = "skipped.json"  # next to prepared data: the images that were left out, and why
 
 
 def need_space(directory: os.PathLike | str, num_bytes: float, flag: str) -> None:

@@ -2,7 +2,7 @@
 
 Nothing is unpacked: the tars are indexed once, and images are read at their places in them, in an order that mixes
 the classes, so that a part of a split (`train[:90%]`) is a fair sample. Shards are written one by one, so an
-interrupted preparation goes on with the next; the directory gets its final name only when it is whole.
+interrupted preparation continues with the next; the directory gets its final name only when it is whole.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Index(NamedTuple):
 def prepare(
     tars: Path, data_dir: Path, md5: bool = False, skip_bad: bool = False, edition: Edition = ILSVRC2012
 ) -> Prepared:
-    """Makes `<data_dir>/imagenet2012/<version>/`, or goes on making it; does nothing where it is there.
+    """Makes `<data_dir>/imagenet2012/<version>/`, or continues making it; does nothing where it is there.
 
     Every image is decoded once to find those that are bad. The few CMYK JPEGs and PNGs among them become RGB JPEGs,
     as in TFDS's own preparation; all others stay as they are, byte for byte.
@@ -135,7 +135,7 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
     kept = work / f"index-{split}.npz"
     if kept.exists():
         with contextlib.suppress(OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile), np.load(kept) as arrays:
-            return _Index(**arrays)  # else damaged, and read anew
+            return _Index(**arrays)  # else damaged, and read again
     expected = edition.splits[split]
     try:
         with tarfile.open(path, "r:") as tar:
@@ -191,7 +191,7 @@ def _flat_members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, int, int]]:
 def _write_shards(
     unfinished: Path, paths: dict[str, Path], indices: dict[str, _Index], plans: dict[str, list[ShardPlan]]
 ) -> None:
-    """Writes the shards that are not there yet, each with a report beside it in `work`."""
+    """Writes the shards that are not there yet, each with a report next to it in `work`."""
     missing = [
         (split, plan) for split, of in plans.items() for plan in of if not _report_path(unfinished, plan).exists()
     ]

@@ -70,7 +70,11 @@ def find_tars(directory: Path, edition: Edition) -> dict[str, Path]:
         if expected.num_bytes is not None and size != expected.num_bytes:
             faults.append(
                 f"{path} has {size:,} bytes, and image-net.org's has {expected.num_bytes:,}: "
-                + ("it is cut short; go on with its download." if size < expected.num_bytes else "it is another file.")
+                + (
+                    "it is cut short; continue with its download."
+                    if size < expected.num_bytes
+                    else "it is another file."
+                )
             )
     if faults:
         raise UserError("the tars are not all as they should be:\n  " + "\n  ".join(faults))

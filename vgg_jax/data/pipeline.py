@@ -1,7 +1,7 @@
 """Records -> batches on the devices. The batch at step t is a pure function of (seed, t).
 
 Every epoch has an order of its own, drawn from the seed and the epoch's number, and every example a random stream of its
-own. So nothing about the data needs saving, a restart goes on at the very next image, and any number of processes sees
+own. So nothing about the data needs saving, a restart continues at the very next image, and any number of processes sees
 the same global batches: each reads of every batch the rows that its devices hold. Grain decodes them ahead of need.
 """
 
@@ -134,7 +134,7 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
         )
     on_devices = decoded.map(lambda batch: jax.tree.map(lambda x: placed(x, rows, config.batch_size, sharding), batch))
     iterator = iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=2))
-    # Ctrl-C in a terminal reaches every process. This one wants to save first, and needs its helpers until then: they
+    # Ctrl-C in a terminal reaches every process. This one needs to save first, and needs its helpers until then: they
     # are begun by a thread that inherits what is blocked here, and inherit it too.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:

@@ -13,7 +13,7 @@ from vgg_jax.exceptions import UserError
 
 Record = dict[str, Any]
 
-# One record to a chunk, for random access. JPEGs do not get smaller, and unpacking them would cost time at every reading.
+# One record to a chunk, for random access. JPEGs do not compress further; storing them raw makes reads cheaper.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 

@@ -55,7 +55,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
     """Opens the configured data set, preparing it first where that needs nothing but what the configuration says.
 
     The built-in set and a folder are prepared on first use; ImageNet and other TFDS sets must have been prepared as
-    ArrayRecord. The training split's colour statistics are computed once and kept beside the prepared data
+    ArrayRecord. The training split's colour statistics are computed once and stored next to the prepared data
     (ImageNet's are constants).
 
     Raises:
@@ -137,7 +137,7 @@ def prepared_data(
       name: `builtin`, `folder`, or the name of a TFDS data set.
       data_dir: where prepared data lies.
       root: for `folder`: a directory laid out <split>/<class>/<image>.
-      skip_bad: for `folder`: leave files out that are no sound images, and record which, rather than stop.
+      skip_bad: for `folder`: leave files out that are not valid images, and record which, rather than stop.
       splits: expressions that will be opened, by the key that they come from: checked before anything is prepared.
       num_classes: that all images of these splits must be of, checked as early; 0: any, and images without a label.
 
@@ -252,7 +252,7 @@ def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatisti
         return IMAGENET_STATISTICS
     path = data.directory / f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
     if path.exists():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed anew
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed again
             return load_statistics(path)
     statistics = color_statistics(records)
     with writable(data.directory):
@@ -277,7 +277,7 @@ def _prepared_folder(
     bad = folder.faults(root, listing)
     if bad and not skip_bad:
         raise UserError(
-            f"{len(bad)} of {len(sizes)} files are no sound images; repair or remove them and start again, or "
+            f"{len(bad)} of {len(sizes)} files are not valid images; repair or remove them and start again, or "
             f"leave them out with: python -m vgg_jax.prepare folder {_flag('root', root)} {_flag('data_dir', data_dir)} "
             "--skip_bad. Nothing was prepared.\n  "
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())

@@ -1,4 +1,4 @@
-"""Mean RGB and colour vectors of a training split, computed once and kept beside the prepared data."""
+"""Mean RGB and colour vectors of a training split, computed once and stored next to the prepared data."""
 
 from __future__ import annotations
 

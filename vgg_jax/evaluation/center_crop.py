@@ -1,4 +1,4 @@
-"""Validation on centre crops: cheap, and what the plateau schedule listens to."""
+"""Validation on centre crops: cheap, and the input of the plateau schedule."""
 
 from __future__ import annotations
 

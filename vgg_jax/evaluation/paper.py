@@ -1,4 +1,4 @@
-"""The paper's validation errors on ImageNet, per cent (top-1, top-5): what the figures here are printed beside."""
+"""The paper's validation errors on ImageNet, per cent (top-1, top-5): printed next to the figures here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers of a VGG that flax does not have in the form needed: pooling, LRN, FC layers over a map.
+"""Layers that flax does not have in the form needed: pooling, LRN, FC layers over a map.
 
 Maps are [batch, height, width, channels]; B, H, W, C and K (classes) are used for sizes in names below.
 """
@@ -34,8 +34,7 @@ def max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
 
 @max_pool_2x2.defjvp
 def _max_pool_2x2_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    # Left to itself autodiff would make the gradient from four arrays of a quarter's size, each padded, added up and then
-    # copied into the map's layout. This way it is written once, where it belongs.
+    # Autodiff would build the gradient from four padded arrays; this writes it once, in place.
     windows_BxHx2xWx2xC = _windows(primals[0])
     y, winner_BxHxWxC = _pooled(windows_BxHx2xWx2xC)
     place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
@@ -63,8 +62,8 @@ def local_response_norm(
 ) -> jax.Array:
     """Applies Krizhevsky's local response normalisation across channels (Paper §2.3, Krizhevsky et al. 2012 §3.3).
 
-    y[c] = x[c] / (k + alpha * sum of x[j]^2 for |j - c| <= n // 2) ** beta, the window cut at the ends. The sum is a
-    plain sum; Caffe and torch divide alpha by n, so their alpha is 5e-4 for the same function.
+    y[c] = x[c] / (k + alpha * sum of x[j]^2 for |j - c| <= n // 2) ** beta; windows are truncated at the channel edges.
+    The sum is a plain sum; Caffe and torch divide alpha by n, so their alpha is 5e-4 for the same function.
 
     Args:
       x_BxHxWxC: [B, H, W, C], any float dtype; squares are summed in float32.
@@ -130,7 +129,7 @@ def _product(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array) -> jax.Array:
 @_product.defjvp
 def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
     # The gradient is made row by row of the kernel: between devices it is then reduced in parts that fit a TPU's vector
-    # memory, beside other layers' work; fc6's in one piece, 200 MB, could not be.
+    # memory, alongside other layers' work; fc6's in one piece, 200 MB, could not be.
     (x, kernel), (dx, dkernel) = primals, tangents
     rows = zip(*(_rows(array, axis) for array, axis in ((x, 1), (kernel, 0), (dx, 1), (dkernel, 0))), strict=True)
     return _product(x, kernel), sum(_product(dx_i, k_i) + _product(x_i, dk_i) for x_i, k_i, dx_i, dk_i in rows)

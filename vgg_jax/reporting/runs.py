@@ -23,7 +23,7 @@ class Run(NamedTuple):
     """A workdir's files; what is not there yet is None or empty."""
 
     workdir: Path
-    name: str  # for a person, as short as the runs beside it allow
+    name: str  # for a person, as short as the runs next to it allow
     config: dict[str, Any]  # flat: {"model.configuration": "D", ...}
     dataset: dict[str, Any]  # dataset.json; {} before it is written
     metrics: list[dict[str, float]]  # lines of metrics.jsonl, in the order of steps

@@ -149,9 +149,7 @@ def chosen_stages(stages: Sequence[Stage], models: Iterable[str] = (), names: It
     ):
         for word in given:
             if word not in known:
-                raise UserError(
-                    f"--{flag}={word}: the plan has no such; it has {', '.join(known)}.{did_you_mean(word, known)}"
-                )
+                raise UserError(f"--{flag}={word}: unknown; choose from {', '.join(known)}.{did_you_mean(word, known)}")
     if not models and not names:
         return list(stages)
     chosen = set(names)

@@ -166,7 +166,7 @@ def run(steps: Sequence[Step], quiet: bool = False) -> None:
 
     Raises:
       UserError: of `train`, with the stage's name.
-      Interrupted: by a signal, after saving; the same plan goes on.
+      Interrupted: by a signal, after saving; the same plan continues.
     """
     for number, step in enumerate(steps, start=1):
         if step.summary is not None:

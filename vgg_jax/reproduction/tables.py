@@ -1,4 +1,4 @@
-"""Paper Tables 3 to 6 and the ablation of §4.1 with this data's figures beside the paper's: mean and spread over seeds of what is trained."""
+"""Paper Tables 3 to 6 and the ablation of §4.1 with this data's figures, mean and spread over seeds, next to the paper's."""
 
 from __future__ import annotations
 

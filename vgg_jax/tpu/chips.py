@@ -58,7 +58,7 @@ class Slice(NamedTuple):
 
     @property
     def host(self) -> tuple[int, int, int]:
-        """Chips of one host along x, y, z, as the compiler wants them: 2x2, or fewer where the slice is smaller."""
+        """Chips of one host along x, y, z, as the compiler needs them: 2x2, or fewer where the slice is smaller."""
         x, y = self.shape[:2]
         return min(x, 2), min(y, 2), 1
 

@@ -78,7 +78,7 @@ class Event(NamedTuple):
     collective: str  # one of COLLECTIVES, or ""
     collective_bytes: float  # of the collective's result (reduce-scatter: of its operand), what a chip holds of it
     group: int  # devices that take part; 0: none
-    starts: bool  # begins something that runs beside what follows
+    starts: bool  # begins something that runs next to what follows
     ends: str  # the name of the event that began what ends here, or ""
     times: int  # how often it runs (in loops)
     dtype: str = ""  # of a collective's largest array
@@ -247,7 +247,7 @@ def _event(program: Program, instruction: Instruction, of: dict[str, Instruction
     hbm = float(sum(array.stored_bytes for array in (*read, *written) if not array.space))
     if updated := _update_in_place(program, instruction, of):
         hbm = 2.0 * updated.stored_bytes  # of the array that it is written into only that part is touched
-    if starts and not found:  # a copy beside other work: the smaller of source and destination is what moves
+    if starts and not found:  # a copy alongside other work: the smaller of source and destination is what moves
         places = [array for array in instruction.results if array.shape][:2]
         hbm = float(min((p.stored_bytes for p in places), default=0) * sum(not p.space for p in places))
     work = 0.0 if ends else flops(program, instruction, of)

@@ -1,7 +1,7 @@
 """How long a compiled step takes at the chip's published figures: pure arithmetic on `hlo.Event`s.
 
 Every instruction takes the longer of its multiplications at the peak and its bytes at HBM's bandwidth. A collective runs
-beside other work only where the program says so: it begins before a convolution or a matrix product and ends after it.
+alongside other work only where the program says so: it begins before a convolution or a matrix product and ends after it.
 Any other adds its whole time. A real chip is slower than its published figures; what this tells is what bounds a step.
 """
 

@@ -1,4 +1,4 @@
-"""Weights out: torchvision's names, a folder for a hub, a compiled-anywhere program (StableHLO) with the preprocessing."""
+"""Weights out: torchvision's names, a folder for a hub, a portable StableHLO program with the preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This project's own weights file: safetensors, with everything that using the model takes beside its parameters.
+"""This project's own weights file: safetensors, with everything that using the model takes next to its parameters.
 
 The tensors are `conv1_1/kernel` and so on, float32, as in the params of `models.VGG`, for the model's own input. The
 metadata has one entry, `vgg_jax`, a JSON object: form, configuration, num_classes, width_multiplier, fc_width, crop,

@@ -52,7 +52,7 @@ _USUAL = {
     "Caffe": ("caffe", "the authors' own take `caffe`"),
     "vgg_jax": (
         "mean_rgb",
-        "it has this project's names, but has lost its description; models trained here take `mean_rgb`",
+        "it has our names but no metadata; models trained here take `mean_rgb`",
     ),
 }
 

@@ -86,7 +86,7 @@ def _tensor(data: Any, name: str) -> Tensor:
     if data.is_virtual or properties.get_external_count():
         raise Unreadable(f"its {short(name)} lies in another file, which is not followed")
     if properties.get_nfilters():
-        raise Unreadable(f"its {short(name)} is compressed; write it anew without")
+        raise Unreadable(f"its {short(name)} is compressed; write it again without")
     shape = tuple(data.shape or ())
     if data.dtype.kind in "f" and data.id.get_storage_size() != data.dtype.itemsize * int(np.prod(shape, dtype=object)):
         raise Unreadable(f"its {short(name)} is not all there")

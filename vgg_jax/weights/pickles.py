@@ -107,7 +107,7 @@ def read_pickle(stream: BinaryIO) -> Any:
     """Reads the value of one pickle; the stream then stands behind it.
 
     Args:
-      stream: whose `read` and `readline` cannot give more than the caller wants to hold in memory.
+      stream: whose `read` and `readline` cannot give more than the caller needs to hold in memory.
 
     Returns:
       None, bool, int, float, str, tuple, list, dict, `View`, or these within one another.
@@ -241,5 +241,7 @@ def _storage(identity: Any) -> Storage:
     if not isinstance(numel, int) or isinstance(numel, bool) or not 0 <= numel < 2**40:
         raise Unreadable("its pickle refers to a storage of an impossible size")
     if len(identity) == 6 and identity[5] is not None:
-        raise Unreadable("its tensors share parts of storages, as torch wrote them before 0.4; save it anew with torch")
+        raise Unreadable(
+            "its tensors share parts of storages, as torch wrote them before 0.4; save it again with torch"
+        )
     return Storage(STORAGES[kind.text], key, numel)

@@ -1,4 +1,4 @@
-"""What a model was taught to expect of pixels, as data, and how it becomes part of the first convolution.
+"""Input normalisation as data, and folding it into conv1_1.
 
 Inside this project a model sees RGB on the scale 0 to 255 with a mean subtracted and nothing divided (Paper §2.1). Others
 divide by 255 and by a standard deviation, or take blue first. All of these are linear, channel by channel, so they can be

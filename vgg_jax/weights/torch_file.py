@@ -144,7 +144,7 @@ _NESTED = (
     "model_state_dict",
     "model",
     "model",
-)  # where training scripts put it, beside the optimizer's state
+)  # where training scripts put it, next to the optimizer's state
 
 
 def _contents(kind: str, value: Any, num_bytes: int, storage_bytes: Callable[[Storage], bytes]) -> Contents:
