@@ -18,7 +18,7 @@ import jax
 from vgg_jax import steps
 from vgg_jax.config import flatten, paper_config
 from vgg_jax.tpu.chips import parse_slice
-from vgg_jax.tpu.compiled import GIB, topology_devices, train_step
+from vgg_jax.tpu.compiled import GIB, compile_train, topology_devices
 
 HEADER = (
     "| model | slice | sharding | images a chip | memory a device, GiB | TFLOP a device | HBM GB a device | collectives, MB | ms | "
@@ -40,24 +40,24 @@ def main() -> None:
         steps.COMPILER_OPTIONS.clear()
     print(HEADER + "\n" + "| --- " * HEADER.count(" | ") + "| --- |", flush=True)
     for topology in options.topologies.split(","):
-        where = parse_slice(topology)
-        devices = topology_devices(where)
+        topology = parse_slice(topology)
+        devices = topology_devices(topology)
         for model in options.models.split(","):
             for sharding in options.shardings.split(","):
                 config = paper_config(model, None)
                 config.model.dtype, config.sharding = "bfloat16", sharding
-                config.batch_size = options.images_per_chip * where.chips
+                config.batch_size = options.images_per_chip * topology.chips
                 for key, _, value in (each.partition("=") for each in options.set):
                     config.update_from_flattened_dict({key: type(flatten(config)[key])(value)})
                 if sharding == "fc_model_parallel":
                     config.model_parallel = 4
                 if options.text:
-                    _keep_text(options.text / f"{model}-{where.name.replace(':', '-')}-{sharding}.hlo")
+                    _keep_text(options.text / f"{model}-{topology.name.replace(':', '-')}-{sharding}.hlo")
                 began = time.monotonic()
-                answer = train_step(config, where, devices)
+                answer = compile_train(config, topology, devices)
                 took = time.monotonic() - began
                 memory = f"{answer.memory / GIB:.2f} of {answer.limit / GIB:.4g}"
-                row = [model, where.name, sharding, options.images_per_chip, memory]
+                row = [model, topology.name, sharding, options.images_per_chip, memory]
                 if line := answer.roofline:
                     row += [
                         f"{answer.flops / 1e12:.3g}",
@@ -65,7 +65,7 @@ def main() -> None:
                         f"{sum(each.bytes for each in line.collectives) / 1e6:,.1f}",
                         f"{line.seconds * 1e3:.2f}",
                         f"{line.exposed_seconds * 1e3:.2f}",
-                        f"{config.batch_size / line.seconds / where.chips:,.0f}",
+                        f"{config.batch_size / line.seconds / topology.chips:,.0f}",
                         f"{line.efficiency:.1%}",
                     ]
                 else:

@@ -28,7 +28,7 @@ from vgg_jax.evaluation.results import average, top5_classes
 from vgg_jax.exceptions import UserError
 from vgg_jax.files import write_json
 from vgg_jax.reproduction.plan import STAGES, Stage, plan_defaults, workdir_of
-from vgg_jax.reproduction.run import steps_of
+from vgg_jax.reproduction.run import planned_runs
 
 PICTURES = Path(os.environ.get("VGG_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data"))
 PRESETS = ("glorot", "he", "torch", "paper", "std001")
@@ -131,7 +131,7 @@ def train_all(directory):
     stages = [stage for group in _GROUPS.value for stage in GROUPS[group]]
     everything = [stage for group in GROUPS.values() for stage in group]
     # One seed after another, so that an early end leaves whole ones.
-    for step in steps_of(stages, config, plan, directory, everything):
+    for step in planned_runs(stages, config, plan, directory, everything):
         if step.summary or (step.workdir / "diverged.json").exists():
             continue
         if step.seed and step.stage in GROUPS["presets"]:

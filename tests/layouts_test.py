@@ -15,8 +15,8 @@ from tests.weights_files import (
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.weights import containers, layouts
-from vgg_jax.weights.layouts import LAYOUTS, Size, crop_of, kernel_shapes, recognise
-from vgg_jax.weights.tensors import Tensor, Unreadable
+from vgg_jax.weights.layouts import LAYOUTS, Size, crop_of, identify, kernel_shapes
+from vgg_jax.weights.tensors import Tensor, WeightsError
 
 # torchvision's vgg11, 13, 16 and 19: the places of the convolutions in `features`, written down from its source.
 TORCHVISION = {
@@ -65,9 +65,9 @@ def write(layout, path, tensors):
 
 
 def net_in(path):
-    with containers.opened(path) as contents:
-        layout, configuration, size = recognise(contents.tensors)
-        return layout, configuration, containers.take(contents, layout, configuration, size)
+    with containers.open_tensors(path) as contents:
+        layout, configuration, size = identify(contents.tensors)
+        return layout, configuration, containers.to_params(contents, layout, configuration, size)
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "Keras", "Caffe"])
@@ -81,8 +81,8 @@ def test_every_number_comes_to_its_place(layout, tmp_path):
 
 def test_every_number_of_timms_comes_to_its_place():
     tensors = {name: Tensor(a.shape, "float32", lambda a=a: a) for name, a in coded("timm").items()}
-    layout, configuration, size = recognise(tensors)
-    params = containers.take(containers.Contents("", tensors, {}), layout, configuration, size)
+    layout, configuration, size = identify(tensors)
+    params = containers.to_params(containers.TensorFile("", tensors, {}), layout, configuration, size)
     assert layout == "timm"
     for layer, shape in kernel_shapes("D", NARROW).items():
         np.testing.assert_array_equal(params[layer]["kernel"], where(shape), err_msg=layer)
@@ -99,7 +99,7 @@ def test_every_number_of_timms_comes_to_its_place():
 def test_a_wrong_order_of_fc6_would_be_found(wrong, reordered):
     shape = kernel_shapes("D", NARROW)["fc6"]
     theirs = coded("torchvision")["classifier.0.weight"]
-    np.testing.assert_array_equal(layouts.ROWS_OF_CHW.to_ours(theirs, shape), where(shape))
+    np.testing.assert_array_equal(layouts.ROWS_OF_CHW.to_hwio(theirs, shape), where(shape))
     assert (reordered(theirs, shape) != where(shape)).any(), wrong
 
 
@@ -116,7 +116,7 @@ def test_names_are_torchvisions_and_the_configuration_is_found(configuration):
     tensors = as_laid_out(params, "torchvision", configuration)
     stems = [f"features.{i}" for i in TORCHVISION[configuration]] + [f"classifier.{i}" for i in (0, 3, 6)]
     assert list(tensors) == [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")]
-    found = recognise({name: Tensor(a.shape, "float32", lambda: None) for name, a in tensors.items()})
+    found = identify({name: Tensor(a.shape, "float32", lambda: None) for name, a in tensors.items()})
     assert found == ("torchvision", configuration, NARROW)
 
 
@@ -127,7 +127,7 @@ def test_the_size_is_found_from_shapes_alone(configuration, size):
     for layer, shape in kernel_shapes(configuration, size).items():
         tensors[f"{layer}/kernel"] = Tensor(shape, "float32", lambda: None)
         tensors[f"{layer}/bias"] = Tensor(shape[3:], "float32", lambda: None)
-    layout, found, guessed = recognise(tensors, configuration)
+    layout, found, guessed = identify(tensors, configuration)
     assert (layout, found) == ("vgg_jax", configuration)
     assert kernel_shapes(found, guessed) == kernel_shapes(configuration, size)
     assert crop_of(guessed) == 32 * size.side
@@ -148,17 +148,17 @@ def test_shapes_are_those_of_the_model():
 
 def test_a_net_whose_names_are_those_of_several_is_what_was_said(tmp_path):
     path = write_caffemodel(tmp_path / "a.caffemodel", as_laid_out(random_params("A"), "Caffe", "A"))
-    with containers.opened(path) as contents:
-        assert recognise(contents.tensors)[1] == "A"
-        assert recognise(contents.tensors, "A-LRN")[1] == "A-LRN"
-        with pytest.raises(Unreadable, match="nearest to Caffe's configuration B"):
-            recognise(contents.tensors, "B")
+    with containers.open_tensors(path) as contents:
+        assert identify(contents.tensors)[1] == "A"
+        assert identify(contents.tensors, "A-LRN")[1] == "A-LRN"
+        with pytest.raises(WeightsError, match="nearest to Caffe's configuration B"):
+            identify(contents.tensors, "B")
     # C and D have the same names; the 1x1 kernels tell them apart.
     path = write_caffemodel(tmp_path / "c.caffemodel", as_laid_out(random_params("C"), "Caffe", "C"))
-    with containers.opened(path) as contents:
-        assert recognise(contents.tensors)[1] == "C"
-        with pytest.raises(Unreadable, match=r"conv3_3/0 is \[16, 16, 1, 1\] and should be \[16, 16, 3, 3\]"):
-            recognise(contents.tensors, "D")
+    with containers.open_tensors(path) as contents:
+        assert identify(contents.tensors)[1] == "C"
+        with pytest.raises(WeightsError, match=r"conv3_3/0 is \[16, 16, 1, 1\] and should be \[16, 16, 3, 3\]"):
+            identify(contents.tensors, "D")
 
 
 RESNET = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 3, 3), np.float32) for i in (1, 2, 3, 4)}

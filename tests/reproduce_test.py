@@ -13,7 +13,7 @@ from tests.runs import make_run
 from vgg_jax.config import flatten, paper_config, scaled_length
 from vgg_jax.exceptions import UserError
 from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, chosen_stages, split_config, stage_config
-from vgg_jax.reproduction.run import describe, steps_of, write_plan
+from vgg_jax.reproduction.run import describe, planned_runs, write_plan
 from vgg_jax.reproduction.tables import TABLES, fill, markdown, write
 
 
@@ -94,10 +94,10 @@ def test_a_start_must_be_planned_or_finished(tiny_config, tmp_path):
     with pytest.raises(
         UserError, match=r"D-384 starts from D-256, and there is no finished run in .*--stages=D-256,D-384"
     ):
-        steps_of(chosen_stages(STAGES, [], ["D-384"]), shared, plan, tmp_path, STAGES)
+        planned_runs(chosen_stages(STAGES, [], ["D-384"]), shared, plan, tmp_path, STAGES)
     lost = Stage("D-512", "D", (512, 512), "D-400")
     with pytest.raises(UserError, match="D-512 starts from D-400.*the plan has no such stage"):
-        steps_of([lost], shared, plan, tmp_path, STAGES)
+        planned_runs([lost], shared, plan, tmp_path, STAGES)
 
 
 def finished(directory, config, plan, name, seed, errors_by=0):
@@ -113,21 +113,21 @@ def test_a_run_of_another_shape_or_data_does_not_stand_for_a_stage(tiny_config, 
     shared, plan = plan_of(tiny_config)
     finished(tmp_path, shared, plan, "A-256", 0)
     stages = chosen_stages(STAGES, [], ["A-256"])
-    (step,) = steps_of(stages, shared, plan, tmp_path, STAGES)
+    (step,) = planned_runs(stages, shared, plan, tmp_path, STAGES)
     assert (step.summary["steps"], step.steps) == (7, 7)
     shared.optimizer.learning_rate = 1e-4  # how it was trained is its own
-    assert steps_of(stages, shared, plan, tmp_path, STAGES)[0].summary
+    assert planned_runs(stages, shared, plan, tmp_path, STAGES)[0].summary
     shared.model.fc_width = 8
     with pytest.raises(
         UserError, match=r"holds a run that is not stage A-256 of this plan: model.fc_width is 8, there it is 16"
     ):
-        steps_of(stages, shared, plan, tmp_path, STAGES)
+        planned_runs(stages, shared, plan, tmp_path, STAGES)
 
 
 def test_the_plan_is_described_with_steps_and_known_times(tiny_config, tmp_path):
     shared, plan = plan_of(tiny_config, seeds=2)
     finished(tmp_path, shared, plan, "A-256", 0)
-    text = describe(steps_of(chosen_stages(STAGES, ["B"]), shared, plan, tmp_path, STAGES))
+    text = describe(planned_runs(chosen_stages(STAGES, ["B"]), shared, plan, tmp_path, STAGES))
     steps = math.ceil(0.3 * 90 / 8)
     assert re.search(
         rf"seed0/A-256 +A +37 +random +0.001 +0.3 epochs, {steps} steps +finished: 7 steps, 1 min 30 s", text
@@ -139,7 +139,7 @@ def test_the_plan_is_described_with_steps_and_known_times(tiny_config, tmp_path)
 
 def test_a_directory_belongs_to_one_plan(tiny_config, tmp_path):
     shared, plan = plan_of(tiny_config)
-    steps = steps_of(STAGES, shared, plan, tmp_path / "plan", STAGES)
+    steps = planned_runs(STAGES, shared, plan, tmp_path / "plan", STAGES)
     write_plan(steps, STAGES, 1, tmp_path / "plan")
     kept = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert kept["seeds"] == [0]

@@ -13,7 +13,7 @@ from tests.command import help_of, run_module
 from vgg_jax.exceptions import UserError
 from vgg_jax.tpu import hlo
 from vgg_jax.tpu.chips import CHIPS, SLICES, parse_slice
-from vgg_jax.tpu.compiled import Answer, largest, over
+from vgg_jax.tpu.compiled import CompileResult, largest, over
 from vgg_jax.tpu.roofline import HOP_SECONDS, collective_seconds, event_seconds, roofline
 
 # Four devices: a convolution, an all-reduce of its kernel's gradient that runs next to a matrix product, one that does not.
@@ -311,7 +311,7 @@ def test_the_largest_batch_of_a_straight_line(first, state):
     def answer_at(batch):
         tried.append(batch)
         memory = state + batch / 50
-        return Answer(memory <= 16, memory, 16, 0, 0, None)
+        return CompileResult(memory <= 16, memory, 16, 0, 0, None)
 
     fits, fails, count = largest(answer_at, first, 8)
     assert answer_at(fits).fits
@@ -322,11 +322,11 @@ def test_the_largest_batch_of_a_straight_line(first, state):
 
 
 def test_the_largest_batch_where_none_fits_and_where_memory_jumps():
-    assert largest(lambda batch: Answer(False, 20 + batch, 16, 0, 0, None), 64, 8)[:2] == (0, 8)
+    assert largest(lambda batch: CompileResult(False, 20 + batch, 16, 0, 0, None), 64, 8)[:2] == (0, 8)
 
     def jumps(batch):  # the compiler computes things again where memory is short
         memory = min(batch / 10, 15) if batch <= 400 else batch / 10
-        return Answer(memory <= 16, memory, 16, 0, 0, None)
+        return CompileResult(memory <= 16, memory, 16, 0, 0, None)
 
     fits, fails, _ = largest(jumps, 64, 8)
     assert 350 < fits <= 400 < fails

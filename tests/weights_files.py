@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vgg_jax.models import layer_names
-from vgg_jax.weights.layouts import LAYOUTS, Size, form_of, kernel_shapes
+from vgg_jax.weights.layouts import LAYOUTS, Size, kernel_layout, kernel_shapes
 
 NARROW = Size(width_multiplier=1 / 16, fc_width=16, num_classes=5, side=2)
 
@@ -28,7 +28,7 @@ def as_laid_out(params, layout, configuration="D"):
     """The tensors of another framework, by the package's own table: for tests of files, not of the table."""
     table, tensors = LAYOUTS[layout], {}
     for layer, (kernel, bias) in table.names(configuration).items():
-        tensors[kernel] = np.ascontiguousarray(form_of(table, layer).to_theirs(params[layer]["kernel"]))
+        tensors[kernel] = np.ascontiguousarray(kernel_layout(table, layer).from_hwio(params[layer]["kernel"]))
         tensors[bias] = params[layer]["bias"]
     assert list(table.names(configuration)) == layer_names(configuration)
     return tensors

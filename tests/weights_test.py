@@ -99,7 +99,7 @@ def test_what_is_written_is_read_and_twice_the_same_bytes(tmp_path):
 def test_a_description_that_does_not_fit_is_refused(change, sentence, tmp_path):
     path = tmp_path / "a.safetensors"
     save_weights(path, some_weights())
-    with containers.opened(path) as contents:
+    with containers.open_tensors(path) as contents:
         description = json.loads(contents.metadata[KEY])
     save_file(load_file(path), path, {KEY: json.dumps(description | change)})
     with pytest.raises(UserError, match=sentence):
@@ -157,7 +157,7 @@ def test_preprocessing_moves_into_conv1_1_exactly(expected):
     _, wrong = model.apply({"params": weights.params}, jnp.asarray(images - expected.mean_rgb()), endpoints=names)
     if expected != KNOWN["mean_rgb"]:
         assert float(jnp.abs(wrong["relu1_1"] - wanted["relu1_1"]).max()) > 0.1 * float(wanted["relu1_1"].max())
-    back = preprocessing.unfolded(folded_params(weights)["conv1_1"]["kernel"], expected)
+    back = preprocessing.unfold_from_conv1(folded_params(weights)["conv1_1"]["kernel"], expected)
     np.testing.assert_allclose(back, weights.params["conv1_1"]["kernel"], rtol=1e-6)
 
 

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     file = config_flags.get_config_filename(flags.values["config"])
     directory = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else cli.default_workdir(file)
     chosen = plan.chosen_stages(plan.STAGES, _NETS.value, _STAGES.value)
-    steps = run.steps_of(chosen, shared, own, directory, plan.STAGES)
+    steps = run.planned_runs(chosen, shared, own, directory, plan.STAGES)
     print(run.describe(steps), flush=True)
     if _DRY_RUN.value:
         return

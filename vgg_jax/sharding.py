@@ -52,7 +52,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def for_computing(params: Any, rules: str, mesh: Mesh) -> Any:
+def gather_for_compute(params: Any, rules: str, mesh: Mesh) -> Any:
     """All-gathers FSDP-sharded parameters for the forward and backward pass.
 
     Left to itself the compiler sends parts of the maps around in place of kernels, in loops
@@ -63,7 +63,7 @@ def for_computing(params: Any, rules: str, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), params)
 
 
-def over_all_devices(images: jax.Array, mesh: Mesh) -> jax.Array:
+def shard_images(images: jax.Array, mesh: Mesh) -> jax.Array:
     """Images [B, ...] split over `model` too, so that no two devices convolve the same ones; as they are where the number of
     devices does not divide B."""
     if mesh.shape["model"] == 1 or len(images) % mesh.size:
@@ -80,7 +80,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
 
 
-def whole(array: Any) -> Any:
+def replicate(array: Any) -> Any:
     """Replicates an array, so that each process can read all of it; all processes call this alike."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return array

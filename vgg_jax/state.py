@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.models import VGG
 from vgg_jax.optimizer import make_optimizer
-from vgg_jax.sharding import RULES, bytes_a_device, make_mesh, tree_shardings, whole
+from vgg_jax.sharding import RULES, bytes_a_device, make_mesh, replicate, tree_shardings
 
 
 @flax.struct.dataclass
@@ -160,7 +160,7 @@ def params_sha256(params: dict, model_state: dict | None = None) -> str:
     for tree in (params, model_state or {}):
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
         for path, leaf in sorted(leaves, key=lambda item: jax.tree_util.keystr(item[0])):
-            array = np.asarray(whole(leaf))
+            array = np.asarray(replicate(leaf))
             digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vgg_jax.augment import ColorStatistics, augment, normalize
 from vgg_jax.models import CONFIGURATIONS, VGG
 from vgg_jax.optimizer import lr_factor, make_optimizer
-from vgg_jax.sharding import batch_sharding, for_computing, over_all_devices, replicated
+from vgg_jax.sharding import batch_sharding, gather_for_compute, replicated, shard_images
 from vgg_jax.state import TrainState, make_model, step_key
 
 Batch = dict[str, jax.Array]
@@ -80,7 +80,7 @@ def make_train_step(
             layer: leaves if lr_factor(config, layer) else jax.lax.stop_gradient(leaves)
             for layer, leaves in params.items()
         }
-        params, images = for_computing(params, config.sharding, mesh), over_all_devices(images, mesh)
+        params, images = gather_for_compute(params, config.sharding, mesh), shard_images(images, mesh)
         variables = {"params": params, **model_state}
         (logits_BxK, _), updated = model.apply(
             variables, images, train=True, rngs={"dropout": key}, mutable=list(model_state)

@@ -36,10 +36,10 @@ from vgg_jax.provenance import code_version, environment
 from vgg_jax.sharding import (
     batch_sharding,
     bytes_a_device,
-    for_computing,
+    gather_for_compute,
     make_mesh,
-    over_all_devices,
     replicated,
+    shard_images,
 )
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import Batch, EvalMetrics, batch_shapes, compile_step, compile_train_step, make_eval_step
@@ -270,8 +270,8 @@ def _compile(run: _Run) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     eval_step = make_eval_step(make_model(config), statistics)
 
     def sharded_eval_step(variables: dict, batch: Batch) -> EvalMetrics:
-        batch = {**batch, "image": over_all_devices(batch["image"], mesh)}
-        return eval_step(for_computing(variables, config.sharding, mesh), batch)
+        batch = {**batch, "image": shard_images(batch["image"], mesh)}
+        return eval_step(gather_for_compute(variables, config.sharding, mesh), batch)
 
     mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
     batch = {**batch_shapes(config, mesh), "mask": mask}

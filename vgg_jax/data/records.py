@@ -51,7 +51,7 @@ class Records(Sequence[Record]):
             raise IndexError(index)
         try:
             example = self._source[index]
-            return _plainly_laid_out(example) or _parsed(example)
+            return _parse_fast(example) or _parse(example)
         except Exception as error:  # of several kinds, as they come out of C++
             raise UserError(
                 f"{self.describe(index)} cannot be read: {' '.join(str(error).split())}. The file has changed since it was "
@@ -75,7 +75,7 @@ class Records(Sequence[Record]):
         return f"record {index} of {self._what} (number {position} in {part.filename})"
 
 
-def _parsed(example: bytes) -> Record:
+def _parse(example: bytes) -> Record:
     """Parses a serialised tf.train.Example of any layout."""
     from tensorflow_datasets.proto import tf_example_pb2  # seconds, for what TFDS does not write
 
@@ -89,7 +89,7 @@ def _parsed(example: bytes) -> Record:
 _LISTS = {b"image": 0x0A, b"label": 0x1A, b"file_name": 0x0A}  # of bytes or of integers: the list's tag in a Feature
 
 
-def _plainly_laid_out(example: bytes) -> Record | None:
+def _parse_fast(example: bytes) -> Record | None:
     """Parses an Example as TFDS writes it, one value to a feature and keys first; returns None for any other.
 
     Protobuf copies the image twice on its way, which evicts from the cache what decoding needs.

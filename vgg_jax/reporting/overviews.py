@@ -8,7 +8,7 @@ from typing import Any
 from vgg_jax.console import duration
 from vgg_jax.reporting.charts import COLORS, Chart, Line, chart
 from vgg_jax.reporting.curves import ABSENT, percent
-from vgg_jax.reporting.reproduction import Reproduction, Stage
+from vgg_jax.reporting.reproduction import Reproduction, StageState
 from vgg_jax.reporting.runs import Run, state
 from vgg_jax.reporting.sections import title
 
@@ -75,7 +75,7 @@ def reproduction_overview(reproduction: Reproduction) -> dict[str, Any]:
     }
 
 
-def _stage_cell(stage: Stage, seed: int) -> dict[str, str]:
+def _stage_cell(stage: StageState, seed: int) -> dict[str, str]:
     run, words = stage.runs.get(seed), stage.states[seed]
     best = run.best() if run else None
     kind = "finished" if words == "finished" else "empty" if words == "not begun" else "partial"

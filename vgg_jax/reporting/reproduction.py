@@ -11,7 +11,7 @@ from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.reporting.runs import Run, is_run, read_json, read_run, state
 
 
-class Stage(NamedTuple):
+class StageState(NamedTuple):
     """A line of the plan."""
 
     name: str
@@ -30,7 +30,7 @@ class Reproduction(NamedTuple):
     """Files of `python -m vgg_jax.reproduce`."""
 
     directory: Path
-    stages: list[Stage]
+    stages: list[StageState]
     seeds: list[int]
     tables: list[dict[str, Any]]
     missing: list[str]
@@ -67,7 +67,7 @@ def read_reproduction(directory: Path) -> Reproduction:
             run, states[seed] = _stage_run(directory / f"seed{seed}" / name, name)
             if run is not None:
                 runs[seed] = run
-        stages.append(Stage(name, configuration, (scales[0], scales[1]), starts_from, runs, states))
+        stages.append(StageState(name, configuration, (scales[0], scales[1]), starts_from, runs, states))
     tables, missing = _tables(directory / "tables.json")
     return Reproduction(directory, stages, seeds, tables, missing)
 

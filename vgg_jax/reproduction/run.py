@@ -27,7 +27,7 @@ _STANDS_FOR_STAGE = (
 )
 
 
-class Step(NamedTuple):
+class PlannedRun(NamedTuple):
     """One stage with one seed, and how far it is."""
 
     stage: Stage
@@ -38,9 +38,9 @@ class Step(NamedTuple):
     steps: int  # made so far, as its checkpoints say
 
 
-def steps_of(
+def planned_runs(
     stages: Sequence[Stage], shared: ConfigDict, plan: ConfigDict, directory: Path, everything: Sequence[Stage] = ()
-) -> list[Step]:
+) -> list[PlannedRun]:
     """Returns the runs of these stages in the order of execution, seed after seed.
 
     Args:
@@ -65,7 +65,7 @@ def steps_of(
             summary = _read(workdir / "summary.json")
             if summary is not None:
                 _check_stands_for(stage, config, workdir)
-            found.append(Step(stage, seed, config, workdir, summary, max(checkpoint_steps(workdir), default=0)))
+            found.append(PlannedRun(stage, seed, config, workdir, summary, max(checkpoint_steps(workdir), default=0)))
     names = {stage.name for stage in stages}
     for step in found:
         start = step.stage.starts_from
@@ -84,7 +84,7 @@ def steps_of(
     return found
 
 
-def describe(steps: Sequence[Step]) -> str:
+def describe(steps: Sequence[PlannedRun]) -> str:
     """Returns the plan as text: a line a run, with its length and its actual or expected time."""
     images = None
     known: dict[str, list[float]] = {}
@@ -130,7 +130,7 @@ def describe(steps: Sequence[Step]) -> str:
     return f"{table}\n{len(steps) - unfinished} of {len(steps)} runs finished" + (f"; {more}" if unfinished else "")
 
 
-def write_plan(steps: Sequence[Step], stages: Sequence[Stage], seeds: int, directory: Path) -> None:
+def write_plan(steps: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int, directory: Path) -> None:
     """Writes `plan.json`, which marks a plan's directory.
 
     Raises:
@@ -161,7 +161,7 @@ def write_plan(steps: Sequence[Step], stages: Sequence[Stage], seeds: int, direc
         write_json(directory / "plan.json", content)
 
 
-def run(steps: Sequence[Step], quiet: bool = False) -> None:
+def run(steps: Sequence[PlannedRun], quiet: bool = False) -> None:
     """Trains what is not finished, one after another.
 
     Raises:

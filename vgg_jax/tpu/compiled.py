@@ -28,7 +28,7 @@ GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-class Answer(NamedTuple):
+class CompileResult(NamedTuple):
     """Result of compiling one step; memory, FLOPs and bytes are a device's."""
 
     fits: bool
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     roofline: Roofline | None
 
 
-def topology_devices(where: Slice) -> list[jax.Device]:
+def topology_devices(topology: Slice) -> list[jax.Device]:
     """Returns the slice's devices as the TPU compiler describes them.
 
     Raises:
@@ -52,20 +52,20 @@ def topology_devices(where: Slice) -> list[jax.Device]:
         )
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu looks for a cloud machine's description of itself
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so two compilers need not exclude each other
-    form = {"chip_config_name": where.chip.config} if where.chip.config else {}
+    form = {"chip_config_name": topology.chip.config} if topology.chip.config else {}
     try:
         description = topologies.get_topology_desc(
-            platform="tpu", topology_name=where.name, chips_per_host_bounds=where.host, **form
+            platform="tpu", topology_name=topology.name, chips_per_host_bounds=topology.host, **form
         )
     except Exception as error:  # of the plugin, of several kinds
         raise UserError(
-            f"--topology={where.name}: the TPU compiler does not take it: {first_line(error).rstrip('.')}; is libtpu the version that "
+            f"--topology={topology.name}: the TPU compiler does not take it: {first_line(error).rstrip('.')}; is libtpu the version that "
             "belongs to this JAX? pip install -c constraints.txt -e '.[tpu]'"
         ) from error
     return list(description.devices)
 
 
-def train_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> Answer:
+def compile_train(config: ConfigDict, topology: Slice, devices: list[jax.Device]) -> CompileResult:
     """Compiles one update as `vgg_jax.train` does.
 
     Raises:
@@ -74,28 +74,28 @@ def train_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> A
     config_lib.validate(config, len(devices))
     mesh = make_mesh(config.model_parallel, devices)
     shapes = state_shapes(config, mesh)
-    return _answer(where, lambda: compile_train_step(config, IMAGENET_STATISTICS, mesh, shapes))
+    return _answer(topology, lambda: compile_train_step(config, IMAGENET_STATISTICS, mesh, shapes))
 
 
-def dense_step(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> Answer:
+def compile_dense(config: ConfigDict, topology: Slice, devices: list[jax.Device]) -> CompileResult:
     """Compiles dense evaluation as `vgg_jax.evaluate` does, at its batch size and for the shape of `dense_shape`."""
     mesh = make_mesh(devices=devices)
     model, whole, split = make_model(config), replicated(mesh), batch_sharding(mesh)
     variables = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state_shapes(config, mesh).variables
     )
-    images, rows, columns = dense_shape(config, where.devices)
+    images, rows, columns = dense_shape(config, topology.devices)
     arguments = (
         jax.ShapeDtypeStruct((images, rows, columns, 3), jnp.uint8, sharding=split),
         jax.ShapeDtypeStruct((images, 2), jnp.int32, sharding=split),
         jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole),
     )
     dense = make_dense(model, IMAGENET_STATISTICS)
-    return _answer(where, lambda: compile_step(dense, variables, *arguments, out_shardings=whole))
+    return _answer(topology, lambda: compile_step(dense, variables, *arguments, out_shardings=whole))
 
 
 def dense_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """Returns (images, rows, columns) that `dense_step` compiles: Q = S, and photographs of 3 : 2.
+    """Returns (images, rows, columns) that `compile_dense` compiles: Q = S, and photographs of 3 : 2.
 
     As many images as `vgg_jax.evaluate` takes by default, pixels of 64 crops a device, mirror images among them.
     """
@@ -104,14 +104,14 @@ def dense_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
     return devices * max(1, 64 * config.image.crop**2 // (2 * q * columns)), q, columns
 
 
-def _answer(where: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> Answer:
-    limit = where.chip.hbm_gib * GIB / where.chip.devices
+def _answer(topology: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> CompileResult:
+    limit = topology.chip.hbm_gib * GIB / topology.chip.devices
     try:
         compiled = compile_it()
     except jax.errors.JaxRuntimeError as error:
         if (found := over(str(error))) is None:
             raise
-        return Answer(False, *found, 0.0, 0.0, None)
+        return CompileResult(False, *found, 0.0, 0.0, None)
     memory: Any = compiled.memory_analysis()
     needed = float(
         memory.argument_size_in_bytes
@@ -121,9 +121,9 @@ def _answer(where: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> Answ
         + memory.generated_code_size_in_bytes
     )
     costs: Any = compiled.cost_analysis()
-    events = hlo.schedule(hlo.parse(str(compiled.as_text())), where.devices)
-    line = roofline(events, where)
-    return Answer(needed <= limit, needed, limit, costs["flops"], costs["bytes accessed"], line)
+    events = hlo.schedule(hlo.parse(str(compiled.as_text())), topology.devices)
+    line = roofline(events, topology)
+    return CompileResult(needed <= limit, needed, limit, costs["flops"], costs["bytes accessed"], line)
 
 
 def over(message: str) -> tuple[float, float] | None:
@@ -139,7 +139,7 @@ def over(message: str) -> tuple[float, float] | None:
     return float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]
 
 
-def largest(answer_at: Callable[[int], Answer], first: int, unit: int) -> tuple[int, int, int]:
+def largest(answer_at: Callable[[int], CompileResult], first: int, unit: int) -> tuple[int, int, int]:
     """Returns the largest batch that fits, to within an eighth of itself or one unit, the larger of both.
 
     Memory is nearly linear in the batch, so the next one tried is where the line through what was seen meets the limit;
@@ -153,7 +153,7 @@ def largest(answer_at: Callable[[int], Answer], first: int, unit: int) -> tuple[
     Returns:
       (the largest batch found to fit, or 0; the smallest found not to; how many batches were tried).
     """
-    seen: dict[int, Answer] = {}
+    seen: dict[int, CompileResult] = {}
     fits, fails, batch = 0, 0, first
     while True:
         seen[batch] = answer = answer_at(batch)
@@ -166,7 +166,7 @@ def largest(answer_at: Callable[[int], Answer], first: int, unit: int) -> tuple[
         batch = _next(seen, fits, fails, unit)
 
 
-def _next(seen: dict[int, Answer], fits: int, fails: int, unit: int) -> int:
+def _next(seen: dict[int, CompileResult], fits: int, fails: int, unit: int) -> int:
     batch, answer = max(seen.items())
     smaller = [size for size in seen if size < batch]
     if smaller:

@@ -61,7 +61,7 @@ def event_seconds(event: Event, chip: Chip) -> float:
     )
 
 
-def collective_seconds(kind: str, size: float, devices: int, where: Slice) -> float:
+def collective_seconds(kind: str, size: float, devices: int, topology: Slice) -> float:
     """Returns the time of one collective alone.
 
     Over the whole slice every dimension takes its share: a ring sends both ways at once, a line (a dimension too short to
@@ -73,14 +73,14 @@ def collective_seconds(kind: str, size: float, devices: int, where: Slice) -> fl
       devices: that take part together. Devices of one chip share its links, and nothing counts between them.
       where: the slice.
     """
-    chips = max(1, devices // where.chip.devices)
+    chips = max(1, devices // topology.chip.devices)
     if chips == 1:
         return 0.0
-    link = where.chip.link_bandwidth
-    if chips == where.chips:
-        long = [side for side in where.shape if side > 1]
-        bandwidth = link * sum(2 if where.wraps(side) else 1 for side in long)
-        hops = sum(side // 2 if where.wraps(side) else side - 1 for side in long)
+    link = topology.chip.link_bandwidth
+    if chips == topology.chips:
+        long = [side for side in topology.shape if side > 1]
+        bandwidth = link * sum(2 if topology.wraps(side) else 1 for side in long)
+        hops = sum(side // 2 if topology.wraps(side) else side - 1 for side in long)
     else:
         bandwidth, hops = link, chips - 1
     if kind == "collective-permute":
@@ -89,7 +89,7 @@ def collective_seconds(kind: str, size: float, devices: int, where: Slice) -> fl
     return rounds * (size * (chips - 1) / chips / bandwidth + hops * HOP_SECONDS)
 
 
-def roofline(events: list[Event], where: Slice) -> Roofline:
+def roofline(events: list[Event], topology: Slice) -> Roofline:
     """Walks the schedule with a clock for the device and one for its links."""
     clock = links_free = compute = 0.0
     # A start's name -> (the event, its seconds, when its links are done, whether work stood after it).
@@ -105,7 +105,7 @@ def roofline(events: list[Event], where: Slice) -> Roofline:
     for event in events:
         alone = 0.0
         if event.collective:
-            alone = event.times * collective_seconds(event.collective, event.collective_bytes, event.group, where)
+            alone = event.times * collective_seconds(event.collective, event.collective_bytes, event.group, topology)
         if event.ends in running:
             begun, took, done, worked = running.pop(event.ends)
             exposed = max(0.0, done - clock) if worked else took
@@ -113,7 +113,7 @@ def roofline(events: list[Event], where: Slice) -> Roofline:
             finish(begun, took, exposed, worked)
         # A collective reads and writes HBM while it sends; a copy in the background shows in the sum of bytes below.
         hidden = not event.flops and (event.collective or event.starts)
-        own = 0.0 if hidden else event_seconds(event, where.chip)
+        own = 0.0 if hidden else event_seconds(event, topology.chip)
         clock, compute = clock + own, compute + own
         if event.flops:
             running = {name: (*state[:3], True) for name, state in running.items()}
@@ -129,6 +129,6 @@ def roofline(events: list[Event], where: Slice) -> Roofline:
         finish(begun, took, took, False)
 
     hbm_bytes = sum(event.times * event.hbm_bytes for event in events)
-    short = max(0.0, hbm_bytes / (where.chip.hbm_bandwidth / where.chip.devices) - clock)
+    short = max(0.0, hbm_bytes / (topology.chip.hbm_bandwidth / topology.chip.devices) - clock)
     clock, compute = clock + short, compute + short
     return Roofline(clock, compute, sum(event.times * event.flops for event in events), hbm_bytes, tuple(collectives))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, short
+from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Where a layer's name and blobs are, by the field that the layer itself is.
@@ -31,7 +31,7 @@ class _Field(NamedTuple):
     end: int
 
 
-def looks_so(start: bytes, path: Path) -> bool:
+def matches(start: bytes, path: Path) -> bool:
     """Returns whether a file is Caffe's, by its suffix or its first field: protocol buffers have no mark."""
     if path.suffix == ".caffemodel":
         return True
@@ -39,7 +39,7 @@ def looks_so(start: bytes, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Contents]:
+def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Opens the tensors, named <layer>/0 (kernel) and <layer>/1 (bias); metadata: the model's name under "name".
 
     Raises:
@@ -48,13 +48,13 @@ def opened(path: Path) -> Iterator[Contents]:
     num_bytes = path.stat().st_size
     with open(path, "rb") as file:
         if not num_bytes:
-            raise Unreadable("it is empty")
+            raise WeightsError("it is empty")
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     # Not closed here: arrays that were made of it may live on, and it goes with the last of them.
     try:
         yield _Reader(content).contents()
     except UnicodeDecodeError as error:
-        raise Unreadable("a name in it is no text") from error
+        raise WeightsError("a name in it is no text") from error
 
 
 class _Reader:
@@ -63,7 +63,7 @@ class _Reader:
     def __init__(self, content: mmap.mmap):
         self._content, self._count = content, 0
 
-    def contents(self) -> Contents:
+    def contents(self) -> TensorFile:
         tensors: dict[str, Tensor] = {}
         metadata = {}
         for field in self._fields(0, len(self._content)):
@@ -80,10 +80,10 @@ class _Reader:
                     blobs.append(self._blob(part))
             for i, blob in enumerate(blobs):
                 if f"{name}/{i}" in tensors:
-                    raise Unreadable(f"it has {short(name)} twice")
+                    raise WeightsError(f"it has {short(name)} twice")
                 tensors[f"{name}/{i}"] = blob
         check_sizes(tensors, len(self._content), {"float32": 4})
-        return Contents("a .caffemodel of Caffe", tensors, metadata)
+        return TensorFile("a .caffemodel of Caffe", tensors, metadata)
 
     def _blob(self, blob: _Field) -> Tensor:
         old, shape, data, doubles = {}, None, None, False
@@ -94,7 +94,7 @@ class _Reader:
                 shape = self._dims(field)
             elif field.number in (5, 8):
                 if field.kind != _BYTES or data is not None:
-                    raise Unreadable("the numbers of a blob are not in one piece")
+                    raise WeightsError("the numbers of a blob are not in one piece")
                 data, doubles = field, field.number == 8
         if shape is None:
             shape = tuple(old.get(i, 1) for i in range(1, 5)) if old else ()
@@ -103,7 +103,7 @@ class _Reader:
             return Tensor(shape, "float64" if size else "nothing", lambda: np.zeros(0))
         count = int(np.prod(shape, dtype=object))
         if count * 4 != data.end - data.start:
-            raise Unreadable(f"a blob of shape {short(list(shape))} has {data.end - data.start:,} bytes")
+            raise WeightsError(f"a blob of shape {short(list(shape))} has {data.end - data.start:,} bytes")
 
         def read() -> np.ndarray:
             return np.frombuffer(self._content, "<f4", count, data.start).reshape(shape)
@@ -123,7 +123,7 @@ class _Reader:
                 value, at = _varint(self._content, at, field.end)
                 dims.append(value)
         if len(dims) > 8:
-            raise Unreadable("a blob has more than eight dimensions")
+            raise WeightsError("a blob has more than eight dimensions")
         return tuple(dims)
 
     def _fields(self, at: int, end: int) -> Iterator[_Field]:
@@ -131,11 +131,11 @@ class _Reader:
         while at < end:
             self._count += 1
             if self._count > _MOST_FIELDS:
-                raise Unreadable(f"it has more than {_MOST_FIELDS:,} fields, far more than any VGG")
+                raise WeightsError(f"it has more than {_MOST_FIELDS:,} fields, far more than any VGG")
             tag, at = _varint(self._content, at, end)
             number, kind = tag >> 3, tag & 7
             if number == 0:
-                raise Unreadable(f"byte {at - 1:,} is no field of a protocol buffer")
+                raise WeightsError(f"byte {at - 1:,} is no field of a protocol buffer")
             if kind == _VARINT:
                 value, at = _varint(self._content, at, end)
                 yield _Field(number, kind, value, at, at)
@@ -145,9 +145,9 @@ class _Reader:
             elif kind in (_FIXED32, _FIXED64):
                 length = 4 if kind == _FIXED32 else 8
             else:
-                raise Unreadable(f"byte {at - 1:,} is no field of a protocol buffer")
+                raise WeightsError(f"byte {at - 1:,} is no field of a protocol buffer")
             if length > end - at:
-                raise Unreadable(f"the field at byte {at:,} reaches {length - (end - at):,} bytes too far")
+                raise WeightsError(f"the field at byte {at:,} reaches {length - (end - at):,} bytes too far")
             yield _Field(number, kind, 0, at, at + length)
             at += length
 
@@ -162,10 +162,10 @@ def _varint(content: mmap.mmap, at: int, end: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise Unreadable(f"the number at byte {at:,} has no end")
+    raise WeightsError(f"the number at byte {at:,} has no end")
 
 
 def _text(content: mmap.mmap, field: _Field) -> str:
     if field.end - field.start > 1000:
-        raise Unreadable("a name in it is longer than 1,000 bytes")
+        raise WeightsError("a name in it is longer than 1,000 bytes")
     return content[field.start : field.end].decode()

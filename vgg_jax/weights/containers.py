@@ -12,14 +12,14 @@ import numpy as np
 
 from vgg_jax.exceptions import UserError
 from vgg_jax.weights import caffe_file, keras_file, layouts, safetensors_file, torch_file
-from vgg_jax.weights.tensors import Contents, Unreadable, short
+from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 KINDS = ".safetensors, .pth of torch, .h5 of Keras, .caffemodel of Caffe"
 _DTYPES = ("float32", "float16", "bfloat16")  # the last two become float32, which holds all their values
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Contents]:
+def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Opens a file; any fault of it within the `with` becomes a UserError that names the file.
 
     Raises:
@@ -28,7 +28,7 @@ def opened(path: Path) -> Iterator[Contents]:
     try:
         with contextlib.ExitStack() as stack:
             yield _without_prefix(stack.enter_context(_kind(path)(path)))
-    except Unreadable as error:
+    except WeightsError as error:
         raise UserError(f"{path}: {error}.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -38,7 +38,7 @@ def opened(path: Path) -> Iterator[Contents]:
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
 
 
-def _without_prefix(contents: Contents) -> Contents:
+def _without_prefix(contents: TensorFile) -> TensorFile:
     tensors, dropped = contents.tensors, ""
     while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), ""):
         tensors, dropped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, dropped + prefix
@@ -52,31 +52,31 @@ def _without_prefix(contents: Contents) -> Contents:
     return contents._replace(kind=f"{contents.kind}, names without {dropped!r}", tensors=tensors)
 
 
-def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Contents]]:
+def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[TensorFile]]:
     if path.is_dir() and list(path.glob("*.safetensors")):
-        raise Unreadable(
+        raise WeightsError(
             "it is a directory with .safetensors in it; give one such file, parts of one model put together"
         )
     if path.is_dir():
-        raise Unreadable("it is a directory; give a file of weights, or to convert a run, its workdir")
+        raise WeightsError("it is a directory; give a file of weights, or to convert a run, its workdir")
     if path.exists() and not path.is_file():
-        raise Unreadable("it is no regular file")
+        raise WeightsError("it is no regular file")
     with open(path, "rb") as file:
         start = file.read(512)
     if start.startswith(torch_file.ZIP_START):
-        return torch_file.opened_zip
+        return torch_file.open_zip
     if start.startswith(torch_file.OLD_START):
-        return torch_file.opened_old
+        return torch_file.open_old
     if start.startswith(keras_file.START):
-        return keras_file.opened
-    if safetensors_file.looks_so(start):
-        return safetensors_file.opened
-    if caffe_file.looks_so(start, path):
-        return caffe_file.opened
+        return keras_file.open_tensors
+    if safetensors_file.matches(start):
+        return safetensors_file.open_tensors
+    if caffe_file.matches(start, path):
+        return caffe_file.open_tensors
     if path.name.endswith(".index.json"):
-        raise Unreadable("it lists the parts of a model in several .safetensors; put these together into one file")
+        raise WeightsError("it lists the parts of a model in several .safetensors; put these together into one file")
     what = "it is empty" if not start else f"it begins with {short(repr(start[:8]))}"
-    raise Unreadable(f"it is of an unknown kind ({what}); known are {KINDS}")
+    raise WeightsError(f"it is of an unknown kind ({what}); known are {KINDS}")
 
 
 def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:
@@ -99,12 +99,12 @@ def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:
     return digest.hexdigest(), other.hexdigest() if also_md5 else ""
 
 
-def take(contents: Contents, layout: str, configuration: str, size: layouts.Size) -> dict:
+def to_params(contents: TensorFile, layout: str, configuration: str, size: layouts.Size) -> dict:
     """Returns a model's parameters in this project's layout, float32: {layer: {"kernel": [h, w, C, F], "bias": [F]}}.
 
     Args:
-      contents: of `opened`.
-      layout, configuration, size: of `layouts.recognise`.
+      contents: of `open_tensors`.
+      layout, configuration, size: of `layouts.identify`.
 
     Raises:
       Unreadable: a tensor of another dtype, or one that is not finite.
@@ -112,22 +112,22 @@ def take(contents: Contents, layout: str, configuration: str, size: layouts.Size
     source, params = layouts.LAYOUTS[layout], {}
     for layer, shape in layouts.kernel_shapes(configuration, size).items():
         kernel, bias = source.names(configuration)[layer]
-        form = layouts.form_of(source, layer)
+        form = layouts.kernel_layout(source, layer)
         params[layer] = {
-            "kernel": np.ascontiguousarray(form.to_ours(_array(contents, kernel), shape)),
+            "kernel": np.ascontiguousarray(form.to_hwio(_array(contents, kernel), shape)),
             "bias": np.ascontiguousarray(_array(contents, bias).reshape(shape[3])),
         }
     return params
 
 
-def _array(contents: Contents, name: str) -> np.ndarray:
+def _array(contents: TensorFile, name: str) -> np.ndarray:
     tensor = contents.tensors[name]
     if tensor.dtype not in _DTYPES:
-        raise Unreadable(f"{short(name)} is of {short(tensor.dtype)}; weights are {', '.join(_DTYPES)}")
+        raise WeightsError(f"{short(name)} is of {short(tensor.dtype)}; weights are {', '.join(_DTYPES)}")
     array = tensor.read()
     if array.shape != tensor.shape:
-        raise Unreadable(f"{short(name)} is not all there")
+        raise WeightsError(f"{short(name)} is not all there")
     array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
-        raise Unreadable(f"{short(name)} has numbers that are not finite")
+        raise WeightsError(f"{short(name)} has numbers that are not finite")
     return array

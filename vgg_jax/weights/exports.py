@@ -16,7 +16,7 @@ from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.files import ANOTHER_PLACE
 from vgg_jax.weights import preprocessing
 from vgg_jax.weights.file import SUFFIX, Weights, folded_params, make_model, save_weights
-from vgg_jax.weights.layouts import LAYOUTS, form_of
+from vgg_jax.weights.layouts import LAYOUTS, kernel_layout
 from vgg_jax.weights.preprocessing import Preprocessing
 
 TORCHVISION_NETS = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
@@ -43,11 +43,11 @@ def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessi
         red, green, blue = map(float, expected.mean_rgb().astype(np.float64) / 255)
         expected = Preprocessing("RGB", 1.0, (red, green, blue), preprocessing.KNOWN["torchvision"].std)
         params = folded_params(weights)
-        kernel = preprocessing.unfolded(params["conv1_1"]["kernel"], expected)
+        kernel = preprocessing.unfold_from_conv1(params["conv1_1"]["kernel"], expected)
         params = {**params, "conv1_1": {**params["conv1_1"], "kernel": kernel}}
     layout, tensors = LAYOUTS["torchvision"], {}
     for layer, (kernel_name, bias_name) in layout.names(weights.configuration).items():
-        tensors[kernel_name] = form_of(layout, layer).to_theirs(params[layer]["kernel"])
+        tensors[kernel_name] = kernel_layout(layout, layer).from_hwio(params[layer]["kernel"])
         tensors[bias_name] = params[layer]["bias"]
     return tensors, expected
 

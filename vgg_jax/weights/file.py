@@ -25,9 +25,9 @@ from vgg_jax.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.models import CONFIGURATIONS, STRIDE, VGG
 from vgg_jax.state import params_sha256
 from vgg_jax.weights import containers, preprocessing
-from vgg_jax.weights.layouts import LAYOUTS, Size, kernel_shapes, recognise
+from vgg_jax.weights.layouts import LAYOUTS, Size, identify, kernel_shapes
 from vgg_jax.weights.preprocessing import Preprocessing
-from vgg_jax.weights.tensors import Contents, Unreadable, short
+from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 KEY, FORM = "vgg_jax", 1
 # In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any order.
@@ -70,7 +70,7 @@ def make_model(weights: Weights, dtype: str = "float32") -> VGG:
 def folded_params(weights: Weights) -> dict:
     """Returns the parameters for RGB on 0 to 255 minus `preprocessing.mean_rgb()`, as `models.VGG` expects it."""
     first = weights.params["conv1_1"]
-    kernel = preprocessing.folded(first["kernel"], weights.preprocessing)
+    kernel = preprocessing.fold_into_conv1(first["kernel"], weights.preprocessing)
     return {**weights.params, "conv1_1": {"kernel": kernel, "bias": first["bias"]}}
 
 
@@ -82,39 +82,41 @@ def load_weights(source: str | os.PathLike) -> Weights:
         all parameters are checked.
     """
     path = Path(source).expanduser()
-    with containers.opened(path) as contents:
+    with containers.open_tensors(path) as contents:
         if KEY not in contents.metadata:
             raise UserError(
                 f"{path} is {contents.kind}, but not of this project; make one of it with: python -m vgg_jax.convert "
                 f"{shlex.quote(str(path))} NAME{SUFFIX}"
             )
-        return own(contents)
+        return load_own(contents)
 
 
 def is_own(source: str | os.PathLike) -> bool:
     """Returns whether a file is of this project's format."""
-    with containers.opened(Path(source).expanduser()) as contents:
+    with containers.open_tensors(Path(source).expanduser()) as contents:
         return KEY in contents.metadata
 
 
-def own(contents: Contents) -> Weights:
+def load_own(contents: TensorFile) -> Weights:
     """Takes this project's own model out of an opened file; raises Unreadable as `load_weights` does UserError."""
     try:
         given = json.loads(contents.metadata[KEY])
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"its description is damaged ({short(str(error))})") from error
+        raise WeightsError(f"its description is damaged ({short(str(error))})") from error
     found = _description(given)
     size = Size(found["width_multiplier"], found["fc_width"], found["num_classes"], found["crop"] // STRIDE)
-    # Exactly its own names, with the shapes that the description gives; `recognise` says what is missing.
+    # Exactly its own names, with the shapes that the description gives; `identify` says what is missing.
     shapes = kernel_shapes(found["configuration"], size)
-    layout, configuration, _ = recognise(contents.tensors, found["configuration"])
+    layout, configuration, _ = identify(contents.tensors, found["configuration"])
     for layer, (kernel, bias) in LAYOUTS[KEY].names(configuration).items():
         for name, shape in ((kernel, shapes[layer]), (bias, shapes[layer][3:])):
             if layout != KEY or contents.tensors[name].shape != shape:
-                raise Unreadable(f"{name} is {short(list(contents.tensors[name].shape))}, but should be {list(shape)}")
-    params = containers.take(contents, KEY, configuration, size)
+                raise WeightsError(
+                    f"{name} is {short(list(contents.tensors[name].shape))}, but should be {list(shape)}"
+                )
+    params = containers.to_params(contents, KEY, configuration, size)
     if params_sha256(params) != found["params_sha256"]:
-        raise Unreadable("its numbers are not those that were written (their digest differs); take a sound copy")
+        raise WeightsError("its numbers are not those that were written (their digest differs); take a sound copy")
     return Weights(
         params=params,
         **{key: found[key] for key in ("configuration", "width_multiplier", "fc_width", "crop", "training_scales")},
@@ -133,7 +135,7 @@ def _description(given: Any) -> dict[str, Any]:
         return value if isinstance(value := found[key], int) and least <= value <= most else _refuse(key, value)
 
     if not isinstance(given, dict) or given.get("form") != FORM:
-        raise Unreadable(f"its description is not of form {FORM}, the only one this version knows")
+        raise WeightsError(f"its description is not of form {FORM}, the only one this version knows")
     found: dict[str, Any] = dict.fromkeys(
         ("configuration", "num_classes", "width_multiplier", "fc_width", "crop", "training_scales", "preprocessing")
     )
@@ -155,7 +157,7 @@ def _description(given: Any) -> dict[str, Any]:
     try:
         found["preprocessing"] = preprocessing.from_json(found["preprocessing"])
     except ValueError as error:
-        raise Unreadable(f"its preprocessing is damaged ({error})") from error
+        raise WeightsError(f"its preprocessing is damaged ({error})") from error
     for key in ("class_names", "class_titles"):
         names = found[key]
         if names is not None and not (
@@ -163,7 +165,7 @@ def _description(given: Any) -> dict[str, Any]:
         ):
             _refuse(key, names)
         if names and (fault := fault_of_names(names, once=key == "class_names")):
-            raise Unreadable(f"its {key} cannot be: {fault}")
+            raise WeightsError(f"its {key} cannot be: {fault}")
     for key in ("source", "params_sha256"):
         if not isinstance(found[key], str):
             _refuse(key, found[key])
@@ -184,7 +186,7 @@ def fault_of_names(names: Sequence[str], once: bool) -> str:
 
 
 def _refuse(key: str, value: Any) -> Any:
-    raise Unreadable(f"its description has {short(value)} for {key}, which cannot be")
+    raise WeightsError(f"its description has {short(value)} for {key}, which cannot be")
 
 
 def save_weights(path: Path, weights: Weights) -> None:

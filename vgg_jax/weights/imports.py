@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from vgg_jax.exceptions import UserError
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing
-from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, own
-from vgg_jax.weights.tensors import Contents, Unreadable, short
+from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, load_own
+from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 
 class Digests(NamedTuple):
@@ -77,19 +77,19 @@ def import_weights(
       The weights, and in words what they were found to be.
 
     Raises:
-      UserError: whatever `containers.opened` and `layouts.recognise` refuse, or an unknown preprocessing.
+      UserError: whatever `containers.open_tensors` and `layouts.identify` refuse, or an unknown preprocessing.
     """
-    with containers.opened(path) as contents:
+    with containers.open_tensors(path) as contents:
         if KEY in contents.metadata:
             if configuration or preprocessing_flag:
                 raise UserError(
                     f"{path} says itself what it is, so --configuration and --preprocessing are not for it; leave them out."
                 )
-            weights = own(contents)
+            weights = load_own(contents)
             if training_scales:
                 weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
             return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
-        layout, found, size = layouts.recognise(contents.tensors, configuration)
+        layout, found, size = layouts.identify(contents.tensors, configuration)
         what, known = _provenance(contents, layout, digests)
         told = contents.metadata.get(EXPORTED_KEY, "")
         name = preprocessing_flag or ("as the file says" if told else known)
@@ -100,7 +100,7 @@ def import_weights(
                 f"{', '.join(preprocessing.KNOWN)}, or ORDER:SCALE:MEAN:STD ({why})."
             )
         expected = _told(told) if told and not preprocessing_flag else preprocessing.parse(name)
-        params = containers.take(contents, layout, found, size)
+        params = containers.to_params(contents, layout, found, size)
     crop = layouts.crop_of(size)
     # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
     scales = training_scales or ("256,512" if known == "caffe" else "256")
@@ -168,10 +168,10 @@ def _told(text: str) -> preprocessing.Preprocessing:
     try:
         return preprocessing.from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"its preprocessing is damaged ({short(str(error))})") from error
+        raise WeightsError(f"its preprocessing is damaged ({short(str(error))})") from error
 
 
-def _provenance(contents: Contents, layout: str, digests: Digests) -> tuple[str, str]:
+def _provenance(contents: TensorFile, layout: str, digests: Digests) -> tuple[str, str]:
     """Returns the known origin of a file in words, and the name of its preprocessing ("" where it is unknown)."""
     for published, name in PUBLISHED:
         if (published.sha256 and digests.sha256.startswith(published.sha256)) or (

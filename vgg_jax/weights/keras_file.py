@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vgg_jax.exceptions import UserError
-from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, short
+from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
 
 START = b"\x89HDF\r\n\x1a\n"
 _DEEPEST = 4  # groups within groups
@@ -20,7 +20,7 @@ _MOST = 1000  # things in a file; a VGG has a hundred
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Contents]:
+def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Opens the tensors, named <layer>/kernel and <layer>/bias for every version of Keras.
 
     Raises:
@@ -43,30 +43,30 @@ def opened(path: Path) -> Iterator[Contents]:
             tensors: dict[str, Tensor] = {}
             _collect(h5py, root, "", 0, tensors, itertools.count())
             check_sizes(tensors, num_bytes, {"float32": 4, "float16": 2})
-            yield Contents("an .h5 of Keras", tensors, {})
-    except (Unreadable, UserError):
+            yield TensorFile("an .h5 of Keras", tensors, {})
+    except (WeightsError, UserError):
         raise
     except Exception as error:  # of many kinds, as they come out of the HDF5 library
-        raise Unreadable(f"its HDF5 is damaged ({short(str(error))})") from error
+        raise WeightsError(f"its HDF5 is damaged ({short(str(error))})") from error
 
 
 def _entry(h5py: Any, group: Any, name: str, place: str) -> Any:
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise Unreadable(f"its {short(place + name)} is a link, which is not followed")
+        raise WeightsError(f"its {short(place + name)} is a link, which is not followed")
     return group[name]
 
 
 def _collect(h5py: Any, group: Any, place: str, depth: int, found: dict[str, Tensor], visits: Iterator[int]) -> None:
     if not isinstance(group, h5py.Group) or depth > _DEEPEST or len(group) > _MOST:
-        raise Unreadable(f"its groups are none of Keras's ({short(place) or 'its root'})")
+        raise WeightsError(f"its groups are none of Keras's ({short(place) or 'its root'})")
     for name in group:
         if next(visits) > _MOST:  # hard links can make many paths of few groups
-            raise Unreadable(f"it has more groups and data sets than {_MOST:,}, far more than any VGG")
+            raise WeightsError(f"it has more groups and data sets than {_MOST:,}, far more than any VGG")
         item = _entry(h5py, group, name, place)
         if isinstance(item, h5py.Dataset):
             key = _name(place, name)
             if key in found:
-                raise Unreadable(f"it has {short(key)} twice")
+                raise WeightsError(f"it has {short(key)} twice")
             found[key] = _tensor(item, key)
         else:
             _collect(h5py, item, f"{place}{name}/", depth + 1, found, visits)
@@ -84,17 +84,17 @@ def _name(place: str, name: str) -> str:
 def _tensor(data: Any, name: str) -> Tensor:
     properties = data.id.get_create_plist()
     if data.is_virtual or properties.get_external_count():
-        raise Unreadable(f"its {short(name)} lies in another file, which is not followed")
+        raise WeightsError(f"its {short(name)} lies in another file, which is not followed")
     if properties.get_nfilters():
-        raise Unreadable(f"its {short(name)} is compressed; write it again without")
+        raise WeightsError(f"its {short(name)} is compressed; write it again without")
     shape = tuple(data.shape or ())
     if data.dtype.kind in "f" and data.id.get_storage_size() != data.dtype.itemsize * int(np.prod(shape, dtype=object)):
-        raise Unreadable(f"its {short(name)} is not all there")
+        raise WeightsError(f"its {short(name)} is not all there")
 
     def read() -> np.ndarray:
         try:
             return data[()]
         except Exception as error:
-            raise Unreadable(f"its {short(name)} cannot be read ({short(str(error))})") from error
+            raise WeightsError(f"its {short(name)} cannot be read ({short(str(error))})") from error
 
     return Tensor(shape, data.dtype.newbyteorder("=").name, read)

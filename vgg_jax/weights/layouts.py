@@ -14,34 +14,34 @@ from typing import NamedTuple
 import numpy as np
 
 from vgg_jax.models import CONFIGURATIONS, STRIDE, Layer, layer_names
-from vgg_jax.weights.tensors import Tensor, Unreadable, short
+from vgg_jax.weights.tensors import Tensor, WeightsError, short
 
 Shape = tuple[int, ...]
 FC_LAYERS = ("fc6", "fc7", "fc8")
 
 
-class Form(NamedTuple):
+class KernelLayout(NamedTuple):
     """Layout of a kernel of shape [h, w, C, F] elsewhere."""
 
     shape: Callable[[Shape], Shape]  # ours -> theirs
-    to_ours: Callable[[np.ndarray, Shape], np.ndarray]  # (theirs, our shape) -> ours
-    to_theirs: Callable[[np.ndarray], np.ndarray]
+    to_hwio: Callable[[np.ndarray, Shape], np.ndarray]  # (theirs, our shape) -> ours
+    from_hwio: Callable[[np.ndarray], np.ndarray]
 
 
-HWIO = Form(lambda s: s, lambda a, s: a, lambda k: k)
-OIHW = Form(
+HWIO = KernelLayout(lambda s: s, lambda a, s: a, lambda k: k)
+OIHW = KernelLayout(
     lambda s: (s[3], s[2], s[0], s[1]),
     lambda a, s: a.reshape(s[3], s[2], s[0], s[1]).transpose(2, 3, 1, 0),
     lambda k: k.transpose(3, 2, 0, 1),
 )
 # [F, C h w]
-ROWS_OF_CHW = Form(
+ROWS_OF_CHW = KernelLayout(
     lambda s: (s[3], s[2] * s[0] * s[1]),
     lambda a, s: a.reshape(s[3], s[2], s[0], s[1]).transpose(2, 3, 1, 0),
     lambda k: k.transpose(3, 2, 0, 1).reshape(k.shape[3], -1),
 )
 # [h w C, F]
-COLUMNS_OF_HWC = Form(
+COLUMNS_OF_HWC = KernelLayout(
     lambda s: (s[0] * s[1] * s[2], s[3]),
     lambda a, s: a.reshape(s),
     lambda k: k.reshape(-1, k.shape[3]),
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
 
     configurations: tuple[str, ...]  # that it has, the usual one first where names and shapes are those of several
     names: Callable[[str], dict[str, tuple[str, str]]]  # configuration -> {our layer: (kernel's name, bias's name)}
-    forms: dict[str, Form]  # of fc6, fc7 and fc8; and of all convolutions, under "conv"
+    forms: dict[str, KernelLayout]  # of fc6, fc7 and fc8; and of all convolutions, under "conv"
     leading_ones: bool = False  # do not count: Caffe of 2014 writes a bias [1, 1, 1, F] and a matrix [1, 1, F, C]
 
 
@@ -134,11 +134,11 @@ def kernel_shapes(configuration: str, size: Size) -> dict[str, Shape]:
     return shapes
 
 
-def form_of(layout: Layout, layer: str) -> Form:
+def kernel_layout(layout: Layout, layer: str) -> KernelLayout:
     return layout.forms.get(layer, layout.forms["conv"])
 
 
-def recognise(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, str, Size]:
+def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, str, Size]:
     """Finds out whose model it is: every name and every shape must be right, and none too many.
 
     Args:
@@ -159,10 +159,10 @@ def recognise(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str,
         if not configuration or c == configuration
     ]
     if not candidates:
-        raise Unreadable(f"there is no configuration {configuration!r}; there are {', '.join(CONFIGURATIONS)}")
+        raise WeightsError(f"there is no configuration {configuration!r}; there are {', '.join(CONFIGURATIONS)}")
     apart, name, nearest = min(candidates, key=lambda candidate: candidate[0])
     if apart:
-        raise Unreadable(_foreign(names, name, nearest, _names(LAYOUTS[name], nearest)))
+        raise WeightsError(_foreign(names, name, nearest, _names(LAYOUTS[name], nearest)))
     faults = []
     for _, name, found in (candidate for candidate in candidates if not candidate[0]):
         size = _size(tensors, LAYOUTS[name], found)
@@ -170,7 +170,7 @@ def recognise(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str,
         if not wrong:
             return name, found, size
         faults.append((len(wrong), f"it has the names of {name}'s configuration {found}, but {_some(wrong)}"))
-    raise Unreadable(min(faults)[1])
+    raise WeightsError(min(faults)[1])
 
 
 def _names(layout: Layout, configuration: str) -> set[str]:
@@ -195,7 +195,7 @@ def _size(tensors: dict[str, Tensor], layout: Layout, configuration: str) -> Siz
 def _wrong_shapes(tensors: dict[str, Tensor], layout: Layout, configuration: str, size: Size) -> list[str]:
     wrong = []
     for layer, shape in kernel_shapes(configuration, size).items():
-        expected = (form_of(layout, layer).shape(shape), (shape[3],))
+        expected = (kernel_layout(layout, layer).shape(shape), (shape[3],))
         for name, theirs in zip(layout.names(configuration)[layer], expected, strict=True):
             shape_there = tensors[name].shape
             if layout.leading_ones:

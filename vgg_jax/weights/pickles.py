@@ -12,7 +12,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
-from vgg_jax.weights.tensors import Unreadable, short
+from vgg_jax.weights.tensors import WeightsError, short
 
 # What `torch.FloatStorage` and so on hold, as NumPy calls it.
 STORAGES = {
@@ -64,10 +64,10 @@ def _ordered_dict(items: Any = ()) -> dict:
     # Python 3 makes it empty and sets its items afterwards; Python 2 gives a list of [key, value].
     pairs = isinstance(items, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in items)
     if not pairs or not all(isinstance(key, str) for key, _ in items):
-        raise Unreadable("its pickle makes an OrderedDict of something else than pairs")
+        raise WeightsError("its pickle makes an OrderedDict of something else than pairs")
     found = dict(items)
     if len(found) < len(items):
-        raise Unreadable("it has a name twice")
+        raise WeightsError("it has a name twice")
     return found
 
 
@@ -77,13 +77,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Vie
         sound = sound and isinstance(numbers, tuple) and len(numbers) <= 8
         sound = sound and all(isinstance(n, int) and 0 <= n < 2**40 for n in numbers)
     if not sound or len(shape) != len(strides):
-        raise Unreadable("a tensor whose storage, shape or strides are not such")
+        raise WeightsError("a tensor whose storage, shape or strides are not such")
     return View(storage, offset, shape, strides)
 
 
 def _parameter(data: Any, *_: Any) -> View:
     if not isinstance(data, View):
-        raise Unreadable("a parameter that is not a tensor")
+        raise WeightsError("a parameter that is not a tensor")
     return data
 
 
@@ -121,11 +121,11 @@ def read_pickle(stream: BinaryIO) -> Any:
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)
-    except Unreadable:
+    except WeightsError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
-        raise Unreadable(f"its pickle is damaged ({short(str(error))})") from error
-    raise Unreadable("its pickle has no end")
+        raise WeightsError(f"its pickle is damaged ({short(str(error))})") from error
+    raise WeightsError("its pickle has no end")
 
 
 # Items that calls may be given in all. A memoised list can be given again in three bytes; a VGG's calls take a thousand.
@@ -143,7 +143,7 @@ class _Machine:
     def pop(self) -> Any:
         value = self._stack.pop()
         if value is _MARK:
-            raise Unreadable("its pickle is damaged (a mark where a value should be)")
+            raise WeightsError("its pickle is damaged (a mark where a value should be)")
         return value
 
     def _pop_to_mark(self) -> list[Any]:
@@ -151,7 +151,7 @@ class _Machine:
         while self._stack[at] is not _MARK:  # IndexError below the bottom, once around
             at -= 1
             if at < 0:
-                raise Unreadable("its pickle is damaged (no mark)")
+                raise WeightsError("its pickle is damaged (no mark)")
         values = self._stack[at + 1 :]
         del self._stack[at:]
         return values
@@ -190,10 +190,10 @@ class _Machine:
         elif name == "REDUCE":
             arguments, called = self.pop(), self.pop()
             if not isinstance(called, _Name) or called.text not in _CALLS or not isinstance(arguments, tuple):
-                raise Unreadable("its pickle calls something that cannot be called")
+                raise WeightsError("its pickle calls something that cannot be called")
             self._arguments += len(arguments) + sum(len(a) for a in arguments if isinstance(a, list | tuple))
             if self._arguments > _MOST_ARGUMENTS:
-                raise Unreadable("its pickle makes far more than any model has")
+                raise WeightsError("its pickle makes far more than any model has")
             push(_CALLS[called.text](*arguments))
         elif name == "BINPERSID":
             push(_storage(self.pop()))
@@ -201,32 +201,32 @@ class _Machine:
             self.pop()
             self._top(dict)
         else:
-            raise Unreadable(f"its pickle has the instruction {name}, which no weights need")
+            raise WeightsError(f"its pickle has the instruction {name}, which no weights need")
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self._stack[-1], kind):
-            raise Unreadable(f"its pickle is damaged (no {kind.__name__} where one should be)")
+            raise WeightsError(f"its pickle is damaged (no {kind.__name__} where one should be)")
         return self._stack[-1]
 
     def _word(self) -> str:
         word = self.pop()
         if not isinstance(word, str):
-            raise Unreadable("its pickle is damaged (a name that is no string)")
+            raise WeightsError("its pickle is damaged (a name that is no string)")
         return word
 
     def _set_items(self, values: list[Any]) -> None:
         target = self._top(dict)
         if len(values) % 2 or not all(isinstance(key, str | int) for key in values[::2]):
-            raise Unreadable("its pickle is damaged (keys that are no strings)")
+            raise WeightsError("its pickle is damaged (keys that are no strings)")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if key in target:
-                raise Unreadable(f"it has {short(key)} twice")
+                raise WeightsError(f"it has {short(key)} twice")
             target[key] = value
 
 
 def _named(text: str) -> _Name:
     if text not in _CALLS and text not in STORAGES:
-        raise Unreadable(
+        raise WeightsError(
             f"it asks for {short(text)}, which is neither a tensor nor a dictionary; no code of a weights file is ever run"
         )
     return _Name(text)
@@ -234,14 +234,14 @@ def _named(text: str) -> _Name:
 
 def _storage(identity: Any) -> Storage:
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise Unreadable("its pickle refers to something that is no storage")
+        raise WeightsError("its pickle refers to something that is no storage")
     _, kind, key, _, numel = identity[:5]
     if not isinstance(kind, _Name) or kind.text not in STORAGES or not isinstance(key, str):
-        raise Unreadable("its pickle refers to a storage of an unknown kind")
+        raise WeightsError("its pickle refers to a storage of an unknown kind")
     if not isinstance(numel, int) or isinstance(numel, bool) or not 0 <= numel < 2**40:
-        raise Unreadable("its pickle refers to a storage of an impossible size")
+        raise WeightsError("its pickle refers to a storage of an impossible size")
     if len(identity) == 6 and identity[5] is not None:
-        raise Unreadable(
+        raise WeightsError(
             "its tensors share parts of storages, as torch wrote them before 0.4; save it again with torch"
         )
     return Storage(STORAGES[kind.text], key, numel)

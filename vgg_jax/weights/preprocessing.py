@@ -50,14 +50,14 @@ KNOWN: dict[str, Preprocessing] = {
 }
 
 
-def folded(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def fold_into_conv1(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Returns conv1_1's kernel for RGB on 0 to 255 minus `mean_rgb`, from the one for a model's own input; float32."""
     kernel = kernel_HxWx3xC if preprocessing.order == "RGB" else kernel_HxWx3xC[:, :, ::-1]
     return (kernel * preprocessing.factors_rgb()[:, None]).astype(np.float32)
 
 
-def unfolded(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Returns the inverse of `folded`; float32."""
+def unfold_from_conv1(kernel_HxWx3xC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Returns the inverse of `fold_into_conv1`; float32."""
     kernel = kernel_HxWx3xC / preprocessing.factors_rgb()[:, None]
     return (kernel if preprocessing.order == "RGB" else kernel[:, :, ::-1]).astype(np.float32)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, short
+from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
 
 # A header has about 100 bytes for each tensor, and in this project's own files the class names. The package would read
 # one of 100 MB, which takes many times its size.
@@ -27,13 +27,13 @@ _DTYPES = {
 _ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2}
 
 
-def looks_so(start: bytes) -> bool:
+def matches(start: bytes) -> bool:
     """Returns whether a file begins as safetensors do: the header's length, then a JSON object."""
     return len(start) > 8 and start[8:9] == b"{"
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Contents]:
+def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Opens the tensors and the metadata.
 
     Raises:
@@ -43,14 +43,14 @@ def opened(path: Path) -> Iterator[Contents]:
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > min(_MAX_HEADER, num_bytes - 8):
-        raise Unreadable(f"its header claims {header:,} bytes")
+        raise WeightsError(f"its header claims {header:,} bytes")
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             check_sizes(tensors, num_bytes, _ITEMSIZES)
-            yield Contents("a .safetensors", tensors, dict(file.metadata() or {}))
+            yield TensorFile("a .safetensors", tensors, dict(file.metadata() or {}))
     except SafetensorError as error:
-        raise Unreadable(f"its header is damaged ({short(str(error))})") from error
+        raise WeightsError(f"its header is damaged ({short(str(error))})") from error
 
 
 def _tensor(file: Any, name: str) -> Tensor:

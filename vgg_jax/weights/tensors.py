@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Unreadable(ValueError):
+class WeightsError(ValueError):
     """A weights file that is damaged, hostile, or of a form that is not read; the message is the reason."""
 
 
@@ -20,7 +20,7 @@ class Tensor(NamedTuple):
     read: Callable[[], np.ndarray]  # raises Unreadable
 
 
-class Contents(NamedTuple):
+class TensorFile(NamedTuple):
     """Contents of a file."""
 
     kind: str  # in words
@@ -43,7 +43,7 @@ def check_sizes(tensors: dict[str, Tensor], num_bytes: int, itemsizes: dict[str,
             size *= n
         total += size
         if min(tensor.shape, default=1) < 1 or total > num_bytes:
-            raise Unreadable(
+            raise WeightsError(
                 f"{short(name)} of shape {short(list(tensor.shape))} cannot be in a file of {num_bytes:,} bytes"
             )
 

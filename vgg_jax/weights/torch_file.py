@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from vgg_jax.weights.pickles import Storage, View, read_pickle
-from vgg_jax.weights.tensors import Contents, Tensor, Unreadable, check_sizes, short
+from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
 
 ZIP_START = b"PK\x03\x04"
 # The first pickle of the older form: protocol 2, the number 0x1950a86a20f9469cfc6c.
@@ -29,7 +29,7 @@ _ITEMSIZES = {name: dtype.itemsize for name, dtype in _DTYPES.items()}
 
 
 @contextlib.contextmanager
-def opened_zip(path: Path) -> Iterator[Contents]:
+def open_zip(path: Path) -> Iterator[TensorFile]:
     """Opens the tensors of a state dictionary in a zip.
 
     Raises:
@@ -40,83 +40,83 @@ def opened_zip(path: Path) -> Iterator[Contents]:
             yield _from_zip(archive, path.stat().st_size)
     # zipfile raises many kinds on hostile bytes.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
-        raise Unreadable(f"its zip is damaged ({short(str(error))})") from error
+        raise WeightsError(f"its zip is damaged ({short(str(error))})") from error
     except (OSError, ValueError, OverflowError) as error:
-        if isinstance(error, Unreadable):
+        if isinstance(error, WeightsError):
             raise
-        raise Unreadable(f"its zip is damaged ({short(str(error))})") from error
+        raise WeightsError(f"its zip is damaged ({short(str(error))})") from error
 
 
-def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> Contents:
+def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> TensorFile:
     parts: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-            raise Unreadable(f"its part {short(info.filename)} is compressed or encrypted, which torch never does")
+            raise WeightsError(f"its part {short(info.filename)} is compressed or encrypted, which torch never does")
         if info.filename in parts:
-            raise Unreadable(f"its zip has {short(info.filename)} twice")
+            raise WeightsError(f"its zip has {short(info.filename)} twice")
         parts[info.filename] = info
     if sum(info.file_size for info in parts.values()) > num_bytes:
-        raise Unreadable("its zip claims more than the file holds")
+        raise WeightsError("its zip claims more than the file holds")
     pickles = [name for name in parts if name.count("/") == 1 and name.endswith("/data.pkl")]
     if parts and all(name.endswith(".npy") for name in parts):
-        raise Unreadable("it is an .npz of NumPy, in which nobody publishes these models; save it as .safetensors")
+        raise WeightsError("it is an .npz of NumPy, in which nobody publishes these models; save it as .safetensors")
     if len(pickles) != 1:
-        raise Unreadable("it is a zip, but not one of torch.save: there is no data.pkl in it")
+        raise WeightsError("it is a zip, but not one of torch.save: there is no data.pkl in it")
     root = pickles[0].removesuffix("data.pkl")
     if root + "constants.pkl" in parts:
-        raise Unreadable("it is a TorchScript program; save the state dictionary of its module instead")
+        raise WeightsError("it is a TorchScript program; save the state dictionary of its module instead")
     for name, info in parts.items():
         if not name.startswith(root + "data/"):  # storages are checked as they are read
             if info.file_size > _MAX_PICKLE:
-                raise Unreadable(f"its part {short(name)} has {info.file_size:,} bytes, far more than that of a VGG")
+                raise WeightsError(f"its part {short(name)} has {info.file_size:,} bytes, far more than that of a VGG")
             content = archive.read(info)
             if name == root + "byteorder" and content != b"little":
-                raise Unreadable("it was written on a big-endian machine")
+                raise WeightsError("it was written on a big-endian machine")
             if name == root + "data.pkl":
                 value = read_pickle(io.BytesIO(content))
 
     def storage_bytes(storage: Storage) -> bytes:
         info = parts.get(f"{root}data/{storage.key}")
         if info is None:
-            raise Unreadable(f"its storage {short(storage.key)} is missing")
+            raise WeightsError(f"its storage {short(storage.key)} is missing")
         if info.file_size != storage.numel * _ITEMSIZES[storage.dtype]:
-            raise Unreadable(f"its storage {short(storage.key)} has another size than the pickle says")
+            raise WeightsError(f"its storage {short(storage.key)} has another size than the pickle says")
         try:
             return archive.read(info)
         except (zipfile.BadZipFile, OSError, EOFError, struct.error) as error:
-            raise Unreadable(f"its storage {short(storage.key)} is damaged ({short(str(error))})") from error
+            raise WeightsError(f"its storage {short(storage.key)} is damaged ({short(str(error))})") from error
 
     return _contents("a .pth of torch", value, num_bytes, storage_bytes)
 
 
 @contextlib.contextmanager
-def opened_old(path: Path) -> Iterator[Contents]:
-    """Opens the form that torch wrote before 1.6, as `opened_zip`: five pickles, then the storages. No checksums."""
+def open_old(path: Path) -> Iterator[TensorFile]:
+    """Opens the form that torch wrote before 1.6, as `open_zip`: five pickles, then the storages. No checksums."""
     num_bytes = path.stat().st_size
     with open(path, "rb") as file:
         stream = io.BytesIO(file.read(_MAX_PICKLE))
         read_pickle(stream)  # the magic number, by which the file was recognised
         protocol, system, value, keys = (read_pickle(stream) for _ in range(4))
         if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise Unreadable("its form is none that torch wrote on a little-endian machine")
+            raise WeightsError("its form is none that torch wrote on a little-endian machine")
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
-            raise Unreadable("its list of storages is damaged")
+            raise WeightsError("its list of storages is damaged")
         storages: dict[str, Storage] = {}
         for view in _views(value)[0].values():
             if storages.setdefault(view.storage.key, view.storage) != view.storage:
-                raise Unreadable(f"its storage {short(view.storage.key)} has two sizes or kinds")
+                raise WeightsError(f"its storage {short(view.storage.key)} has two sizes or kinds")
         if set(storages) != set(keys):
-            raise Unreadable("its list of storages is not that of its tensors")
+            raise WeightsError("its list of storages is not that of its tensors")
         places, at = {}, stream.tell()
         for key in keys:
             file.seek(at)
             header = file.read(8)
             if header != storages[key].numel.to_bytes(8, "little"):
-                raise Unreadable(f"its storage {short(key)} is cut off or has another size than the pickle says")
+                raise WeightsError(f"its storage {short(key)} is cut off or has another size than the pickle says")
             places[key] = at + 8
             at += 8 + storages[key].numel * _ITEMSIZES[storages[key].dtype]
         if at != num_bytes:
-            raise Unreadable(f"it should have {at:,} bytes and has {num_bytes:,}")
+            raise WeightsError(f"it should have {at:,} bytes and has {num_bytes:,}")
 
         def storage_bytes(storage: Storage) -> bytes:
             file.seek(places[storage.key])
@@ -135,8 +135,8 @@ def _views(value: Any) -> tuple[dict[str, View], str]:
         odd = [key for key, item in value.items() if not isinstance(item, View)]
         if not odd:
             return value, inner
-        raise Unreadable(f"it is no plain state dictionary: {short(odd[0])} is no tensor")
-    raise Unreadable("it is no state dictionary; save one: torch.save(model.state_dict(), FILE)")
+        raise WeightsError(f"it is no plain state dictionary: {short(odd[0])} is no tensor")
+    raise WeightsError("it is no state dictionary; save one: torch.save(model.state_dict(), FILE)")
 
 
 _NESTED = (
@@ -147,18 +147,18 @@ _NESTED = (
 )  # where training scripts put it, next to the optimizer's state
 
 
-def _contents(kind: str, value: Any, num_bytes: int, storage_bytes: Callable[[Storage], bytes]) -> Contents:
+def _contents(kind: str, value: Any, num_bytes: int, storage_bytes: Callable[[Storage], bytes]) -> TensorFile:
     def tensor(name: str, view: View) -> Tensor:
         last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True))
         count = int(np.prod(view.shape, dtype=object))
         if last >= view.storage.numel or count > view.storage.numel:
-            raise Unreadable(f"{short(name)} reaches beyond its storage")
+            raise WeightsError(f"{short(name)} reaches beyond its storage")
 
         def read() -> np.ndarray:
             dtype = _DTYPES[view.storage.dtype]
             flat = np.frombuffer(storage_bytes(view.storage), dtype)
             if last >= len(flat):
-                raise Unreadable(f"{short(name)} is not all there")
+                raise WeightsError(f"{short(name)} is not all there")
             flat = flat[view.offset :]
             strides = [s * dtype.itemsize for s in view.strides]
             return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)
@@ -168,4 +168,4 @@ def _contents(kind: str, value: Any, num_bytes: int, storage_bytes: Callable[[St
     views, inner = _views(value)
     tensors = {name: tensor(name, view) for name, view in views.items()}
     check_sizes(tensors, num_bytes, _ITEMSIZES)
-    return Contents(f"{kind}, under {inner!r}" if inner else kind, tensors, {})
+    return TensorFile(f"{kind}, under {inner!r}" if inner else kind, tensors, {})

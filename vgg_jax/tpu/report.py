@@ -18,7 +18,7 @@ from vgg_jax.files import write_json
 from vgg_jax.sharding import RULES
 from vgg_jax.tpu import compiled
 from vgg_jax.tpu.chips import Slice, parse_slice
-from vgg_jax.tpu.compiled import GIB, Answer
+from vgg_jax.tpu.compiled import GIB, CompileResult
 
 _MODEL_PARALLEL = 4  # devices that share FC layers where the configuration does not say
 
@@ -42,21 +42,21 @@ def check(
     Raises:
       UserError: a slice, a sharding or a batch that cannot be, or no compiler.
     """
-    where = parse_slice(topology)
+    slice_ = parse_slice(topology)
     if destination and not destination.absolute().parent.is_dir():
         raise UserError(f"--json={destination}: there is no directory {destination.absolute().parent}; make it first.")
-    configs = list(_by_sharding(config, sharding, where))
-    devices = compiled.topology_devices(where)
-    print(_heading(configs[0], where), flush=True)
-    rows = [_row(each, where, devices, largest) for each in configs]
+    configs = list(_by_sharding(config, sharding, slice_))
+    devices = compiled.topology_devices(slice_)
+    print(_heading(configs[0], slice_), flush=True)
+    rows = [_row(each, slice_, devices, largest) for each in configs]
     found = {
-        "topology": where.name,
-        "chips": where.chips,
-        "devices": where.devices,
-        "chip": where.chip._asdict(),
+        "topology": slice_.name,
+        "chips": slice_.chips,
+        "devices": slice_.devices,
+        "chip": slice_.chip._asdict(),
         "configuration": config_lib.flatten(configs[0]),
         "shardings": rows,
-        "dense": _dense(configs[0], where, devices) if dense else None,
+        "dense": _dense(configs[0], slice_, devices) if dense else None,
         "versions": {"vgg_jax": __version__, "jax": jax.__version__, "libtpu": _libtpu_version()},
     }
     if destination:
@@ -65,7 +65,7 @@ def check(
     return found
 
 
-def _by_sharding(config: ConfigDict, sharding: str, where: Slice) -> Iterator[ConfigDict]:
+def _by_sharding(config: ConfigDict, sharding: str, slice_: Slice) -> Iterator[ConfigDict]:
     """Returns a configuration for each sharding, without data."""
     if sharding not in ("", "all", *RULES):
         raise UserError(
@@ -77,96 +77,96 @@ def _by_sharding(config: ConfigDict, sharding: str, where: Slice) -> Iterator[Co
         each.unlock()
         each.sharding = rules
         if rules == "fc_model_parallel" and each.model_parallel == 1:
-            each.model_parallel = min(_MODEL_PARALLEL, where.devices)
+            each.model_parallel = min(_MODEL_PARALLEL, slice_.devices)
         each.data.name, each.data.root, each.start_required = "builtin", "", False
-        config_lib.validate(each, where.devices)
+        config_lib.validate(each, slice_.devices)
         yield each
 
 
-def _row(config: ConfigDict, where: Slice, devices: list[jax.Device], largest: bool) -> dict[str, Any]:
+def _row(config: ConfigDict, slice_: Slice, devices: list[jax.Device], largest: bool) -> dict[str, Any]:
     began = time.monotonic()
-    answer = compiled.train_step(config, where, devices)
+    answer = compiled.compile_train(config, slice_, devices)
     compilations = 1
     row: dict[str, Any] = {
         "sharding": config.sharding,
         "model_parallel": config.model_parallel,
-        "train_step": _figures(answer, config.batch_size, where),
+        "train_step": _figures(answer, config.batch_size, slice_),
     }
-    _say(_lines(f"train step, {_named(config)}, batch {config.batch_size:,}", answer, config.batch_size, where))
+    _say(_lines(f"train step, {_named(config)}, batch {config.batch_size:,}", answer, config.batch_size, slice_))
     if largest:
-        unit, tried = _unit(config, where), {config.batch_size: row["train_step"]["answer"]}
+        unit, tried = _unit(config, slice_), {config.batch_size: row["train_step"]["answer"]}
 
-        def answer_at(batch: int) -> Answer:
+        def answer_at(batch: int) -> CompileResult:
             if batch not in tried:
                 at = config.copy_and_resolve_references()
                 at.batch_size = batch
-                tried[batch] = compiled.train_step(at, where, devices)
+                tried[batch] = compiled.compile_train(at, slice_, devices)
                 verdict = "fits" if tried[batch].fits else "does not fit"
                 _say([f"  batch {batch:,}: {tried[batch].memory / GIB:.2f} GiB a device, {verdict}"])
             return tried[batch]
 
         fits, fails, _ = compiled.largest(answer_at, config.batch_size, unit)
         compilations += len(tried) - 1
-        row["largest_batch"] = {"fits": fits, "does_not_fit": fails, "a_chip": fits / where.chips}
+        row["largest_batch"] = {"fits": fits, "does_not_fit": fails, "a_chip": fits / slice_.chips}
         _say(
             [
-                f"  largest batch that fits: {fits:,} ({fits / where.chips:g} images a chip); {fails:,} does not "
-                f"({fails / where.chips:g})"
+                f"  largest batch that fits: {fits:,} ({fits / slice_.chips:g} images a chip); {fails:,} does not "
+                f"({fails / slice_.chips:g})"
             ]
         )
         if fits:
-            row["largest_batch"]["train_step"] = _figures(tried[fits], fits, where)
-            _say(_lines(f"train step, {_named(config)}, batch {fits:,}", tried[fits], fits, where))
+            row["largest_batch"]["train_step"] = _figures(tried[fits], fits, slice_)
+            _say(_lines(f"train step, {_named(config)}, batch {fits:,}", tried[fits], fits, slice_))
     row["compilations"], row["seconds"] = compilations, round(time.monotonic() - began, 1)
     _say([f"  {compilations} compilation{'s' * (compilations > 1)} in {duration(row['seconds'])}"])
     return _without_answers(row)
 
 
-def _dense(config: ConfigDict, where: Slice, devices: list[jax.Device]) -> dict[str, Any]:
+def _dense(config: ConfigDict, slice_: Slice, devices: list[jax.Device]) -> dict[str, Any]:
     """Compiles dense evaluation, which is the same for every sharding."""
     began = time.monotonic()
-    images, rows, columns = compiled.dense_shape(config, where.devices)
-    answer = compiled.dense_step(config, where, devices)
+    images, rows, columns = compiled.dense_shape(config, slice_.devices)
+    answer = compiled.compile_dense(config, slice_, devices)
     seconds = round(time.monotonic() - began, 1)
     title = f"dense evaluation, {images:,} images of {rows} x {columns} and their mirror images"
-    _say(_lines(title, answer, images, where))
+    _say(_lines(title, answer, images, slice_))
     _say([f"  1 compilation in {duration(seconds)}"])
-    figures = _without_answers(_figures(answer, images, where))
+    figures = _without_answers(_figures(answer, images, slice_))
     return {"images": images, "frame": [rows, columns], **figures, "seconds_compiling": seconds}
 
 
-def _unit(config: ConfigDict, where: Slice) -> int:
+def _unit(config: ConfigDict, slice_: Slice) -> int:
     """Returns the unit of batches to try: as finely as the given one divides over the devices, 8 at most."""
-    parts = where.devices // config.model_parallel * config.accumulation_steps
+    parts = slice_.devices // config.model_parallel * config.accumulation_steps
     return parts * next(n for n in (8, 4, 2, 1) if config.batch_size // parts % n == 0)
 
 
-def _figures(answer: Answer, images: int, where: Slice) -> dict[str, Any]:
+def _figures(answer: CompileResult, images: int, slice_: Slice) -> dict[str, Any]:
     """Returns a step's figures for the JSON."""
     found: dict[str, Any] = {
         "answer": answer,
         "images": images,
-        "images_a_chip": images / where.chips,
+        "images_a_chip": images / slice_.chips,
         "fits": answer.fits,
         "memory_a_device": answer.memory,
-        "memory_a_chip": answer.memory * where.chip.devices,
+        "memory_a_chip": answer.memory * slice_.chip.devices,
         "limit_a_device": answer.limit,
-        "limit_a_chip": answer.limit * where.chip.devices,
+        "limit_a_chip": answer.limit * slice_.chip.devices,
     }
     line = answer.roofline
     if line:
         found |= {
             "flops_a_device": answer.flops,
-            "flops_a_chip": answer.flops * where.chip.devices,
+            "flops_a_chip": answer.flops * slice_.chip.devices,
             "bytes_accessed_a_device": answer.bytes_accessed,
             "hbm_bytes_a_device": line.hbm_bytes,
-            "hbm_bytes_a_chip": line.hbm_bytes * where.chip.devices,
+            "hbm_bytes_a_chip": line.hbm_bytes * slice_.chip.devices,
             "seconds": line.seconds,
             "compute_seconds": line.compute_seconds,
             "collective_seconds": line.collective_seconds,
             "exposed_seconds": line.exposed_seconds,
             "images_per_second": images / line.seconds,
-            "images_per_second_a_chip": images / line.seconds / where.chips,
+            "images_per_second_a_chip": images / line.seconds / slice_.chips,
             "scaling_efficiency": line.efficiency,
             "collectives": [each._asdict() for each in line.collectives],
         }
@@ -179,11 +179,11 @@ def _without_answers(tree: Any) -> Any:
     return tree
 
 
-def _heading(config: ConfigDict, where: Slice) -> str:
-    chip = where.chip
+def _heading(config: ConfigDict, slice_: Slice) -> str:
+    chip = slice_.chip
     two = f", {chip.devices} devices each" if chip.devices > 1 else ""
     return (
-        f"VGG {config.model.configuration} for {where.name}: {where.chips:,} chips{two}; a chip has {chip.hbm_gib:g} GiB of "
+        f"VGG {config.model.configuration} for {slice_.name}: {slice_.chips:,} chips{two}; a chip has {chip.hbm_gib:g} GiB of "
         f"HBM at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.flops / 1e12:,.0f} TFLOP/s bfloat16, {chip.links} links of "
         f"{chip.link_bandwidth / 1e9:.0f} GB/s each way\n"
         f"crop {config.image.crop}, {config.model.dtype}, jax {jax.__version__}, libtpu {_libtpu_version()}; times are at "
@@ -191,9 +191,9 @@ def _heading(config: ConfigDict, where: Slice) -> str:
     )
 
 
-def _lines(title: str, answer: Answer, images: int, where: Slice) -> Iterator[str]:
-    chip = where.chip
-    yield f"{title} ({images / where.chips:g} images a chip)"
+def _lines(title: str, answer: CompileResult, images: int, slice_: Slice) -> Iterator[str]:
+    chip = slice_.chip
+    yield f"{title} ({images / slice_.chips:g} images a chip)"
     needed, limit = answer.memory / GIB, answer.limit / GIB
     both = f" ({needed * chip.devices:.2f} of {limit * chip.devices:.2f} a chip)" if chip.devices > 1 else ""
     yield f"  {'fits' if answer.fits else 'DOES NOT FIT'}: {needed:.2f} of {limit:.2f} GiB a device{both}"
@@ -208,7 +208,7 @@ def _lines(title: str, answer: Answer, images: int, where: Slice) -> Iterator[st
     yield (
         f"  {line.seconds * 1e3:,.2f} ms: {line.compute_seconds * 1e3:,.2f} computing, {line.exposed_seconds * 1e3:,.2f} "
         f"waiting for {line.collective_seconds * 1e3:,.2f} of collectives; {images / line.seconds:,.0f} images/s, "
-        f"{images / line.seconds / where.chips:,.0f} a chip; scaling efficiency {line.efficiency:.1%}"
+        f"{images / line.seconds / slice_.chips:,.0f} a chip; scaling efficiency {line.efficiency:.1%}"
     )
     yield f"  {'collective':<20} {'type':<6} {'count':>5} {'MB':>10} {'devices':>8} {'ms':>8} {'exposed':>8}"
     for (kind, dtype, group, overlapped), some in _grouped(line.collectives).items():
