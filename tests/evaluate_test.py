@@ -41,7 +41,7 @@ def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config,
     command = ("vgg_jax.evaluate", f"--workdir={run}", "--protocol=multi_crop", f"--scales={scales}")
     process = start_module(*command)
     for line in process.stdout:
-        if line.startswith("view 2 of 8, "):
+        if line.startswith("pass 2 of 8, "):
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -52,7 +52,7 @@ def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config,
 
     status, out, err = run_module(*command)
     assert (status, err) == (0, "")
-    assert "kept from before: multi_crop-Q64" in out
+    assert "from the cache: multi_crop-Q64" in out
     assert f"A run  multi_crop  {scales}" in out
     (results,) = run.glob("evaluation/7/*/results-multi_crop-*.json")
     summary = json.loads(results.read_text())

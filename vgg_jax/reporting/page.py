@@ -48,31 +48,31 @@ def write_page(
     """
     console = Console(quiet)
     directories = list(dict.fromkeys(directory.expanduser() for directory in directories))
-    found = _read(directories)
+    read = _read(directories)
     output = output.expanduser() if output else Path("" if len(directories) > 1 else directories[0], "report.html")
     _check_output(output)
     content: dict[str, Any] = {"comparison": None, "reproduction": None, "runs": [], "folded": True}
     content |= {"made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), "environment": _environment()}
-    if isinstance(found, Reproduction):
-        first = found.seeds[0]
-        runs = [run for stage in found.stages if (run := stage.runs.get(first)) and run.summary]
-        begun = [run for stage in found.stages for run in stage.runs.values() if run.dataset]
-        wanted = _STAGE
-        content |= {"title": f"Reproduction {_name(found.directory)}", "sections_title": "Finished stages"}
+    if isinstance(read, Reproduction):
+        first = read.seeds[0]
+        runs = [run for stage in read.stages if (run := stage.runs.get(first)) and run.summary]
+        begun = [run for stage in read.stages for run in stage.runs.values() if run.dataset]
+        detail = _STAGE
+        content |= {"title": f"Reproduction {_name(read.directory)}", "sections_title": "Finished stages"}
         content["subtitle"] = sections.data_name(begun[0]) if begun else ""
-        content["reproduction"] = overviews.reproduction_overview(found)
-    elif len(found) > 1:
-        runs, wanted = found, _AMONG
+        content["reproduction"] = overviews.reproduction_overview(read)
+    elif len(read) > 1:
+        runs, detail = read, _AMONG
         content |= {"title": f"{len(runs)} runs", "sections_title": "Each run"}
         content["subtitle"] = sections.data_name(runs[0])
         content["comparison"] = overviews.comparison(runs)
     else:
-        runs, wanted = found, _ALONE
+        runs, detail = read, _ALONE
         content |= {"title": runs[0].name, "folded": False}
         content["subtitle"] = f"{sections.title(runs[0])}; {sections.data_name(runs[0])}"
     for number, run in enumerate(runs):
         console.print(f"looking at {run.workdir}")
-        amount = wanted if number < _MOST_SECTIONS else sections.Wanted()
+        amount = detail if number < _MOST_SECTIONS else sections.Wanted()
         content["runs"].append(sections.run_section(run, amount, sections.Place(data_dir, data_root), quiet))
     write_text(output, _rendered(content), "choose another --output")
     size = output.stat().st_size

@@ -94,15 +94,15 @@ def fill(
       {"tables": [{"heading", "title", "rows": [...]}], "missing": [...]}, errors as fractions, spread the sample standard
       deviation over seeds (null for one). A row without a finished run has no errors.
     """
-    there = {stage.name for stage in stages}
+    planned = {stage.name for stage in stages}
     missing: dict[str, None] = {}
     tables = []
     for heading, title, cells in TABLES:
         rows = []
         for cell in cells:
-            if not there.issuperset(cell.stages):
+            if not planned.issuperset(cell.stages):
                 continue
-            found = []
+            rows_of_seeds = []
             for seed in seeds:
                 workdirs = [workdir_of(directory, name, seed) for name in cell.stages]
                 absent = [
@@ -112,9 +112,9 @@ def fill(
                 ]
                 missing |= dict.fromkeys(f"{name}, seed {seed}: not finished yet" for name in absent)
                 if not absent:
-                    found.append(_row(workdirs, cell, data_dir))
-            rows.append(_merged(cell, found))
-            if found:
+                    rows_of_seeds.append(_row(workdirs, cell, data_dir))
+            rows.append(_merged(cell, rows_of_seeds))
+            if rows_of_seeds:
                 say(f"{heading}: {_line(rows[-1])}")
         if rows:
             tables.append({"heading": heading, "title": title, "rows": rows})
@@ -160,7 +160,7 @@ def _row(workdirs: list[Path], cell: Cell, data_dir: str) -> dict[str, Any]:
     return rows[-1]
 
 
-def _merged(cell: Cell, found: list[dict[str, Any]]) -> dict[str, Any]:
+def _merged(cell: Cell, rows_of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """Merges one row over seeds."""
     stages = [_BY_NAME[name] for name in cell.stages]
     trained = list(dict.fromkeys(_training_scale(stage).removeprefix("S=") for stage in stages))
@@ -168,16 +168,18 @@ def _merged(cell: Cell, found: list[dict[str, Any]]) -> dict[str, Any]:
         "model": stages[0].configuration if len(stages) == 1 else " + ".join(cell.stages),
         "stages": list(cell.stages),
         "scales": ", ".join(trained),
-        "test_scales": found[0]["scales"] if found else "",
+        "test_scales": rows_of_seeds[0]["scales"] if rows_of_seeds else "",
         "protocol": cell.protocol,
-        "images": found[0]["images"] if found else 0,
-        "seeds": len(found),
+        "images": rows_of_seeds[0]["images"] if rows_of_seeds else 0,
+        "seeds": len(rows_of_seeds),
         "paper": cell.paper and cell.paper._asdict(),
     }
-    for which in ("top1", "top5"):
-        errors = [row[f"{which}_error"] for row in found if row[f"{which}_error"] is not None]  # top-5 of few classes
-        merged[f"{which}_error"] = statistics.fmean(errors) if errors else None
-        merged[f"{which}_spread"] = statistics.stdev(errors) if len(errors) > 1 else None
+    for metric in ("top1", "top5"):
+        errors = [
+            row[f"{metric}_error"] for row in rows_of_seeds if row[f"{metric}_error"] is not None
+        ]  # top-5 of few classes
+        merged[f"{metric}_error"] = statistics.fmean(errors) if errors else None
+        merged[f"{metric}_spread"] = statistics.stdev(errors) if len(errors) > 1 else None
     return merged
 
 

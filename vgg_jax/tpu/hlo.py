@@ -95,9 +95,9 @@ def parse(text: str) -> Program:
     for line in text.splitlines():
         line = re.sub(r"/\*.*?\*/", "", line)
         if current is None:
-            if found := _COMPUTATION.match(line):
-                current = computations.setdefault(found[2], {})
-                entry = found[2] if found[1] else entry
+            if match := _COMPUTATION.match(line):
+                current = computations.setdefault(match[2], {})
+                entry = match[2] if match[1] else entry
         elif line.startswith("}"):
             current = None
         elif instruction := _instruction(line):
@@ -176,8 +176,8 @@ def collective_of(program: Program, instruction: Instruction) -> tuple[str, Inst
     # TPU7x's SparseCores are given theirs by calls.
     called = instruction.attribute("to_apply" if instruction.opcode.startswith("call") else "calls")
     for inner in program.computations.get(called, {}).values():
-        if found := collective_of(program, inner):
-            return found
+        if collective := collective_of(program, inner):
+            return collective
     return None
 
 
@@ -185,14 +185,14 @@ def group_size(instruction: Instruction, devices: int) -> int:
     """Returns the number of devices that take part together: of replica_groups={{0,1},{2,3}}, [2,2]<=[4], a mesh with some of its
     axes, or none, which means all."""
     text = instruction.text
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         # 'axis_0' is a whole axis of the compiler's mesh, 'axis_0':(1)2 a part of it of size 2.
-        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2]))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
-        return int(found[1])
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
-        return len(found[1].split(","))
+        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2]))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return len(match[1].split(","))
     return devices
 
 
@@ -288,8 +288,8 @@ def _is_done(instruction: Instruction) -> bool:
 
 def _trips(program: Program, loop: Instruction) -> int:
     """Returns a loop's trip count: the compiler's own, or the constant that its condition compares with."""
-    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
-        return int(found[1])
+    if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
+        return int(match[1])
     condition = program.computations.get(loop.attribute("condition"), {})
     bounds = [int(i.arguments) for i in condition.values() if i.opcode == "constant" and i.arguments.isdigit()]
     return max(bounds, default=1)

@@ -43,7 +43,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Opens the tensors, named <layer>/0 (kernel) and <layer>/1 (bias); metadata: the model's name under "name".
 
     Raises:
-      Unreadable: damage, or the layers of a Caffe before 2014.
+      WeightsError: damage, or the layers of a Caffe before 2014.
     """
     num_bytes = path.stat().st_size
     with open(path, "rb") as file:

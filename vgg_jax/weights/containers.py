@@ -107,7 +107,7 @@ def to_params(contents: TensorFile, layout: str, configuration: str, size: layou
       layout, configuration, size: of `layouts.identify`.
 
     Raises:
-      Unreadable: a tensor of another dtype, or one that is not finite.
+      WeightsError: a tensor of another dtype, or one that is not finite.
     """
     source, params = layouts.LAYOUTS[layout], {}
     for layer, shape in layouts.kernel_shapes(configuration, size).items():

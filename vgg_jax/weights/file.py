@@ -98,16 +98,21 @@ def is_own(source: str | os.PathLike) -> bool:
 
 
 def load_own(contents: TensorFile) -> Weights:
-    """Takes this project's own model out of an opened file; raises Unreadable as `load_weights` does UserError."""
+    """Takes this project's own model out of an opened file; raises WeightsError as `load_weights` does UserError."""
     try:
         given = json.loads(contents.metadata[KEY])
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"its description is damaged ({short(str(error))})") from error
-    found = _description(given)
-    size = Size(found["width_multiplier"], found["fc_width"], found["num_classes"], found["crop"] // STRIDE)
+    description = _description(given)
+    size = Size(
+        description["width_multiplier"],
+        description["fc_width"],
+        description["num_classes"],
+        description["crop"] // STRIDE,
+    )
     # Exactly its own names, with the shapes that the description gives; `identify` says what is missing.
-    shapes = kernel_shapes(found["configuration"], size)
-    layout, configuration, _ = identify(contents.tensors, found["configuration"])
+    shapes = kernel_shapes(description["configuration"], size)
+    layout, configuration, _ = identify(contents.tensors, description["configuration"])
     for layer, (kernel, bias) in LAYOUTS[KEY].names(configuration).items():
         for name, shape in ((kernel, shapes[layer]), (bias, shapes[layer][3:])):
             if layout != KEY or contents.tensors[name].shape != shape:
@@ -115,12 +120,15 @@ def load_own(contents: TensorFile) -> Weights:
                     f"{name} is {short(list(contents.tensors[name].shape))}, but should be {list(shape)}"
                 )
     params = containers.to_params(contents, KEY, configuration, size)
-    if params_sha256(params) != found["params_sha256"]:
+    if params_sha256(params) != description["params_sha256"]:
         raise WeightsError("its numbers are not those that were written (their digest differs); take a sound copy")
     return Weights(
         params=params,
-        **{key: found[key] for key in ("configuration", "width_multiplier", "fc_width", "crop", "training_scales")},
-        **{key: found[key] for key in ("preprocessing", "class_names", "class_titles", "source")},
+        **{
+            key: description[key]
+            for key in ("configuration", "width_multiplier", "fc_width", "crop", "training_scales")
+        },
+        **{key: description[key] for key in ("preprocessing", "class_names", "class_titles", "source")},
     )
 
 
@@ -128,38 +136,38 @@ def _description(given: Any) -> dict[str, Any]:
     """Returns the checked description.
 
     Raises:
-      Unreadable: a value that is missing or cannot be.
+      WeightsError: a value that is missing or cannot be.
     """
 
     def whole(key: str, least: int, most: int) -> int:
-        return value if isinstance(value := found[key], int) and least <= value <= most else _refuse(key, value)
+        return value if isinstance(value := checked[key], int) and least <= value <= most else _refuse(key, value)
 
     if not isinstance(given, dict) or given.get("form") != FORM:
         raise WeightsError(f"its description is not of form {FORM}, the only one this version knows")
-    found: dict[str, Any] = dict.fromkeys(
+    checked: dict[str, Any] = dict.fromkeys(
         ("configuration", "num_classes", "width_multiplier", "fc_width", "crop", "training_scales", "preprocessing")
     )
-    found |= dict.fromkeys(("class_names", "class_titles", "source", "params_sha256"))
-    found |= {key: value for key, value in given.items() if key in found}
-    if not isinstance(found["configuration"], str) or found["configuration"] not in CONFIGURATIONS:
-        _refuse("configuration", found["configuration"])
+    checked |= dict.fromkeys(("class_names", "class_titles", "source", "params_sha256"))
+    checked |= {key: value for key, value in given.items() if key in checked}
+    if not isinstance(checked["configuration"], str) or checked["configuration"] not in CONFIGURATIONS:
+        _refuse("configuration", checked["configuration"])
     classes = whole("num_classes", 1, 2**24)
     whole("fc_width", 1, 2**24)
     crop = whole("crop", STRIDE, 2**16)
-    width = found["width_multiplier"]
+    width = checked["width_multiplier"]
     if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < 100 or not math.isfinite(width):
         _refuse("width_multiplier", width)
-    scales = found["training_scales"]
+    scales = checked["training_scales"]
     if not isinstance(scales, list) or len(scales) != 2 or not all(isinstance(n, int) for n in scales):
         _refuse("training_scales", scales)
     if not crop <= scales[0] <= scales[1] <= 2**16:
         _refuse("training_scales", scales)
     try:
-        found["preprocessing"] = preprocessing.from_json(found["preprocessing"])
+        checked["preprocessing"] = preprocessing.from_json(checked["preprocessing"])
     except ValueError as error:
         raise WeightsError(f"its preprocessing is damaged ({error})") from error
     for key in ("class_names", "class_titles"):
-        names = found[key]
+        names = checked[key]
         if names is not None and not (
             isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)
         ):
@@ -167,10 +175,10 @@ def _description(given: Any) -> dict[str, Any]:
         if names and (fault := fault_of_names(names, once=key == "class_names")):
             raise WeightsError(f"its {key} cannot be: {fault}")
     for key in ("source", "params_sha256"):
-        if not isinstance(found[key], str):
-            _refuse(key, found[key])
-    found["source"] = printable(found["source"])[:_LONGEST_NAME]
-    return found | {"training_scales": tuple(scales), "width_multiplier": float(width)}
+        if not isinstance(checked[key], str):
+            _refuse(key, checked[key])
+    checked["source"] = printable(checked["source"])[:_LONGEST_NAME]
+    return checked | {"training_scales": tuple(scales), "width_multiplier": float(width)}
 
 
 def fault_of_names(names: Sequence[str], once: bool) -> str:

@@ -25,7 +25,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 
     Raises:
       UserError: h5py is not installed.
-      Unreadable: damage, links out of the file, compressed or foreign data sets.
+      WeightsError: damage, links out of the file, compressed or foreign data sets.
     """
     try:
         import h5py

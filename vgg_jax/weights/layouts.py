@@ -149,7 +149,7 @@ def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, 
       A key of LAYOUTS, the configuration, and the model's size.
 
     Raises:
-      Unreadable: none fits; with what comes nearest and where it differs.
+      WeightsError: none fits; with what comes nearest and where it differs.
     """
     names = set(tensors)
     candidates = [
@@ -164,12 +164,12 @@ def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, 
     if apart:
         raise WeightsError(_foreign(names, name, nearest, _names(LAYOUTS[name], nearest)))
     faults = []
-    for _, name, found in (candidate for candidate in candidates if not candidate[0]):
-        size = _size(tensors, LAYOUTS[name], found)
-        wrong = _wrong_shapes(tensors, LAYOUTS[name], found, size)
+    for _, name, matching in (candidate for candidate in candidates if not candidate[0]):
+        size = _size(tensors, LAYOUTS[name], matching)
+        wrong = _wrong_shapes(tensors, LAYOUTS[name], matching, size)
         if not wrong:
-            return name, found, size
-        faults.append((len(wrong), f"it has the names of {name}'s configuration {found}, but {_some(wrong)}"))
+            return name, matching, size
+        faults.append((len(wrong), f"it has the names of {name}'s configuration {matching}, but {_some(wrong)}"))
     raise WeightsError(min(faults)[1])
 
 
@@ -207,10 +207,10 @@ def _wrong_shapes(tensors: dict[str, Tensor], layout: Layout, configuration: str
 
 def _plain(shape: Iterable[int]) -> Shape:
     """Returns a shape without leading ones."""
-    found = list(shape)
-    while found[:1] == [1]:
-        del found[0]
-    return tuple(found)
+    dims = list(shape)
+    while dims[:1] == [1]:
+        del dims[0]
+    return tuple(dims)
 
 
 def _foreign(names: set[str], layout: str, configuration: str, expected: set[str]) -> str:

@@ -113,7 +113,7 @@ def read_pickle(stream: BinaryIO) -> Any:
       None, bool, int, float, str, tuple, list, dict, `View`, or these within one another.
 
     Raises:
-      Unreadable: anything else in it, and what.
+      WeightsError: anything else in it, and what.
     """
     machine = _Machine()
     try:

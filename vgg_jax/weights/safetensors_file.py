@@ -37,7 +37,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Opens the tensors and the metadata.
 
     Raises:
-      Unreadable: a damaged header, or one that does not describe the file to its last byte. There are no checksums.
+      WeightsError: a damaged header, or one that does not describe the file to its last byte. There are no checksums.
     """
     num_bytes = path.stat().st_size
     with open(path, "rb") as file:

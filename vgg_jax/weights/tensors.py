@@ -17,7 +17,7 @@ class Tensor(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str  # as NumPy calls it: "float32", "int64", ...
-    read: Callable[[], np.ndarray]  # raises Unreadable
+    read: Callable[[], np.ndarray]  # raises WeightsError
 
 
 class TensorFile(NamedTuple):

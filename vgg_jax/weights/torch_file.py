@@ -33,7 +33,7 @@ def open_zip(path: Path) -> Iterator[TensorFile]:
     """Opens the tensors of a state dictionary in a zip.
 
     Raises:
-      Unreadable: damage (each part has a CRC), compression, or anything but a flat dictionary of tensors.
+      WeightsError: damage (each part has a CRC), compression, or anything but a flat dictionary of tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
