@@ -183,13 +183,13 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
 def configurations() -> dict[str, Path]:
     """Returns the files of the configurations by name, within the installed package or next to it in a clone."""
     package = Path(__file__).parent
-    places = [place for place in (package / "configs", package.parent / "configs") if place.is_dir()]
-    return {file.stem: file for place in places[:1] for file in sorted(place.glob("*.py"))}
+    directories = [directory for directory in (package / "configs", package.parent / "configs") if directory.is_dir()]
+    return {file.stem: file for directory in directories[:1] for file in sorted(directory.glob("*.py"))}
 
 
 def _with_configuration_files(argv: list[str]) -> list[str]:
     """Replaces a configuration's name after --config, as vgg19:S=384, by its file."""
-    found = []
+    expanded = []
     for before, argument in zip(["", *argv], argv, strict=False):
         flag, value = (
             ("", argument) if before == "--config" else argument.split("=", 1) if "=" in argument else ("", "")
@@ -204,8 +204,8 @@ def _with_configuration_files(argv: list[str]) -> list[str]:
                 )
             file = name if Path(name).is_file() else known[name]
             argument = f"{flag}{'=' if flag else ''}{file}{colon}{rest}"
-        found.append(argument)
-    return found
+        expanded.append(argument)
+    return expanded
 
 
 def _unraisable(ignored: sys.UnraisableHookArgs) -> None:

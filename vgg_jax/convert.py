@@ -152,14 +152,14 @@ def _read(source: Path) -> Weights:
     return weights
 
 
-def _check_digest(source: Path, found: str) -> None:
-    wanted = _SHA256.value.lower()
-    if not wanted:
+def _check_digest(source: Path, digest: str) -> None:
+    expected = _SHA256.value.lower()
+    if not expected:
         return
-    if len(wanted) < 8 or set(wanted) - set("0123456789abcdef"):
+    if len(expected) < 8 or set(expected) - set("0123456789abcdef"):
         cli.fail(f"--sha256={_SHA256.value} is not at least eight hexadecimal digits.")
-    if not found.startswith(wanted):
-        cli.fail(f"{source} is not the file that was meant: its SHA-256 is {found}, not {wanted}; fetch it again.")
+    if not digest.startswith(expected):
+        cli.fail(f"{source} is not the file that was meant: its SHA-256 is {digest}, not {expected}; fetch it again.")
 
 
 def _listing(file: str) -> str:

@@ -32,12 +32,12 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def writing_to(place: os.PathLike | str, remedy: str) -> Iterator[None]:
+def writing_to(path: os.PathLike | str, remedy: str) -> Iterator[None]:
     """Turns an OSError within (full disk, no permission, ...) into a UserError that names the place and the remedy."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write to {place}: {error.strerror or error}; {remedy}.") from error
+        raise UserError(f"cannot write to {path}: {error.strerror or error}; {remedy}.") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -54,7 +54,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2
 
 def printable(text: str) -> str:
     """Returns a text from outside as one line that a terminal may show; what is UNPRINTABLE as \\x1b, \\udcff, ..."""
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "backslashreplace").decode(), text)
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), text)
 
 
 def quoted(value: object, limit: int = 60) -> str:

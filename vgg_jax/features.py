@@ -84,8 +84,8 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
     _check_size(backbone, images.shape[-3:-1], layers)
     outer = images.shape[:-3]
     x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
-    found: Any = backbone.model.apply({"params": backbone.params}, x, tuple(layers), method="activations")
-    return {layer: found[layer].reshape(*outer, *found[layer].shape[1:]) for layer in layers}
+    maps: Any = backbone.model.apply({"params": backbone.params}, x, tuple(layers), method="activations")
+    return {layer: maps[layer].reshape(*outer, *maps[layer].shape[1:]) for layer in layers}
 
 
 def _check_size(backbone: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:

@@ -92,9 +92,9 @@ def _gather(address: str, count: int | None, index: int | None, seconds: int) ->
                 f"waited {seconds} s for the processes that JAX finds here by itself, and not all came: one may have died, and "
                 "what it printed says why. The same command begins again; --join_timeout=SECONDS waits longer."
             )
-        place, missing = address, "the other processes" if index == 0 else "process 0"
+        coordinator_address, missing = address, "the other processes" if index == 0 else "process 0"
         raise UserError(
-            f"waited {seconds} s at {place}, and {missing} did not come. Is every process running, with the same "
+            f"waited {seconds} s at {coordinator_address}, and {missing} did not come. Is every process running, with the same "
             f"--num_processes, the same --coordinator_address (that of process 0's machine) and a --process_id of its own, "
             "and does a firewall let the port through? --join_timeout=SECONDS waits longer."
         )

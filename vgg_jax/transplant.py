@@ -142,22 +142,22 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
       UserError: a name that no layer has, or nothing left.
     """
     words = [word.strip() for word in layers.split(",") if word.strip()]
-    wanted, unwanted = [w for w in words if not w.startswith("-")], [w[1:] for w in words if w.startswith("-")]
+    included, excluded = [w for w in words if not w.startswith("-")], [w[1:] for w in words if w.startswith("-")]
     names = sorted({**params, **donor})
-    for word in (*wanted, *unwanted):
+    for word in (*included, *excluded):
         if not fnmatch.filter(names, word):
             raise UserError(
                 f"config.init_layers={layers} names {word!r}, and there is no such layer: {', '.join(names)}."
             )
-    if wanted:
+    if included:
         # A pattern means what both models have; a name must be there, and `transplant` says so.
         both = [name for name in names if name in params and name in donor]
-        chosen = {name for word in wanted for name in (fnmatch.filter(both, word) if _is_pattern(word) else [word])}
+        chosen = {name for word in included for name in (fnmatch.filter(both, word) if _is_pattern(word) else [word])}
     else:
         chosen = set(params) | set(donor) if _convolutions(params) == _convolutions(donor) else set(NET_A_LAYERS)
         if _classes(params) != _classes(donor):
             chosen.discard(_HEAD)
-    chosen -= {name for word in unwanted for name in fnmatch.filter(names, word)}
+    chosen -= {name for word in excluded for name in fnmatch.filter(names, word)}
     if not chosen:
         raise UserError(f"config.init_layers={layers} leaves no layer to copy from {source}.")
     return sorted(chosen)

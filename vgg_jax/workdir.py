@@ -50,14 +50,15 @@ def check(workdir: Path, config: ConfigDict) -> None:
         raise UserError(
             f"--workdir={workdir} cannot be written: no permission for {existing}; choose another --workdir."
         )
-    kept = workdir / "config.json"
+    config_file = workdir / "config.json"
     if checkpoint_steps(workdir):
         # A key that an earlier version did not have counts as its default.
-        old, new = flatten(default_config()) | flatten(ConfigDict(_read(kept))), flatten(config)
+        old, new = flatten(default_config()) | flatten(ConfigDict(_read(config_file))), flatten(config)
         _same_run(
-            kept, *({key: value for key, value in flat.items() if not may_change(key, config)} for flat in (old, new))
+            config_file,
+            *({key: value for key, value in flat.items() if not may_change(key, config)} for flat in (old, new)),
         )
-    elif workdir.is_dir() and not kept.exists():
+    elif workdir.is_dir() and not config_file.exists():
         foreign = sorted({path.name.removesuffix(UNFINISHED) for path in workdir.iterdir()}.difference(_OWN))
         if foreign:
             raise UserError(
@@ -78,16 +79,16 @@ def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any], write: boo
     Raises:
       UserError: the run in it was begun on other data, or nothing can be written there.
     """
-    kept = workdir / "dataset.json"
+    dataset_file = workdir / "dataset.json"
     if checkpoint_steps(workdir):
         # Prepared again, the same data may have another name.
-        _same_run(kept, _read(kept) | {"name": ""}, dataset | {"name": ""})
+        _same_run(dataset_file, _read(dataset_file) | {"name": ""}, dataset | {"name": ""})
     if not write:
         return
     with writing_to(workdir, "choose another --workdir"):
         workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", config.to_dict())
-    write_json(kept, dataset)
+    write_json(dataset_file, dataset)
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
@@ -227,11 +228,11 @@ def _machine() -> str:
     return f"{socket.gethostname()} {uuid.getnode():x}"
 
 
-def _same_run(kept: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _same_run(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     different = differences(new, old, "{key} is {first}, there it is {second}")
     if different:
         raise UserError(
-            f"--workdir={kept.parent} holds another run ({kept.name}): {'; '.join(different)}. Choose another --workdir, "
+            f"--workdir={file.parent} holds another run ({file.name}): {'; '.join(different)}. Choose another --workdir, "
             "or give that run's values to continue with it. Nothing there was changed."
         )
 

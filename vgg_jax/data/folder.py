@@ -60,7 +60,7 @@ def list_folder(root: Path) -> Listing:
                 loose += [file for file in files if not file.is_file()]
             else:
                 loose.append(entry)
-        files = [file for its in classes.values() for file in its]
+        files = [file for files_of_class in classes.values() for file in files_of_class]
         if not classes or (files and not any(file.suffix == "" or is_named_like_a_picture(file) for file in files)):
             left_out.append(split)
             continue
@@ -72,7 +72,7 @@ def list_folder(root: Path) -> Listing:
         )
         raise UserError(f"config.data.root: {layout}{seen}.")
     for name, classes in splits.items():
-        if empty := [kind for kind, its in classes.items() if not its]:
+        if empty := [kind for kind, files_of_class in classes.items() if not files_of_class]:
             raise UserError(
                 f"config.data.root: no image in {', '.join(str(root / name / kind) for kind in empty)}; "
                 "put some there, or remove the empty class."
@@ -85,8 +85,8 @@ def files_below(directory: Path) -> Iterator[Path]:
     not followed."""
     above = {os.path.realpath(directory)}
 
-    def walk(place: Path, above: set[str]) -> Iterator[Path]:
-        for entry in _visible(place):
+    def walk(directory: Path, above: set[str]) -> Iterator[Path]:
+        for entry in _visible(directory):
             if not entry.is_dir():
                 yield entry
             elif (real := os.path.realpath(entry)) not in above:
@@ -137,7 +137,7 @@ def faults(root: Path, listing: Listing) -> dict[str, str]:
         return None
 
     checked = progress(parallel_map(fault, files), len(files), "checking")
-    return dict(found for found in checked if found)
+    return dict(fault for fault in checked if fault)
 
 
 def _files(listing: Listing) -> list[Path]:

@@ -132,9 +132,12 @@ def _forget_other_tars(unfinished: Path, paths: dict[str, Path]) -> None:
 
 def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
     """Reads where everything lies in a tar, checks that nothing is missing or strange, and keeps it for the next time."""
-    kept = work / f"index-{split}.npz"
-    if kept.exists():
-        with contextlib.suppress(OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile), np.load(kept) as arrays:
+    path_of_index = work / f"index-{split}.npz"
+    if path_of_index.exists():
+        with (
+            contextlib.suppress(OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile),
+            np.load(path_of_index) as arrays,
+        ):
             return _Index(**arrays)  # else damaged, and read again
     expected = edition.splits[split]
     try:
@@ -161,7 +164,7 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
         np.array([offset for *_, offset, _ in rows]),
         np.array([size for *_, size in rows]),
     )
-    with write_atomically(kept) as unfinished, open(unfinished, "wb") as file:
+    with write_atomically(path_of_index) as unfinished, open(unfinished, "wb") as file:
         np.savez(file, **index._asdict())
     return index
 
@@ -201,8 +204,8 @@ def _write_shards(
     with contextlib.ExitStack() as files:
         tars = {split: files.enter_context(open(path, "rb")).fileno() for split, path in paths.items()}
 
-        def fetch(place: tuple[str, int]) -> tuple[Record, str | None]:
-            split, i = place
+        def fetch(position: tuple[str, int]) -> tuple[Record, str | None]:
+            split, i = position
             index = indices[split]
             try:
                 encoded = os.pread(tars[split], int(index.sizes[i]), int(index.offsets[i]))

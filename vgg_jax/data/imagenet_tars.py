@@ -58,14 +58,14 @@ def find_tars(directory: Path, edition: Edition) -> dict[str, Path]:
     """Returns the tar of every split; raises UserError that names each missing or unexpected one."""
     if not directory.is_dir():
         raise UserError(f"--tars={directory}: there is no such directory.")
-    found, faults = {}, []
+    tars, faults = {}, []
     for split, expected in edition.splits.items():
         path = directory / expected.tar
         if not path.is_file():
             if expected.required:
                 faults.append(_why_missing(directory, expected))
             continue
-        found[split] = path
+        tars[split] = path
         size = path.stat().st_size
         if expected.num_bytes is not None and size != expected.num_bytes:
             faults.append(
@@ -78,7 +78,7 @@ def find_tars(directory: Path, edition: Edition) -> dict[str, Path]:
             )
     if faults:
         raise UserError("the tars are not all as they should be:\n  " + "\n  ".join(faults))
-    return found
+    return tars
 
 
 def _why_missing(directory: Path, expected: Tar) -> str:

@@ -46,7 +46,7 @@ def parallel_map(
 
 
 def progress(
-    items: Iterable[A], total: int, what: str, done: int = 0, unit: str = "images"
+    items: Iterable[A], total: int, label: str, done: int = 0, unit: str = "images"
 ) -> Generator[A, None, None]:
     """Passes items through and shows how many, and the time left: a bar on a terminal, elsewhere a line now and then.
 
@@ -58,9 +58,9 @@ def progress(
       unit: what the items are.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, what, total, initial=done, unit=f" {unit}", dynamic_ncols=True)
+        yield from tqdm(items, label, total, initial=done, unit=f" {unit}", dynamic_ncols=True)
         return
-    print(f"{what}: {total:,} {unit}", flush=True)
+    print(f"{label}: {total:,} {unit}", flush=True)
     began = said = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
@@ -68,4 +68,4 @@ def progress(
         if now - said >= _SECONDS_BETWEEN_LINES:
             said = now
             left = (now - began) / count * (total - done - count)
-            print(f"{what}: {done + count:,} of {total:,}, {duration(left)} left", flush=True)
+            print(f"{label}: {done + count:,} of {total:,}, {duration(left)} left", flush=True)

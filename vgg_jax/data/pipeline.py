@@ -76,11 +76,11 @@ def train_examples(config: ConfigDict, records: Records) -> Examples:
         bits = np.random.Philox(seed)
         rng, state = np.random.Generator(bits), bits.state
         for number in numbers:
-            epoch, place = divmod(number, count)
+            epoch, position = divmod(number, count)
             # Philox computes its numbers from a counter of 256 bits; here i is the uppermost 64.
             state["state"]["counter"][3] = number
             bits.state = state
-            yield _example(records, int(_order(seed, epoch, count)[place]), random_crop, rng, *sizes)
+            yield _example(records, int(_order(seed, epoch, count)[position]), random_crop, rng, *sizes)
 
     return Examples(count * _ENDLESS_EPOCHS, make)
 

@@ -29,8 +29,8 @@ def color_statistics(records: Sequence[dict[str, Any]], threads: int | None = No
     total = len(records)
     first, second = np.zeros(3), np.zeros((3, 3))
     # Added in the order of the records, so that the sum is the same to the last bit for any number of threads.
-    found = parallel_map(moments, range(total), threads)
-    for mean, square in progress(found, total, "mean and colour vectors (once)"):
+    all_moments = parallel_map(moments, range(total), threads)
+    for mean, square in progress(all_moments, total, "mean and colour vectors (once)"):
         first += mean
         second += square
     mean = first / total

@@ -254,8 +254,8 @@ def _run_tiles(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, ima
     for begin in range(0, len(pieces), count):
         mine = pieces[begin : begin + count][local_rows(count)]
         keep = np.zeros((count // jax.process_count(), 2), np.int32)
-        for row, (_, kept) in zip(keep, mine, strict=False):
-            row[:] = kept
+        for row, (_, keep_columns) in zip(keep, mine, strict=False):
+            row[:] = keep_columns
         padded = _padded(compiled, bucket, [piece for piece, _ in mine])
         variables = compiled.variables(bucket.transposed)
         scores.append(np.asarray(compiled.call("tiles", step, variables, *padded, compiled.put(keep))))

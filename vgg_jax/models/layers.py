@@ -37,8 +37,8 @@ def _max_pool_2x2_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array
     # Autodiff would build the gradient from four padded arrays; this writes it once, in place.
     windows_BxHx2xWx2xC = _windows(primals[0])
     y, winner_BxHxWxC = _pooled(windows_BxHx2xWx2xC)
-    place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
-    wins = winner_BxHxWxC[:, :, None, :, None] == place
+    position = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    wins = winner_BxHxWxC[:, :, None, :, None] == position
     return y, jnp.where(wins, _windows(tangents[0]), 0).sum(axis=(2, 4))
 
 
@@ -51,9 +51,9 @@ def _pooled(windows_BxHx2xWx2xC: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the windows' maxima and the position of each in its window, 0 to 3."""
     first, *others = (windows_BxHx2xWx2xC[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
     largest, winner = first, jnp.zeros(first.shape, jnp.uint8)
-    for place, other in enumerate(others, 1):
+    for position, other in enumerate(others, 1):
         stays = (largest >= other) | jnp.isnan(largest)
-        largest, winner = jnp.where(stays, largest, other), jnp.where(stays, winner, jnp.uint8(place))
+        largest, winner = jnp.where(stays, largest, other), jnp.where(stays, winner, jnp.uint8(position))
     return largest, winner
 
 

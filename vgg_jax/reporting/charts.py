@@ -78,7 +78,7 @@ def chart(
     right = max(end or 0, *xs) or 1
     y_ticks, low, high = _y_axis(ys, log, top)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_svg(x: float, y: float) -> tuple[float, float]:
         share = ((math.log10(y) if log else y) - low) / (high - low)
         return (
             round(_LEFT + x / right * (_WIDTH - _LEFT - _RIGHT), 1),
@@ -90,20 +90,20 @@ def chart(
 
     parts = [f"<title>{escape(title)}</title>"]
     for value in y_ticks:
-        y = place(0, value)[1]
+        y = to_svg(0, value)[1]
         parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
         shown = f"{100 * value:g}%" if percent else _number(value)
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{shown}</text>')
     for value in x_ticks:
         if value <= right * 1.0001:
-            x = place(value, y_ticks[0])[0]
+            x = to_svg(value, y_ticks[0])[0]
             parts.append(f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{_number(value)}</text>')
     parts.append(
         f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
     )
-    parts += _marks(marks, lambda x: place(x, y_ticks[0])[0])
+    parts += _marks(marks, lambda x: to_svg(x, y_ticks[0])[0])
     for line in drawn:
-        at = [place(x, min(y, 10.0**high) if log else min(y, high)) for x, y in line.points]
+        at = [to_svg(x, min(y, 10.0**high) if log else min(y, high)) for x, y in line.points]
         classes = f"line c{line.color % COLORS} {line.kind}".rstrip()
         path = "M" + "L".join(f"{x:g} {y:g}" for x, y in at)
         parts.append(f'<path class="{classes}" d="{path}"><title>{escape(line.label)}</title></path>')
@@ -146,17 +146,17 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
     if size <= 1:
         return list(points)
     means = [
-        (sum(x for x, _ in some) / len(some), sum(y for _, y in some) / len(some))
-        for some in (points[i : i + size] for i in range(0, len(points), size))
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in (points[i : i + size] for i in range(0, len(points), size))
     ]
     return [*means[:-1], points[-1]]
 
 
-def _marks(marks: Sequence[Mark], place: Callable[[float], float]) -> list[str]:
+def _marks(marks: Sequence[Mark], to_x: Callable[[float], float]) -> list[str]:
     """Draws dashed lines; labels of near ones stand one below the other, those near the right edge to the left."""
     parts, before, row = [], -math.inf, 0
     for mark in marks:
-        x = place(mark.x)
+        x = to_x(mark.x)
         row = row + 1 if x - before < 58 else 0
         before = x
         to_left = x > _WIDTH - _RIGHT - 58

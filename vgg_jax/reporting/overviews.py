@@ -17,11 +17,11 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """Compares several runs."""
     x_label = "epoch" if all(run.steps_per_epoch() for run in runs) else "step"
 
-    def overlay(name: str, what: str, **options: Any) -> Chart | None:
+    def overlay(name: str, title: str, **options: Any) -> Chart | None:
         lines = [
             Line(run.name, run.series(name), i, "" if i < COLORS else "dashed", dots=True) for i, run in enumerate(runs)
         ]
-        return chart(what, lines, x_label, **options)
+        return chart(title, lines, x_label, **options)
 
     charts = [
         overlay("val/top1_error", "Validation top-1 error", percent=True, caption="A centre crop at every validation."),

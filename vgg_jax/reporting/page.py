@@ -56,10 +56,10 @@ def write_page(
     if isinstance(read, Reproduction):
         first = read.seeds[0]
         runs = [run for stage in read.stages if (run := stage.runs.get(first)) and run.summary]
-        begun = [run for stage in read.stages for run in stage.runs.values() if run.dataset]
+        started = [run for stage in read.stages for run in stage.runs.values() if run.dataset]
         detail = _STAGE
         content |= {"title": f"Reproduction {_name(read.directory)}", "sections_title": "Finished stages"}
-        content["subtitle"] = sections.data_name(begun[0]) if begun else ""
+        content["subtitle"] = sections.data_name(started[0]) if started else ""
         content["reproduction"] = overviews.reproduction_overview(read)
     elif len(read) > 1:
         runs, detail = read, _AMONG

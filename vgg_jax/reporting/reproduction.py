@@ -49,19 +49,19 @@ def read_reproduction(directory: Path) -> Reproduction:
     plan = read_json(directory / "plan.json")
     try:
         seeds = [int(seed) for seed in plan["seeds"]]
-        wanted = [
+        requested = [
             (str(one["name"]), one["configuration"], [int(scale) for scale in one["scales"]], str(one["starts_from"]))
             for one in plan["stages"]
         ]
-        for name, configuration, scales, _ in wanted:
+        for name, configuration, scales, _ in requested:
             if configuration not in CONFIGURATIONS or len(scales) != 2:
                 raise ValueError(f"stage {name!r} has the configuration {configuration!r} and the scales {scales}")
-        if not seeds or not wanted:
+        if not seeds or not requested:
             raise ValueError("it has no stages or no seeds")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory / 'plan.json'} is no plan of a reproduction ({error!r}).") from error
     stages = []
-    for name, configuration, scales, starts_from in wanted:
+    for name, configuration, scales, starts_from in requested:
         runs, states = {}, {}
         for seed in seeds:
             run, states[seed] = _stage_run(directory / f"seed{seed}" / name, name)

@@ -49,8 +49,8 @@ class Run(NamedTuple):
     def series(self, name: str) -> list[Point]:
         """Returns (epoch, or step where the epoch's length is unknown; value) of a metric, finite values only."""
         unit = self.steps_per_epoch() or 1
-        found = ((line["step"] / unit, line[name]) for line in self.metrics if name in line)
-        return [(x, y) for x, y in found if math.isfinite(y)]
+        points = ((line["step"] / unit, line[name]) for line in self.metrics if name in line)
+        return [(x, y) for x, y in points if math.isfinite(y)]
 
     def best(self) -> dict[str, float] | None:
         """Returns the validation line of least top-1 error, the later of equals, as checkpoints are chosen."""
@@ -94,7 +94,7 @@ def read_run(workdir: Path, name: str) -> Run:
 def lr_drops(run: Run) -> list[tuple[float, float]]:
     """Returns (epoch or step, new rate) of each drop, at the last validation before the first line that shows it."""
     unit = run.steps_per_epoch() or 1
-    found: list[tuple[float, float]] = []
+    drops: list[tuple[float, float]] = []
     rate, before, validated = None, 0.0, None
     for line in run.metrics:
         if "val/top1_error" in line:
@@ -102,9 +102,9 @@ def lr_drops(run: Run) -> list[tuple[float, float]]:
         if "train/lr" in line:
             if rate is not None and line["train/lr"] < 0.999 * rate:
                 at = validated if validated is not None and validated >= before else before
-                found.append((at / unit, line["train/lr"]))
+                drops.append((at / unit, line["train/lr"]))
             rate, before = line["train/lr"], line["step"]
-    return found
+    return drops
 
 
 def norms(run: Run, prefix: str) -> dict[str, list[Point]]:
@@ -194,7 +194,7 @@ def _metrics(path: Path, classes: int) -> tuple[list[dict[str, float]], list[str
 
 
 def _evaluations(workdir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    found, notes = [], []
+    evaluations, notes = [], []
     for path in sorted(workdir.glob("evaluation/*/*/results-*.json")):
         try:
             content = read_json(path)
@@ -204,7 +204,7 @@ def _evaluations(workdir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list
             for row in content["rows"]:
                 text, number = dict.fromkeys(("models", "protocol", "scales"), str), (int, float)
                 _known(path, row, {**text, "images": int, "top1_error": number})
-            found.append((path, content))
+            evaluations.append((path, content))
         except UserError as error:
             notes.append(f"An evaluation is left out: {error}")
-    return found, notes
+    return evaluations, notes

@@ -40,7 +40,7 @@ class Place(NamedTuple):
     data_root: str = ""
 
 
-def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str, Any]:
+def run_section(run: Run, detail: Wanted, location: Place, quiet: bool) -> dict[str, Any]:
     """Returns everything about one run; missing data is omitted, with a note."""
     notes = list(run.notes)
     if run.summary is None:
@@ -81,51 +81,51 @@ def run_section(run: Run, wanted: Wanted, place: Place, quiet: bool) -> dict[str
         "layer": "conv1_1",
     }
     section["parameters"] = f"{sum(x.size for x in jax.tree.leaves(trained.variables['params'])):,}"
-    return section | _predictions(run, trained, wanted, place, quiet, notes)
+    return section | _predictions(run, trained, detail, location, quiet, notes)
 
 
 def _predictions(
-    run: Run, trained: TrainedModel, wanted: Wanted, place: Place, quiet: bool, notes: list[str]
+    run: Run, trained: TrainedModel, detail: Wanted, location: Place, quiet: bool, notes: list[str]
 ) -> dict[str, Any]:
     """Returns errors, confusion, predictions and maps of one model."""
-    found = predictions.from_cache(trained, run.evaluations)
-    if found is None and wanted.may_compute:
+    cached = predictions.from_cache(trained, run.evaluations)
+    if cached is None and detail.may_compute:
         try:
-            predictions.compute(trained, *place, quiet=quiet)
+            predictions.compute(trained, *location, quiet=quiet)
             run = run._replace(evaluations=read_run(run.workdir, run.name).evaluations)
-            found = predictions.from_cache(trained, run.evaluations)
+            cached = predictions.from_cache(trained, run.evaluations)
         except UserError as error:
             notes.append(f"No predictions: {error}")
     section = _results(run)
-    if found is None:
-        if not wanted.may_compute:
+    if cached is None:
+        if not detail.may_compute:
             notes.append(
                 f"No predictions: it was not evaluated yet (python -m vgg_jax.evaluate {shlex.quote(f'--workdir={run.workdir}')})."
             )
         return section
     split = None
     try:
-        split = predictions.split_of(found, trained, *place)
+        split = predictions.split_of(cached, trained, *location)
     except UserError as error:
         notes.append(f"The images cannot be shown: {error}")
     section["predictions"] = {
-        "of": f"{found.protocol.replace('_', ' ')}, Q = {found.scales}, checkpoint {trained.checkpoint.name}, "
-        f"{found.data} {found.split}, {len(found.keys):,} images",
-        "top1": percent(found.top1_error),
-        "top5": "" if found.top5_error is None else percent(found.top5_error),
-        "classes": by_class(found, trained.class_names),
+        "of": f"{cached.protocol.replace('_', ' ')}, Q = {cached.scales}, checkpoint {trained.checkpoint.name}, "
+        f"{cached.data} {cached.split}, {len(cached.keys):,} images",
+        "top1": percent(cached.top1_error),
+        "top5": "" if cached.top5_error is None else percent(cached.top5_error),
+        "classes": by_class(cached, trained.class_names),
     }
     try:
         section["predictions"] |= {
             "right": [
-                predictions.sample(found, trained, split, i) for i in predictions.surest_right(found, wanted.right)
+                predictions.sample(cached, trained, split, i) for i in predictions.surest_right(cached, detail.right)
             ],
             "wrong": [
-                predictions.sample(found, trained, split, i) for i in predictions.surest_wrong(found, wanted.wrong)
+                predictions.sample(cached, trained, split, i) for i in predictions.surest_wrong(cached, detail.wrong)
             ],
         }
-        if split is not None and wanted.maps:
-            section["maps"] = predictions.score_maps(found, trained, split, wanted.maps)
+        if split is not None and detail.maps:
+            section["maps"] = predictions.score_maps(cached, trained, split, detail.maps)
             section["map_scale"] = predictions.map_scale(trained)
     except UserError as error:  # an image that can no longer be read
         notes.append(f"Some images cannot be shown: {error}")
@@ -194,7 +194,7 @@ def _validations(run: Run) -> list[tuple[str, ...]]:
     unit = run.steps_per_epoch()
     lines = [line for line in run.metrics if "val/top1_error" in line]
     every = -(-len(lines) // _MOST_EPOCHS) or 1
-    kept = lines[::-every][::-1] if every > 1 else lines  # the last is among them
+    shown = lines[::-every][::-1] if every > 1 else lines  # the last is among them
     return [
         (
             f"{line['step'] / unit:.4g}" if unit else ABSENT,
@@ -203,7 +203,7 @@ def _validations(run: Run) -> list[tuple[str, ...]]:
             percent(line["val/top1_error"], 2),
             percent(line.get("val/top5_error"), 2),
         )
-        for line in kept
+        for line in shown
     ]
 
 
@@ -217,11 +217,11 @@ def _machine(run: Run) -> list[tuple[str, str]]:
     """Returns hardware and versions, as far as the run or its evaluations record them."""
     rows: list[tuple[str, str]] = []
     latest = run.evaluations[-1][1] if run.evaluations else {}
-    for what, content in (("training", run.summary or {}), ("evaluation", latest)):
+    for origin, content in (("training", run.summary or {}), ("evaluation", latest)):
         versions = content.get("versions")
         if isinstance(versions, dict):
-            rows.append((f"{what}: versions", ", ".join(f"{name} {value}" for name, value in versions.items())))
-        rows += [(f"{what}: {key}", str(content[key])) for key in ("devices", "host") if content.get(key)]
+            rows.append((f"{origin}: versions", ", ".join(f"{name} {value}" for name, value in versions.items())))
+        rows += [(f"{origin}: {key}", str(content[key])) for key in ("devices", "host") if content.get(key)]
     if not any(name.startswith("training") for name, _ in rows):
         why = "not recorded" if run.summary else "recorded when the run is finished"
         rows.insert(0, ("training: versions, devices", why))
@@ -275,10 +275,10 @@ def _reference(run: Run) -> list[tuple[str, str, str]]:
     ]
 
 
-def by_class(found: predictions.Predictions, class_names: list[str]) -> dict[str, Any]:
+def by_class(cached: predictions.Predictions, class_names: list[str]) -> dict[str, Any]:
     """Returns the confusion matrix of few classes, or the hardest of many."""
-    matrix = predictions.confusion(found, len(class_names))
-    counts = np.bincount(found.labels, minlength=len(matrix))
+    matrix = predictions.confusion(cached, len(class_names))
+    counts = np.bincount(cached.labels, minlength=len(matrix))
     errors = 1 - np.diag(matrix) / np.maximum(counts, 1)
     if len(matrix) <= _MOST_CLASSES:
         shares = matrix / np.maximum(counts, 1)[:, None]

@@ -53,7 +53,7 @@ def planned_runs(
       UserError: a configuration that cannot work, a start that is neither planned nor finished, or a directory of a stage
         that holds a run of another model, S or data.
     """
-    found = []
+    runs = []
     for seed in range(plan.seeds):
         for stage in stages:
             config = stage_config(shared, plan, stage, directory, seed)
@@ -65,23 +65,23 @@ def planned_runs(
             summary = _read(workdir / "summary.json")
             if summary is not None:
                 _check_stands_for(stage, config, workdir)
-            found.append(PlannedRun(stage, seed, config, workdir, summary, max(checkpoint_steps(workdir), default=0)))
+            runs.append(PlannedRun(stage, seed, config, workdir, summary, max(checkpoint_steps(workdir), default=0)))
     names = {stage.name for stage in stages}
-    for step in found:
+    for step in runs:
         start = step.stage.starts_from
         if start and start not in names and step.summary is None:
-            place = workdir_of(directory, start, step.seed)
-            if _read(place / "summary.json") is None:
+            start_workdir = workdir_of(directory, start, step.seed)
+            if _read(start_workdir / "summary.json") is None:
                 known = start in {stage.name for stage in everything}
                 raise UserError(
-                    f"stage {step.stage.name} starts from {start}, and there is no finished run in {place}; "
+                    f"stage {step.stage.name} starts from {start}, and there is no finished run in {start_workdir}; "
                     + (
                         f"train it first, by adding it to --stages: --stages={start},{step.stage.name}."
                         if known
                         else "the plan has no such stage."
                     )
                 )
-    return found
+    return runs
 
 
 def describe(steps: Sequence[PlannedRun]) -> str:
@@ -141,23 +141,23 @@ def write_plan(steps: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int,
         "seeds": list(range(seeds)),
         "crop": steps[0].config.image.crop,
     }
-    kept = _read(directory / "plan.json")
-    if kept is None and directory.is_dir() and any(directory.iterdir()):
+    before = _read(directory / "plan.json")
+    if before is None and directory.is_dir() and any(directory.iterdir()):
         raise UserError(
             f"--workdir={directory} holds files, but no plan.json, so it is no plan's directory; choose another."
         )
-    if kept is not None:
-        old = {stage["name"]: stage for stage in kept.get("stages", [])}
+    if before is not None:
+        old = {stage["name"]: stage for stage in before.get("stages", [])}
         for stage in content["stages"]:
-            if (stage["name"] in old and old[stage["name"]] != stage) or kept.get("crop") != content["crop"]:
+            if (stage["name"] in old and old[stage["name"]] != stage) or before.get("crop") != content["crop"]:
                 raise UserError(
                     f"--workdir={directory} holds another plan (its stage {stage['name']} or crop differs); choose another "
                     "--workdir. Nothing there was changed."
                 )
-        content["seeds"] = sorted({*kept.get("seeds", []), *content["seeds"]})
+        content["seeds"] = sorted({*before.get("seeds", []), *content["seeds"]})
     with writing_to(directory, "choose another --workdir"):
         directory.mkdir(parents=True, exist_ok=True)
-    if content != kept:
+    if content != before:
         write_json(directory / "plan.json", content)
 
 

@@ -184,12 +184,12 @@ def _merged(cell: Cell, rows_of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _figures(row: dict[str, Any]) -> str:
-    return "/".join(_per_cent(row, which) for which in ("top1", "top5") if row[f"{which}_error"] is not None)
+    return "/".join(_per_cent(row, metric) for metric in ("top1", "top5") if row[f"{metric}_error"] is not None)
 
 
-def _per_cent(row: dict[str, Any], which: str) -> str:
-    spread = row[f"{which}_spread"]
-    return f"{100 * row[f'{which}_error']:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+def _per_cent(row: dict[str, Any], metric: str) -> str:
+    spread = row[f"{metric}_spread"]
+    return f"{100 * row[f'{metric}_error']:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -109,9 +109,9 @@ def _answer(topology: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> C
     try:
         compiled = compile_it()
     except jax.errors.JaxRuntimeError as error:
-        if (found := over(str(error))) is None:
+        if (used_and_limit := over(str(error))) is None:
             raise
-        return CompileResult(False, *found, 0.0, 0.0, None)
+        return CompileResult(False, *used_and_limit, 0.0, 0.0, None)
     memory: Any = compiled.memory_analysis()
     needed = float(
         memory.argument_size_in_bytes
@@ -131,12 +131,12 @@ def over(message: str) -> tuple[float, float] | None:
 
     One of its two sentences counts what is wanted for a while alone, without parameters.
     """
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message) or re.search(
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message) or re.search(
         r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message
     )
-    if found is None:
+    if match is None:
         return None
-    return float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]
+    return float(match[1]) * _UNITS[match[2]], float(match[3]) * _UNITS[match[4]]
 
 
 def largest(answer_at: Callable[[int], CompileResult], first: int, unit: int) -> tuple[int, int, int]:

@@ -59,8 +59,8 @@ class Instruction(NamedTuple):
 
     def attribute(self, name: str) -> str:
         """Returns "fused_computation.1" for `calls=%fused_computation.1`; "" where there is none."""
-        found = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|[^,\s]+)", self.text)
-        return found[1].lstrip("%") if found else ""
+        match = re.search(rf"(?:^|[ ,]){name}=(\{{[^}}]*\}}|[^,\s]+)", self.text)
+        return match[1].lstrip("%") if match else ""
 
 
 class Program(NamedTuple):
@@ -109,12 +109,12 @@ def parse(text: str) -> Program:
 
 def arrays(text: str) -> tuple[Array, ...]:
     """Returns the arrays of a type: two of "(f32[8,128]{1,0:T(8,128)S(1)}, s32[])"."""
-    found = []
+    parsed = []
     for dtype, shape, layout in _ARRAY.findall(text):
         sides = tuple(int(side.lstrip("<=")) for side in shape.split(",") if side)
         space = re.search(r"S\((\d+)\)", layout)
         order, tile = re.match(r"\{([\d,]*)", layout), re.search(r":T\(([\d,]+)\)", layout)
-        found.append(
+        parsed.append(
             Array(
                 dtype,
                 sides,
@@ -122,14 +122,14 @@ def arrays(text: str) -> tuple[Array, ...]:
                 *(tuple(map(int, part[1].split(","))) if part and part[1] else () for part in (order, tile)),
             )
         )
-    return tuple(found)
+    return tuple(parsed)
 
 
 def _instruction(line: str) -> Instruction | None:
-    found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
-    if not found:
+    match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
+    if not match:
         return None
-    rest = line[found.end() :]
+    rest = line[match.end() :]
     at = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     called = re.match(r"\s*([\w\-]+)\(", rest[at:])
     if not called:
@@ -137,7 +137,7 @@ def _instruction(line: str) -> Instruction | None:
     opens = at + called.end() - 1
     closes = _closing(rest, opens)
     return Instruction(
-        found[1], called[1], arrays(rest[:at]), rest[opens + 1 : closes], rest[closes + 1 :].lstrip(", ")
+        match[1], called[1], arrays(rest[:at]), rest[opens + 1 : closes], rest[closes + 1 :].lstrip(", ")
     )
 
 
@@ -214,8 +214,8 @@ def _events(program: Program, computation: str, devices: int, times: int, runnin
         event = _event(program, instruction, of, devices, times)
         # A collective that is fused with what it runs beside: a start, fusions that compute and carry it on, an end, which
         # share a channel.
-        found = collective_of(program, instruction)
-        channel = found[1].attribute("channel_id") if found and found[1] is not instruction else ""
+        collective = collective_of(program, instruction)
+        channel = collective[1].attribute("channel_id") if collective and collective[1] is not instruction else ""
         if channel and event.starts:
             running[channel] = event.name
         elif channel in running:
@@ -227,10 +227,10 @@ def _events(program: Program, computation: str, devices: int, times: int, runnin
 def _event(program: Program, instruction: Instruction, of: dict[str, Instruction], devices: int, times: int) -> Event:
     starts, ends = _is_start(instruction), _is_done(instruction)
     begun = _begun(instruction, of) if ends else None
-    found = None if ends else collective_of(program, instruction)
+    collective = None if ends else collective_of(program, instruction)
     kind, size, group, dtype = "", 0.0, 0, ""
-    if found:
-        kind, inner = found
+    if collective:
+        kind, inner = collective
         operands = [array for name in instruction.operands if name in of for array in of[name].results]
         moved = operands if kind in ("reduce-scatter", "all-reduce") and inner is instruction else inner.results
         if kind == "all-gather" and inner.opcode.endswith("-start"):  # its result: the operand, and what is gathered
@@ -247,7 +247,7 @@ def _event(program: Program, instruction: Instruction, of: dict[str, Instruction
     hbm = float(sum(array.stored_bytes for array in (*read, *written) if not array.space))
     if updated := _update_in_place(program, instruction, of):
         hbm = 2.0 * updated.stored_bytes  # of the array that it is written into only that part is touched
-    if starts and not found:  # a copy alongside other work: the smaller of source and destination is what moves
+    if starts and not collective:  # a copy alongside other work: the smaller of source and destination is what moves
         places = [array for array in instruction.results if array.shape][:2]
         hbm = float(min((p.stored_bytes for p in places), default=0) * sum(not p.space for p in places))
     work = 0.0 if ends else flops(program, instruction, of)

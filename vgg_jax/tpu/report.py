@@ -49,7 +49,7 @@ def check(
     devices = compiled.topology_devices(slice_)
     print(_heading(configs[0], slice_), flush=True)
     rows = [_row(each, slice_, devices, largest) for each in configs]
-    found = {
+    content = {
         "topology": slice_.name,
         "chips": slice_.chips,
         "devices": slice_.devices,
@@ -60,9 +60,9 @@ def check(
         "versions": {"vgg_jax": __version__, "jax": jax.__version__, "libtpu": _libtpu_version()},
     }
     if destination:
-        write_json(destination, found)
+        write_json(destination, content)
         print(f"written: {destination}")
-    return found
+    return content
 
 
 def _by_sharding(config: ConfigDict, sharding: str, slice_: Slice) -> Iterator[ConfigDict]:
@@ -211,10 +211,10 @@ def _lines(title: str, answer: CompileResult, images: int, slice_: Slice) -> Ite
         f"{images / line.seconds / slice_.chips:,.0f} a chip; scaling efficiency {line.efficiency:.1%}"
     )
     yield f"  {'collective':<20} {'type':<6} {'count':>5} {'MB':>10} {'devices':>8} {'ms':>8} {'exposed':>8}"
-    for (kind, dtype, group, overlapped), some in _grouped(line.collectives).items():
+    for (kind, dtype, group, overlapped), group_of in _grouped(line.collectives).items():
         yield (
-            f"  {kind:<20} {dtype:<6} {len(some):>5} {sum(each.bytes for each in some) / 1e6:>10,.2f} {group:>8,} "
-            f"{sum(each.seconds for each in some) * 1e3:>8,.3f} {sum(each.exposed for each in some) * 1e3:>8,.3f}"
+            f"  {kind:<20} {dtype:<6} {len(group_of):>5} {sum(each.bytes for each in group_of) / 1e6:>10,.2f} {group:>8,} "
+            f"{sum(each.seconds for each in group_of) * 1e3:>8,.3f} {sum(each.exposed for each in group_of) * 1e3:>8,.3f}"
             f"{'  overlapped' if overlapped else ''}"
         )
 

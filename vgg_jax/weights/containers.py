@@ -75,8 +75,8 @@ def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Tens
         return caffe_file.open_tensors
     if path.name.endswith(".index.json"):
         raise WeightsError("it lists the parts of a model in several .safetensors; put these together into one file")
-    what = "it is empty" if not start else f"it begins with {short(repr(start[:8]))}"
-    raise WeightsError(f"it is of an unknown kind ({what}); known are {KINDS}")
+    beginning = "it is empty" if not start else f"it begins with {short(repr(start[:8]))}"
+    raise WeightsError(f"it is of an unknown kind ({beginning}); known are {KINDS}")
 
 
 def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:

@@ -107,8 +107,8 @@ def weights_file(source: str | os.PathLike) -> Path:
             return path
         except UserError as error:
             _say(f"{str(error).rstrip('.')}; it is made again.")
-    weights, what = imports.import_weights(fetched, digests)
-    _say(f"{name}: {what}; kept as {path}")
+    weights, description = imports.import_weights(fetched, digests)
+    _say(f"{name}: {description}; kept as {path}")
     save_weights(path, weights)
     return path
 
@@ -182,8 +182,8 @@ def _from_hub(name: str) -> Path:
         ) from error
     # The hub's client keeps a large file under its published SHA-256, which it does not compare with the bytes.
     published = path.resolve().name
-    if re.fullmatch("[0-9a-f]{64}", published) and (found := containers.sha256(path)[0]) != published:
+    if re.fullmatch("[0-9a-f]{64}", published) and (digest := containers.sha256(path)[0]) != published:
         raise UserError(
-            f"{name}: {path} has the SHA-256 {found}, but {published} was published; delete {path.resolve()} and try again."
+            f"{name}: {path} has the SHA-256 {digest}, but {published} was published; delete {path.resolve()} and try again."
         )
     return path

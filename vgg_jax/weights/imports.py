@@ -89,8 +89,8 @@ def import_weights(
             if training_scales:
                 weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
             return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
-        layout, found, size = layouts.identify(contents.tensors, configuration)
-        what, known = _provenance(contents, layout, digests)
+        layout, identified, size = layouts.identify(contents.tensors, configuration)
+        origin, known = _provenance(contents, layout, digests)
         told = contents.metadata.get(EXPORTED_KEY, "")
         name = preprocessing_flag or ("as the file says" if told else known)
         if not name:
@@ -100,14 +100,14 @@ def import_weights(
                 f"{', '.join(preprocessing.KNOWN)}, or ORDER:SCALE:MEAN:STD ({why})."
             )
         expected = _told(told) if told and not preprocessing_flag else preprocessing.parse(name)
-        params = containers.to_params(contents, layout, found, size)
+        params = containers.to_params(contents, layout, identified, size)
     crop = layouts.crop_of(size)
     # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
     scales = training_scales or ("256,512" if known == "caffe" else "256")
     factor = 1 if training_scales else crop / 224
     weights = Weights(
         params=params,
-        configuration=found,
+        configuration=identified,
         width_multiplier=size.width_multiplier,
         fc_width=size.fc_width,
         crop=crop,
@@ -115,9 +115,9 @@ def import_weights(
         preprocessing=expected,
         class_names=_imagenet() if known and size.num_classes == 1000 else None,
         class_titles=None,
-        source=f"{what}, {path.name}, sha256 {digests.sha256}",
+        source=f"{origin}, {path.name}, sha256 {digests.sha256}",
     )
-    return weights, f"{what}: {layout}'s layout, configuration {found}, preprocessing {name}"
+    return weights, f"{origin}: {layout}'s layout, configuration {identified}, preprocessing {name}"
 
 
 def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
@@ -134,7 +134,7 @@ def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
     )
 
 
-def with_class_names(weights: Weights, listing: str, place: str) -> Weights:
+def with_class_names(weights: Weights, listing: str, source: str) -> Weights:
     """Names for the classes.
 
     Args:
@@ -152,11 +152,11 @@ def with_class_names(weights: Weights, listing: str, place: str) -> Weights:
     names = first if wnids else lines
     if fault := fault_of_names(lines, once=True):
         raise UserError(
-            f"--class_names={place} cannot be: {fault}; give one a line, in the order of the model's classes."
+            f"--class_names={source} cannot be: {fault}; give one a line, in the order of the model's classes."
         )
     if len(names) != weights.num_classes or len(set(names)) != len(names):
         raise UserError(
-            f"--class_names={place} has {len(names)} names ({len(set(names))} different) for {weights.num_classes} "
+            f"--class_names={source} has {len(names)} names ({len(set(names))} different) for {weights.num_classes} "
             "classes; give one a line, in the order of the model's classes."
         )
     titles = [line.removeprefix(word).strip() or word for line, word in zip(lines, first, strict=True)]

@@ -50,35 +50,35 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         raise WeightsError(f"its HDF5 is damaged ({short(str(error))})") from error
 
 
-def _entry(h5py: Any, group: Any, name: str, place: str) -> Any:
+def _entry(h5py: Any, group: Any, name: str, prefix: str) -> Any:
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise WeightsError(f"its {short(place + name)} is a link, which is not followed")
+        raise WeightsError(f"its {short(prefix + name)} is a link, which is not followed")
     return group[name]
 
 
-def _collect(h5py: Any, group: Any, place: str, depth: int, found: dict[str, Tensor], visits: Iterator[int]) -> None:
+def _collect(h5py: Any, group: Any, prefix: str, depth: int, tensors: dict[str, Tensor], visits: Iterator[int]) -> None:
     if not isinstance(group, h5py.Group) or depth > _DEEPEST or len(group) > _MOST:
-        raise WeightsError(f"its groups are none of Keras's ({short(place) or 'its root'})")
+        raise WeightsError(f"its groups are none of Keras's ({short(prefix) or 'its root'})")
     for name in group:
         if next(visits) > _MOST:  # hard links can make many paths of few groups
             raise WeightsError(f"it has more groups and data sets than {_MOST:,}, far more than any VGG")
-        item = _entry(h5py, group, name, place)
+        item = _entry(h5py, group, name, prefix)
         if isinstance(item, h5py.Dataset):
-            key = _name(place, name)
-            if key in found:
+            key = _name(prefix, name)
+            if key in tensors:
                 raise WeightsError(f"it has {short(key)} twice")
-            found[key] = _tensor(item, key)
+            tensors[key] = _tensor(item, key)
         else:
-            _collect(h5py, item, f"{place}{name}/", depth + 1, found, visits)
+            _collect(h5py, item, f"{prefix}{name}/", depth + 1, tensors, visits)
 
 
-def _name(place: str, name: str) -> str:
+def _name(group: str, name: str) -> str:
     """Returns fc1/kernel for fc1/fc1_W_1:0 (2016) and fc1/fc1/kernel:0 (later); other names unchanged."""
-    layer, last = place.split("/")[0], name.removesuffix(":0")
+    layer, last = group.split("/")[0], name.removesuffix(":0")
     for kind in ("kernel", "bias"):
         if re.fullmatch(f"{kind}|{re.escape(layer)}_{'W' if kind == 'kernel' else 'b'}(_1)?", last):
             return f"{layer}/{kind}"
-    return place + name
+    return group + name
 
 
 def _tensor(data: Any, name: str) -> Tensor:

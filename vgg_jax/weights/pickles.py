@@ -65,10 +65,10 @@ def _ordered_dict(items: Any = ()) -> dict:
     pairs = isinstance(items, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in items)
     if not pairs or not all(isinstance(key, str) for key, _ in items):
         raise WeightsError("its pickle makes an OrderedDict of something else than pairs")
-    found = dict(items)
-    if len(found) < len(items):
+    entries = dict(items)
+    if len(entries) < len(items):
         raise WeightsError("it has a name twice")
-    return found
+    return entries
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:

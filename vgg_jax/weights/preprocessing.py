@@ -72,13 +72,13 @@ def parse(text: str, flag: str = "--preprocessing") -> Preprocessing:
         return KNOWN[text]
     try:
         order, scale, mean, std = text.split(":")
-        found = {
+        fields = {
             "order": order,
             "scale": float(scale),
             "mean": list(map(float, mean.split(","))),
             "std": list(map(float, std.split(","))),
         }
-        return from_json(found)
+        return from_json(fields)
     except ValueError as error:
         raise UserError(
             f"{flag}={text} is neither of {', '.join(KNOWN)} nor of the form ORDER:SCALE:MEAN:STD, as "

@@ -29,7 +29,7 @@ class TensorFile(NamedTuple):
 
 
 def check_sizes(tensors: dict[str, Tensor], num_bytes: int, itemsizes: dict[str, int]) -> None:
-    """Raises Unreadable where tensors claim more than the file has bytes; before memory is taken for them.
+    """Raises WeightsError where tensors claim more than the file has bytes; before memory is taken for them.
 
     Args:
       tensors: of the file.
