@@ -87,6 +87,22 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+def run_flags(
+    flags: Flags, config_help: str, workdir_help: str
+) -> tuple[absl_flags.FlagHolder[Any], Callable[[], Path]]:
+    """Defines --config and --workdir; returns the flag of the configuration and the function that gives the workdir."""
+    from ml_collections import config_flags
+
+    config = config_flags.DEFINE_config_file("config", None, config_help, flag_values=flags.values)
+    workdir = flags.DEFINE_string("workdir", "", f"{workdir_help} Default: runs/<config>[-<argument>].")
+
+    def chosen_workdir() -> Path:
+        file = config_flags.get_config_filename(flags.values["config"])
+        return Path(workdir.value).expanduser() if workdir.value else default_workdir(file)
+
+    return config, chosen_workdir
+
+
 def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
     """Defines the flags of tools that several processes run together; returns what joins this one to the others."""
     several = flags.DEFINE_bool(

@@ -29,7 +29,6 @@ _TO = flags.DEFINE_enum(
     "to", "vgg_jax", ["vgg_jax", "torchvision", "stablehlo", "hf"], "What to write: this project's file, torchvision's "
     "names (.safetensors), a program for jax.export, or a folder with a model card for the Hugging Face hub."
 )  # fmt: skip
-_SHA256 = flags.DEFINE_string("sha256", "", "What the SHA-256 of SOURCE must be, or at least its first eight digits.")
 _PREPROCESSING = flags.DEFINE_string(
     "preprocessing", "", "What the model expects of pixels, where the file does not say: torchvision, caffe, mean_rgb, or "
     "ORDER:SCALE:MEAN:STD, as RGB:1:0.485,0.456,0.406:0.229,0.224,0.225."
@@ -38,6 +37,7 @@ _CONFIGURATION = flags.DEFINE_string(
     "configuration", "", "The configuration of the paper that SOURCE is. Default: what its names and shapes say (A, "
     "where they would do for A-LRN as well)."
 )  # fmt: skip
+_SHA256 = flags.DEFINE_string("sha256", "", "What the SHA-256 of SOURCE must be, or at least its first eight digits.")
 _CLASS_NAMES = flags.DEFINE_string(
     "class_names", "", "A file with the names of the classes, one a line, in the model's order; or with lines as "
     "`n01440764 tench`. Default: as known of SOURCE."

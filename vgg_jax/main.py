@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ml_collections import config_flags
-
 from vgg_jax import cli
 
 flags = cli.Flags()
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A configuration by name or file: vgg19, vgg19:S=384, configs/vgg19.py:S=384. Any value can be overridden: "
-    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py).", flag_values=flags.values
-)  # fmt: skip
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    "",
-    "Where checkpoints and logs go; the same workdir continues a run. Default: runs/<config>[-<argument>].",
+_CONFIG, _workdir = cli.run_flags(
+    flags,
+    "A configuration by name or file: vgg19, vgg19:S=384, configs/vgg19.py:S=384. Any value can be overridden: "
+    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py).",
+    "Where checkpoints and logs go; the same workdir continues a run.",
 )
 _joined = cli.process_flags(flags)
 
@@ -30,11 +23,9 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.exceptions import Interrupted
     from vgg_jax.train import train  # here, so that --help answers at once
 
-    config_file = config_flags.get_config_filename(flags.values["config"])
-    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else cli.default_workdir(config_file)
     try:
         with joined:
-            train(_CONFIG.value, workdir)
+            train(_CONFIG.value, _workdir())
     except Interrupted as interruption:
         cli.fail(str(interruption), 128 + interruption.signum)
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-
-from ml_collections import config_flags
 
 from vgg_jax import cli
 
 flags = cli.Flags()
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The configuration of a whole plan: paper, paper:crop=64, or a file. Any value can be "
-    "overridden for all stages: --config.data.dir=DIR, --config.plan.seeds=3.", flag_values=flags.values
-)  # fmt: skip
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    "",
-    "Where all runs go, as seed<k>/<stage>; the same workdir continues. Default: runs/<config>[-<argument>].",
+_CONFIG, _workdir = cli.run_flags(
+    flags,
+    "The configuration of a whole plan: paper, paper:crop=64, or a file. Any value can be overridden for all stages: "
+    "--config.data.dir=DIR, --config.plan.seeds=3.",
+    "Where all runs go, as seed<k>/<stage>; the same workdir continues.",
 )
-_NETS = flags.DEFINE_list("models", [], "Only these configurations, with what they start from: A,D.")
+_MODELS = flags.DEFINE_list("models", [], "Only these configurations, with what they start from: A,D.")
 _STAGES = flags.DEFINE_list("stages", [], "Only these stages: A-256,D-256. What they start from must be finished.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, its lengths and what is finished; train nothing.")
 
@@ -29,15 +23,14 @@ def main(arguments: list[str]) -> None:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --config=paper.")
     if _CONFIG.value is None:
         cli.fail("say what to reproduce: --config=paper, for example; --help lists the flags.")
-    if _NETS.value and _STAGES.value:
+    if _MODELS.value and _STAGES.value:
         cli.fail("--models and --stages both choose a part of the plan; give one of them.")
     from vgg_jax.exceptions import Interrupted
     from vgg_jax.reproduction import plan, run, tables  # here, so that --help answers at once
 
     shared, own = plan.split_config(_CONFIG.value)
-    file = config_flags.get_config_filename(flags.values["config"])
-    directory = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else cli.default_workdir(file)
-    chosen = plan.chosen_stages(plan.STAGES, _NETS.value, _STAGES.value)
+    directory = _workdir()
+    chosen = plan.chosen_stages(plan.STAGES, _MODELS.value, _STAGES.value)
     steps = run.planned_runs(chosen, shared, own, directory, plan.STAGES)
     print(run.describe(steps), flush=True)
     if _DRY_RUN.value:

@@ -14,34 +14,30 @@ class TopKError(NamedTuple):
     top5: float
 
 
-# (configuration, training scales) -> errors. Dense evaluation at a single scale: Paper Table 3.
-SINGLE_SCALE: dict[tuple[str, str], TopKError] = {
-    ("A", "S=256"): TopKError(29.6, 10.4),
-    ("A-LRN", "S=256"): TopKError(29.7, 10.5),
-    ("B", "S=256"): TopKError(28.7, 9.9),
-    ("C", "S=256"): TopKError(28.1, 9.4),
-    ("C", "S=384"): TopKError(28.1, 9.3),
-    ("C", "jitter"): TopKError(27.3, 8.8),
-    ("D", "S=256"): TopKError(27.0, 8.8),
-    ("D", "S=384"): TopKError(26.8, 8.7),
-    ("D", "jitter"): TopKError(25.6, 8.1),
-    ("E", "S=256"): TopKError(27.3, 9.0),
-    ("E", "S=384"): TopKError(26.9, 8.7),
-    ("E", "jitter"): TopKError(25.5, 8.0),
-}
-# Dense evaluation at three scales: Paper Table 4.
-MULTI_SCALE: dict[tuple[str, str], TopKError] = {
-    ("B", "S=256"): TopKError(28.2, 9.6),
-    ("C", "S=256"): TopKError(27.7, 9.2),
-    ("C", "S=384"): TopKError(27.8, 9.2),
-    ("C", "jitter"): TopKError(26.3, 8.2),
-    ("D", "S=256"): TopKError(26.6, 8.6),
-    ("D", "S=384"): TopKError(26.5, 8.6),
-    ("D", "jitter"): TopKError(24.8, 7.5),
-    ("E", "S=256"): TopKError(26.9, 8.7),
-    ("E", "S=384"): TopKError(26.7, 8.6),
-    ("E", "jitter"): TopKError(24.8, 7.5),
-}
+# Dense evaluation at a single scale (Paper Table 3) and at three (Paper Table 4), top-1/top-5.
+_TABLES_3_AND_4 = """
+A      S=256   29.6/10.4 -
+A-LRN  S=256   29.7/10.5 -
+B      S=256   28.7/9.9  28.2/9.6
+C      S=256   28.1/9.4  27.7/9.2
+C      S=384   28.1/9.3  27.8/9.2
+C      jitter  27.3/8.8  26.3/8.2
+D      S=256   27.0/8.8  26.6/8.6
+D      S=384   26.8/8.7  26.5/8.6
+D      jitter  25.6/8.1  24.8/7.5
+E      S=256   27.3/9.0  26.9/8.7
+E      S=384   26.9/8.7  26.7/8.6
+E      jitter  25.5/8.0  24.8/7.5
+"""
+
+
+def _column(number: int) -> dict[tuple[str, str], TopKError]:
+    """Returns a column of figures by (configuration, training scales)."""
+    rows = [line.split() for line in _TABLES_3_AND_4.split("\n") if line]
+    return {(row[0], row[1]): TopKError(*map(float, row[number].split("/"))) for row in rows if row[number] != "-"}
+
+
+SINGLE_SCALE, MULTI_SCALE = _column(2), _column(3)
 # (configuration, protocol), of models trained with jitter, at three scales: Paper Table 5.
 CROPS: dict[tuple[str, str], TopKError] = {
     ("D", "dense"): TopKError(24.8, 7.5),
