@@ -65,6 +65,25 @@ def test_all_commands_can_be_imported_together_and_have_their_own_help():
         assert "jax" not in run_code(f"import sys, vgg_jax.{module}; print(*sys.modules)").stdout.split()
 
 
+def test_a_developers_warning_is_seen_and_a_librarys_is_not():
+    code = """
+import logging, sys
+from absl import logging as absl_logging
+from vgg_jax import cli
+def main(_):
+    logging.warning("mine")
+    absl_logging.warning("mine too")
+    library = compile("logging.warning('theirs')", "/x/site-packages/orbax/y.py", "exec")
+    exec(library, {"logging": absl_logging})
+    exec(library, {"logging": logging})
+sys.argv = ["x"]
+cli.run(main, cli.Flags())
+"""
+    done = run_code(code)
+    assert done.returncode == 0, done.stderr
+    assert [line.rpartition("] ")[2] for line in done.stderr.splitlines()] == ["mine", "mine too"]
+
+
 def test_without_a_command_it_says_what_there_is():
     for done in (
         script(),

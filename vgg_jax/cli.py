@@ -49,7 +49,8 @@ def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool =
     """
     _prepare_streams(outlives_stdout)
     logging.use_absl_handler()
-    logging.set_verbosity(logging.FATAL)  # what libraries log would bury what this project says
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_is_not_a_librarys)
     # When a checkpoint cannot be written, Orbax's threads print a traceback for every array; the error says it once.
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
     sys.unraisablehook = _unraisable
@@ -76,6 +77,15 @@ def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool =
     sys.exit(0)
 
 
+# Their logs would bury this project's lines: they repeat what an error says, or report progress.
+_CHATTY = ("absl", "array_record", "clu", "etils", "grain", "jax", "orbax", "tensorflow_datasets", "tensorboardX")
+
+
+def _is_not_a_librarys(record: std_logging.LogRecord) -> bool:
+    """Returns whether a log record is of other code than the chatty libraries'."""
+    return not any(f"/site-packages/{library}/" in record.pathname for library in _CHATTY)
+
+
 def version() -> str:
     """This package's version, and that of what its results depend on most."""
     return f"vgg_jax {__version__}, jax {importlib.metadata.version('jax')}, Python {platform.python_version()}"
@@ -85,22 +95,6 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """Prints one sentence and exits."""
     print(sentence(message, status), file=sys.stderr)
     sys.exit(status)
-
-
-def run_flags(
-    flags: Flags, config_help: str, workdir_help: str
-) -> tuple[absl_flags.FlagHolder[Any], Callable[[], Path]]:
-    """Defines --config and --workdir; returns the flag of the configuration and the function that gives the workdir."""
-    from ml_collections import config_flags
-
-    config = config_flags.DEFINE_config_file("config", None, config_help, flag_values=flags.values)
-    workdir = flags.DEFINE_string("workdir", "", f"{workdir_help} Default: runs/<config>[-<argument>].")
-
-    def chosen_workdir() -> Path:
-        file = config_flags.get_config_filename(flags.values["config"])
-        return Path(workdir.value).expanduser() if workdir.value else default_workdir(file)
-
-    return config, chosen_workdir
 
 
 def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
@@ -146,6 +140,14 @@ def _check_processes(address: str, count: int, index: int) -> None:
         fail(f"--coordinator_address={address} has no port; write HOST:PORT, as localhost:1234.")
     if index >= count:
         fail(f"--process_id={index} is not below --num_processes={count}; processes are numbered from 0.")
+
+
+def run_workdir(flags: Flags, workdir: str) -> Path:
+    """Returns --workdir, or its default for the configuration given with --config."""
+    from ml_collections import config_flags
+
+    file = config_flags.get_config_filename(flags.values["config"])
+    return Path(workdir).expanduser() if workdir else default_workdir(file)
 
 
 def default_workdir(config: str) -> Path:

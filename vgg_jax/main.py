@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from ml_collections import config_flags
+
 from vgg_jax import cli
 
 flags = cli.Flags()
-_CONFIG, _workdir = cli.run_flags(
-    flags,
-    "A configuration by name or file: vgg19, vgg19:S=384, configs/vgg19.py:S=384. Any value can be overridden: "
-    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py).",
-    "Where checkpoints and logs go; the same workdir continues a run.",
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A configuration by name or file: vgg19, vgg19:S=384, configs/vgg19.py:S=384. Any value can be overridden: "
+    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py).", flag_values=flags.values
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Of checkpoints and logs; the same continues a run. Default: runs/<config>[-<argument>]."
 )
 _joined = cli.process_flags(flags)
 
@@ -25,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
     try:
         with joined:
-            train(_CONFIG.value, _workdir())
+            train(_CONFIG.value, cli.run_workdir(flags, _WORKDIR.value))
     except Interrupted as interruption:
         cli.fail(str(interruption), 128 + interruption.signum)
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shlex
 
+from ml_collections import config_flags
+
 from vgg_jax import cli
 
 flags = cli.Flags()
-_CONFIG, _workdir = cli.run_flags(
-    flags,
-    "The configuration of a whole plan: paper, paper:crop=64, or a file. Any value can be overridden for all stages: "
-    "--config.data.dir=DIR, --config.plan.seeds=3.",
-    "Where all runs go, as seed<k>/<stage>; the same workdir continues.",
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The configuration of a whole plan: paper, paper:crop=64, or a file. Any value can be "
+    "overridden for all stages: --config.data.dir=DIR, --config.plan.seeds=3.", flag_values=flags.values
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    "",
+    "Where all runs go, as seed<k>/<stage>; the same workdir continues. Default: runs/<config>[-<argument>].",
 )
 _MODELS = flags.DEFINE_list("models", [], "Only these configurations, with what they start from: A,D.")
 _STAGES = flags.DEFINE_list("stages", [], "Only these stages: A-256,D-256. What they start from must be finished.")
@@ -29,7 +34,7 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.reproduction import plan, run, tables  # here, so that --help answers at once
 
     shared, own = plan.split_config(_CONFIG.value)
-    directory = _workdir()
+    directory = cli.run_workdir(flags, _WORKDIR.value)
     chosen = plan.chosen_stages(plan.STAGES, _MODELS.value, _STAGES.value)
     steps = run.planned_runs(chosen, shared, own, directory, plan.STAGES)
     print(run.describe(steps), flush=True)
