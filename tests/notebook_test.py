@@ -41,4 +41,4 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
         assert json.loads((tmp_path / "runs" / run / "summary.json").read_text())["best_top1_error"] < most
     printed = "".join(output.get("text", "") for output in outputs)
     assert "center_crop" in printed or "centre crop" in printed
-    assert printed.count("my_pictures/validation/") == 4
+    assert printed.count("my_images/validation/") == 4

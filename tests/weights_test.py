@@ -126,7 +126,7 @@ def test_a_file_that_lost_its_description_is_asked_about(tmp_path):
     path = tmp_path / "a.safetensors"
     save_weights(path, some_weights())
     save_file(load_file(path), path)
-    with pytest.raises(UserError, match="has lost its description; models trained here take `mean_rgb`"):
+    with pytest.raises(UserError, match="it has our names but no metadata; models trained here take `mean_rgb`"):
         read(path)
     assert read(path, preprocessing_flag="mean_rgb").preprocessing == KNOWN["mean_rgb"]
     save_file(load_file(path), path, {"vgg_jax_preprocessing": "{}"})

@@ -157,9 +157,9 @@ def _marks(marks: Sequence[Mark], to_x: Callable[[float], float]) -> list[str]:
     parts, before, row = [], -math.inf, 0
     for mark in marks:
         x = to_x(mark.x)
-        row = row + 1 if x - before < 58 else 0
-        before = x
         to_left = x > _WIDTH - _RIGHT - 58
+        row = row + 1 if x - before < (116 if to_left else 58) else 0  # a label to the left meets the one before it
+        before = x
         parts.append(f'<path class="mark" d="M{x:g} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
         parts.append(
             f'<text class="mark" x="{x - 4 if to_left else x + 4:g}" y="{_TOP + 10 + 14 * row}" '
