@@ -53,7 +53,7 @@ def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config,
     status, out, err = run_module(*command)
     assert (status, err) == (0, "")
     assert "from the cache: multi_crop-Q64" in out
-    assert f"A run  multi_crop  {scales}" in out
+    assert f"A run   multi_crop  {scales}" in out
     (results,) = run.glob("evaluation/7/*/results-multi_crop-*.json")
     summary = json.loads(results.read_text())
     assert [row["scales"] for row in summary["rows"]] == [*scales.split(","), scales]
