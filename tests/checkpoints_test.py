@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.steps_test import some_steps
+from tests.first_steps import some_steps
 from vgg_jax.checkpoints import Checkpoints, Progress, load_variables
 from vgg_jax.exceptions import UserError
 from vgg_jax.schedules import Plateau

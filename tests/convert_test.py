@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.command import as_flags, help_of, run_main, run_module
+from tests.random_weights import ODD, some_weights
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
-from tests.weights_test import ODD, some_weights
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.command import run_module
 from tests.conftest import REPOSITORY
-from tests.weights_test import some_weights
+from tests.random_weights import some_weights
 from vgg_jax.data.builtin import render
 from vgg_jax.weights.file import save_weights
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.vgg_test import small
+from tests.networks import small
 from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.evaluation import plan, steps
 from vgg_jax.models import CONFIGURATIONS

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.weights_test import ODD, some_weights
+from tests.random_weights import ODD, some_weights
 from vgg_jax import features
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import endpoint_names

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from tests.vgg_test import small
+from tests.networks import small
 from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.config import default_config
 from vgg_jax.evaluation import heatmaps

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.random_weights import some_weights
 from tests.weights_files import as_laid_out, random_params, write_h5, write_pth
-from tests.weights_test import some_weights
 from vgg_jax import features
 from vgg_jax.data.builtin import render
 from vgg_jax.evaluation.protocol import Request, evaluate

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.vgg_test import COLUMNS, PUBLISHED, shapes_of
+from tests.networks import COLUMNS, PUBLISHED, shapes_of
 from vgg_jax.evaluation.plan import bucket_lengths, buckets, macs, network_of, tile_length, tiles
 from vgg_jax.models import CONFIGURATIONS, VGG
 

@@ -8,31 +8,16 @@ import jax
 import numpy as np
 import pytest
 
+from tests.evaluations import close, kept, request
 from tests.reference import Reference, softmax
 from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
 from vgg_jax.data.pipeline import batches, eval_examples
 from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
-from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.evaluation.protocol import evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import make_mesh
 from vgg_jax.steps import make_eval_step
-
-
-def request(*runs, **options):
-    return Request(workdirs=tuple(map(str, runs)), **options)
-
-
-def kept(run, name):
-    """What is kept of a view, in the order of file names; a prepared folder has an order of its own."""
-    (file,) = run.glob(f"evaluation/7/{name}.npz")
-    with np.load(file) as arrays:
-        order = np.argsort(arrays["keys"])
-        return {name: array[order] for name, array in arrays.items()}
-
-
-def close(found, wanted):
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_dense_and_crops_and_their_means_are_the_references(run, net_config, photos, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.protocol_test import close, kept, request
+from tests.evaluations import close, kept, request
 from tests.reference import Reference
 from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
 from vgg_jax.console import Console

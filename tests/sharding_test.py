@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from tests.steps_test import one_batch, some_steps
+from tests.first_steps import one_batch, some_steps
 from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import batch_sharding, bytes_a_device, local_rows, make_mesh
 from vgg_jax.state import init_state, state_shapes

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.conftest import REPOSITORY
+from tests.random_weights import some_weights
 from tests.weights_files import (
     as_laid_out,
     pickled,
@@ -22,7 +23,6 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from tests.weights_test import some_weights
 from vgg_jax.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 from vgg_jax.weights.imports import Digests, import_weights

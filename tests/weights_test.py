@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from tests.random_weights import ODD, some_weights
 from tests.weights_files import (
     NARROW,
     as_laid_out,
@@ -31,28 +32,12 @@ from vgg_jax.exceptions import UNPRINTABLE, UserError
 from vgg_jax.models import VGG
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
-from vgg_jax.weights.file import KEY, Weights, folded_params, load_weights, make_model, save_weights
+from vgg_jax.weights.file import KEY, folded_params, load_weights, make_model, save_weights
 from vgg_jax.weights.imports import Digests, import_weights, with_class_names, with_new_head
 from vgg_jax.weights.pickles import read_pickle
-from vgg_jax.weights.preprocessing import KNOWN, Preprocessing
+from vgg_jax.weights.preprocessing import KNOWN
 
 NO_DIGESTS = Digests("0" * 64, "")
-ODD = Preprocessing("BGR", 2.0, (0.9, 1.1, 0.8), (0.5, 0.25, 2.0))
-
-
-def some_weights(configuration="D", expected=ODD, seed=0, **changes):
-    return Weights(
-        params=random_params(configuration, seed=seed),
-        configuration=configuration,
-        width_multiplier=1 / 16,
-        fc_width=16,
-        crop=64,
-        training_scales=(73, 146),
-        preprocessing=expected,
-        class_names=list("abcde"),
-        class_titles=None,
-        source="drawn at random",
-    )._replace(**changes)
 
 
 def read(path, **options):
