@@ -35,6 +35,16 @@ def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
     assert "Traceback" not in err
 
 
+def test_errors_name_the_flags_of_the_command(net_config, tmp_path):
+    run = make_run(tmp_path / "run", net_config)
+    status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", "--data_root=/nowhere")
+    assert status == 2
+    assert err.endswith("'/nowhere'; give one, laid out <split>/<class>/<image>, with --data_root=DIR.\n")
+    status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", "--data_name=imagenet2021")
+    assert status == 2
+    assert err.startswith("error: --data_name is 'imagenet2021', which is neither")
+
+
 def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config, tmp_path):
     run = make_run(tmp_path / "run", net_config)
     scales = ",".join(map(str, range(64, 72)))

@@ -257,7 +257,9 @@ def test_another_years_content_is_seen(tars, tmp_path):
 def test_no_room_is_said_before_anything_is_written(made, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=20_000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: free)
-    refused(r"has 0.0 MB free, and 0.2 MB are needed.*--data_dir=DIR", made[0], tmp_path, edition=edition_of(made[0]))
+    refused(
+        r"has 0.0 MB free, and 0.2 MB are needed.*--config.data.dir=DIR", made[0], tmp_path, edition=edition_of(made[0])
+    )
     assert not list(tmp_path.rglob("*.array_record*"))
 
 

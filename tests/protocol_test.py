@@ -176,9 +176,9 @@ def test_nets_of_other_classes_are_not_fused(run, net_config, tmp_path):
 
 def test_data_that_do_not_fit_are_named(run, tmp_path):
     refused(r"split is 'test'.*its splits are validation .*: --split=validation", run, split="test")
-    refused(r"no folder of images '/nowhere'; give one.*--data_root=DIR", run, data_root="/nowhere")
+    refused(r"no folder of images '/nowhere'; give one.*--config.data.root=DIR", run, data_root="/nowhere")
     refused(r"split is 'validation\[:1%\]', which takes no image of", run, split="validation[:1%]")  # of ten
-    refused(r"--data_name is 'imagenet2021', which is neither", run, data_name="imagenet2021")
+    refused(r"config.data.name is 'imagenet2021', which is neither", run, data_name="imagenet2021")
     root = varied_pictures(tmp_path / "others")
     (root / "validation" / "cross").rename(root / "validation" / "zebra")
     refused("has 1 classes that the model in .* does not know, among them 'zebra'", run, data_root=str(root))

@@ -12,9 +12,10 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from absl import flags as absl_flags
@@ -36,7 +37,16 @@ class Flags:
         return functools.partial(getattr(absl_flags, name), flag_values=self.values)
 
 
-def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool = False) -> NoReturn:
+# Configuration keys, by which errors name values, as the flags of tools that have their own.
+DATA_FLAGS = {"data.name": "--data_name", "data.dir": "--data_dir", "data.root": "--data_root"}
+
+
+def run(
+    main: Callable[[list[str]], None],
+    flags: Flags,
+    outlives_stdout: bool = False,
+    key_flags: Mapping[str, str] = MappingProxyType({}),
+) -> NoReturn:
     """Parses the command line, calls `main` with what is not a flag, and exits.
 
     A UserError is printed without a traceback, exit status 2; Ctrl-C exits with 130.
@@ -46,6 +56,7 @@ def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool =
       flags: its own.
       outlives_stdout: continues where nobody reads what it prints any more; otherwise that ends the command quietly, as
         SIGPIPE would, exit status 141.
+      key_flags: flags of this command in place of --config.KEY, by key; errors are printed with them.
     """
     _prepare_streams(outlives_stdout)
     logging.use_absl_handler()
@@ -73,8 +84,14 @@ def run(main: Callable[[list[str]], None], flags: Flags, outlives_stdout: bool =
     except Exception as error:
         if (known := as_user_error(error)) is None:
             raise
-        fail(str(known))
+        fail(_with_flags(str(known), key_flags))
     sys.exit(0)
+
+
+def _with_flags(message: str, key_flags: Mapping[str, str]) -> str:
+    for key, flag in key_flags.items():
+        message = message.replace(f"--config.{key}", flag).replace(f"config.{key}", flag)
+    return message
 
 
 # Their logs would bury this project's lines: they repeat what an error says, or report progress.

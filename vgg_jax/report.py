@@ -37,4 +37,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, flags)
+    cli.run(main, flags, key_flags=cli.DATA_FLAGS)

@@ -52,5 +52,5 @@ def writable(directory: os.PathLike | str) -> Iterator[None]:
 def _cannot_write(directory: os.PathLike | str, reason: str) -> UserError:
     return UserError(
         f"cannot write prepared data to {directory}: {reason}; free some space or give another place with "
-        "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR). Nothing half-written is used."
+        "--config.data.dir=DIR. Nothing half-written is used."
     )

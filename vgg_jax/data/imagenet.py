@@ -199,7 +199,7 @@ def _write_shards(
         (split, plan) for split, of in plans.items() for plan in of if not _report_path(unfinished, plan).exists()
     ]
     todo = [(split, i) for split, plan in missing for i in plan.members]
-    need_space(unfinished, 1.01 * sum(float(indices[split].sizes[i]) for split, i in todo), "--data_dir=DIR")
+    need_space(unfinished, 1.01 * sum(float(indices[split].sizes[i]) for split, i in todo), "--config.data.dir=DIR")
 
     with contextlib.ExitStack() as files:
         tars = {split: files.enter_context(open(path, "rb")).fileno() for split, path in paths.items()}

@@ -118,7 +118,7 @@ def expanded(directory: str) -> epath.Path:
     except Exception as error:  # of whatever stands behind the kind of address
         raise UserError(
             f"{directory} is neither a directory nor a bucket that can be read: {first_line(error)} Give a directory, or "
-            "gs://BUCKET/DIR (--config.data.dir; for other tools --data_dir)."
+            "gs://BUCKET/DIR (--config.data.dir)."
         ) from error
     return path
 
@@ -273,7 +273,7 @@ def _prepared_folder(
     if listing.left_out:
         print(folder.left_out_line(root, listing.left_out), flush=True)
     sizes = folder.sizes(listing)
-    need_space(data_dir, sum(sizes), "--config.data.dir=DIR (for vgg_jax.prepare: --data_dir=DIR)")
+    need_space(data_dir, sum(sizes), "--config.data.dir=DIR")
     bad = folder.faults(root, listing)
     if bad and not skip_bad:
         raise UserError(

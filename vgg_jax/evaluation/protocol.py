@@ -123,14 +123,11 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
         name, root = request.data_name or "folder", request.data_root
     if name == "folder" and not Path(root).expanduser().is_dir():
         raise UserError(
-            f"there is no folder of images {root!r}; give one, laid out <split>/<class>/<image>, with --data_root=DIR."
+            f"there is no folder of images {root!r}; give one, laid out <split>/<class>/<image>, with --config.data.root=DIR."
         )
     split_name = request.split or own.val_split
-    try:
-        data = prepared_data(name, expanded(request.data_dir or own.dir), root, splits={"split": split_name})
-        records = open_split(data, split_name, "split")
-    except UserError as error:  # which speaks of a training run's flags
-        raise UserError(re.sub(r"(--)?config\.data\.(name|dir|root)", r"--data_\2", str(error))) from error
+    data = prepared_data(name, expanded(request.data_dir or own.dir), root, splits={"split": split_name})
+    records = open_split(data, split_name, "split")
     class_names = data.class_names
     unknown = sorted(set(class_names) - set(trained.class_names))
     if unknown and class_names != [UNLABELLED]:
@@ -141,7 +138,7 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
         raise UserError(
             f"{data.name} has {len(unknown)} classes that the model in {source} does not know, among them "
             f"{unknown[0]!r}; evaluate it on images of the {len(trained.class_names)} classes it was trained on "
-            f"(--data_name, --data_root, --data_dir){names}."
+            f"(config.data.name, config.data.root, config.data.dir){names}."
         )
     return Split(data.name, split_name, records, class_names, console)
 
