@@ -33,12 +33,18 @@ def shapes_of(model):
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, model.crop, model.crop, 3)))["params"]
 
 
+def init(model):
+    """Random variables; compiled as one program, with little optimisation, which takes a fraction of the time."""
+    compiled = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 1})
+    return compiled(jax.random.key(0), jnp.zeros((1, model.crop, model.crop, 3)))
+
+
 def small(configuration, crop=64, **options):
     """A narrow model with random biases as well, so that borders and padding matter."""
     model = VGG(
         configuration, num_classes=5, width_multiplier=1 / 16, fc_width=24, init_preset="he", crop=crop, **options
     )
-    params = model.init(jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
+    params = init(model)["params"]
     for i, layer in enumerate(params.values()):
         layer["bias"] = jax.random.normal(jax.random.key(i), layer["bias"].shape)
     return model, {"params": params}

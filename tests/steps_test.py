@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.first_steps import STATISTICS, one_batch, some_steps
+from tests.networks import init
 from vgg_jax.config import default_config
 from vgg_jax.models import VGG
 from vgg_jax.sharding import make_mesh
@@ -84,7 +85,7 @@ def test_metrics_say_when_something_is_not_finite(tiny_config):
 
 def test_evaluation_leaves_padding_out():
     model = VGG("A", 5, 1 / 16, 16, crop=32)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = init(model)
     batch = one_batch(8, 32, 5)
     step = jax.jit(make_eval_step(model, STATISTICS))
     mask = np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
