@@ -25,7 +25,7 @@ def test_help_answers_without_loading_jax():
             ("--workdir=x", "--protocol=sparse"),
             "value should be one of <center_crop|dense|multi_crop|dense+multi_crop>",
         ),
-        (("--workdir=/nowhere",), "error: --workdir=/nowhere: there is no such directory"),
+        (("--workdir=/nowhere",), "error: /nowhere: there is no such directory or file; give a training run's workdir"),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):

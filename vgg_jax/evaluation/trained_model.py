@@ -57,7 +57,10 @@ def load_trained(source: str | Path, dtype: str = "") -> TrainedModel:
 def _from_run(source: Path, dtype: str) -> TrainedModel:
     workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
     if not workdir.is_dir():
-        raise UserError(f"--workdir={source}: there is no such directory; give one that a training run has made.")
+        raise UserError(
+            f"{source}: there is no such directory or file; give a training run's workdir, one of its checkpoints/<step>, or "
+            "a weights file."
+        )
     config = _config(workdir / "config.json")
     dataset = _read_json(workdir / "dataset.json")
     try:
