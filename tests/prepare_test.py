@@ -42,7 +42,7 @@ def test_help_answers_without_loading_jax():
     [
         ((), "say what to prepare, one thing: imagenet2012, folder, builtin or the name of a TFDS set"),
         (("folder",), "say which folder: --root=DIR"),
-        (("folder", "--root=/nowhere"), "config.data.root is '/nowhere', and there is no such directory"),
+        (("folder", "--root=/nowhere"), "--root is '/nowhere', and there is no such directory"),
         (("builtin", "--tars=/nowhere"), "--tars goes with `imagenet2012`, not with `builtin`"),
         (("builtin", "--skipbad"), "Unknown command line flag 'skipbad'. Did you mean: skip_bad"),
         (("imagenet2012", "--tars=/nowhere"), "--tars=/nowhere: there is no such directory"),
