@@ -33,8 +33,23 @@ fail() { # SENTENCE [STATUS]
   exit "${2:-2}"
 }
 
-# The comment at the head of a launcher is its help.
-usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$SELF"; }
+# The comment at the head of a launcher is its help; where machines are rented, the table below is its end.
+usage() {
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$SELF"
+  ! grep -q '^rented ' "$SELF" || sed -n '/^# Values of every/,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+}
+
+# Values of every launcher that rents machines:
+#   PROJECT, ZONE   of Google Cloud, where the machines are
+#   BUCKET          with a hierarchical namespace; holds runs/NAME (the workdir), code, launches (logs)
+#   NAME            of the run; default: the configuration's. The same NAME continues with the run
+#   MODEL           STANDARD (default) or SPOT (cheaper, may be taken away)
+#   DATA            directory of prepared data in BUCKET, copied to each machine; none for the built-in data
+#   BOOT_DISK_GB    default 300, which holds ImageNet; not of launch/tpu_queue.sh
+#   MAX_HOURS       default 24: after these the machines are deleted, whatever has become of the launcher
+#   TRIES           default 5: how often they are rented again after they were taken away
+#   CAPACITY_TRIES  default 20: how often they are asked for where there is no capacity
+# --dry-run prints every command and runs none. More: docs/launch.md
 
 parse() { # "$@" of the launcher
   while (($#)); do
@@ -85,6 +100,17 @@ need() { # 'NAME what it is, e.g. EXAMPLE'...
     explained+="${explained:+; }$name is ${line#* }"
   done
   [[ -z $missing ]] || fail "$missing must be given: $explained. Write them before the command, as in ${missing%% *}=... $SCRIPT ..."
+}
+
+rented() { # MODELS 'NAME what it is, e.g. EXAMPLE'...: what every launcher that rents needs, and these
+  local models=$1
+  shift
+  need 'PROJECT the project of Google Cloud' 'ZONE where the machines shall be, e.g. us-west4-a' 'BUCKET the bucket for the run, e.g. gs://my-bucket' "$@"
+  need_program gcloud "install the Google Cloud CLI"
+  MODEL=${MODEL:-STANDARD} BOOT_DISK_GB=${BOOT_DISK_GB:-300}
+  counts BOOT_DISK_GB
+  [[ " $models " == *" $MODEL "* ]] || fail "MODEL=$MODEL is not a provisioning model: ${models// /, } can be given; $SCRIPT --help says more."
+  AT=("--project=$PROJECT" "--zone=$ZONE")
 }
 
 need_program() { # PROGRAM REMEDY
@@ -265,9 +291,6 @@ state_of() { # COMMAND...: what it prints; GONE where there is no such thing, UN
 
 # Flags of a machine of Compute Engine; after MAX_HOURS the cloud itself deletes it, whatever has become of the launcher.
 machine_flags() {
-  MODEL=${MODEL:-STANDARD} BOOT_DISK_GB=${BOOT_DISK_GB:-300}
-  counts BOOT_DISK_GB
-  [[ $MODEL =~ ^(STANDARD|SPOT|FLEX_START)$ ]] || fail "MODEL=$MODEL is not a provisioning model: STANDARD, SPOT (cheaper, may be taken away) or FLEX_START (queued, seven days at most)."
   MACHINE=(
     "--machine-type=$MACHINE_TYPE" --image-project=ubuntu-os-accelerator-images
     "--image-family=${IMAGE_FAMILY:-ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e}" "--boot-disk-size=${BOOT_DISK_GB}GB"
@@ -279,6 +302,8 @@ machine_flags() {
     MACHINE+=(--no-address)
     SSH+=(--tunnel-through-iap)
   fi
+  # shellcheck disable=SC2329 # `on_worker` calls it
+  ssh_to() { run gcloud compute ssh "$1" "${AT[@]}" "${SSH[@]}" "--command=$2" "${SSH_FLAGS[@]}"; }
 }
 
 hosts_of_slice() { # sets HOSTS from TOPOLOGY, as 4x8, and MACHINE_TYPE, as ct6e-standard-4t
@@ -310,23 +335,30 @@ prepare_bucket() {
 node_settings() { # WORKER: NAME=value words for launch/node.sh
   local flags=""
   flags=$(quoted ${TRAIN_FLAGS[@]+"${TRAIN_FLAGS[@]}"})
-  quoted "BUCKET=$BUCKET" "NAME=$NAME" "COMMIT=$COMMIT" "LAUNCH=$LAUNCH-$try" "WORKER=$1" "EXTRA=$EXTRA" \
+  quoted "BUCKET=$BUCKET" "NAME=$NAME" "COMMIT=$COMMIT" "LAUNCH=$LAUNCH-$try" "WORKER=$1" EXTRA=tpu \
     "DATA=${DATA:-}" "DATA_DISK=${DATA_DISK:-}" "FLAGS=$flags"
 }
 
 # --- training ---
 
-# A launcher of machines that are reached by ssh defines:
-#   rent          makes them and waits until they are there
-#   workers       prints their names
-#   ssh_to WORKER COMMAND
-#   state         prints RUNNING while they are all there
+# A launcher that rents machines defines:
+#   rent     makes them and waits until they are there
+#   workers  prints their names
+#   state    prints RUNNING while they are all there, ENDED where training is known to have ended
+#   ssh_to WORKER COMMAND, or, where they are not reached by ssh,
+#   start    sets them up and begins training
 train_on_machines() {
   local try wait=$BACKOFF_SECONDS
+  find_commit
+  begin
+  prepare_bucket
   for ((try = 1; try <= TRIES; try++)); do
     OUTCOME=""
+    LOGS="runs/launches/$NAME/$LAUNCH-$try"
+    ((DRY_RUN)) || mkdir -p "$LOGS"
     rent
-    start_workers
+    find_workers
+    if declare -F start >/dev/null; then start; else start_over_ssh; fi
     [[ $OUTCOME ]] || watch
     cleanup
     if ((DRY_RUN)); then
@@ -357,10 +389,8 @@ refusal() { # FILE...: the last sentence that says why, else the last line
   printf '%s' "${sentence#error: }"
 }
 
-start_workers() {
+find_workers() {
   local name attempt
-  LOGS="runs/launches/$NAME/$LAUNCH-$try"
-  ((DRY_RUN)) || mkdir -p "$LOGS"
   for ((attempt = 1; attempt <= 5; attempt++)); do
     WORKERS=()
     while IFS= read -r name; do WORKERS+=("$name"); done < <(workers)
@@ -368,6 +398,9 @@ start_workers() {
     pause "$BACKOFF_SECONDS"
   done
   ((${#WORKERS[@]})) || fail "the cloud names no machine of $NAME: $(tail -n 1 "$SCRATCH/answers")" 1
+}
+
+start_over_ssh() {
   # Training begins when all are ready: processes wait for each other for minutes only, and data may take longer.
   on_all_workers prepare
   [[ $OUTCOME ]] || on_all_workers start
@@ -473,7 +506,7 @@ watch() { # until training has ended everywhere, or the machines are gone
     if grep -qsx 2 "$LOGS"/*.status; then OUTCOME=2; elif [[ $worst && $worst != 0 ]]; then OUTCOME=$worst; fi
     [[ $worst == 0 && $(cat "$LOGS"/*.status | wc -l) -ge ${#WORKERS[@]} ]] && OUTCOME=0
     # Nodes that are being taken away stop training first, with 143.
-    [[ $now != RUNNING && $now != UNKNOWN && $OUTCOME != 0 && $OUTCOME != 2 ]] && OUTCOME=preempted
+    [[ $now != RUNNING && $now != UNKNOWN && $OUTCOME != 0 && $OUTCOME != 2 && ! ($now == ENDED && $OUTCOME) ]] && OUTCOME=preempted
     [[ $OUTCOME ]] && return
     for ((i = 0; i < ${#WORKERS[@]}; i++)); do
       [[ ! -f $LOGS/${WORKERS[i]}.status ]] || continue

@@ -21,7 +21,7 @@ GCSFUSE=${GCSFUSE:-3.2.0}
 REPORT="$MOUNT/launches/$NAME/$LAUNCH/$WORKER"
 LOG=${LOG:-$HOME/$NAME-$LAUNCH.log}
 MEANT=0 # whether an exit status of 2 is meant, and not of some program that failed for a moment
-SHOWN=""
+SHOWN="" REPORTER="" # processes that run beside: what shows the log, what reports
 
 fail() { # SENTENCE
   printf 'error: %s\n' "$1" >&2
@@ -30,7 +30,12 @@ fail() { # SENTENCE
 }
 
 on_exit() { # STATUS
-  [[ ! $SHOWN ]] || kill "$SHOWN" 2>/dev/null || true
+  [[ ! $REPORTER ]] || kill "$REPORTER" 2>/dev/null || true
+  if [[ $SHOWN ]]; then
+    [[ -f $REPORT.status ]] || { report && printf '%s\n' "$((MEANT || $1 != 2 ? $1 : 1))" >"$REPORT.status"; } || true
+    sleep 0.5 # for the last lines to be shown
+    kill "$SHOWN" 2>/dev/null || true
+  fi
   ((MEANT || $1 != 2)) || exit 1
 }
 trap 'on_exit $?' EXIT
@@ -110,6 +115,11 @@ report() {
   find "$MOUNT/runs/$NAME" -maxdepth 2 \( -name metrics.jsonl -o -name 'events.*' \) -exec sync {} + 2>/dev/null || true
 }
 
+report_regularly() {
+  (while sleep "$SYNC_SECONDS"; do report || true; done) &
+  REPORTER=$!
+}
+
 train() {
   local flags=() status=0 child
   [[ $DATA ]] && flags+=("--config.data.dir=$DATA_DIR")
@@ -118,15 +128,14 @@ train() {
   "$PYTHON" -m vgg_jax.main "--workdir=$MOUNT/runs/$NAME" "${flags[@]}" >>"$LOG" 2>&1 &
   child=$!
   trap 'kill -TERM $child 2>/dev/null || true' TERM INT
-  (while sleep "$SYNC_SECONDS"; do report || true; done) &
-  local reporter=$!
+  [[ $REPORTER ]] || report_regularly
   # A signal ends `wait`; training then saves, and is waited for.
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do
     status=0
     wait "$child" || status=$?
   done
-  kill "$reporter" 2>/dev/null || true
+  kill "$REPORTER" 2>/dev/null || true
   local ended=$SECONDS
   until report && printf '%s\n' "$status" >"$REPORT.status"; do
     ((SECONDS < ended + 600)) || break # the launcher takes silence for a crash
@@ -161,9 +170,11 @@ case ${1:-} in
     ;;
   train) train ;;
   all) # in the foreground, for a container
-    prepare
+    : >>"$LOG"
     tail -n +1 -F "$LOG" 2>/dev/null &
     SHOWN=$!
+    report_regularly # from now on, because the data may take long
+    prepare >>"$LOG" 2>&1
     train
     ;;
   *) fail "say what to do: prepare, start or all." ;;

@@ -4,27 +4,16 @@
 #   PROJECT=p ZONE=us-west4-b BUCKET=gs://b ACCELERATOR_TYPE=v5litepod-256 launch/tpu_queue.sh [--dry-run] -- --config=configs/vgg16.py
 #
 # The older form, and the one for slices of v5e (and v4). What follows -- goes to vgg_jax.main. Values, written before the command:
-#   PROJECT, ZONE     of Google Cloud, where the slice is
-#   BUCKET            with a hierarchical namespace; holds runs/NAME (the workdir), code, launches (logs)
 #   ACCELERATOR_TYPE  v5litepod-256, v4-32, v5p-64, v6e-64, ...
 #   RUNTIME_VERSION   default: that of the type (v5litepod: v2-alpha-tpuv5-lite, v4: tpu-ubuntu2204-base, ...)
-#   NAME              of the run; default: the configuration's. The same NAME continues with the run
-#   MODEL             STANDARD (default) or SPOT (cheaper, may be taken away)
-#   DATA              directory of prepared data: in BUCKET, copied to each machine (they have 100 GB disks), or on DATA_DISK
+#   DATA              in BUCKET, copied to each machine (they have 100 GB disks), or on DATA_DISK
 #   DATA_DISK         a disk with the data, projects/PROJECT/zones/ZONE/disks/DISK, attached to all machines read-only
-#   MAX_HOURS         default 24: after these the slice deletes itself, if the launcher has not (see docs/launch.md)
-#   TRIES             default 5: how often the slice is asked for again after it was taken away
-#   CAPACITY_TRIES    default 20: how often one looks whether it is there
-#
-# --dry-run prints every command and runs none. More: docs/launch.md
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 parse "$@"
-need 'PROJECT the project of Google Cloud' 'ZONE where the slice shall be, e.g. us-west4-b' 'BUCKET the bucket for the run, e.g. gs://my-bucket' \
-  'ACCELERATOR_TYPE the kind and size of the slice, e.g. v5litepod-256'
-need_program gcloud "install the Google Cloud CLI"
+rented "STANDARD SPOT" 'ACCELERATOR_TYPE the kind and size of the slice, e.g. v5litepod-256'
 case $ACCELERATOR_TYPE in
   v5litepod-*) RUNTIME_VERSION=${RUNTIME_VERSION:-v2-alpha-tpuv5-lite} ;;
   v5p-*) RUNTIME_VERSION=${RUNTIME_VERSION:-v2-alpha-tpuv5} ;;
@@ -32,15 +21,10 @@ case $ACCELERATOR_TYPE in
   v[234]-*) RUNTIME_VERSION=${RUNTIME_VERSION:-tpu-ubuntu2204-base} ;;
   *) need "RUNTIME_VERSION the software for ACCELERATOR_TYPE=$ACCELERATOR_TYPE, which is not known here" ;;
 esac
-MODEL=${MODEL:-STANDARD}
-[[ $MODEL =~ ^(STANDARD|SPOT)$ ]] || fail "MODEL=$MODEL is not a provisioning model here: STANDARD or SPOT (cheaper, may be taken away)."
-EXTRA=tpu
-find_commit
 TRAIN_FLAGS+=(--distributed)
 
 SLICE="vgg-jax-$NAME"
 WHAT="the slice $SLICE ($ACCELERATOR_TYPE)"
-AT=("--project=$PROJECT" "--zone=$ZONE")
 OPTIONS=(--scopes=https://www.googleapis.com/auth/cloud-platform)
 [[ $MODEL != SPOT ]] || OPTIONS+=(--spot)
 if [[ ${DATA_DISK:-} ]]; then
@@ -85,6 +69,4 @@ trouble() {
   ask "" gcloud compute tpus queued-resources describe "$SLICE" "${AT[@]}" '--format=value(state)'
 }
 
-begin
-prepare_bucket
 train_on_machines

@@ -26,7 +26,7 @@ WELL = {
     "list-instances": [{"out": "slice-a\nslice-b\n"}],
     "queued-resources describe": [{"out": "ACTIVE\n"}],
     "tpu-vm describe": [{"out": "2\n"}],
-    "get jobset": [{"out": ""}, {"out": "Completed"}],
+    "get jobset": [{"out": ""}],
 }
 
 

@@ -89,11 +89,12 @@ def test_the_jobset_is_yaml_and_says_what_the_flags_say(cloud):
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (job["parallelism"], job["completions"]) == (2, 2)
     container = job["template"]["spec"]["containers"][0]
-    environment = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    exports = container["command"][2].splitlines()[0]
     flags = subprocess.run(
-        ["bash", "-c", 'eval "set -- $FLAGS"; printf "%s\\n" "$@"'], env=environment, capture_output=True, text=True
-    ).stdout
-    assert flags == f"{CONFIG}\n--config.seed='1': 2\n--distributed\n"
+        ["bash", "-c", f'{exports}; eval "set -- $FLAGS"; printf "%s\\n" "$WORKER" "$@"'],
+        env={"JOB_COMPLETION_INDEX": "1"}, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert flags == f"worker-1\n{CONFIG}\n--config.seed='1': 2\n--distributed\n"
 
 
 def test_a_slice_without_a_longest_time_of_its_own_deletes_itself(cloud):
@@ -516,24 +517,28 @@ def test_what_cannot_be_deleted_is_said_with_the_command(cloud):
 
 def test_what_is_still_being_made_is_deleted_when_it_is_made(cloud):
     busy = {"status": 1, "err": "ERROR: code=400, message=Cluster is running incompatible operation x.\n"}
-    cloud.plays({"node-pools delete": [*[busy] * 8, {}]})
+    cloud.plays({"node-pools delete": [*[busy] * 8, {}], "storage rsync": [{"shell": "echo 0 | tee $5/worker-0.status >$5/worker-1.status"}]})
     status, out = cloud.run(*GKE)
     assert (status, len(cloud.calls("node-pools delete"))) == (0, 9), out
 
 
 def test_what_a_jobset_refuses_is_said(cloud):
-    report = "mkdir -p $5/time-1; echo 2 >$5/time-1/worker-0.status; echo 'error: there is no value.' >$5/time-1/worker-0.log"
+    report = "echo 2 >$5/worker-0.status; echo 'error: there is no value.' >$5/worker-0.log"
     cloud.plays({"get jobset": [{}, {"out": "Failed"}], "storage rsync": [{"shell": report}]})
     status, out = cloud.run(*GKE)
     assert (status, cloud.left()) == (2, set())
-    assert "error: training was refused: there is no value. (logs in runs/launches/vgg16/time-*)" in out
+    assert "error: training was refused: there is no value. (logs in runs/launches/vgg16/time-1)" in out
 
 
-def test_a_jobset_that_finishes_and_one_that_fails(cloud):
+@pytest.mark.parametrize(
+    ("report", "sentence"),
+    [("true", "the machines were taken away"), ("echo 1 >$5/worker-1.status", "training ended with status 1")],
+)
+def test_a_jobset_that_fails_is_begun_again_with_new_nodes(report, sentence, cloud):
+    reports = [{"shell": report}, {"shell": "echo 0 | tee $5/worker-0.status >$5/worker-1.status"}]
+    cloud.plays({"get jobset": [{"out": "Failed"}, {"out": ""}], "storage rsync": reports})
     status, out = cloud.run(*GKE)
     assert (status, cloud.left()) == (0, set()), out
+    assert f"{sentence} (try 1 of 5" in out
+    assert len(cloud.calls("node-pools create")) == len(cloud.calls("kubectl apply")) == 2
     assert last(out).startswith("finished: the run is in gs://my-bucket/runs/vgg16")
-    cloud.plays({"get jobset": [{"out": "Failed"}]})
-    status, out = cloud.run(*GKE)
-    assert (status, cloud.left()) == (1, set())
-    assert "error: the JobSet ended as Failed after at most 5 tries" in out
