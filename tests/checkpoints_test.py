@@ -130,7 +130,9 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage", ["flipped", *(pytest.param(name, marks=pytest.mark.slow) for name in DAMAGES if name != "flipped")]
+)
 def test_a_checkpoint_damaged_in_any_of_its_files_is_never_used(state, tmp_path, damage):
     saved(tmp_path / "whole", state, 3, 5, best=3)
     newest = tmp_path / "whole" / "checkpoints" / "5"

@@ -93,6 +93,7 @@ def test_what_exists_is_left_unless_one_says_otherwise(pth, tmp_path):
     assert load_weights(dest).configuration == "D"
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_config, tmp_path):
     dest = tmp_path / "run.safetensors"
     status, out, err = run_module("vgg_jax.convert", run, dest)

@@ -41,7 +41,10 @@ def framed(photos, frame, fill=77):
     return frames, np.array([p.shape[:2] for p in photos], np.int32)
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+FAST = ("A", "A-LRN", "C")  # 3x3 kernels alone, LRN, 1x1 kernels
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CONFIGURATIONS])
 def test_a_picture_in_a_frame_is_the_picture_alone_and_the_mask_matters(name):
     rng = np.random.default_rng(3)
     model, params = network_for(name)

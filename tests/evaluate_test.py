@@ -45,6 +45,7 @@ def test_errors_name_the_flags_of_the_command(net_config, tmp_path):
     assert err.startswith("error: --data_name is 'imagenet2021', which is neither")
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config, tmp_path):
     run = make_run(tmp_path / "run", net_config)
     scales = ",".join(map(str, range(64, 72)))

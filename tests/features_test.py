@@ -124,6 +124,7 @@ def test_what_cannot_be_is_refused(backbone, images, layers, sentence):
         features.activations(backbone, images, layers)
 
 
+@pytest.mark.slow
 def test_the_least_sizes_do(backbone):
     assert features.activations(backbone, np.zeros((16, 40, 3)), ("relu5_1",))["relu5_1"].shape == (1, 2, 32)
     assert features.activations(backbone, np.zeros((16, 40, 3)), ("pool4",))["pool4"].shape == (1, 2, 32)

@@ -178,6 +178,7 @@ def command(server, tmp_path, *arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_repository_of_the_hub_serves_by_its_name_also_without_a_network(server, tmp_path):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     weights = some_weights("A")

@@ -517,7 +517,12 @@ def test_what_cannot_be_deleted_is_said_with_the_command(cloud):
 
 def test_what_is_still_being_made_is_deleted_when_it_is_made(cloud):
     busy = {"status": 1, "err": "ERROR: code=400, message=Cluster is running incompatible operation x.\n"}
-    cloud.plays({"node-pools delete": [*[busy] * 8, {}], "storage rsync": [{"shell": "echo 0 | tee $5/worker-0.status >$5/worker-1.status"}]})
+    cloud.plays(
+        {
+            "node-pools delete": [*[busy] * 8, {}],
+            "storage rsync": [{"shell": "echo 0 | tee $5/worker-0.status >$5/worker-1.status"}],
+        }
+    )
     status, out = cloud.run(*GKE)
     assert (status, len(cloud.calls("node-pools delete"))) == (0, 9), out
 

@@ -35,6 +35,7 @@ def test_help_answers_without_loading_jax():
         assert flag in shown
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_a_slow_reference(run, photos):
     trained = load_trained(run)
     reference = Reference(trained.variables["params"], photos)
@@ -86,6 +87,7 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
         assert Image.open(one["map"]).size[0] > 700  # the image and two maps next to one another
 
 
+@pytest.mark.slow
 def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_path):
     output, images = tmp_path / "found.json", sorted(photos.glob("validation/*/*"))
     odd = tmp_path / os.fsdecode(b"caf\xe9.png")  # no UTF-8

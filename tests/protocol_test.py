@@ -20,6 +20,7 @@ from vgg_jax.sharding import make_mesh
 from vgg_jax.steps import make_eval_step
 
 
+@pytest.mark.slow
 def test_dense_and_crops_and_their_means_are_the_references(run, net_config, photos, tmp_path):
     net_config.image.scale_max = 91
     other = make_run(tmp_path / "other", net_config, seed=1)

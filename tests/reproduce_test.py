@@ -170,6 +170,7 @@ def test_the_tables_have_every_figure_of_the_paper():
             assert set(cell.stages) <= {stage.name for stage in STAGES}
 
 
+@pytest.mark.slow
 def test_a_cell_is_the_mean_over_seeds_of_what_the_protocol_gives(net_config, tmp_path):
     shared, plan = plan_of(net_config, seeds=3)
     shared.image.crop = 64

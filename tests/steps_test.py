@@ -30,6 +30,7 @@ def test_golden_first_steps(tiny_config):
     )
 
 
+@pytest.mark.slow
 def test_norms_by_block_are_those_of_the_gradient_and_the_update(tiny_config):
     tiny_config.model.dropout_rate, tiny_config.augment.flip, tiny_config.augment.color_std = 0.0, False, 0.0
     config, batch = tiny_config, one_batch(tiny_config.batch_size, tiny_config.image.crop)
@@ -62,6 +63,7 @@ def test_accumulation_is_the_whole_batch_at_once(tiny_config):
     np.testing.assert_allclose(some_steps(tiny_config, 3, devices=4), whole_losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_draws_dropout_anew_for_each_part(tiny_config):
     tiny_config.accumulation_steps = 2
     first = some_steps(tiny_config, 3)

@@ -100,6 +100,7 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     assert summary(run) == found
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(tiny_config, tmp_path):
     for devices in (1, 8):
         assert run_main(*flags(tiny_config, tmp_path / str(devices)), devices=devices)[0] == 0
@@ -176,6 +177,7 @@ def test_guessing_is_noticed_and_explained(tiny_config, tmp_path, capsys, monkey
     assert "--config.init_from=DIR" in out
 
 
+@pytest.mark.slow
 def test_a_run_of_a_deeper_net_starts_from_net_a_with_frozen_layers(tiny_config, tmp_path, capsys):
     tiny_config.num_epochs = 0.5
     train(tiny_config, tmp_path / "a", quiet=True)
@@ -271,6 +273,7 @@ def test_a_short_run_has_metrics_and_top5_error_counts_from_six_classes(tiny_con
     assert "top-5" not in out  # three classes
 
 
+@pytest.mark.slow
 def test_a_lengthened_run_keeps_its_best_checkpoint(tiny_config, tmp_path, monkeypatch):
     errors = iter([0.5, 0.7, 0.6, 0.6, 0.4])
     monkeypatch.setattr(

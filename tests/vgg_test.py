@@ -94,6 +94,7 @@ def test_dense_on_the_crop_is_the_net_on_the_crop(name):
     assert np.abs(np.diff(maps["score_map"], axis=1)).max() > 1e-3  # the two places really differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_padded_image_scores_as_the_unpadded_one_only_with_its_size(name):
     model, variables = small(name)
