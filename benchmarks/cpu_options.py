@@ -9,14 +9,14 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.models import VGG
+from vgg_jax.models import make_network
 from vgg_jax.steps import COMPILER_OPTIONS
 
 BATCH, ROUNDS, GMAC = 8, 4, 7.61  # multiply-adds of net A at 224
 
 
 def main():
-    model = VGG("A")
+    model = make_network("A")
     images = jax.random.normal(jax.random.key(0), (BATCH, 224, 224, 3))
     params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
 

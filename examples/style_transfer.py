@@ -21,7 +21,7 @@ from PIL import Image
 from vgg_jax import cli, features
 from vgg_jax.data.crops import rescaled
 from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.models import endpoint_names
+from vgg_jax.models.description import endpoint_names
 
 flags = cli.Flags()
 _WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (python -m vgg_jax.convert).", required=True)
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --content=photo.jpg.")
     model = features.load(_WEIGHTS.value)
     content, style = (jnp.asarray(photo(name, _SIZE.value)) for name in (_CONTENT.value, _STYLE.value))
-    relus = [name for name in endpoint_names(model.model.configuration) if name.startswith("relu") and "_" in name]
+    relus = [name for name in endpoint_names(model.model.layers) if name.startswith("relu") and "_" in name]
     style_layers = [name for name in relus if name.endswith("_1")]
     content_layers = [name for name in relus if name.startswith("relu4_")][-1:]
 

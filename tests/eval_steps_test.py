@@ -10,15 +10,28 @@ import pytest
 from tests.networks import small
 from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.evaluation import plan, steps
-from vgg_jax.models import CONFIGURATIONS
+from vgg_jax.models.vgg import TABLE_1
 
 STATISTICS = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
 
 
+# Batch normalisation, global average pooling, strided convolutions, overlapping pooling and shortcuts of every kind.
+FOLLOWERS = {
+    "D-BN": ("D", 64, {"batch_norm": True}),
+    "A-GAP": ("A", 64, {"head": "gap"}),
+    "ResNet-18": ("ResNet-18", 64, {}),
+    "ResNet-50-C-1x1": ("ResNet-50", 64, {"shortcut": "C", "bottleneck_stride": "1x1"}),
+    "ResNet-20": ("ResNet-20", 32, {}, 1 / 4),
+    "Plain-20": ("Plain-20", 32, {}, 1 / 2),
+}
+
+
 @functools.cache
 def network_for(name):
-    model, variables = small(name)
-    variables["params"]["fc8"]["kernel"] *= 0.02  # probabilities that are neither flat nor certain
+    model, variables = small(*FOLLOWERS.get(name, (name,)))
+    # Probabilities that are neither flat nor certain.
+    logits = model.apply(variables, 60 * jax.random.normal(jax.random.key(7), (4, 70, 90, 3)))[0]
+    variables["params"][model.layers[-1].name]["kernel"] *= 1 / np.ptp(logits, 1).mean()
     return model, variables
 
 
@@ -41,10 +54,12 @@ def framed(photos, frame, fill=77):
     return frames, np.array([p.shape[:2] for p in photos], np.int32)
 
 
-FAST = ("A", "A-LRN", "C")  # 3x3 kernels alone, LRN, 1x1 kernels
+FAST = ("A", "A-LRN", "C", "D-BN", "A-GAP", "ResNet-18")  # 3x3 kernels alone, LRN, 1x1 kernels, ...
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CONFIGURATIONS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in (*TABLE_1, *FOLLOWERS)]
+)
 def test_a_picture_in_a_frame_is_the_picture_alone_and_the_mask_matters(name):
     rng = np.random.default_rng(3)
     model, params = network_for(name)
@@ -79,11 +94,11 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
             np.testing.assert_array_equal(image[: photo.shape[0], : photo.shape[1]], wanted(photo))
 
 
-@pytest.mark.parametrize("name", ["A-LRN", "B-5x5", "D"])
+@pytest.mark.parametrize("name", ["A-LRN", "B-5x5", "D", "A-GAP", "ResNet-18", "ResNet-20"])
 def test_strips_together_are_the_whole_picture(name):
     model, params = network_for(name)
-    network = plan.network_of(name, params["params"])
-    length = plan.tile_length(network, 64)
+    network = plan.network_of(model.layers, params["params"])
+    length = plan.tile_length(network, model.crop)
     photo = noise(np.random.default_rng(1), 70, 2 * length + 45)
     cuts = plan.tiles(network, photo.shape[1], length)
     assert len(cuts) > 2

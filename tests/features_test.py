@@ -8,7 +8,8 @@ import pytest
 from tests.random_weights import ODD, some_weights
 from vgg_jax import features
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import endpoint_names
+from vgg_jax.models import describe
+from vgg_jax.models.description import endpoint_names
 from vgg_jax.weights.file import make_model, save_weights
 
 LAYERS = ("relu1_2", "pool2", "conv4_3")
@@ -30,7 +31,7 @@ def test_activations_are_the_nets_on_its_own_input(backbone):
     weights = some_weights()
     images = pixels(2, 66, 97)
     x = (images[..., ::-1] * ODD.scale / 255 - np.array(ODD.mean)) / np.array(ODD.std)
-    names = [name for name in endpoint_names("D") if name != "images"]
+    names = [name for name in endpoint_names(describe("D")) if name != "images"]
     _, wanted = make_model(weights).apply({"params": weights.params}, jnp.asarray(x, jnp.float32), endpoints=names)
     found = features.activations(backbone, images, names)
     assert list(found) == names
@@ -111,7 +112,7 @@ def test_total_variation_is_that_of_a_ramp():
 @pytest.mark.parametrize(
     ("images", "layers", "sentence"),
     [
-        (np.zeros((40, 40, 3)), ("relu9_9",), "configuration D has no layer 'relu9_9'; it has images, conv1_1"),
+        (np.zeros((40, 40, 3)), ("relu9_9",), "the network has no layer 'relu9_9'; it has images, conv1_1"),
         (np.zeros((40, 40, 3)), (), "name one or several"),
         (np.zeros((40, 40)), ("relu1_1",), r"images of shape \[40, 40\]"),
         (np.zeros((15, 40, 3)), ("relu5_1",), "too small for relu5_1; they must be at least 16 x 16"),

@@ -8,13 +8,16 @@ from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.config import default_config
 from vgg_jax.evaluation import heatmaps
 from vgg_jax.evaluation.trained_model import TrainedModel
+from vgg_jax.models import describe
 
 
 def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
     image = np.full((128, 224, 3), 100, np.uint8)
     scores = np.zeros((3, 6, 2), np.float32)
     scores[1, 4, 1] = 5  # of crop 64: rows 32 to 96, columns 128 to 192, so its centre is (64, 160)
-    canvas = np.asarray(heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("x", 0), ("y", 1)], ["a", "b"], 64))
+    canvas = np.asarray(
+        heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("x", 0), ("y", 1)], ["a", "b"], describe("A", 64))
+    )
     width, height = 320 * 224 // 128, 320
     panels = [canvas[12 : 12 + height, 12 + i * (width + 12) :][:, :width].astype(int) for i in range(3)]
     assert (panels[0] == 100).all()

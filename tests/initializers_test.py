@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.networks import init
-from vgg_jax.models import VGG
+from vgg_jax.models import make_network
 
 # Narrow D at crop 64 (map 2x2): (fan_in, fan_out) by hand.
 FANS = {
@@ -27,7 +27,7 @@ VARIANCE = {
 
 @pytest.mark.parametrize("preset", VARIANCE)
 def test_spread(preset):
-    model = VGG("D", num_classes=40, width_multiplier=0.25, fc_width=512, init_preset=preset, crop=64)
+    model = make_network("D", num_classes=40, width_multiplier=0.25, fc_width=512, init_preset=preset, crop=64)
     params = init(model)["params"]
     for layer, fans in FANS.items():
         kernel, wanted = np.asarray(params[layer]["kernel"]), math.sqrt(VARIANCE[preset](*fans))
@@ -50,7 +50,7 @@ def test_fc6_of_the_whole_net_has_the_fans_of_its_matrix():
     assert std == pytest.approx(math.sqrt(2 / (25088 + 4096)), rel=0.02)
     stock = jax.nn.initializers.glorot_normal()(jax.random.key(0), (7, 7, 64, 64)).std()
     assert float(stock) == pytest.approx(math.sqrt(2 / (49 * 128)), rel=0.05)
-    fc6 = init(VGG("A", width_multiplier=1 / 8, fc_width=64))
+    fc6 = init(make_network("A", width_multiplier=1 / 8, fc_width=64))
     ours = float(fc6["params"]["fc6"]["kernel"].std())
     assert ours == pytest.approx(math.sqrt(2 / (49 * 64 + 64)), rel=0.02)
     assert ours / float(stock) > 1.3

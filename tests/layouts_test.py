@@ -13,7 +13,8 @@ from tests.weights_files import (
     write_pth,
 )
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import CONFIGURATIONS
+from vgg_jax.models import make_network
+from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.weights import containers, layouts
 from vgg_jax.weights.layouts import LAYOUTS, Size, crop_of, identify, kernel_shapes
 from vgg_jax.weights.tensors import Tensor, WeightsError
@@ -120,7 +121,7 @@ def test_names_are_torchvisions_and_the_configuration_is_found(configuration):
     assert found == ("torchvision", configuration, NARROW)
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize("configuration", TABLE_1)
 @pytest.mark.parametrize("size", [Size(1.0, 4096, 1000, 7), Size(0.25, 256, 10, 2), Size(0.1, 24, 3, 1)])
 def test_the_size_is_found_from_shapes_alone(configuration, size):
     tensors = {}
@@ -137,10 +138,8 @@ def test_shapes_are_those_of_the_model():
     import jax
     import jax.numpy as jnp
 
-    from vgg_jax.models import VGG
-
-    for configuration in CONFIGURATIONS:
-        model = VGG(configuration, num_classes=7, width_multiplier=0.1, fc_width=24, crop=70)
+    for configuration in TABLE_1:
+        model = make_network(configuration, num_classes=7, width_multiplier=0.1, fc_width=24, crop=70)
         made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 70, 70, 3)))["params"]
         shapes = kernel_shapes(configuration, Size(0.1, 24, 7, 2))
         assert {layer: made[layer]["kernel"].shape for layer in made} == shapes

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.models import VGG
+from vgg_jax.models import make_network
 
 # Paper Table 2: parameters with 1000 classes, weight layers, GMAC at 224.
 PUBLISHED = {
@@ -39,12 +39,27 @@ def init(model):
     return compiled(jax.random.key(0), jnp.zeros((1, model.crop, model.crop, 3)))
 
 
-def small(configuration, crop=64, **options):
-    """A narrow model with random biases as well, so that borders and padding matter."""
-    model = VGG(
-        configuration, num_classes=5, width_multiplier=1 / 16, fc_width=24, init_preset="he", crop=crop, **options
+def small(configuration, crop=64, description=None, width_multiplier=1 / 16, **options):
+    """A narrow model with random biases and statistics as well, so that borders and padding matter."""
+    model = make_network(
+        configuration,
+        crop,
+        description,
+        num_classes=5,
+        width_multiplier=width_multiplier,
+        fc_width=24,
+        init_preset="he",
+        **options,
     )
-    params = init(model)["params"]
-    for i, layer in enumerate(params.values()):
-        layer["bias"] = jax.random.normal(jax.random.key(i), layer["bias"].shape)
-    return model, {"params": params}
+    variables = init(model)
+    draws = {
+        "bias": lambda x: x,
+        "mean": lambda x: x,
+        "scale": lambda x: 1 + 0.3 * x,
+        "var": lambda x: jnp.exp(0.3 * x),
+    }
+    for collection in variables.values():
+        for i, layer in enumerate(collection.values()):
+            for name in set(layer) - {"kernel"}:
+                layer[name] = draws[name](jax.random.normal(jax.random.key(i), layer[name].shape))
+    return model, variables

@@ -8,17 +8,20 @@ import pytest
 
 from tests.networks import COLUMNS, PUBLISHED, shapes_of
 from vgg_jax.evaluation.plan import bucket_lengths, buckets, macs, network_of, tile_length, tiles
-from vgg_jax.models import CONFIGURATIONS, VGG
+from vgg_jax.models import describe, make_network
+from vgg_jax.models.vgg import TABLE_1
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_multiplications_are_the_papers(name):
-    assert macs(network_of(name, shapes_of(VGG(name))), 224, 224) / 1e9 == pytest.approx(PUBLISHED[name][2], abs=0.006)
+    assert macs(network_of(describe(name), shapes_of(make_network(name))), 224, 224) / 1e9 == pytest.approx(
+        PUBLISHED[name][2], abs=0.006
+    )
 
 
 def test_multiplications_of_a_map_larger_than_one_place():
     # Counted from the shapes of every layer's result: outputs times the kernel's connections into each.
-    model, count = VGG("D", 5, 1 / 16, 24, crop=64), 0
+    model, count = make_network("D", num_classes=5, width_multiplier=1 / 16, fc_width=24, crop=64), 0
     params = shapes_of(model)
     names = [f"relu{i}_{j}" for i, depth in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, depth + 1)]
     wanted = (*names, "relu6", "relu7", "score_map")
@@ -27,7 +30,7 @@ def test_multiplications_of_a_map_larger_than_one_place():
     layers = [name.replace("relu", "conv") for name in names] + ["fc6", "fc7", "fc8"]
     for layer, array in zip(layers, (maps[name] for name in wanted), strict=True):
         count += array.size * params[layer]["kernel"].size // array.shape[-1]
-    assert macs(network_of("D", params), 100, 163) == count
+    assert macs(network_of(describe("D", 64), params), 100, 163) == count
 
 
 def test_frames_are_the_best_there_are():
@@ -70,10 +73,12 @@ def test_a_plan_holds_every_picture_once_and_wastes_slots_only_at_its_ends(count
     assert buckets(sizes, wanted[:0], lambda length: length, lambda length: 8) == []
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", TABLE_1)
 @pytest.mark.parametrize("crop", [64, 224])
 def test_strips_keep_every_column_once_and_see_no_cut(name, crop):
-    network = network_of(name, shapes_of(VGG(name, width_multiplier=1 / 16, fc_width=8, crop=crop)))
+    network = network_of(
+        describe(name, crop), shapes_of(make_network(name, width_multiplier=1 / 16, fc_width=8, crop=crop))
+    )
     kernel, strip = crop // 32, tile_length(network, crop + 10)
     assert strip % 32 == 0
     # Pixels that a column of the score map sees: by summing the reach of every convolution.

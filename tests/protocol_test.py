@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_net_is_named_by_layer_and_shape(run):
 
     changed(configuration="B")
     refused(
-        r"is not of configuration B with 3 classes.*conv1_2/bias is missing in the checkpoint and \[4\] by config.json",
+        r"is not of VGG B with 3 classes.*conv1_2/bias is missing in the checkpoint and \[4\] by config.json",
         run,
     )
     changed(configuration="F")

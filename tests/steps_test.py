@@ -11,7 +11,7 @@ import pytest
 from tests.first_steps import STATISTICS, one_batch, some_steps
 from tests.networks import init
 from vgg_jax.config import default_config
-from vgg_jax.models import VGG
+from vgg_jax.models import make_network
 from vgg_jax.sharding import make_mesh
 from vgg_jax.state import init_state, make_model, state_shapes
 from vgg_jax.steps import compile_step, make_eval_step, make_train_step, topk_errors
@@ -86,7 +86,7 @@ def test_metrics_say_when_something_is_not_finite(tiny_config):
 
 
 def test_evaluation_leaves_padding_out():
-    model = VGG("A", 5, 1 / 16, 16, crop=32)
+    model = make_network("A", num_classes=5, width_multiplier=1 / 16, fc_width=16, crop=32)
     variables = init(model)
     batch = one_batch(8, 32, 5)
     step = jax.jit(make_eval_step(model, STATISTICS))

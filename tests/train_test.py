@@ -16,7 +16,6 @@ from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import KEYS
 from vgg_jax.exceptions import Interrupted, UserError
 from vgg_jax.metrics import TrainMetrics
-from vgg_jax.models import STRIDE
 from vgg_jax.train import train
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -329,7 +328,7 @@ def test_the_ends_of_every_range_run_or_are_refused_in_a_sentence(tiny_config, t
     monkeypatch.setattr("vgg_jax.distributed.Stop.after", lambda _, step: step >= 2)
     monkeypatch.setattr("vgg_jax.distributed.Stop.signum", signal.SIGTERM)
     if key == "image.scale_max":
-        tiny_config.image.scale_min = STRIDE
+        tiny_config.image.scale_min = 32
     section, _, name = key.rpartition(".")
     (tiny_config[section] if section else tiny_config)[name] = value
     ended: Exception | None = None

@@ -12,7 +12,9 @@ from tests.runs import make_run
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import CONFIGURATIONS, layer_names
+from vgg_jax.models import describe
+from vgg_jax.models.description import layer_names
+from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.sharding import make_mesh
 from vgg_jax.state import init_state, make_model, model_shapes, state_shapes
 from vgg_jax.transplant import chosen_layers, read_donor, start_from, transplant
@@ -40,7 +42,7 @@ def test_deeper_nets_take_the_papers_layers_from_a_and_no_others(tiny_config, co
     chosen = chosen_layers(deeper, a, "")
     assert chosen == PAPER
     found = transplant({"params": deeper}, {"params": a}, chosen)["params"]
-    assert sorted(found) == sorted(layer_names(configuration))
+    assert sorted(found) == sorted(layer_names(describe(configuration)))
     for layer, name in itertools.product(found, ("kernel", "bias")):
         source = a if layer in PAPER else deeper
         np.testing.assert_array_equal(found[layer][name], source[layer][name])
@@ -48,14 +50,14 @@ def test_deeper_nets_take_the_papers_layers_from_a_and_no_others(tiny_config, co
             assert (np.asarray(a[layer][name]) != np.asarray(deeper[layer][name])).any()
 
 
-@pytest.mark.parametrize(("there", "here"), list(itertools.product(CONFIGURATIONS, repeat=2)))
+@pytest.mark.parametrize(("there", "here"), list(itertools.product(TABLE_1, repeat=2)))
 def test_every_pair_of_configurations_has_its_default(tiny_config, there, here):
     donor, new = shapes_of(tiny_config, there), shapes_of(tiny_config, here)
     alike = there == here or {there, here} == {"A", "A-LRN"}
-    assert chosen_layers(new, donor, "") == (layer_names(here) if alike else PAPER)
+    assert chosen_layers(new, donor, "") == (layer_names(describe(here)) if alike else PAPER)
     # Another number of classes: the head is left alone.
     head = chosen_layers(shapes_of(tiny_config, here, classes=5), donor, "")
-    assert head == [name for name in (layer_names(here) if alike else PAPER) if name != "fc8"]
+    assert head == [name for name in (layer_names(describe(here)) if alike else PAPER) if name != "fc8"]
 
 
 def test_layers_by_name_and_pattern(tiny_config):

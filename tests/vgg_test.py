@@ -10,7 +10,9 @@ import pytest
 from jax import lax
 
 from tests.networks import COLUMNS, PUBLISHED, shapes_of, small
-from vgg_jax.models import CONFIGURATIONS, VGG, endpoint_names
+from vgg_jax.models import describe, make_network
+from vgg_jax.models.description import endpoint_names
+from vgg_jax.models.vgg import TABLE_1
 
 
 def photos(*shape, seed=1):
@@ -28,7 +30,7 @@ def _equations(jaxpr):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_layers_and_multiplications_are_the_papers(name):
     parameters, layers, gmac = PUBLISHED[name]
-    model = VGG(name)
+    model = make_network(name)
     shapes = shapes_of(model)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
     assert len(shapes) == layers
@@ -48,7 +50,7 @@ def test_parameters_layers_and_multiplications_are_the_papers(name):
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_layers_are_those_of_table_1(name):
-    shapes = shapes_of(VGG(name))
+    shapes = shapes_of(make_network(name))
     block, place, inputs, expected = 1, 1, 3, {}
     for item in COLUMNS[name].split():
         if item == "M":
@@ -63,14 +65,14 @@ def test_layers_are_those_of_table_1(name):
 
 
 def test_there_is_normalisation_in_one_net_only():
-    assert [name for name in CONFIGURATIONS if "lrn1_1" in endpoint_names(name)] == ["A-LRN"]
+    assert [name for name in TABLE_1 if "lrn1_1" in endpoint_names(describe(name))] == ["A-LRN"]
     model, variables = small("A-LRN")
     plain, _ = small("A")
     x = photos(2, 64, 64)
     assert np.abs(model.apply(variables, x)[0] - plain.apply(variables, x)[0]).max() > 1e-6
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", TABLE_1)
 def test_dense_on_the_crop_is_the_net_on_the_crop(name):
     # fc6 is a matrix product on the crop and a convolution elsewhere. The map of a crop with a strip added below
     # begins with the scores of a map cut to the crop's size: here computed from pool5 by an explicit convolution.
@@ -95,7 +97,7 @@ def test_dense_on_the_crop_is_the_net_on_the_crop(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", TABLE_1)
 def test_a_padded_image_scores_as_the_unpadded_one_only_with_its_size(name):
     model, variables = small(name)
     x = photos(1, 75, 101)
@@ -109,7 +111,7 @@ def test_a_padded_image_scores_as_the_unpadded_one_only_with_its_size(name):
 def test_endpoints_are_the_activations_of_a_net_written_out():
     model, variables = small("B")
     x = photos(2, 64, 64)
-    _, maps = model.apply(variables, x, endpoints=endpoint_names("B"))
+    _, maps = model.apply(variables, x, endpoints=endpoint_names(describe("B")))
     v, p = x, variables["params"]
     for block in range(1, 6):
         for place in (1, 2):
@@ -121,12 +123,12 @@ def test_endpoints_are_the_activations_of_a_net_written_out():
             np.testing.assert_allclose(maps[f"relu{block}_{place}"], v, rtol=1e-3, atol=1e-4)
         v = lax.reduce_window(v, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         np.testing.assert_allclose(maps[f"pool{block}"], v, rtol=1e-3, atol=1e-4)
-    assert list(maps) == endpoint_names("B")
+    assert list(maps) == endpoint_names(describe("B"))
     assert maps["relu7"].shape == (2, 1, 1, 24)
 
 
 def test_sizes_are_arguments():
-    model = VGG("A", num_classes=7, width_multiplier=0.25, fc_width=100, crop=96, param_dtype=jnp.bfloat16)
+    model = make_network("A", num_classes=7, width_multiplier=0.25, fc_width=100, crop=96, param_dtype=jnp.bfloat16)
     shapes = shapes_of(model)
     assert shapes["conv1_1"]["kernel"].shape == (3, 3, 3, 16)
     assert shapes["fc6"]["kernel"].shape == (3, 3, 128, 100)
@@ -138,7 +140,9 @@ def test_bfloat16_computes_nearly_the_same_and_gives_float32_logits():
     model, variables = small("D")
     x = photos(2, 64, 64)
     exact, _ = model.apply(variables, x)
-    rough, maps = VGG("D", 5, 1 / 16, 24, dtype=jnp.bfloat16, crop=64).apply(variables, x, endpoints=("pool3",))
+    rough, maps = make_network(
+        "D", num_classes=5, width_multiplier=1 / 16, fc_width=24, dtype=jnp.bfloat16, crop=64
+    ).apply(variables, x, endpoints=("pool3",))
     assert rough.dtype == jnp.float32
     assert maps["pool3"].dtype == jnp.bfloat16
     np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
@@ -158,7 +162,7 @@ def test_what_cannot_be_is_refused_in_words():
     model, variables = small("A")
     with pytest.raises(ValueError, match=re.escape("fc6 spans a map of 2x2, but these images give one of 1x2")):
         model.apply(variables, photos(1, 32, 64))
-    with pytest.raises(ValueError, match="configuration A has no endpoint pool6; it has images, conv1_1"):
+    with pytest.raises(ValueError, match="the network has no endpoint pool6; it has images, conv1_1"):
         model.apply(variables, photos(1, 64, 64), endpoints=("pool6",))
     with pytest.raises(ValueError, match="no configuration 'F'; there are A, A-LRN, B"):
         small("F")

@@ -6,7 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from vgg_jax.models import layer_names
+from vgg_jax.models import describe
+from vgg_jax.models.description import layer_names
 from vgg_jax.weights.layouts import LAYOUTS, Size, kernel_layout, kernel_shapes
 
 NARROW = Size(width_multiplier=1 / 16, fc_width=16, num_classes=5, side=2)
@@ -30,7 +31,7 @@ def as_laid_out(params, layout, configuration="D"):
     for layer, (kernel, bias) in table.names(configuration).items():
         tensors[kernel] = np.ascontiguousarray(kernel_layout(table, layer).from_hwio(params[layer]["kernel"]))
         tensors[bias] = params[layer]["bias"]
-    assert list(table.names(configuration)) == layer_names(configuration)
+    assert list(table.names(configuration)) == layer_names(describe(configuration))
     return tensors
 
 

@@ -29,7 +29,7 @@ from tests.weights_files import (
     write_pth,
 )
 from vgg_jax.exceptions import UNPRINTABLE, UserError
-from vgg_jax.models import VGG
+from vgg_jax.models import make_network
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
 from vgg_jax.weights.file import KEY, folded_params, load_weights, make_model, save_weights
@@ -666,7 +666,7 @@ def test_without_flatbuffers_one_is_told_how_to_get_it(monkeypatch):
 def test_a_model_of_weights_is_that_of_the_project():
     weights = some_weights("B")
     shapes = jax.eval_shape(
-        VGG("B", num_classes=5, width_multiplier=1 / 16, fc_width=16, crop=64).init,
+        make_network("B", num_classes=5, width_multiplier=1 / 16, fc_width=16, crop=64).init,
         jax.random.key(0),
         jnp.zeros((1, 64, 64, 3)),
     )["params"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from vgg_jax.exceptions import UserError, did_you_mean, quoted
-from vgg_jax.models import CONFIGURATIONS, STRIDE, layer_names
+from vgg_jax.models import BOTTLENECK_STRIDES, CONFIGURATIONS, HEADS, SHORTCUTS, Layers, describe, is_vgg
+from vgg_jax.models.description import layer_names
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.schedules import SCHEDULES, drop_epochs
 from vgg_jax.sharding import RULES
@@ -58,7 +59,13 @@ KEYS: dict[str, Key] = {
     "model_parallel": Key(
         1, 1, 2**16, may_change=True
     ),  # devices along the mesh's `model` axis; the others form `data`
-    "model.configuration": Key("D", choices=tuple(CONFIGURATIONS)),  # Paper Table 1
+    "model.configuration": Key(
+        "D", choices=CONFIGURATIONS
+    ),  # Paper Table 1, or a network that followed (docs/networks.md)
+    "model.batch_norm": Key(False),  # of a VGG: after each convolution
+    "model.head": Key("fc", choices=HEADS),  # of a VGG: three FC layers, or global average pooling and one
+    "model.shortcut": Key("", choices=("", *SHORTCUTS)),  # of a ResNet; "": the paper's, B, for CIFAR A
+    "model.bottleneck_stride": Key("3x3", choices=BOTTLENECK_STRIDES),  # of a ResNet from 50 layers up
     "model.num_classes": Key(1000, 2, 2**20),
     "model.width_multiplier": Key(1.0, 1e-3, 64),  # factor on the channels of all convolutions
     "model.fc_width": Key(4096, 1, 2**20),  # features of fc6 and fc7
@@ -66,9 +73,9 @@ KEYS: dict[str, Key] = {
     "model.init": Key("glorot", choices=tuple(PRESETS)),  # of the parameters, see docs/decisions.md
     "model.dtype": Key("float32", choices=DTYPES),  # of the computation
     "model.param_dtype": Key("float32", choices=DTYPES),  # of parameters and momentum
-    "image.crop": Key(224, STRIDE, 2048),  # pixels, square (Paper §2.1); five poolings leave one of STRIDE
-    "image.scale_min": Key(256, STRIDE, 4096),  # S, pixels: the shorter side after rescaling, drawn from
-    "image.scale_max": Key(256, STRIDE, 4096),  # [scale_min, scale_max] for every image (Paper §3.1)
+    "image.crop": Key(224, 8, 2048),  # pixels, square (Paper §2.1)
+    "image.scale_min": Key(256, 8, 4096),  # S, pixels: the shorter side after rescaling, drawn from
+    "image.scale_max": Key(256, 8, 4096),  # [scale_min, scale_max] for every image (Paper §3.1)
     "image.eval_scale": Key(0, 0, 4096),  # Q of the validation crop, pixels; 0: S, the middle of the range for jitter
     "augment.flip": Key(True),  # mirror every second image (Paper §3.1)
     "augment.color_std": Key(0.1, 0, 10),  # of the shift along the colour vectors (Krizhevsky 2012 §4.1); 0: none
@@ -154,6 +161,45 @@ def scaled_length(length: int, crop: int) -> int:
     return (2 * crop * length + 224) // (2 * 224)
 
 
+def network_layers(config: ConfigDict) -> Layers:
+    """Returns the layers of a configuration's network.
+
+    Raises:
+      UserError: a crop too small for it.
+    """
+    model = config.model
+    try:
+        return describe(
+            model.configuration,
+            config.image.crop,
+            model.batch_norm,
+            model.head,
+            model.shortcut,
+            model.bottleneck_stride,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"config.image.crop is {config.image.crop}, and {error} of {model.configuration}; give a larger one."
+        ) from error
+
+
+def network_name(config: ConfigDict | Mapping[str, Any]) -> str:
+    """Returns the network of a configuration, or of a flat one: "D", "D-BN-GAP", "ResNet-50 (shortcut C)"."""
+    flat = flatten(config) if isinstance(config, ConfigDict) else config
+    name = str(flat["model.configuration"])
+    if is_vgg(name):
+        return f"{name}{'-BN' * flat['model.batch_norm']}{'-GAP' * (flat['model.head'] == 'gap')}"
+    shortcut, is_paper = flat["model.shortcut"], flat["model.bottleneck_stride"] == "1x1"
+    options = [f"shortcut {shortcut}"] * bool(shortcut) + ["stride in the 1x1"] * is_paper
+    return f"{name} ({', '.join(options)})" if options else name
+
+
+def network_title(config: ConfigDict | Mapping[str, Any]) -> str:
+    """Returns the network's name with its family: "VGG D", "ResNet-50"."""
+    flat = flatten(config) if isinstance(config, ConfigDict) else config
+    return f"{'VGG ' * is_vgg(flat['model.configuration'])}{network_name(flat)}"
+
+
 def init_from(config: ConfigDict) -> str:
     """Returns the checkpoint, workdir or weights file to start from; "" for none."""
     return "" if config.init_from == NO_INIT_FROM else config.init_from
@@ -166,7 +212,7 @@ def lr_factors(config: ConfigDict) -> list[tuple[str, float]]:
       UserError: anything but `pattern=factor` with commas between, or a pattern that fits no layer.
     """
     text, factors = config.optimizer.lr_factors, []
-    layers = layer_names(config.model.configuration)
+    layers = layer_names(network_layers(config))
     for part in filter(None, text.split(",")):
         pattern, _, number = (word.strip() for word in part.partition("="))
         try:
@@ -256,6 +302,7 @@ def _check_value(name: str, value: Any, key: Key) -> None:
 def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
     """Yields (whether it is broken, the sentence that says so) of every rule that relates several keys."""
     image, data, plateau, parallel = config.image, config.data, config.plateau, config.model_parallel
+    yield from _network_rules(config)
     lr_factors(config)
     drop_epochs(config)
     yield (
@@ -327,4 +374,25 @@ def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"this stage (S={scale_text(image.scale_min, image.scale_max)}, learning rate "
         f"{config.optimizer.learning_rate:g}) starts from a trained model: give its workdir with --config.init_from=DIR, or "
         "say --config.init_from=none to start afresh.",
+    )
+
+
+def _network_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
+    model, is_paper = config.model, is_vgg(config.model.configuration)
+    is_residual = model.configuration.startswith("ResNet")
+    yield (
+        (model.batch_norm or model.head != "fc") and not is_paper,
+        f"config.model.batch_norm and config.model.head are for the VGGs, and {model.configuration} is none: it has batch "
+        "normalisation and global average pooling by itself; leave them out.",
+    )
+    yield (
+        bool(model.shortcut) and not is_residual,
+        f"config.model.shortcut is {model.shortcut!r}, and {model.configuration} has no shortcuts; leave it out.",
+    )
+    microbatch = config.batch_size // config.accumulation_steps
+    has_batch_norm = any(layer.kind == "batch_norm" for layer in network_layers(config))
+    yield (
+        has_batch_norm and microbatch < 2,
+        f"config.batch_size is {config.batch_size}, in which batch normalisation would see {microbatch} image at a time; give at "
+        "least 2 for each accumulation step.",
     )

@@ -10,6 +10,7 @@ grad and vmap; `backbone` is a pytree, so it can be an argument of a jitted func
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import CONFIGURATIONS, VGG, endpoint_names
+from vgg_jax.models import Network
+from vgg_jax.models.description import endpoint_names, lengths
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_params, load_weights, make_model
 
@@ -36,7 +38,7 @@ class Backbone:
 
     params: dict
     mean_rgb: jax.Array
-    model: VGG = flax.struct.field(pytree_node=False)
+    model: Network = flax.struct.field(pytree_node=False)
 
 
 def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
@@ -64,7 +66,7 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
       backbone: of `load`.
       images: [..., H, W, 3], RGB on 0 to 255, any number dtype, any size that leaves the layers a pixel; the FC layers
         need one of at least the model's crop.
-      layers: names as `models.endpoint_names` lists them: conv1_1, relu1_1, pool1, ..., relu7, score_map.
+      layers: names as `models.description.endpoint_names` lists them: conv1_1, relu1_1, pool1, ..., relu7, score_map.
 
     Returns:
       {layer: [..., h, w, C]} in the model's dtype.
@@ -72,11 +74,9 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
     Raises:
       UserError: a layer that the model does not have, none at all, or images too small or of another shape.
     """
-    known = endpoint_names(backbone.model.configuration)
+    known = endpoint_names(backbone.model.layers)
     if unknown := [layer for layer in layers if layer not in known]:
-        raise UserError(
-            f"configuration {backbone.model.configuration} has no layer {unknown[0]!r}; it has {', '.join(known)}."
-        )
+        raise UserError(f"the network has no layer {unknown[0]!r}; it has {', '.join(known)}.")
     if isinstance(layers, str) or not layers:
         raise UserError(f"the layers are {layers!r}; name one or several, as ('relu3_3',).")
     if images.ndim < 3 or images.shape[-1] != 3:
@@ -90,12 +90,14 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
 
 def _check_size(backbone: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:
     """Raises UserError where images are too small for the last of the layers."""
-    least, remaining = 1, set(layers) - {"images"}
-    for layer in CONFIGURATIONS[backbone.model.configuration]:
-        if not remaining:
-            break
-        least = max(least * layer.stride, backbone.model.crop if layer.kind == "fc" else 0)
-        remaining -= {layer.name, "score_map" if layer.name == "fc8" else ""}
+    network = backbone.model.layers
+    names = [network[-1].name if layer == "score_map" else layer for layer in layers]
+    last = max(("images", *(layer.name for layer in network)).index(name) for name in names)
+
+    def fits(length: int) -> bool:
+        return min(lengths(network[:last], length).values()) > 0
+
+    least = next(length for length in itertools.count(1) if fits(length))
     if min(size) < least:
         raise UserError(
             f"images of {size[0]} x {size[1]} pixels are too small for {', '.join(layers)}; they must be at least "

@@ -20,10 +20,10 @@ from vgg_jax.exceptions import UserError
 # replicated. Momentum has its parameter's path with a prefix, so it lies where its parameter lies.
 RULES: dict[str, tuple[tuple[str, PartitionSpec], ...]] = {
     "replicated": (),
-    # ZeRO-3/FSDP: every kernel split over the devices that share the batch; fc8 by inputs, as K often does not divide.
+    # ZeRO-3/FSDP: every kernel split over the devices that share the batch; the head by inputs, as K often does not divide.
     # What they do not divide stays whole: the first convolutions on a large slice, which are small.
     "fsdp": (
-        (r"fc8/kernel$", PartitionSpec(None, None, "data", None)),
+        (r"fc8?/kernel$", PartitionSpec(None, None, "data", None)),
         (r"/kernel$", PartitionSpec(None, None, None, "data")),
     ),
     # "One weird trick" (Krizhevsky 2014): convolutions are data-parallel, FC layers split by features.

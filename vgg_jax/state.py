@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax.models import VGG
+from vgg_jax.config import network_layers
+from vgg_jax.models import Network
 from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import RULES, bytes_a_device, make_mesh, replicate, tree_shardings
 
@@ -40,10 +41,10 @@ class TrainState:
         return dataclasses.replace(self, params=variables["params"], model_state=model_state)
 
 
-def make_model(config: ConfigDict) -> VGG:
+def make_model(config: ConfigDict) -> Network:
     """Returns the network that a configuration describes."""
-    return VGG(
-        configuration=config.model.configuration,
+    return Network(
+        layers=network_layers(config),
         num_classes=config.model.num_classes,
         width_multiplier=config.model.width_multiplier,
         fc_width=config.model.fc_width,

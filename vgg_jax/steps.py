@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics, augment, normalize
-from vgg_jax.models import CONFIGURATIONS, VGG
+from vgg_jax.models import Layers, Network
 from vgg_jax.optimizer import lr_factor, make_optimizer
 from vgg_jax.sharding import batch_sharding, gather_for_compute, replicated, shard_images
 from vgg_jax.state import TrainState, make_model, step_key
@@ -114,14 +114,13 @@ def make_train_step(
         (loss, (logits_BxK, model_state)), grads = microbatched_grad(state, images, batch["label"], dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=lr)
         params = optax.apply_updates(state.params, updates)
-        configuration = config.model.configuration
-        before, moved = kernel_norms(state.params, configuration), kernel_norms(updates, configuration)
+        before, moved = kernel_norms(state.params, model.layers), kernel_norms(updates, model.layers)
         metrics = {
             "loss": loss,
             **{name: wrong_B.mean() for name, wrong_B in topk_errors(logits_BxK, batch["label"]).items()},
             "lr": lr,
             "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params)),
-            **{f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, configuration).items()},
+            **{f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, model.layers).items()},
             **{f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before},
         }
         return TrainState(state.step + 1, params, model_state, opt_state), metrics
@@ -129,17 +128,17 @@ def make_train_step(
     return train_step
 
 
-def kernel_norms(params: dict, configuration: str) -> dict[str, jax.Array]:
-    """Returns the norm of all kernels of each block, float32 scalars: block1 ... block5 are the convolutions', then fc6 to fc8."""
+def kernel_norms(params: dict, layers: Layers) -> dict[str, jax.Array]:
+    """Returns the norm of all kernels of each block, float32 scalars: block1 ... block5 are the convolutions', then the FC layers."""
     blocks: dict[str, list[jax.Array]] = {}
-    for layer in CONFIGURATIONS[configuration]:
-        if layer.has_params:
-            block = layer.name if layer.kind == "fc" else f"block{layer.block}"
+    for layer in layers:
+        if layer.has_kernel:
+            block = layer.name if layer.is_fully_connected else f"block{layer.block}"
             blocks.setdefault(block, []).append(params[layer.name]["kernel"].astype(jnp.float32))
     return {block: optax.tree.norm(kernels) for block, kernels in blocks.items()}
 
 
-def make_eval_step(model: VGG, statistics: ColorStatistics) -> Callable[[dict, Batch], EvalMetrics]:
+def make_eval_step(model: Network, statistics: ColorStatistics) -> Callable[[dict, Batch], EvalMetrics]:
     """Returns the function from a model's variables and a batch to `EvalMetrics` over the images whose mask is true.
 
     Batch: image [B, H, W, 3] uint8 RGB, label [B] int32, mask [B] bool.

@@ -307,7 +307,7 @@ def _heading(run: _Run) -> str:
     # The overview needs dtype and shape only, so shapes serve as parameters.
     table = parameter_overview.get_parameter_overview(run.shapes.params, include_stats=False)
     return (
-        f"VGG {config.model.configuration} on {dataset.name}: {len(dataset.train):,} training and "
+        f"{config_lib.network_title(config)} on {dataset.name}: {len(dataset.train):,} training and "
         f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
         f"{table}\n"
         f"S {config_lib.scale_text(config.image.scale_min, config.image.scale_max)}, crop {config.image.crop}, batch "

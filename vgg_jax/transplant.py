@@ -14,15 +14,15 @@ import numpy as np
 
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_params, load_weights
 
 # "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net A"
 # (Paper §3.1). By name: by position they would not fit the deeper models (docs/decisions.md).
 NET_A_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
-_HEAD = "fc8"
-_FULLY_CONNECTED = {layer.name for layers in CONFIGURATIONS.values() for layer in layers if layer.kind == "fc"}
+_HEADS = ("fc8", "fc")  # of networks with several FC layers and with one
+_FULLY_CONNECTED = ("fc6", "fc7", *_HEADS)
+_FIRST = ("conv1_1", "conv1")
 
 
 class Donor(NamedTuple):
@@ -95,16 +95,17 @@ def start_from(
     """
     source, params, donor_params = str(donor.path), variables["params"], donor.variables["params"]
     chosen = chosen_layers(params, donor_params, layers, source)
-    if "conv1_1" in chosen and donor.mean_rgb is not None:
-        donor_params = donor_params | {"conv1_1": _for_mean(donor_params["conv1_1"], donor.mean_rgb, mean_rgb)}
+    first, head = (next(name for name in names if name in params) for names in (_FIRST, _HEADS))
+    if first in chosen and donor.mean_rgb is not None:
+        donor_params = donor_params | {first: _for_mean(donor_params[first], donor.mean_rgb, mean_rgb)}
     remark = ""
-    if _HEAD in chosen and _classes(params) == _classes(donor_params):
+    if head in chosen and _classes(params) == _classes(donor_params):
         order, remark = _order_of_classes(donor.class_names, list(class_names))
         if order is not None:
-            donor_params = donor_params | {_HEAD: jax.tree.map(lambda x: x[..., order], donor_params[_HEAD])}
-        elif remark == _OTHER_CLASSES and _HEAD not in [word.strip() for word in layers.split(",")]:
-            chosen.remove(_HEAD)
-    elif _HEAD not in chosen and _classes(params) != _classes(donor_params):
+            donor_params = donor_params | {head: jax.tree.map(lambda x: x[..., order], donor_params[head])}
+        elif remark == _OTHER_CLASSES and head not in [word.strip() for word in layers.split(",")]:
+            chosen.remove(head)
+    elif head not in chosen and _classes(params) != _classes(donor_params):
         remark = f"{_classes(donor_params)} classes there, {_classes(params)} here"
     copied = transplant(variables, {**donor.variables, "params": donor_params}, chosen, source)
     return copied, _report(params, chosen, source, remark)
@@ -155,8 +156,10 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
         chosen = {name for word in included for name in (fnmatch.filter(both, word) if _is_pattern(word) else [word])}
     else:
         chosen = set(params) | set(donor) if _convolutions(params) == _convolutions(donor) else set(NET_A_LAYERS)
+        if not set(_HEADS) & set(params) & set(donor):  # FC layers and global average pooling
+            chosen -= set(_FULLY_CONNECTED)
         if _classes(params) != _classes(donor):
-            chosen.discard(_HEAD)
+            chosen -= set(_HEADS)
     chosen -= {name for word in excluded for name in fnmatch.filter(names, word)}
     if not chosen:
         raise UserError(f"config.init_layers={layers} leaves no layer to copy from {source}.")
@@ -203,13 +206,13 @@ def _check_shapes(variables: dict, donor: dict, layers: list[str], source: str) 
 
 
 def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dict:
-    """Returns conv1_1 for pixels from which another mean was subtracted.
+    """Returns the first convolution for pixels from which another mean was subtracted.
 
     The bias takes up the difference of the means, which is exact but at the borders: there zero padding now stands for the
     new mean.
     """
     difference = np.asarray(mean_here, np.float64) - np.asarray(mean_there, np.float64)
-    if not difference.any():
+    if not difference.any() or "bias" not in layer:  # without a bias batch normalisation follows, which learns it anew
         return layer
     bias = layer["bias"] + np.einsum("hwcf,c->f", layer["kernel"].astype(np.float64), difference)
     return {"kernel": layer["kernel"], "bias": bias.astype(np.float32)}
@@ -217,21 +220,26 @@ def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dic
 
 def _report(params: dict, chosen: list[str], source: str, remark: str) -> str:
     random = [name for name in sorted(params) if name not in chosen]
-    remark = f" ({_HEAD}: {remark})" if remark else ""
+    head = next(name for name in _HEADS if name in params)
+    remark = f" ({head}: {remark})" if remark else ""
     if not random:
         return f"all layers start from {source}{remark}"
-    if _HEAD in random:
+    if head in random:
         return f"from {source}: {', '.join(chosen)}\nrandom: {', '.join(random)}{remark}"
     return f"from {source}: {', '.join(chosen)}{remark}\nrandom: {', '.join(random)}"
 
 
 def _convolutions(params: dict) -> dict[str, tuple[int, ...]]:
     """Returns the convolutions' kernel sizes by name, which tell the configurations apart (A and A-LRN are one)."""
-    return {name: layer["kernel"].shape[:2] for name, layer in params.items() if name not in _FULLY_CONNECTED}
+    return {
+        name: layer["kernel"].shape[:2]
+        for name, layer in params.items()
+        if "kernel" in layer and name not in _FULLY_CONNECTED
+    }
 
 
 def _classes(params: dict) -> int | None:
-    return params[_HEAD]["bias"].shape[0] if _HEAD in params else None
+    return next((params[head]["bias"].shape[0] for head in _HEADS if head in params), None)
 
 
 def _is_pattern(word: str) -> bool:

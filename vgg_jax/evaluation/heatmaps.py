@@ -16,7 +16,8 @@ from vgg_jax.data.records import Records
 from vgg_jax.evaluation.results import top5_classes
 from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.models import STRIDE
+from vgg_jax.models import Layers
+from vgg_jax.models.description import head_kernel, total_stride
 from vgg_jax.steps import compile_step
 
 _SIDE = 320  # shorter side of a panel, pixels
@@ -86,7 +87,7 @@ def draw(
     probs_K: np.ndarray,
     classes: list[tuple[str, int]],
     class_names: list[str],
-    crop: int,
+    layers: Layers,
 ) -> Image.Image:
     """Draws the image, and next to it once more for each class with that class's score map over it.
 
@@ -99,7 +100,7 @@ def draw(
       probs_K: likewise.
       classes: (heading, class) of each map, e.g. ("predicted", 3).
       class_names: of all classes.
-      crop: the model's, pixels.
+      layers: the model's.
     """
     height, width = image_HxWx3.shape[:2]
     zoom = _SIDE / min(height, width)
@@ -110,7 +111,7 @@ def draw(
     font = ImageFont.load_default(15)
     panels = [(base, [f"{height} x {width} pixels", f"map of {shown.shape[0]} x {shown.shape[1]} cells"])]
     for i, (heading, index) in enumerate(classes):
-        panel = overlay(base, shown[..., i], (low, high), (height, width), crop)
+        panel = overlay(base, shown[..., i], (low, high), (height, width), layers)
         panels.append((panel, [f"{heading}: {class_names[index]}", f"probability {probs_K[index]:.1%}"]))
     panel_width = max(size[0], 230)
     canvas = Image.new("RGB", (_GAP + len(panels) * (panel_width + _GAP), size[1] + 2 * _GAP + 78), "white")
@@ -125,7 +126,7 @@ def draw(
 
 
 def overlay(
-    image: Image.Image, map_hxw: np.ndarray, ends: tuple[float, float], seen: tuple[int, int], crop: int
+    image: Image.Image, map_hxw: np.ndarray, ends: tuple[float, float], seen: tuple[int, int], layers: Layers
 ) -> Image.Image:
     """Returns one class's score map over an image of any size.
 
@@ -134,21 +135,23 @@ def overlay(
       map_hxw: of one class.
       ends: the scores of the first and the last colour.
       seen: (height, width) of the image as the model saw it.
-      crop: the model's, pixels.
+      layers: the model's.
     """
     low, high = ends
-    heat = _enlarged(map_hxw, seen, image.size, crop)
+    heat = _enlarged(map_hxw, seen, image.size, layers)
     colors = _colored((heat - low) / max(high - low, 1e-9))
     grey = np.asarray(image.convert("L").convert("RGB"), np.float64)
     return Image.fromarray((0.45 * grey + 0.55 * colors).astype(np.uint8))
 
 
-def _enlarged(map_hxw: np.ndarray, seen: tuple[int, int], size: tuple[int, int], crop: int) -> np.ndarray:
+def _enlarged(map_hxw: np.ndarray, seen: tuple[int, int], size: tuple[int, int], layers: Layers) -> np.ndarray:
     """Enlarges a map over an image to [size[1], size[0]] float64, bilinear between the centres of its crops."""
+
+    stride = total_stride(layers)
 
     def weights(cells: int, pixels: int, length: int) -> np.ndarray:
         position = (np.arange(length) + 0.5) * pixels / length  # of each drawn pixel, in pixels that the model saw
-        cell = ((position - crop / 2) / STRIDE).clip(0, cells - 1)
+        cell = (position / stride - head_kernel(layers) / 2).clip(0, cells - 1)
         return np.maximum(0, 1 - np.abs(cell[:, None] - np.arange(cells)))
 
     rows, columns = (weights(*args) for args in zip(map_hxw.shape, seen, size[::-1], strict=True))

@@ -15,7 +15,8 @@ import numpy as np
 
 from vgg_jax.data.crops import rescaled_size
 from vgg_jax.evaluation.passes import EvalPass
-from vgg_jax.models import CONFIGURATIONS, STRIDE
+from vgg_jax.models import Layers, description
+from vgg_jax.models.description import halo, head_kernel, lengths, total_stride
 
 MAX_BUCKETS = 8  # a scale, so compilations: 24 at three scales
 _CROP_BUCKETS = 4  # a scale, to cut crops from: cheap to compile, and padding costs nothing there
@@ -26,8 +27,12 @@ MAX_PIXELS = 2**28  # of a rescaled image, 768 MiB as bytes; a larger one is ski
 class Network(NamedTuple):
     """The shapes from which the work and the field of view of a network follow."""
 
-    configuration: str  # a key of models.CONFIGURATIONS
+    layers: Layers
     kernels: dict[str, tuple[int, ...]]  # shapes by layer, each [h, w, inputs, outputs]
+
+    def cells(self, length: int) -> int:
+        """Returns the rows (or columns) of the score map for those of the image."""
+        return lengths(self.layers, length)[self.layers[-1].name]
 
 
 class Bucket(NamedTuple):
@@ -42,7 +47,7 @@ class Bucket(NamedTuple):
 class Tile(NamedTuple):
     """A part of a long image, and the columns of its score map that are those of the whole image's."""
 
-    start: int  # first column of pixels, a multiple of STRIDE
+    start: int  # first column of pixels, a multiple of `total_stride`
     first: int  # columns of the tile's score map to keep: from `first`
     last: int  # up to, without, `last`
 
@@ -61,9 +66,9 @@ class Job(NamedTuple):
         return self.kind in ("host_grid", "tiles")
 
 
-def network_of(configuration: str, params: dict) -> Network:
+def network_of(layers: Layers, params: dict) -> Network:
     """Returns the shapes of parameters, arrays or jax.ShapeDtypeStruct."""
-    return Network(configuration, {name: layer["kernel"].shape for name, layer in params.items()})
+    return Network(layers, {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer})
 
 
 def rescaled_sizes(sizes_Nx2: np.ndarray, scale: int) -> np.ndarray:
@@ -132,15 +137,7 @@ def plan_pass(
 
 def macs(network: Network, height: int, width: int) -> int:
     """Returns the multiply-adds for one image, densely (at 224x224: Paper Table 2's networks take 7.6 to 19.6 * 10^9)."""
-    total = 0
-    for layer in CONFIGURATIONS[network.configuration]:
-        height, width = height // layer.stride, width // layer.stride
-        if layer.has_params:
-            rows, columns, inputs, outputs = network.kernels[layer.name]
-            if layer.kind == "fc":
-                height, width = height - rows + 1, width - columns + 1
-            total += height * width * rows * columns * inputs * outputs
-    return total
+    return description.macs(network.layers, height, width, network.kernels)
 
 
 def bucket_lengths(lengths_N: np.ndarray, cost: Callable[[int], int], most: int = MAX_BUCKETS) -> list[int]:
@@ -215,37 +212,27 @@ def buckets(
 
 def tile_length(network: Network, scale: int) -> int:
     """Returns the pixels beyond which an image is tiled, and a tile's length: four times Q or four times the overlap."""
-    overlap = network.kernels["fc6"][1] - 1 + 2 * _halo(network)
-    return STRIDE * max(4 * scale // STRIDE, 4 * overlap)
+    stride, overlap = total_stride(network.layers), head_kernel(network.layers) - 1 + 2 * halo(network.layers)
+    return stride * max(4 * scale // stride, 4 * overlap)
 
 
 def tiles(network: Network, length: int, strip: int) -> list[Tile]:
     """Returns tiles whose kept columns together are the score map of the whole image, each column once.
 
-    A tile begins at a multiple of STRIDE, so that its poolings fall where the image's do. Near a cut the network sees the
+    A tile begins at a multiple of the total stride, so that its poolings fall where the image's do. Near a cut the network sees the
     tile's zero padding where the image has pixels; the columns that see a cut are left to the neighbour.
 
     Args:
       network: of `network_of`.
       length: columns of the image, pixels.
-      strip: of `tile_length`; a multiple of STRIDE.
+      strip: of `tile_length`; a multiple of the total stride.
     """
-    kernel, halo = network.kernels["fc6"][1], _halo(network)
-    columns, cuts, done = length // STRIDE - kernel + 1, [], 0
+    stride, hidden = total_stride(network.layers), halo(network.layers)
+    columns, cuts, done = network.cells(length), [], 0
     while done < columns:
-        begin = max(0, done - halo)
-        cells = min(strip, length - begin * STRIDE) // STRIDE
-        is_last = begin * STRIDE + strip >= length
-        last = cells - kernel + 1 - (0 if is_last else halo)
-        cuts.append(Tile(begin * STRIDE, done - begin, last))
+        begin = max(0, done - hidden)
+        is_last = begin * stride + strip >= length
+        last = network.cells(min(strip, length - begin * stride)) - (0 if is_last else hidden)
+        cuts.append(Tile(begin * stride, done - begin, last))
         done = begin + last
     return cuts
-
-
-def _halo(network: Network) -> int:
-    """Returns the number of last-map cells, from a cut inwards, whose receptive field crosses the cut."""
-    radius, stride = 0, 1  # in pixels
-    for layer in CONFIGURATIONS[network.configuration]:
-        radius += stride * (layer.kernel - 1) // 2 if layer.kind == "conv" else 0
-        stride *= layer.stride
-    return -(-radius // stride)

@@ -140,10 +140,10 @@ def predict(
         if maps and (image := heatmaps.image_for_map(records, i, largest.scale)) is not None:
             # The maps are of the image at one scale, not mirrored; the probabilities next to them are the predicted ones.
             scores, _ = heatmaps.score_map(trained, variables, image)
-            classes, crop = heatmaps.classes_to_draw(probs_K, label=-1), trained.config.image.crop
+            classes = heatmaps.classes_to_draw(probs_K, label=-1)
             drawn = str(directory / f"{i:03d}-{readable[i].stem}.png")
             with writing_to(drawn, "choose another --maps"):
-                heatmaps.draw(image, scores, probs_K, classes, trained.class_titles, crop).save(drawn)
+                heatmaps.draw(image, scores, probs_K, classes, trained.class_titles, trained.model.layers).save(drawn)
         (classes,) = results.top5_classes(probs_K[None])
         predictions[i] = Prediction(readable[i], classes, probs_K[classes], drawn)
         done(predictions[i])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vgg_jax.config import scale_text
+from vgg_jax.config import network_name, network_title, scale_text
 from vgg_jax.console import Console, duration
 from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.distributed import is_primary, primary_first
@@ -162,7 +162,7 @@ def _heading(models: list[TrainedModel], passes: list[list[EvalPass]], split: Sp
         methods = "; ".join(f"{method} at Q = {', '.join(values)}" for method, values in scales.items())
         model, image = trained.config.model, trained.config.image
         lines.append(
-            f"VGG {model.configuration}, S {scale_text(image.scale_min, image.scale_max)}, crop {image.crop}, "
+            f"{network_title(trained.config)}, S {scale_text(image.scale_min, image.scale_max)}, crop {image.crop}, "
             f"{model.dtype}, {trained.checkpoint}: {methods}"
         )
     return "\n".join(lines)
@@ -178,7 +178,7 @@ def _description(trained: TrainedModel, its_passes: Sequence[EvalPass]) -> dict[
     return {
         "checkpoint": str(trained.checkpoint),
         "params_sha256": trained.digest,
-        "configuration": trained.config.model.configuration,
+        "configuration": network_name(trained.config),
         "S": [trained.config.image.scale_min, trained.config.image.scale_max],
         "dtype": trained.config.model.dtype,
         "passes": [eval_pass._asdict() for eval_pass in its_passes],
@@ -249,7 +249,7 @@ def _draw_maps(
             classes = heatmaps.classes_to_draw(probs_K, int(first.labels[index]))
             stem = re.sub(r"[^\w.=-]+", "_", str(first.keys[index]).rsplit(".", 1)[0])
             path = directory / f"{index:06d}-{stem}.png"
-            heatmaps.draw(image, scores, probs_K, classes, trained.class_names, trained.config.image.crop).save(path)
+            heatmaps.draw(image, scores, probs_K, classes, trained.class_names, trained.model.layers).save(path)
             drawn.append(str(path))
     console.print(f"{len(drawn)} score maps at Q = {scale} in {directory}")
     return drawn

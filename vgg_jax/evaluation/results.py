@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vgg_jax.config import network_name
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.paper import TopKError
@@ -69,13 +70,13 @@ def rows(
     """Returns every average that the probabilities allow: each scale, each method, both methods; each model, all models."""
     methods = PROTOCOLS[protocol]
     labels = next(iter(probs[0].values())).labels
-    keys = [(trained.config.model.configuration, paper.training_scales(trained.config)) for trained in models]
+    keys = [(network_name(trained.config), paper.training_scales(trained.config)) for trained in models]
 
     def row(numbers: list[int], protocol: str, scales: list[list[int]], probs_NxK: np.ndarray) -> Row:
         top1_error, top5_error = topk_errors(probs_NxK, labels, skipped_N)
         kinds = {_kind_of_scales(models[i], its) for i, its in zip(numbers, scales, strict=True)}
         kind = kinds.pop() if len(kinds) == 1 else ""
-        name = " + ".join(f"{models[i].config.model.configuration} {models[i].workdir.name}" for i in numbers)
+        name = " + ".join(f"{network_name(models[i].config)} {models[i].workdir.name}" for i in numbers)
         return Row(
             name if len(numbers) == 1 else f"fusion of {len(numbers)}",
             protocol,

@@ -21,7 +21,6 @@ from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError
 from vgg_jax.memory import host_memory
-from vgg_jax.models import STRIDE
 from vgg_jax.sharding import batch_sharding, replicated
 from vgg_jax.steps import compile_step
 
@@ -53,7 +52,7 @@ class CompiledSteps:
     def __init__(self, trained: TrainedModel, stats: EvalStats):
         self.trained, self.network = (
             trained,
-            network_of(trained.config.model.configuration, trained.variables["params"]),
+            network_of(trained.model.layers, trained.variables["params"]),
         )
         self._stats, self._compiled = stats, dict[Any, Callable]()
         self._variables = {False: trained.variables}
@@ -259,8 +258,7 @@ def _run_tiles(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, ima
         padded = _padded(compiled, bucket, [piece for piece, _ in mine])
         variables = compiled.variables(bucket.transposed)
         scores.append(np.asarray(compiled.call("tiles", step, variables, *padded, compiled.put(keep))))
-    rows, columns = compiled.network.kernels["fc6"][:2]
-    cells = (scale // STRIDE - rows + 1) * (length // STRIDE - columns + 1)
+    cells = compiled.network.cells(scale) * compiled.network.cells(length)
     sums_2xK = np.concatenate(scores)[: len(pieces)].reshape(2, len(cuts), -1).sum(1, dtype=np.float64)
     return jax.nn.softmax(jnp.asarray(sums_2xK / cells, jnp.float32)).mean(0, keepdims=True)
 

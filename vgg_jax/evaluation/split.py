@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vgg_jax.config import network_name
 from vgg_jax.console import Console, duration
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.parallel import parallel_map
@@ -209,7 +210,7 @@ def _cache(trained: TrainedModel, eval_pass: EvalPass, split: Split, console: Co
         "format": _FORMAT,
         "checkpoint": trained.checkpoint.name,
         "params_sha256": trained.digest,
-        "configuration": trained.config.model.configuration,
+        "configuration": network_name(trained.config),
         "dtype": trained.config.model.dtype,
         "mean_rgb": trained.statistics.mean_rgb.tolist(),
         "class_names": trained.class_names,

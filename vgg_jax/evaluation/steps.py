@@ -15,7 +15,7 @@ import numpy as np
 
 from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.evaluation.passes import GRID
-from vgg_jax.models import VGG
+from vgg_jax.models import Network
 
 
 def transpose_kernels(variables: dict) -> dict:
@@ -43,7 +43,7 @@ def mirrored(images_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, transposed: jax.Ar
     )
 
 
-def make_dense(model: VGG, statistics: ColorStatistics) -> Callable[..., Any]:
+def make_dense(model: Network, statistics: ColorStatistics) -> Callable[..., Any]:
     """Returns the function for dense evaluation of whole images (Paper §3.2).
 
     (variables, images [B, H, W, 3] uint8, sizes [B, 2] int32, transposed bool) -> probabilities [B, K] float32: the mean
@@ -60,7 +60,7 @@ def make_dense(model: VGG, statistics: ColorStatistics) -> Callable[..., Any]:
     return dense
 
 
-def make_tiles(model: VGG, statistics: ColorStatistics) -> Callable[..., Any]:
+def make_tiles(model: Network, statistics: ColorStatistics) -> Callable[..., Any]:
     """Returns the function for parts of images too long for a bucket, see `plan.tiles`.
 
     (variables, images [B, H, W, 3] uint8, sizes [B, 2] int32, keep [B, 2] int32) -> scores [B, K] float32, summed over
@@ -77,7 +77,7 @@ def make_tiles(model: VGG, statistics: ColorStatistics) -> Callable[..., Any]:
     return tile_scores
 
 
-def make_crops(model: VGG, statistics: ColorStatistics, mirror: bool) -> Callable[..., Any]:
+def make_crops(model: Network, statistics: ColorStatistics, mirror: bool) -> Callable[..., Any]:
     """Returns the function for several crops of each image (Paper §4.3).
 
     (variables, crops [B, n, c, c, 3] uint8) -> probabilities [B, K] float32, the mean over an image's crops and, with

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics
 from vgg_jax.checkpoints import load_variables
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, network_title
 from vgg_jax.exceptions import UserError
 from vgg_jax.files import read_json
-from vgg_jax.models import CONFIGURATIONS, VGG
+from vgg_jax.models import CONFIGURATIONS, Network, is_vgg
 from vgg_jax.sharding import make_mesh, replicated
 from vgg_jax.state import leaf_names, make_model, model_shapes, params_sha256
 from vgg_jax.weights import hub
@@ -30,7 +30,7 @@ class TrainedModel(NamedTuple):
     workdir: Path  # of its evaluations
     checkpoint: Path  # the directory or file that its variables came from
     config: ConfigDict  # the run's, but for model.dtype where another was asked for
-    model: VGG
+    model: Network
     variables: dict  # first argument of `model.apply`
     digest: str  # `params_sha256`
     class_names: list[str]
@@ -127,6 +127,12 @@ def weights_of_run(source: str | Path) -> Weights:
       UserError: as `load_trained`.
     """
     trained = load_trained(source)
+    model = trained.config.model
+    if not is_vgg(model.configuration) or model.batch_norm or model.head != "fc":
+        raise UserError(
+            f"{source} is a {network_title(trained.config)}, and weights files hold the networks of the paper only, without "
+            "batch normalisation and with their FC layers; name the workdir itself where a model is asked for."
+        )
     red, green, blue = map(float, trained.statistics.mean_rgb)
     return Weights(
         params=jax.tree.map(lambda x: np.asarray(x, np.float32), trained.variables["params"]),
@@ -179,7 +185,7 @@ def _check_fit(workdir: Path, checkpoint: Path, config: ConfigDict, variables: d
     if different:
         more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
         raise UserError(
-            f"the checkpoint {checkpoint} is not of configuration {config.model.configuration} with "
+            f"the checkpoint {checkpoint} is not of {network_title(config)} with "
             f"{config.model.num_classes} classes, as {workdir / 'config.json'} says: {'; '.join(different[:3])}{more}. "
             "Give the workdir that it was made in."
         )

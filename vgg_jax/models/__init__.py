@@ -1,6 +1,76 @@
 """Pure Flax modules: images in, class scores out. Nothing here knows of data sets, files or devices."""
 
-from vgg_jax.models.description import CONFIGURATIONS, STRIDE, Layer, endpoint_names, layer_names
-from vgg_jax.models.vgg import VGG
+from __future__ import annotations
 
-__all__ = ["CONFIGURATIONS", "STRIDE", "VGG", "Layer", "endpoint_names", "layer_names"]
+import functools
+from typing import Any
+
+from vgg_jax.models.description import Layer, Layers, resolve
+from vgg_jax.models.network import Network
+from vgg_jax.models.resnet import BOTTLENECK_STRIDES, CIFAR_DEPTHS, PLAIN_DEPTHS, SHORTCUTS, STAGES, resnet
+from vgg_jax.models.vgg import HEADS, TABLE_1, vgg
+
+__all__ = [
+    "BOTTLENECK_STRIDES",
+    "CONFIGURATIONS",
+    "HEADS",
+    "SHORTCUTS",
+    "Layer",
+    "Layers",
+    "Network",
+    "describe",
+    "is_vgg",
+    "make_network",
+]
+
+CONFIGURATIONS = (
+    *TABLE_1,
+    *(f"ResNet-{depth}" for depth in (*STAGES, *CIFAR_DEPTHS)),
+    *(f"Plain-{depth}" for depth in PLAIN_DEPTHS),
+)
+
+
+@functools.cache
+def describe(
+    configuration: str,
+    crop: int = 224,
+    batch_norm: bool = False,
+    head: str = "fc",
+    shortcut: str = "",
+    bottleneck_stride: str = "3x3",
+) -> Layers:
+    """Returns the layers of a network.
+
+    Args:
+      configuration: one of CONFIGURATIONS.
+      crop: height and width of training images, pixels.
+      batch_norm, head: of a VGG, see `vgg.vgg`.
+      shortcut, bottleneck_stride: of a ResNet, see `resnet.resnet`.
+
+    Raises:
+      ValueError: an unknown configuration, or a crop too small for it.
+    """
+    if configuration in TABLE_1:
+        return resolve(vgg(TABLE_1[configuration], batch_norm, head), crop)
+    if configuration not in CONFIGURATIONS:
+        raise ValueError(f"no configuration {configuration!r}; there are {', '.join(CONFIGURATIONS)}")
+    family, _, depth = configuration.partition("-")
+    return resolve(resnet(int(depth), family == "ResNet", shortcut, bottleneck_stride), crop)
+
+
+def is_vgg(configuration: str) -> bool:
+    """Returns whether it is a network of the paper."""
+    return configuration in TABLE_1
+
+
+def make_network(
+    configuration: str = "D", crop: int = 224, description: dict[str, Any] | None = None, **attributes: Any
+) -> Network:
+    """Returns the module of a network.
+
+    Args:
+      configuration, crop: see `describe`.
+      description: its other arguments.
+      attributes: see `Network`.
+    """
+    return Network(layers=describe(configuration, crop, **(description or {})), crop=crop, **attributes)

@@ -1,78 +1,147 @@
-"""Descriptions of the networks: Paper Table 1 as text, and the layers it stands for.
+"""Description of a network: its layers in the order of computation, and what follows from them alone.
 
-Module, parameter names, output sizes, receptive field, multiplications and weight layouts all derive from these layers.
+The module (`network.Network`), parameter names, output sizes, padding masks, field of view and multiply-adds all derive
+from these layers; the networks themselves are tables in `vgg` and `resnet`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-# The columns of Paper Table 1: SIZE-CHANNELS is a convolution and its ReLU, M 2x2 max pooling, LRN local response
-# normalisation. The three FC layers, which all columns share, follow.
-TABLE_1 = {
-    "A": "3-64 M 3-128 M 3-256 3-256 M 3-512 3-512 M 3-512 3-512 M",
-    "A-LRN": "3-64 LRN M 3-128 M 3-256 3-256 M 3-512 3-512 M 3-512 3-512 M",
-    "B": "3-64 3-64 M 3-128 3-128 M 3-256 3-256 M 3-512 3-512 M 3-512 3-512 M",
-    "C": "3-64 3-64 M 3-128 3-128 M 3-256 3-256 1-256 M 3-512 3-512 1-512 M 3-512 3-512 1-512 M",
-    "D": "3-64 3-64 M 3-128 3-128 M 3-256 3-256 3-256 M 3-512 3-512 3-512 M 3-512 3-512 3-512 M",
-    "E": "3-64 3-64 M 3-128 3-128 M 3-256 3-256 3-256 3-256 M 3-512 3-512 3-512 3-512 M 3-512 3-512 3-512 3-512 M",
-    # The ablation of Paper §4.1: each pair of B's 3x3 convolutions is one 5x5.
-    "B-5x5": "5-64 M 5-128 M 5-256 M 5-512 M 5-512 M",
-}
+WHOLE_MAP = 0  # kernel of an FC layer that spans the map of a crop, as fc6 does
 
 
 class Layer(NamedTuple):
     """One layer of a network."""
 
     name: str  # conv3_2, relu3_2, lrn1_1, pool3, fc6, relu6
-    kind: str  # conv, relu, lrn, pool, fc or dropout
-    block: int  # 1 to 5; 6, 7 and 8 are the FC layers
+    kind: str  # conv, batch_norm, relu, lrn, pool (maximum), add, zero_pad, mean, dropout, fc, or head: the FC layer to the classes
+    block: int  # 1 to 5; 6, 7 and 8 are VGG's FC layers
     position: int = 0  # of a convolution within its block, from 1
-    kernel: int = 1  # height and width; fc6's are those of the last map
+    kernel: int = 1  # height and width
     stride: int = 1
-    channels: int = 0  # of a convolution's output, at full width
+    padding: int = 0  # rows and columns on every side
+    channels: int = 0  # of the output, at full width; 0: as the input, as many as classes (head), or `fc_width` (fc)
+    has_bias: bool = True
+    inputs: tuple[str, ...] = ()  # names of the layers whose outputs it reads; none: the layer before
+
+    @property
+    def has_kernel(self) -> bool:
+        """Returns whether the layer has a kernel among its parameters."""
+        return self.kind in ("conv", "fc", "head")
 
     @property
     def has_params(self) -> bool:
-        """Returns whether the layer has a kernel and a bias."""
-        return self.kind in ("conv", "fc")
+        """Returns whether the layer has parameters."""
+        return self.has_kernel or self.kind == "batch_norm"
+
+    @property
+    def is_fully_connected(self) -> bool:
+        """Returns whether it is an FC layer."""
+        return self.kind in ("fc", "head")
+
+    @property
+    def sees_neighbors(self) -> bool:
+        """Returns whether an output depends on inputs beyond the stride's own square, so that padding matters."""
+        return self.kind in ("conv", "pool") and self.kernel > self.stride
 
     def scaled_channels(self, width_multiplier: float) -> int:
         """Returns the output channels at a width; at least 1 stays."""
         return max(1, round(self.channels * width_multiplier))
 
-
-def parse(column: str) -> tuple[Layer, ...]:
-    """Returns the layers of a column of Table 1, in the order of computation."""
-    layers: list[Layer] = []
-    block, position = 1, 0
-    for item in column.split():
-        if item == "M":
-            layers.append(Layer(f"pool{block}", "pool", block, kernel=2, stride=2))
-            block, position = block + 1, 0
-        elif item == "LRN":
-            layers.append(Layer(f"lrn{block}_{position}", "lrn", block, position))
-        else:
-            kernel, channels = map(int, item.split("-"))
-            position += 1
-            name = f"{block}_{position}"
-            layers.append(Layer(f"conv{name}", "conv", block, position, kernel, channels=channels))
-            layers.append(Layer(f"relu{name}", "relu", block, position))
-    for block in (6, 7):
-        layers += [Layer(f"{kind}{block}", kind, block) for kind in ("fc", "relu", "dropout")]
-    return (*layers, Layer("fc8", "fc", 8))
+    def out_length(self, length: Any) -> Any:
+        """Returns the rows (or columns) of the output for those of the input: a number, or an array of them."""
+        return (length + 2 * self.padding - self.kernel) // self.stride + 1
 
 
-CONFIGURATIONS: dict[str, tuple[Layer, ...]] = {name: parse(column) for name, column in TABLE_1.items()}
-STRIDE = 32  # of every configuration: five poolings halve the image five times
+Layers = tuple[Layer, ...]
 
 
-def endpoint_names(configuration: str) -> list[str]:
-    """Returns the names that `VGG.__call__` takes as endpoints, in the order of computation: images, conv1_1, ..., score_map."""
-    *layers, _ = CONFIGURATIONS[configuration]
-    return ["images", *(layer.name for layer in layers if layer.kind != "dropout"), "score_map"]  # of fc8
+def with_inputs(layers: Layers) -> Iterator[tuple[Layer, tuple[str, ...]]]:
+    """Yields each layer with the names of the outputs that it reads; the first reads "images"."""
+    previous = "images"
+    for layer in layers:
+        yield layer, layer.inputs or (previous,)
+        previous = layer.name
 
 
-def layer_names(configuration: str) -> list[str]:
+def resolve(layers: Layers, crop: int) -> Layers:
+    """Returns the layers with the kernel of each that spans the map of a crop, in numbers; crop in pixels.
+
+    Raises:
+      ValueError: a crop too small for the layers.
+    """
+    resolved: list[Layer] = []
+    sizes = {"images": crop}
+    for layer, (first, *_) in with_inputs(layers):
+        resolved.append(layer._replace(kernel=sizes[first]) if layer.kernel == WHOLE_MAP else layer)
+        sizes[layer.name] = resolved[-1].out_length(sizes[first])
+        if sizes[layer.name] < 1:
+            raise ValueError(f"a crop of {crop} pixels is too small: nothing would be left of it at {layer.name}")
+    return tuple(resolved)
+
+
+def lengths(layers: Layers, length: int) -> dict[str, int]:
+    """Returns the rows (or columns) of every layer's output, densely, for those of the image ("images"), pixels.
+
+    0 and less: the image is too small for the layer.
+    """
+    result = {"images": length}
+    for layer, (first, *_) in with_inputs(layers):
+        result[layer.name] = layer.out_length(result[first])
+    return result
+
+
+def total_stride(layers: Layers) -> int:
+    """Returns the pixels between neighbouring cells of the score map."""
+    strides = {"images": 1}
+    for layer, (first, *_) in with_inputs(layers):
+        strides[layer.name] = strides[first] * layer.stride
+    return strides[layers[-1].name]
+
+
+def halo(layers: Layers) -> int:
+    """Returns the number of last-map cells, from a cut of the image inwards, whose field of view crosses the cut.
+
+    FC layers do not count; the cut is at a multiple of `total_stride`.
+    """
+    reach, strides = {"images": 0}, {"images": 1}
+    for layer, inputs in with_inputs(layers):
+        beyond = (
+            max(layer.padding, layer.kernel - layer.stride - layer.padding) if layer.kind in ("conv", "pool") else 0
+        )
+        reach[layer.name] = max(reach[name] for name in inputs) + strides[inputs[0]] * beyond
+        strides[layer.name] = strides[inputs[0]] * layer.stride
+    return -(-reach[layers[-1].name] // strides[layers[-1].name])
+
+
+def head_kernel(layers: Layers) -> int:
+    """Returns the rows and columns of the last map that one cell of the score map sees."""
+    return 1 + sum(layer.kernel - 1 for layer in layers if layer.is_fully_connected)
+
+
+def macs(layers: Layers, height: int, width: int, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Returns the multiply-adds for one image, densely (Paper Table 2's networks take 7.6 to 19.6 * 10^9 at 224x224).
+
+    Args:
+      layers: of a network.
+      height, width: of the image, pixels.
+      shapes: of the kernels by layer, [h, w, inputs of one group, outputs].
+    """
+    rows, columns = lengths(layers, height), lengths(layers, width)
+    return sum(
+        rows[layer.name] * columns[layer.name] * math.prod(shapes[layer.name]) for layer in layers if layer.has_kernel
+    )
+
+
+def layer_names(layers: Layers) -> list[str]:
     """Returns the names of the layers that have parameters, in the order of computation: conv1_1, ..., fc8."""
-    return [layer.name for layer in CONFIGURATIONS[configuration] if layer.has_params]
+    return [layer.name for layer in layers if layer.has_params]
+
+
+def endpoint_names(layers: Layers) -> list[str]:
+    """Returns the names that `Network.__call__` takes as endpoints, in the order of computation: images, conv1_1, ..., score_map."""
+    *hidden, _ = layers
+    return ["images", *(layer.name for layer in hidden if layer.kind != "dropout"), "score_map"]  # of the head

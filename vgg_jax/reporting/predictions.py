@@ -176,7 +176,7 @@ def map_scale(trained: TrainedModel) -> int:
 
 def score_maps(predictions: Predictions, trained: TrainedModel, split: Split, count: int) -> list[dict[str, Any]]:
     """Draws score maps of the true and of the predicted, or the second, class; of images spread evenly over the split."""
-    variables, scale, crop = jax.device_get(trained.variables), map_scale(trained), trained.config.image.crop
+    variables, scale = jax.device_get(trained.variables), map_scale(trained)
     drawn = []
     for index in heatmaps.spread(len(predictions.keys), count + 2)[1:-1]:
         pixels = heatmaps.image_for_map(split.records, index, scale)
@@ -187,7 +187,10 @@ def score_maps(predictions: Predictions, trained: TrainedModel, split: Split, co
         classes = heatmaps.classes_to_draw(probs_K, label)
         shown = scores[..., [k for _, k in classes]]
         ends = float(shown.min()), float(shown.max())
-        maps = [heatmaps.overlay(image, shown[..., i], ends, pixels.shape[:2], crop) for i in range(len(classes))]
+        maps = [
+            heatmaps.overlay(image, shown[..., i], ends, pixels.shape[:2], trained.model.layers)
+            for i in range(len(classes))
+        ]
         drawn.append(
             {
                 "key": str(predictions.keys[index]),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vgg_jax.config import default_config, flatten, scale_text
+from vgg_jax.config import default_config, flatten, network_name, network_title, scale_text
 from vgg_jax.console import duration
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
@@ -143,7 +143,7 @@ def title(run: Run) -> str:
     width = run.config["model.width_multiplier"]
     return ", ".join(
         [
-            f"VGG {run.config['model.configuration']}",
+            network_title(run.config),
             *([] if width == 1 else [f"{width:g} x as wide"]),
             f"crop {run.config['image.crop']}",
             f"S = {scale_text(low, high)}",
@@ -259,7 +259,7 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
 
 def _reference(run: Run) -> list[tuple[str, str, str]]:
     """Returns the paper's figures of this configuration: (training scale, single scale, multi-scale), top-1 / top-5."""
-    configuration = run.config["model.configuration"]
+    configuration = network_name(run.config)
 
     def text(errors: paper.TopKError | None) -> str:
         return f"{errors.top1} / {errors.top5} %" if errors else ABSENT

@@ -22,10 +22,10 @@ from safetensors.numpy import save_file
 
 from vgg_jax.exceptions import UNPRINTABLE, UserError, printable
 from vgg_jax.files import ANOTHER_PLACE, write_atomically
-from vgg_jax.models import CONFIGURATIONS, STRIDE, VGG
+from vgg_jax.models import Network, is_vgg, make_network
 from vgg_jax.state import params_sha256
 from vgg_jax.weights import containers, preprocessing
-from vgg_jax.weights.layouts import LAYOUTS, Size, identify, kernel_shapes
+from vgg_jax.weights.layouts import LAYOUTS, SIDE_STRIDE, Size, identify, kernel_shapes
 from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
     """A model, its parameters and what belongs to them."""
 
     params: dict  # {layer: {"kernel", "bias"}}, NumPy float32, for the input that `preprocessing` gives
-    configuration: str  # a key of models.CONFIGURATIONS
+    configuration: str  # a VGG of models.CONFIGURATIONS
     width_multiplier: float
     fc_width: int
     crop: int  # pixels
@@ -55,10 +55,10 @@ class Weights(NamedTuple):
         return self.params["fc8"]["bias"].shape[0]
 
 
-def make_model(weights: Weights, dtype: str = "float32") -> VGG:
+def make_model(weights: Weights, dtype: str = "float32") -> Network:
     """Returns the module that takes the parameters."""
-    return VGG(
-        configuration=weights.configuration,
+    return make_network(
+        weights.configuration,
         num_classes=weights.num_classes,
         width_multiplier=weights.width_multiplier,
         fc_width=weights.fc_width,
@@ -68,7 +68,7 @@ def make_model(weights: Weights, dtype: str = "float32") -> VGG:
 
 
 def folded_params(weights: Weights) -> dict:
-    """Returns the parameters for RGB on 0 to 255 minus `preprocessing.mean_rgb()`, as `models.VGG` expects it."""
+    """Returns the parameters for RGB on 0 to 255 minus `preprocessing.mean_rgb()`, as `models.Network` expects it."""
     first = weights.params["conv1_1"]
     kernel = preprocessing.fold_into_conv1(first["kernel"], weights.preprocessing)
     return {**weights.params, "conv1_1": {"kernel": kernel, "bias": first["bias"]}}
@@ -108,7 +108,7 @@ def load_own(contents: TensorFile) -> Weights:
         description["width_multiplier"],
         description["fc_width"],
         description["num_classes"],
-        description["crop"] // STRIDE,
+        description["crop"] // SIDE_STRIDE,
     )
     # Exactly its own names, with the shapes that the description gives; `identify` says what is missing.
     shapes = kernel_shapes(description["configuration"], size)
@@ -149,11 +149,11 @@ def _description(given: Any) -> dict[str, Any]:
     )
     checked |= dict.fromkeys(("class_names", "class_titles", "source", "params_sha256"))
     checked |= {key: value for key, value in given.items() if key in checked}
-    if not isinstance(checked["configuration"], str) or checked["configuration"] not in CONFIGURATIONS:
+    if not isinstance(checked["configuration"], str) or not is_vgg(checked["configuration"]):
         _refuse("configuration", checked["configuration"])
     classes = whole("num_classes", 1, 2**24)
     whole("fc_width", 1, 2**24)
-    crop = whole("crop", STRIDE, 2**16)
+    crop = whole("crop", SIDE_STRIDE, 2**16)
     width = checked["width_multiplier"]
     if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < 100 or not math.isfinite(width):
         _refuse("width_multiplier", width)

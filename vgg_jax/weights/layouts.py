@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vgg_jax.models import CONFIGURATIONS, STRIDE, Layer, layer_names
+from vgg_jax.models import Layer, describe
+from vgg_jax.models.description import layer_names
+from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.weights.tensors import Tensor, WeightsError, short
 
 Shape = tuple[int, ...]
+SIDE_STRIDE = 32  # pixels of the crop for each row of fc6's kernel: five poolings
 FC_LAYERS = ("fc6", "fc7", "fc8")
 
 
@@ -58,15 +61,15 @@ class Layout(NamedTuple):
 
 
 def _convolutions(configuration: str) -> list[Layer]:
-    return [layer for layer in CONFIGURATIONS[configuration] if layer.kind == "conv"]
+    return [layer for layer in describe(configuration) if layer.kind == "conv"]
 
 
 def _torch_names(configuration: str, fc: tuple[str, str, str]) -> dict[str, tuple[str, str]]:
     # `features` numbers convolutions, ReLUs and poolings in the order of computation.
-    stems = [f"features.{i}" for i, layer in enumerate(CONFIGURATIONS[configuration]) if layer.kind == "conv"]
+    stems = [f"features.{i}" for i, layer in enumerate(describe(configuration)) if layer.kind == "conv"]
     return {
         layer: (f"{stem}.weight", f"{stem}.bias")
-        for layer, stem in zip(layer_names(configuration), [*stems, *fc], strict=True)
+        for layer, stem in zip(layer_names(describe(configuration)), [*stems, *fc], strict=True)
     }
 
 
@@ -77,7 +80,8 @@ def _keras_names(configuration: str) -> dict[str, tuple[str, str]]:
         "predictions",
     ]
     return {
-        layer: (f"{stem}/kernel", f"{stem}/bias") for layer, stem in zip(layer_names(configuration), stems, strict=True)
+        layer: (f"{stem}/kernel", f"{stem}/bias")
+        for layer, stem in zip(layer_names(describe(configuration)), stems, strict=True)
     }
 
 
@@ -98,14 +102,14 @@ LAYOUTS: dict[str, Layout] = {
         {"conv": HWIO} | dict.fromkeys(FC_LAYERS, COLUMNS_OF_HWC),
     ),
     "Caffe": Layout(
-        tuple(CONFIGURATIONS),
-        lambda c: {layer: (f"{layer}/0", f"{layer}/1") for layer in layer_names(c)},
+        tuple(TABLE_1),
+        lambda c: {layer: (f"{layer}/0", f"{layer}/1") for layer in layer_names(describe(c))},
         {"conv": OIHW} | dict.fromkeys(FC_LAYERS, ROWS_OF_CHW),
         leading_ones=True,
     ),
     "vgg_jax": Layout(
-        tuple(CONFIGURATIONS),
-        lambda c: {layer: (f"{layer}/kernel", f"{layer}/bias") for layer in layer_names(c)},
+        tuple(TABLE_1),
+        lambda c: {layer: (f"{layer}/kernel", f"{layer}/bias") for layer in layer_names(describe(c))},
         {"conv": HWIO} | dict.fromkeys(FC_LAYERS, HWIO),
     ),
 }
@@ -143,7 +147,7 @@ def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, 
 
     Args:
       tensors: of a file.
-      configuration: a key of models.CONFIGURATIONS that it must be; "" for the first that fits.
+      configuration: a key of TABLE_1 that it must be; "" for the first that fits.
 
     Returns:
       A key of LAYOUTS, the configuration, and the model's size.
@@ -159,7 +163,7 @@ def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, 
         if not configuration or c == configuration
     ]
     if not candidates:
-        raise WeightsError(f"there is no configuration {configuration!r}; there are {', '.join(CONFIGURATIONS)}")
+        raise WeightsError(f"there is no configuration {configuration!r}; there are {', '.join(TABLE_1)}")
     apart, name, nearest = min(candidates, key=lambda candidate: candidate[0])
     if apart:
         raise WeightsError(_foreign(names, name, nearest, _names(LAYOUTS[name], nearest)))
@@ -245,4 +249,4 @@ def _some(words: list[str]) -> str:
 
 def crop_of(size: Size) -> int:
     """Returns the smallest crop whose last map fc6's kernel spans."""
-    return size.side * STRIDE
+    return size.side * SIDE_STRIDE

@@ -1,0 +1,179 @@
+"""The module that computes a described network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.models.description import Layer, Layers, endpoint_names, with_inputs
+from vgg_jax.models.initializers import PRESETS
+from vgg_jax.models.layers import FullyConnected, local_response_norm, max_pool_2x2
+
+
+class Network(nn.Module):
+    """A network, fully convolutional from the start (Paper §2.1, §3.2).
+
+    Takes images of the crop's size or larger. Larger ones give a class score map, which is averaged over space.
+
+    Parameters, one nested dict: of convolutions and FC layers {"kernel" [h, w, C, F], "bias" [F]}, in a VGG conv1_1 ...
+    conv5_4, fc6 [h, w, C, F], fc7 [1, 1, F, F], fc8 [1, 1, F, K]; of batch normalisation {"scale" [C], "bias" [C]}, and
+    in the collection "batch_stats" {"mean" [C], "var" [C]}.
+
+    Attributes:
+      layers: of `models.describe`.
+      num_classes: K.
+      width_multiplier: factor on the channels of all convolutions; at least 1 channel stays.
+      fc_width: F, features of the hidden FC layers.
+      dropout_rate: after each hidden FC layer, when training.
+      init_preset: a key of `initializers.PRESETS`.
+      dtype: of the computation; logits are float32.
+      param_dtype: of the parameters.
+      crop: height and width of training images, pixels.
+    """
+
+    layers: Layers
+    num_classes: int = 1000
+    width_multiplier: float = 1.0
+    fc_width: int = 4096
+    dropout_rate: float = 0.5
+    init_preset: str = "glorot"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    crop: int = 224
+
+    def __call__(
+        self,
+        images_BxHxWx3: jax.Array,
+        train: bool = False,
+        sizes_Bx2: jax.Array | None = None,
+        endpoints: Sequence[str] = (),
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Computes class scores.
+
+        Args:
+          images_BxHxWx3: RGB on the scale 0 to 255 with the training set's mean RGB subtracted, at least as large as
+            the crop.
+          train: dropout on, which needs an rng named "dropout"; batch normalisation by this batch's statistics, which
+            update the running averages: "batch_stats" must be mutable.
+          sizes_Bx2: int, true (height, width) of images that are padded at the bottom and the right to a common
+            size; the logits are those of the unpadded images. Every size is at least the crop. Not for training.
+          endpoints: names of layers whose activations are returned too, see `description.endpoint_names`.
+
+        Returns:
+          logits [B, K] in float32, the class scores averaged over space; and {name: map} of the endpoints, maps
+          [B, h, w, C] in `dtype`, `score_map` [B, h, w, K] in float32. With global average pooling the score map is
+          that of the last layer at every position, whose mean is the logits; without `score_map` among the endpoints
+          the mean is taken first.
+
+        Raises:
+          ValueError: an unknown endpoint, or images smaller than the crop of a network with FC layers over a map.
+        """
+        score_map, sizes, recorded = self._layers(images_BxHxWx3, train, sizes_Bx2, endpoints)
+        return _mean(score_map, sizes), recorded
+
+    def activations(self, images_BxHxWx3: jax.Array, endpoints: Sequence[str]) -> dict[str, jax.Array]:
+        """Returns the endpoints alone, as `__call__` does, and computes no layer after the last of them.
+
+        The images may be smaller than the crop where no FC layer is among the endpoints.
+        """
+        last = max(endpoints, key=endpoint_names(self.layers).index)
+        return self._layers(images_BxHxWx3, False, None, endpoints, last)[2]
+
+    @nn.compact
+    def _layers(
+        self,
+        images_BxHxWx3: jax.Array,
+        train: bool,
+        sizes_Bx2: jax.Array | None,
+        endpoints: Sequence[str],
+        last: str = "score_map",
+    ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
+        """Returns the map after the endpoint `last`, the true sizes in it, and the endpoints up to it."""
+        if unknown := set(endpoints) - set(endpoint_names(self.layers)):
+            raise ValueError(
+                f"the network has no endpoint {', '.join(sorted(unknown))}; it has {', '.join(endpoint_names(self.layers))}"
+            )
+        is_dense = "score_map" in endpoints
+        outputs = {"images": (images_BxHxWx3.astype(self.dtype), sizes_Bx2)}
+        for layer, inputs in with_inputs(self.layers):
+            if last in outputs:
+                break
+            (x, sizes), *others = (outputs[name] for name in inputs)
+            if layer.kind == "mean":
+                if not is_dense:
+                    x, sizes = _mean(x, sizes)[:, None, None], None
+            else:
+                # Outside an image's true size is what an unpadded image is padded with. Layers that see one place at a
+                # time need no mask, and neither does pooling without overlap, which drops an odd last row.
+                if layer.sees_neighbors:
+                    x = _mask(x, sizes, -jnp.inf if layer.kind == "pool" else 0)
+                x = self._layer(layer, x, [other for other, _ in others], train)
+                sizes = None if sizes is None else layer.out_length(sizes)
+            outputs[layer.name] = x, sizes
+        else:
+            outputs["score_map"] = x.astype(jnp.float32), sizes
+        recorded = {name: _mask(*outputs[name]) for name in endpoints if name in outputs}
+        return *outputs[last], recorded
+
+    def _layer(self, layer: Layer, x: jax.Array, others: list[jax.Array], train: bool) -> jax.Array:
+        common: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype, "name": layer.name}
+        if layer.kind == "conv":
+            return self._convolution(layer, x.shape[-1])(x)
+        if layer.kind == "batch_norm":
+            # The statistics are those of the whole global batch, as the step is one program over all devices.
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, **common)(x)
+        if layer.kind == "lrn":
+            return local_response_norm(x)
+        if layer.kind == "relu":
+            return nn.relu(x)
+        if layer.kind == "pool":
+            if (layer.kernel, layer.stride, layer.padding) == (2, 2, 0):
+                return max_pool_2x2(x)
+            square, padding = (layer.kernel,) * 2, ((layer.padding,) * 2,) * 2
+            return nn.max_pool(x, square, (layer.stride,) * 2, padding)
+        if layer.kind == "add":
+            return x + others[0]
+        if layer.kind == "zero_pad":
+            added = layer.scaled_channels(self.width_multiplier) - x.shape[-1]
+            return jnp.pad(x[:, :: layer.stride, :: layer.stride], ((0, 0),) * 3 + ((0, added),))
+        if layer.kind == "dropout":
+            return nn.Dropout(self.dropout_rate, deterministic=not train, name=layer.name)(x)
+        features = self.num_classes if layer.kind == "head" else self.fc_width
+        return FullyConnected(features, (layer.kernel,) * 2, init_preset=self.init_preset, **common)(x)
+
+    def _convolution(self, layer: Layer, inputs: int) -> nn.Conv:
+        size, channels = layer.kernel, layer.scaled_channels(self.width_multiplier)
+        kernel_init, bias_init = PRESETS[self.init_preset](size**2 * inputs, size**2 * channels)
+        return nn.Conv(
+            channels,
+            (size, size),
+            (layer.stride, layer.stride),
+            padding=((layer.padding,) * 2,) * 2,
+            use_bias=layer.has_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            name=layer.name,
+        )
+
+
+def _mean(x_BxHxWxC: jax.Array, sizes_Bx2: jax.Array | None) -> jax.Array:
+    """Returns the means [B, C] over each image's true size."""
+    if sizes_Bx2 is None:
+        return x_BxHxWxC.mean((1, 2))
+    return _mask(x_BxHxWxC, sizes_Bx2).sum((1, 2)) / sizes_Bx2.prod(-1, keepdims=True).astype(x_BxHxWxC.dtype)
+
+
+def _mask(x_BxHxWxC: jax.Array, sizes_Bx2: jax.Array | None, outside: float = 0) -> jax.Array:
+    """Returns maps that have one value outside each image's true size; unchanged where the sizes are None."""
+    if sizes_Bx2 is None:
+        return x_BxHxWxC
+    rows = jnp.arange(x_BxHxWxC.shape[1]) < sizes_Bx2[:, :1]
+    columns = jnp.arange(x_BxHxWxC.shape[2]) < sizes_Bx2[:, 1:]
+    inside = (rows[:, :, None] & columns[:, None, :])[..., None]
+    return jnp.where(inside, x_BxHxWxC, jnp.asarray(outside, x_BxHxWxC.dtype))
