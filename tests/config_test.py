@@ -79,7 +79,11 @@ def test_every_configuration_file_is_valid_on_eight_devices():
         ("batch_size", 4, "8 or 16 would do"),
         ("batch_size", 0, "must be at least 1"),
         ("accumulation_steps", 3, "which 8 devices x 3 accumulation steps do not divide; 240 or 264 would do"),
-        ("image.crop", 31, "a crop of 31 pixels is too small: nothing would be left of it at pool5 of D; give a larger one"),
+        (
+            "image.crop",
+            31,
+            "a crop of 31 pixels is too small: nothing would be left of it at pool5 of D; give a larger one",
+        ),
         ("image.crop", 257, "config.image.scale_min (S) is 256, less than config.image.crop, 257"),
         ("image.scale_max", 200, "config.image.scale_max is 200, less than config.image.scale_min, 256"),
         ("image.eval_scale", 100, "config.image.eval_scale (Q) is 100, less than config.image.crop, 224"),

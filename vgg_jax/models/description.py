@@ -131,8 +131,12 @@ def macs(layers: Layers, height: int, width: int, shapes: dict[str, tuple[int, .
       shapes: of the kernels by layer, [h, w, inputs of one group, outputs].
     """
     rows, columns = lengths(layers, height), lengths(layers, width)
+    is_pooled = any(layer.kind == "mean" for layer in layers)  # then the head sees one place
     return sum(
-        rows[layer.name] * columns[layer.name] * math.prod(shapes[layer.name]) for layer in layers if layer.has_kernel
+        (1 if layer.kind == "head" and is_pooled else rows[layer.name] * columns[layer.name])
+        * math.prod(shapes[layer.name])
+        for layer in layers
+        if layer.has_kernel
     )
 
 

@@ -1,0 +1,185 @@
+"""The networks around VGG: published counts, and torch's own layers on the same numbers."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from tests.first_steps import some_steps
+from tests.networks import shapes_of, small
+from vgg_jax.models import describe, make_network
+from vgg_jax.models.description import macs, total_stride
+
+BN, GAP = {"batch_norm": True}, {"head": "gap"}
+
+
+# Parameters: torchvision's documentation for batch normalisation and ResNets with 1000 classes; He et al. 2015 §4.2 (0.27 M,
+# ..., 1.7 M) to the unit for CIFAR.
+@pytest.mark.parametrize(
+    ("configuration", "description", "crop", "classes", "parameters"),
+    [
+        ("A", BN, 224, 1000, 132_868_840),
+        ("B", BN, 224, 1000, 133_053_736),
+        ("D", BN, 224, 1000, 138_365_992),
+        ("E", BN, 224, 1000, 143_678_248),
+        ("A", GAP, 224, 1000, 9_733_480),
+        ("B", GAP, 224, 1000, 9_917_992),
+        ("D", GAP, 224, 1000, 15_227_688),
+        ("E", GAP, 224, 1000, 20_537_384),
+        ("A", BN | GAP, 224, 1000, 9_738_984),
+        ("B", BN | GAP, 224, 1000, 9_923_880),
+        ("D", BN | GAP, 224, 1000, 15_236_136),
+        ("E", BN | GAP, 224, 1000, 20_548_392),
+        ("ResNet-18", {}, 224, 1000, 11_689_512),
+        ("ResNet-34", {}, 224, 1000, 21_797_672),
+        ("ResNet-50", {}, 224, 1000, 25_557_032),
+        ("ResNet-50", {"bottleneck_stride": "1x1"}, 224, 1000, 25_557_032),
+        ("ResNet-101", {}, 224, 1000, 44_549_160),
+        ("ResNet-152", {}, 224, 1000, 60_192_808),
+        ("Plain-18", {}, 224, 1000, 11_515_688),
+        ("Plain-34", {}, 224, 1000, 21_623_848),
+        ("ResNet-34", {"shortcut": "A"}, 224, 1000, 21_623_848),
+        ("ResNet-20", {}, 32, 10, 269_722),
+        ("ResNet-32", {}, 32, 10, 464_154),
+        ("ResNet-44", {}, 32, 10, 658_586),
+        ("ResNet-56", {}, 32, 10, 853_018),
+        ("ResNet-110", {}, 32, 10, 1_727_962),
+        ("Plain-20", {}, 32, 10, 269_722),
+        ("Plain-56", {}, 32, 10, 853_018),
+    ],
+)
+def test_parameters_are_the_published_number(configuration, description, crop, classes, parameters):
+    shapes = shapes_of(make_network(configuration, crop, description, num_classes=classes))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == parameters
+
+
+# He et al. 2015, Table 1: 10^9 multiply-adds at 224, stride in the first 1x1 of a bottleneck.
+@pytest.mark.parametrize(("depth", "giga"), [(18, 1.8), (34, 3.6), (50, 3.8), (101, 7.6), (152, 11.3)])
+def test_multiply_adds_are_the_papers(depth, giga):
+    layers = describe(f"ResNet-{depth}", bottleneck_stride="1x1")
+    params = shapes_of(make_network(f"ResNet-{depth}", description={"bottleneck_stride": "1x1"}))
+    kernels = {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer}
+    assert macs(layers, 224, 224, kernels) / 1e9 == pytest.approx(giga, abs=0.07)
+    assert total_stride(layers) == 32
+
+
+def test_shortcut_c_projects_in_every_block():
+    def projections(shortcut):
+        return sum(
+            layer.name.endswith("s") and layer.kind == "conv" for layer in describe("ResNet-34", 224, shortcut=shortcut)
+        )
+
+    assert (projections("A"), projections("B"), projections("C")) == (0, 3, 16)
+
+
+# --- against torch ---
+
+
+def torch_forward(variables, images, train=False):
+    """The same network out of torch's functions, written down from the papers and not from the description's walk."""
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    params, stats = variables["params"], variables.get("batch_stats", {})
+
+    def tensor(array):
+        return torch.tensor(np.asarray(array))
+
+    def conv(x, name, stride=1):
+        kernel = tensor(params[name]["kernel"]).permute(3, 2, 0, 1)
+        bias = tensor(params[name]["bias"]) if "bias" in params[name] else None
+        return f.conv2d(x, kernel, bias, stride, padding=kernel.shape[-1] // 2)
+
+    def bn(x, name):
+        mean, var = (tensor(stats[name][key]) for key in ("mean", "var"))
+        scale, bias = (tensor(params[name][key]) for key in ("scale", "bias"))
+        return f.batch_norm(x, mean, var, scale, bias, training=train, eps=1e-5)
+
+    def unit(x, name, stride=1):
+        return bn(conv(x, f"conv{name}", stride), f"bn{name}")
+
+    def head(x, name="fc"):
+        kernel = tensor(params[name]["kernel"])
+        return x.mean((2, 3)) @ kernel.reshape(-1, kernel.shape[-1]) + tensor(params[name]["bias"])
+
+    return torch, f, conv, bn, unit, head, tensor(images).permute(0, 3, 1, 2)
+
+
+def images(count, side):
+    return 60 * np.random.default_rng(0).normal(size=(count, side, side, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_batch_normalisation_and_global_pooling_are_torchs(train):
+    model, variables = small("A", 64, BN | GAP)
+    x = images(3, 64)
+    _, f, conv, bn, _, head, y = torch_forward(variables, x, train)
+    for block, count in enumerate((1, 1, 2, 2, 2), 1):
+        for position in range(1, count + 1):
+            y = f.relu(bn(conv(y, f"conv{block}_{position}"), f"bn{block}_{position}"))
+        y = f.max_pool2d(y, 2)
+    found = model.apply(variables, x, train=train, mutable=["batch_stats"] if train else False)
+    (logits, _), updated = found if train else (found, {})
+    np.testing.assert_allclose(logits, head(y), rtol=2e-4, atol=2e-4)
+    if train:  # the first running mean: 0.9 of the old and 0.1 of the batch's
+        of_batch = np.asarray(conv_mean(variables, x))
+        old = variables["batch_stats"]["bn1_1"]["mean"]
+        np.testing.assert_allclose(
+            updated["batch_stats"]["bn1_1"]["mean"], 0.9 * old + 0.1 * of_batch, rtol=1e-4, atol=1e-3
+        )
+
+
+def conv_mean(variables, x):
+    first = variables["params"]["conv1_1"]
+    y = jax.lax.conv_general_dilated(x, first["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return (y + first["bias"]).mean((0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "shortcut", "stride"),
+    [
+        ("ResNet-18", "B", "3x3"),
+        ("ResNet-18", "A", "3x3"),
+        ("ResNet-50", "B", "3x3"),
+        ("ResNet-50", "C", "1x1"),
+        ("Plain-18", "", "3x3"),
+    ],
+)
+def test_residual_networks_are_torchs_layers(configuration, shortcut, stride):
+    model, variables = small(configuration, 64, {"shortcut": shortcut, "bottleneck_stride": stride})
+    x = images(2, 75)
+    torch, f, _, _, unit, head, y = torch_forward(variables, x)
+    y = f.max_pool2d(f.relu(unit(y, "1", 2)), 3, 2, padding=1)
+    for stage, count in enumerate((2, 2, 2, 2) if configuration.endswith("18") else (3, 4, 6, 3), 2):
+        for i in range(1, count + 1):
+            down, name = 2 if stage > 2 and i == 1 else 1, f"{stage}_{i}"
+            if configuration == "ResNet-50":
+                first, second = (1, down) if stride == "3x3" else (down, 1)
+                z = f.relu(unit(f.relu(unit(y, f"{name}a", first)), f"{name}b", second))
+                z = unit(z, f"{name}c")
+            else:
+                z = unit(f.relu(unit(y, f"{name}a", down)), f"{name}b")
+            if configuration.startswith("ResNet"):
+                if f"conv{name}s" in variables["params"]:
+                    y = unit(y, f"{name}s", down)
+                elif y.shape != z.shape:
+                    y = y[:, :, ::2, ::2]
+                    y = torch.cat([y, torch.zeros(2, z.shape[1] - y.shape[1], *y.shape[2:])], 1)
+                z = z + y
+            y = f.relu(z)
+    np.testing.assert_allclose(model.apply(variables, x)[0], head(y), rtol=1e-3, atol=1e-3)
+
+
+# --- training ---
+
+
+@pytest.mark.parametrize("configuration", [pytest.param("A", marks=pytest.mark.slow), "ResNet-20"])
+def test_eight_devices_are_one_device(tiny_config, configuration):
+    """Statistics are those of the whole batch: a device alone has one image of it."""
+    tiny_config.model.configuration = configuration
+    if configuration == "A":
+        tiny_config.model.batch_norm, tiny_config.model.head = True, "gap"
+    tiny_config.model.width_multiplier = 1 / 4
+    one = some_steps(tiny_config, 4, devices=1)
+    np.testing.assert_allclose(some_steps(tiny_config, 4, devices=8), one, rtol=1e-3)
+    assert one[-1] != one[0]
