@@ -8,12 +8,18 @@ import pytest
 from PIL import Image
 
 from vgg_jax.data import crops
-from vgg_jax.data.crops import center_crop, random_crop, rescaled, rescaled_size
+from vgg_jax.data.crops import center_crop, random_crop, random_resized_crop, rescaled, rescaled_size
 
 
 def jpeg(image, subsampling=2):
     file = io.BytesIO()
     image.save(file, "JPEG", quality=92, subsampling=subsampling)
+    return file.getvalue()
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
@@ -136,3 +142,39 @@ def test_random_crops_reach_every_place_and_scale():
     places = sum((w - 47) * (h - 47) for w, h in (rescaled_size(60, 50, s) for s in (50, 51, 52)))
     assert places == 13 * 3 + 14 * 4 + 15 * 5
     assert 0.98 * places < len(found) <= places
+
+
+def test_a_padded_crop_is_a_slice_of_the_padded_picture():
+    picture = np.random.default_rng(1).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    encoded = png(picture)
+    padded = np.pad(picture, ((4, 4), (4, 4), (0, 0)))
+    places = [padded[top : top + 32, left : left + 32].tobytes() for top in range(9) for left in range(9)]
+    rng = np.random.default_rng(0)
+    found = [random_crop(encoded, rng, 32, 32, 32, padding=4).tobytes() for _ in range(1200)]
+    assert set(found) == set(places)  # all 81, and nothing else
+
+
+def test_a_resized_crop_is_a_part_of_the_picture_of_the_promised_area_and_aspect():
+    """The image's red is the column and its green the row, so a crop says by itself where it lies."""
+    rows, columns = np.mgrid[:200, :250].astype(np.uint8)
+    encoded = png(np.stack([columns, rows, rows * 0], -1))
+    rng, shares, aspects = np.random.default_rng(0), [], []
+    for _ in range(400):
+        crop = random_resized_crop(encoded, rng, 0.08, 48).astype(float)
+        assert crop.shape == (48, 48, 3)
+        # Between the centres of the first and the last pixel lie 47 of 48 parts of the side.
+        w, h = (crop[24, -2, 0] - crop[24, 1, 0]) * 48 / 45, (crop[-2, 24, 1] - crop[1, 24, 1]) * 48 / 45
+        shares.append(w * h / (200 * 250))
+        aspects.append(w / h)
+    assert min(shares) == pytest.approx(0.08, abs=0.02)
+    assert max(shares) == pytest.approx(1, abs=0.1)
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.06)
+    assert min(aspects) == pytest.approx(3 / 4, abs=0.05)
+    assert max(aspects) == pytest.approx(4 / 3, abs=0.05)
+
+
+def test_a_resized_crop_of_a_strip_is_its_middle():
+    rows, columns = np.mgrid[:10, :240].astype(np.uint8)
+    encoded = png(np.stack([columns, rows, rows * 0], -1))
+    crop = random_resized_crop(encoded, np.random.default_rng(0), 0.9, 16)
+    assert crop[8, [0, -1], 0].tolist() == pytest.approx([113, 126], abs=2)  # 13 of 240 columns around the 120th

@@ -40,7 +40,7 @@ def test_help_answers_without_loading_jax():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "say what to prepare, one thing: imagenet2012, folder, builtin or the name of a TFDS set"),
+        ((), "say what to prepare, one thing: imagenet2012, folder, cifar10, builtin or the name of a TFDS set"),
         (("folder",), "say which folder: --root=DIR"),
         (("folder", "--root=/nowhere"), "--root is '/nowhere', and there is no such directory"),
         (("builtin", "--tars=/nowhere"), "--tars goes with `imagenet2012`, not with `builtin`"),
@@ -51,7 +51,9 @@ def test_help_answers_without_loading_jax():
             "gs://bucket is no directory of this machine",
         ),
         (("imagenet2102",), "neither `builtin` nor `folder` nor a TFDS data set. Did you mean 'imagenet2012'"),
-        (("cifar10",), "tfds build cifar10 --file_format=array_record"),
+        (("cifar10",), "python -m vgg_jax.prepare cifar10 --root=cifar-10-python.tar.gz"),
+        (("cifar100",), "tfds build cifar100 --file_format=array_record"),
+        (("cifar10", "--root=/nowhere"), "--root=/nowhere is not one of CIFAR-10's archives as published"),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence, tmp_path):

@@ -76,6 +76,11 @@ KEYS: dict[str, Key] = {
     "image.crop": Key(224, 8, 2048),  # pixels, square (Paper §2.1)
     "image.scale_min": Key(256, 8, 4096),  # S, pixels: the shorter side after rescaling, drawn from
     "image.scale_max": Key(256, 8, 4096),  # [scale_min, scale_max] for every image (Paper §3.1)
+    "image.padding": Key(
+        0, 0, 512
+    ),  # black pixels around the rescaled image, which the crop may take in (He 2015 §4.2)
+    # Least share of the image's area in a random resized crop, which takes the place of S (Szegedy 2014 §6: 0.08); 0: none.
+    "image.area_min": Key(0.0, 0, 1),
     "image.eval_scale": Key(0, 0, 4096),  # Q of the validation crop, pixels; 0: S, the middle of the range for jitter
     "augment.flip": Key(True),  # mirror every second image (Paper §3.1)
     "augment.color_std": Key(0.1, 0, 10),  # of the shift along the colour vectors (Krizhevsky 2012 §4.1); 0: none
@@ -322,6 +327,11 @@ def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"the crop would not fit; make S at least {image.crop}.",
     )
     yield (
+        bool(image.area_min and image.padding),
+        f"config.image.area_min is {image.area_min}, a random resized crop, for which there is no config.image.padding, "
+        f"{image.padding}; give one of them.",
+    )
+    yield (
         image.scale_max < image.scale_min,
         f"config.image.scale_max is {image.scale_max}, less than config.image.scale_min, {image.scale_min}; "
         "for one fixed S set both to it.",
@@ -354,6 +364,17 @@ def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"{below or parts} or {below + parts if below else 2 * parts} would do.",
     )
     yield not data.name, "config.data.name is empty; it must be `builtin`, `folder`, or the name of a TFDS data set."
+    late = [epoch for epoch in drop_epochs(config) if epoch >= config.num_epochs]
+    yield (
+        config.schedule.name == "steps" and bool(late),
+        f"config.schedule.drop_epochs is {config.schedule.drop_epochs!r}, of which {', '.join(f'{epoch:g}' for epoch in late)} "
+        f"lie beyond config.num_epochs, {config.num_epochs:g}; drop earlier or train longer.",
+    )
+    yield (
+        config.schedule.warmup_epochs >= config.num_epochs,
+        f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs:g}, and config.num_epochs, {config.num_epochs:g}, is "
+        "no longer; warm up for less.",
+    )
     is_folder = data.name == "folder"
     yield (
         is_folder and not data.root,

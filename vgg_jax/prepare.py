@@ -2,6 +2,7 @@
 
     python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=DIR    from the tars of image-net.org
     python -m vgg_jax.prepare folder --root=DIR --data_dir=DIR          <split>/<class>/<image>
+    python -m vgg_jax.prepare cifar10 --root=cifar-10-python.tar.gz     from either of the official archives
     python -m vgg_jax.prepare builtin --data_dir=DIR                    the images that the package draws
     python -m vgg_jax.prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
 
@@ -21,7 +22,9 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Where prep
 _TARS = flags.DEFINE_string(
     "tars", "", "For imagenet2012: the directory with ILSVRC2012_img_train.tar and ..._val.tar."
 )
-_ROOT = flags.DEFINE_string("root", "", "For folder: a directory laid out <split>/<class>/<image> (config.data.root).")
+_ROOT = flags.DEFINE_string(
+    "root", "", "For folder: a directory laid out <split>/<class>/<image> (config.data.root). For cifar10: the archive."
+)
 _MD5 = flags.DEFINE_bool("md5", False, "For imagenet2012: check the MD5 sums of the tars before anything else.")
 _SKIP_BAD = flags.DEFINE_bool(
     "skip_bad",
@@ -36,16 +39,16 @@ _TRAIN_SPLIT = flags.DEFINE_string(
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         cli.fail(
-            "say what to prepare, one thing: imagenet2012, folder, builtin or the name of a TFDS set, as in: "
+            "say what to prepare, one thing: imagenet2012, folder, cifar10, builtin or the name of a TFDS set, as in: "
             "python -m vgg_jax.prepare imagenet2012 --tars=DIR"
         )
     name = arguments[0]
-    for flag, value, owner in (("tars", _TARS.value, "imagenet2012"), ("root", _ROOT.value, "folder")):
-        if value and name != owner:
-            cli.fail(f"--{flag} goes with `{owner}`, not with `{name}`.")
-        if name == owner and not value and name == "folder":
-            cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<image>.")
-    from vgg_jax.data import imagenet, imagenet_tars, sources  # here, so that --help answers at once
+    for flag, value, owners in (("tars", _TARS.value, ("imagenet2012",)), ("root", _ROOT.value, ("folder", "cifar10"))):
+        if value and name not in owners:
+            cli.fail(f"--{flag} goes with `{'` and `'.join(owners)}`, not with `{name}`.")
+    if name == "folder" and not _ROOT.value:
+        cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<image>.")
+    from vgg_jax.data import cifar, imagenet, imagenet_tars, sources  # here, so that --help answers at once
     from vgg_jax.data.disk import SKIPPED
     from vgg_jax.data.prepared import on_disk
 
@@ -54,6 +57,8 @@ def main(arguments: list[str]) -> None:
     data_dir = sources.expanded(_DATA_DIR.value)
     if name == imagenet_tars.NAME and _TARS.value:
         data = imagenet.prepare(Path(_TARS.value).expanduser(), on_disk(data_dir), _MD5.value, _SKIP_BAD.value)
+    elif name == cifar.NAME and _ROOT.value:
+        data = cifar.prepare(Path(_ROOT.value).expanduser(), on_disk(data_dir))
     else:
         data = sources.prepared_data(name, data_dir, _ROOT.value, _SKIP_BAD.value)
     counts = ", ".join(f"{split} {count:,}" for split, count in data.counts().items())
@@ -65,7 +70,7 @@ def main(arguments: list[str]) -> None:
         records = sources.open_split(data, _TRAIN_SPLIT.value, "train_split")
         statistics = sources.statistics_of(data, _TRAIN_SPLIT.value, records)
         print(f"mean RGB {', '.join(f'{value:.2f}' for value in statistics.mean_rgb)}")
-    values = {"data.name": name, "data.dir": data_dir, "data.root": _ROOT.value}
+    values = {"data.name": name, "data.dir": data_dir, "data.root": _ROOT.value if name == "folder" else ""}
     values["model.num_classes"] = len(data.class_names)
     splits = list(data.splits)
     if "validation" not in splits and splits != ["train"]:

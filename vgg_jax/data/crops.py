@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from vgg_jax.data.decode import decode, decode_part, read_header
+from vgg_jax.data.decode import Header, decode, decode_part, read_header
 
 try:
     import cykooz_resizer
@@ -27,17 +27,20 @@ def rescaled_size(width: int, height: int, scale: int) -> tuple[int, int]:
     return (scale, long) if width <= height else (long, scale)
 
 
-def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_max: int, crop: int) -> np.ndarray:
+def random_crop(
+    encoded: bytes, rng: np.random.Generator, scale_min: int, scale_max: int, crop: int, padding: int = 0
+) -> np.ndarray:
     """Returns one random crop of an isotropically rescaled image (Paper §3.1).
 
-    S is an integer, uniform in [scale_min, scale_max]; the crop lies anywhere in the rescaled image, uniformly. JPEGs
-    are decoded only as large as S needs and only the crop is resized.
+    S is an integer, uniform in [scale_min, scale_max]; the crop lies anywhere in the rescaled and padded image, uniformly.
+    JPEGs are decoded only as large as S needs and only the crop is resized.
 
     Args:
       encoded: the image's bytes.
       rng: draws S and the place.
-      scale_min, scale_max: pixels, crop <= scale_min <= scale_max.
+      scale_min, scale_max: pixels, crop <= scale_min + 2 padding, scale_min <= scale_max.
       crop: side of the crop in pixels.
+      padding: black pixels on every side of the rescaled image (He et al. 2015, §4.2).
 
     Returns:
       [crop, crop, 3] uint8 RGB.
@@ -48,13 +51,52 @@ def random_crop(encoded: bytes, rng: np.random.Generator, scale_min: int, scale_
     scale = int(rng.integers(scale_min, scale_max + 1))
     header = read_header(encoded)
     width, height = rescaled_size(*header.size, scale)
-    left = int(rng.integers(width - crop + 1))
-    top = int(rng.integers(height - crop + 1))
-    x, y = header.size[0] / width, header.size[1] / height
-    # The last row of the crop depends on what lies below it, as far as an output row, or an input row, is high.
-    pixels, f = decode_part(encoded, header, (width, height), bottom=(top + crop) * y + max(1.0, y))
-    box = (f * x * left, f * y * top, f * x * (left + crop), f * y * (top + crop))
-    return _resize_fast(pixels, box, (crop, crop))
+    left = int(rng.integers(width + 2 * padding - crop + 1)) - padding
+    top = int(rng.integers(height + 2 * padding - crop + 1)) - padding
+    if not padding:
+        return _part(encoded, header, (width, height), (left, top, left + crop, top + crop))
+    inside = (max(0, left), max(0, top), min(width, left + crop), min(height, top + crop))
+    padded = np.zeros((crop, crop, 3), np.uint8)
+    part = _part(encoded, header, (width, height), inside)
+    padded[inside[1] - top :, inside[0] - left :][: part.shape[0], : part.shape[1]] = part
+    return padded
+
+
+def random_resized_crop(encoded: bytes, rng: np.random.Generator, area_min: float, crop: int) -> np.ndarray:
+    """Returns a random part of an image, resized to a square (Szegedy et al. 2014, §6).
+
+    The part's share of the image's area is uniform in [area_min, 1], the logarithm of its aspect ratio in that of [3/4, 4/3];
+    after ten draws that do not fit, it is the largest central part of such an aspect ratio.
+
+    Args and result as in `random_crop`.
+    """
+    header = read_header(encoded)
+    width, height = header.size
+    for _ in range(10):
+        area = width * height * rng.uniform(area_min, 1)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            break
+    else:
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - w) // 2, (height - h) // 2
+    # In pixels of the image as if it had been resized whole.
+    x, y = crop / w, crop / h
+    return _part(encoded, header, (width * x, height * y), (left * x, top * y, left * x + crop, top * y + crop))
+
+
+def _part(encoded: bytes, header: Header, size: tuple[float, float], box: Box) -> np.ndarray:
+    """Returns what lies in a box of an image resized to (width, height), decoded only as large and as far as need be."""
+    x, y = header.size[0] / size[0], header.size[1] / size[1]
+    left, top, right, bottom = box
+    # The last row depends on what lies below it, as far as an output row, or an input row, is high.
+    whole = (math.ceil(size[0]), math.ceil(size[1]))
+    pixels, f = decode_part(encoded, header, whole, bottom=bottom * y + max(1.0, y))
+    return _resize_fast(
+        pixels, (f * x * left, f * y * top, f * x * right, f * y * bottom), (round(right - left), round(bottom - top))
+    )
 
 
 def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:

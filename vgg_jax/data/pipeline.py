@@ -29,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vgg_jax.config import eval_scale
-from vgg_jax.data.crops import center_crop, random_crop
+from vgg_jax.data.crops import center_crop, random_crop, random_resized_crop
 from vgg_jax.data.decode import DecodeError, is_cut_short
 from vgg_jax.data.records import Records
 from vgg_jax.exceptions import UserError, printable
@@ -69,7 +69,13 @@ def train_examples(config: ConfigDict, records: Records) -> Examples:
     of epochs and nothing is dropped. Crop and scale are drawn from a stream of their own for every i.
     """
     # Read once: a ConfigDict takes its time at every attribute.
-    seed, sizes = config.seed, (config.image.scale_min, config.image.scale_max, config.image.crop)
+    seed, image = config.seed, config.image
+    draw: Callable[..., np.ndarray]
+    sizes: tuple[Any, ...]
+    if image.area_min:
+        draw, sizes = random_resized_crop, (image.area_min, image.crop)
+    else:
+        draw, sizes = random_crop, (image.scale_min, image.scale_max, image.crop, image.padding)
     count = len(records)
 
     def make(numbers: Sequence[int]) -> Iterator[Example]:
@@ -80,7 +86,7 @@ def train_examples(config: ConfigDict, records: Records) -> Examples:
             # Philox computes its numbers from a counter of 256 bits; here i is the uppermost 64.
             state["state"]["counter"][3] = number
             bits.state = state
-            yield _example(records, int(_order(seed, epoch, count)[position]), random_crop, rng, *sizes)
+            yield _example(records, int(_order(seed, epoch, count)[position]), draw, rng, *sizes)
 
     return Examples(count * _ENDLESS_EPOCHS, make)
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import DATA_DIR
-from vgg_jax.data import builtin, folder, prepared
+from vgg_jax.data import builtin, cifar, folder, prepared
 from vgg_jax.data.disk import SKIPPED, need_space, writable
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared
 from vgg_jax.data.records import Part, Records
@@ -333,6 +333,11 @@ def how_to_prepare(name: str, data_dir: epath.Path) -> str:
         return (
             "Prepare it from the tars of image-net.org: python -m vgg_jax.prepare imagenet2012 --tars=DIR "
             f"{_flag('data_dir', data_dir)}"
+        )
+    if name.split(":")[0] == cifar.NAME:
+        return (
+            "Prepare it from an archive of cs.toronto.edu/~kriz/cifar.html: python -m vgg_jax.prepare cifar10 "
+            f"--root=cifar-10-python.tar.gz {_flag('data_dir', data_dir)}"
         )
     return (
         "Prepare it as ArrayRecord, in an environment of its own that has TensorFlow (pip install tensorflow "

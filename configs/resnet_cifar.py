@@ -1,0 +1,41 @@
+"""ResNet-20 on CIFAR-10, or after a colon 20, 32, 44, 56, 110, or a plain network, plain-20 ... plain-56 (He et al. 2015, §4.2).
+
+Published: error on the test split 8.75 (20), 7.51 (32), 7.17 (44), 6.97 (56), 6.43 % (110; Table 6). Plain networks are given as
+curves: 56 layers are worse than 20 in training and in test error.
+Ours: not trained for the whole recipe yet.
+Recipe: batch 128, momentum 0.9, L2 1e-4, He's initialisation, learning rate 0.1 divided by 10 at 32,000 and 48,000 iterations, end at
+64,000; 4 pixels of padding, a random crop of 32, flipped; a centre crop for the test. Two things are other than in the paper: the
+mean RGB is subtracted, not the mean of each pixel, and ResNet-110's first epoch rises linearly to 0.1 in place of 400
+iterations at 0.01.
+
+    python -m vgg_jax.prepare cifar10 --root=cifar-10-python.tar.gz     # of https://www.cs.toronto.edu/~kriz/cifar.html
+    python -m vgg_jax.main --config=configs/resnet_cifar.py
+    python -m vgg_jax.main --config=configs/resnet_cifar.py:plain-56
+"""
+
+from ml_collections import ConfigDict
+
+from vgg_jax.config import default_config
+
+STEPS_PER_EPOCH = 50_000 / 128
+
+
+def get_config(network: str = "20") -> ConfigDict:
+    config = default_config()
+    kind, _, depth = network.rpartition("-")
+    config.model.configuration = f"{kind.capitalize() or 'ResNet'}-{depth}"
+    config.model.num_classes = 10
+    config.model.init = "he"
+    config.image.crop = config.image.scale_min = config.image.scale_max = 32
+    config.image.padding = 4
+    config.augment.color_std = 0.0
+    config.batch_size = 128
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.l2 = 1e-4
+    config.schedule.name = "steps"
+    config.schedule.drop_epochs = f"{32_000 / STEPS_PER_EPOCH:g},{48_000 / STEPS_PER_EPOCH:g}"
+    config.schedule.warmup_epochs = 1.0 if depth == "110" else 0.0
+    config.num_epochs = 64_000 / STEPS_PER_EPOCH
+    config.data.name = "cifar10"
+    config.data.val_split = "test"
+    return config
