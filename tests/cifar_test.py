@@ -89,7 +89,10 @@ class Hostile:
     ("contents", "sentence"),
     [
         ({"data_batch_1": pickle.dumps(Hostile())}, r"a pickle that names \w+.mkdir"),
-        ({"data_batch_1": pickle.dumps({b"labels": [1], b"data": np.zeros((1, 3072), np.uint8)}, protocol=3)}, "not 20 images of 32 x 32"),
+        (
+            {"data_batch_1": pickle.dumps({b"labels": [1], b"data": np.zeros((1, 3072), np.uint8)}, protocol=3)},
+            "not 20 images of 32 x 32",
+        ),
         ({"data_batch_1": b"\x80\x03"}, "is not one of CIFAR-10's archives as published"),
         ({"data_batch_1.bin": b"123"}, "cannot reshape"),
         ({"data_batch_1.bin": bytes([11, *[0] * 3072]) * COUNT}, "in ten classes"),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vgg_jax.config import network_name
+from vgg_jax.console import aligned
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.paper import TopKError
@@ -127,15 +128,7 @@ def table(rows: Sequence[Row]) -> str:
         )
     empty = {i for i, column in enumerate(zip(*lines[1:], strict=True)) if not any(column)}
     lines = [tuple("" if i in empty else text for i, text in enumerate(line)) for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    numbers = {3, 4, 5}
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if i in numbers else text.ljust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return aligned(lines, right={3, 4, 5})
 
 
 def submission(probs_NxK: np.ndarray, keys_N: np.ndarray, numbers_K: np.ndarray) -> str:

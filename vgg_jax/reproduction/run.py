@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
-from vgg_jax.console import duration
+from vgg_jax.console import aligned, duration
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.files import read_json, write_json
@@ -119,15 +119,13 @@ def describe(steps: Sequence[PlannedRun]) -> str:
                 *(f"{config.optimizer.learning_rate:g}", length, state),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
     unfinished = sum(step.summary is None for step in steps)
     more = f"about {duration(left)} left" + (" and what no finished run tells yet" if unknown else "")
     if unknown and not left:
         more = "no finished run tells yet how long they take"
-    return f"{table}\n{len(steps) - unfinished} of {len(steps)} runs finished" + (f"; {more}" if unfinished else "")
+    return f"{aligned(lines)}\n{len(steps) - unfinished} of {len(steps)} runs finished" + (
+        f"; {more}" if unfinished else ""
+    )
 
 
 def write_plan(steps: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int, directory: Path) -> None:

@@ -1,0 +1,87 @@
+"""`python -m vgg_jax.describe`: figures that others publish, and a sentence for every mistake."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import help_of, run_module
+from vgg_jax.models import make_network
+from vgg_jax.models.summary import layer_rows, summary
+
+
+def run(*arguments):
+    status, out, err = run_module("vgg_jax.describe", *arguments)
+    assert "Traceback" not in err
+    return status, out, err
+
+
+# 10^9 multiply-adds: torchvision's documentation of its models, and Paper Table 2's networks. Field of view: Araujo et al. 2019
+# (vgg_16 212, resnet_v1_50 483).
+@pytest.mark.parametrize(
+    ("configuration", "description", "giga", "field"),
+    [
+        ("A", {}, 7.61, None),
+        ("D", {"batch_norm": True}, 15.47, 212),
+        ("E", {}, 19.63, None),
+        ("ResNet-18", {}, 1.81, None),
+        ("ResNet-34", {}, 3.66, None),
+        ("ResNet-50", {}, 4.09, None),
+        ("ResNet-50", {"bottleneck_stride": "1x1"}, 3.86, 483),
+        ("ResNet-101", {}, 7.80, None),
+        ("ResNet-152", {}, 11.51, None),
+    ],
+)
+def test_figures_are_those_that_others_publish(configuration, description, giga, field):
+    rows = layer_rows(make_network(configuration, description=description))
+    figures = summary(rows)
+    assert figures["macs"] / 1e9 == pytest.approx(giga, abs=0.006)
+    assert field is None or figures["receptive_field"] == field
+    depth = {"A": 11, "D": 16, "E": 19}.get(configuration) or int(configuration.split("-")[1])
+    assert figures["weight_layers"] == depth
+
+
+def test_networks_side_by_side_and_one_layer_by_layer():
+    status, out, _ = run("D", "D-BN-GAP", "ResNet-50")
+    assert status == 0
+    assert re.search(r"138,357,544 +15,236,136 +25,557,032", out)
+    assert re.search(r"7 x 7 x 512 +7 x 7 x 512 +7 x 7 x 2048", out)
+    assert "three 3x3 see 7x7 with 27 C^2 weights; one 7x7 has 49 C^2 (81% more than the stack)" in out
+    status, out, _ = run("D")
+    assert "conv1_1  3x3/1   224 x 224 x 64" in out
+    assert "fc6      7x7/1   1 x 1 x 4096    102,764,544" in out
+
+
+def test_json_and_a_drawing(tmp_path):
+    path = tmp_path / "network.png"
+    status, out, _ = run("ResNet-20", "--crop=32", "--num_classes=10", "--json", f"--draw={path}")
+    figures = json.loads(out)["ResNet-20"]
+    assert (status, figures["parameters"]) == (0, 269_722)
+    assert sum(layer["parameters"] for layer in figures["layers"]) == 269_722
+    pixels = np.asarray(Image.open(path))
+    colors = {tuple(color) for color in pixels.reshape(-1, 3)}
+    assert {(0x7A, 0xA6, 0xDA), (0xB5, 0x47, 0x5B), (0x5F, 0x9E, 0x6E)} <= colors  # convolutions, shortcuts, the head
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "say which networks, as in: python -m vgg_jax.describe A D ResNet-50"),
+        (("ResNet-51",), "'ResNet-51' is no network. Did you mean 'ResNet-56'?"),
+        (("ResNet-50-BN",), "'ResNet-50-BN' is no network."),
+        (("D", "--crop=31"), "--crop=31: a crop of 31 pixels is too small: nothing would be left of it at pool5 of D."),
+        (("A", "D", "--draw=x.png"), "--draw=x.png is for one network, and 2 are named."),
+        (("A", "--draw=/nowhere/x.png"), "cannot write to /nowhere/x.png"),
+    ],
+)
+def test_a_mistake_gets_a_sentence(arguments, sentence):
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert sentence in " ".join(err.split())
+    assert len(err.splitlines()) == 1
+
+
+def test_help_answers_without_loading_jax():
+    assert "--draw" in help_of("describe")

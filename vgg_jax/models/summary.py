@@ -1,0 +1,99 @@
+"""Figures of a network from its description alone: parameters, multiply-adds, fields of view, bytes of activations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.models.description import endpoint_names, layer_names, with_inputs
+from vgg_jax.models.network import Network
+
+_BYTES = 4  # of a float32
+
+
+class LayerRow(NamedTuple):
+    """Figures of one layer, for one image of the crop's size."""
+
+    name: str
+    kind: str
+    block: int  # or stage
+    kernel: int
+    stride: int
+    output: tuple[int, int, int]  # height, width, channels
+    parameters: int
+    macs: int
+    receptive_field: int  # pixels of the image along a side that an output depends on
+    activation_bytes: int  # of the output, float32
+    is_projection: bool  # of a shortcut, which the papers do not count as a layer
+
+
+def layer_rows(network: Network) -> list[LayerRow]:
+    """Returns the figures of every layer but dropout, in the order of computation; computes no activation."""
+    crop = network.crop
+    image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
+    variables: Any = jax.eval_shape(network.init, jax.random.key(0), image)
+    hidden = tuple(name for name in endpoint_names(network.layers) if name != "score_map")
+    maps: Any = jax.eval_shape(lambda v, x: network.apply(v, x, endpoints=hidden)[1], variables, image)
+    fields, strides = {"images": 1}, {"images": 1}
+    rows: list[LayerRow] = []
+    for layer, inputs in with_inputs(network.layers):
+        stride = strides[inputs[0]]
+        sees_all = layer.kind in ("mean", "fc", "head")
+        reach = (layer.kernel - 1) * stride if layer.kind in ("conv", "pool") else 0
+        fields[layer.name] = crop if sees_all else max(fields[name] for name in inputs) + reach
+        strides[layer.name] = stride * layer.stride
+        if layer.kind == "dropout":
+            continue
+        output = (1, 1, network.num_classes) if layer.kind == "head" else maps[layer.name].shape[1:]
+        params = variables["params"].get(layer.name, {})
+        macs = output[0] * output[1] * math.prod(params["kernel"].shape) if layer.has_kernel else 0
+        rows.append(
+            LayerRow(
+                layer.name,
+                layer.kind,
+                layer.block,
+                layer.kernel,
+                layer.stride,
+                output,
+                sum(math.prod(leaf.shape) for leaf in params.values()),
+                macs,
+                fields[layer.name],
+                _BYTES * math.prod(output),
+                is_projection=layer.kind == "conv" and bool(layer.inputs),
+            )
+        )
+    assert {row.name for row in rows} >= set(layer_names(network.layers))
+    return rows
+
+
+def summary(rows: list[LayerRow]) -> dict[str, Any]:
+    """Returns what reviewers compare, of `layer_rows`.
+
+    activation_bytes_forward is the largest sum of a layer's output and the output before it, what computing one layer after
+    another needs at least; activation_bytes_training the sum of all outputs, which the backward pass reads.
+    """
+    weights = [row for row in rows if row.kind in ("conv", "fc", "head") and not row.is_projection]
+    convolutions = [row for row in rows if row.kind == "conv"]
+    last = rows[next(i for i, row in enumerate(rows) if row.kind in ("mean", "fc", "head")) - 1]
+    parameters = sum(row.parameters for row in rows)
+    outputs = [row.activation_bytes for row in rows]
+    return {
+        "weight_layers": len(weights),
+        "parameters": parameters,
+        "parameter_bytes": _BYTES * parameters,
+        "macs": sum(row.macs for row in rows),
+        "receptive_field": last.receptive_field,
+        "last_map": list(last.output),
+        "activation_bytes_forward": max(a + b for a, b in zip([0, *outputs], outputs, strict=False)),
+        "activation_bytes_training": sum(outputs),
+        "kernels": sorted({row.kernel for row in convolutions}),
+        "shrinks_by": [
+            f"{row.name} {row.kernel}x{row.kernel}/{row.stride}"
+            for row in rows
+            if row.stride > 1 and not row.is_projection and row.kind != "zero_pad"
+        ],
+        "classifier": "mean, 1 FC layer" if any(row.kind == "mean" for row in rows) else "3 FC layers",
+    }
