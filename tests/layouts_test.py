@@ -166,9 +166,12 @@ RESNET = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 3, 3), np.float32) for i i
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda t: RESNET, "it holds the weights of a ResNet"),
+        (lambda t: RESNET, "it holds the weights of a ResNet, but not of one"),
         (lambda t: {"a": np.zeros(3, np.float32)}, "it is none of the models known here .*: its tensors are a"),
-        (lambda t: t | {"features.1.running_mean": np.zeros(4, np.float32)}, "a VGG with batch normalisation"),
+        (
+            lambda t: t | {"features.1.running_mean": np.zeros(4, np.float32)},
+            "it holds a network with batch normalisation that is neither",
+        ),
         (lambda t: {k: v for k, v in t.items() if k != "features.2.bias"}, "nearest .* features.2.bias missing"),
         (lambda t: t | {"extra": np.zeros(3, np.float32)}, "with extra too many"),
         (lambda t: {k: v for k, v in t.items() if k[0] == "f"}, "configuration D without its FC layers"),

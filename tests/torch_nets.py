@@ -1,4 +1,4 @@
-"""torchvision's and timm's VGGs, written down as plain torch modules with their published names (neither is installed).
+"""torchvision's and timm's VGGs, and torchvision's ResNets, written down as plain torch modules with their published names (neither is installed).
 
 Import it only where torch is: `pytest.importorskip("torch", reason=NEEDS_TORCH)`.
 """
@@ -15,22 +15,23 @@ CFGS = {
 }
 
 
-def _features(configuration, width):
+def _features(configuration, width, batch_norm=False):
     layers, channels = [], 3
     for word in CFGS[configuration].split():
         if word == "M":
             layers.append(nn.MaxPool2d(2, 2))
             continue
         features = int(int(word) * width)
-        layers += [nn.Conv2d(channels, features, 3, padding=1), nn.ReLU(inplace=True)]
+        norm = [nn.BatchNorm2d(features)] if batch_norm else []
+        layers += [nn.Conv2d(channels, features, 3, padding=1), *norm, nn.ReLU(inplace=True)]
         channels = features
     return nn.Sequential(*layers)
 
 
 class TorchvisionVGG(nn.Module):
-    def __init__(self, configuration, width=1.0, fc_width=4096, num_classes=1000, side=7):
+    def __init__(self, configuration, width=1.0, fc_width=4096, num_classes=1000, side=7, batch_norm=False):
         super().__init__()
-        self.features = _features(configuration, width)
+        self.features = _features(configuration, width, batch_norm)
         self.avgpool = nn.AdaptiveAvgPool2d((side, side))
         self.classifier = nn.Sequential(
             nn.Linear(int(512 * width) * side * side, fc_width),
@@ -59,9 +60,9 @@ class _ConvMlp(nn.Module):
 
 
 class TimmVGG(nn.Module):
-    def __init__(self, configuration, width=1.0, fc_width=4096, num_classes=1000, side=7):
+    def __init__(self, configuration, width=1.0, fc_width=4096, num_classes=1000, side=7, batch_norm=False):
         super().__init__()
-        self.features = _features(configuration, width)
+        self.features = _features(configuration, width, batch_norm)
         self.pre_logits = _ConvMlp(int(512 * width), fc_width, side)
         self.head = nn.Sequential()
         self.head.add_module("global_pool", nn.AdaptiveAvgPool2d(1))
@@ -72,6 +73,55 @@ class TimmVGG(nn.Module):
         return self.head(self.pre_logits(self.features(x)))
 
 
+class _Block(nn.Module):
+    """torchvision's BasicBlock, or Bottleneck with the stride in its 3x3 convolution."""
+
+    def __init__(self, inputs, width, stride, is_bottleneck):
+        super().__init__()
+        outputs = 4 * width if is_bottleneck else width
+        plan = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        if is_bottleneck:
+            plan = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        for i, (before, after, kernel, its_stride) in enumerate(plan, 1):
+            setattr(self, f"conv{i}", nn.Conv2d(before, after, kernel, its_stride, kernel // 2, bias=False))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(after))
+        self.count, self.downsample = len(plan), None
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = x
+        for i in range(1, self.count + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = torch.relu(y) if i < self.count else y
+        return torch.relu(y + (self.downsample(x) if self.downsample else x))
+
+
+class TorchvisionResNet(nn.Module):
+    def __init__(self, depth, width=1.0, num_classes=1000):
+        super().__init__()
+        blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth]
+        channels, expansion = int(64 * width), 4 if depth >= 50 else 1
+        self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inputs = channels
+        for stage, count in enumerate(blocks, 1):
+            of_stage = []
+            for i in range(count):
+                of_stage.append(_Block(inputs, channels, 2 if stage > 1 and i == 0 else 1, depth >= 50))
+                inputs = channels * expansion
+            setattr(self, f"layer{stage}", nn.Sequential(*of_stage))
+            channels *= 2
+        self.fc = nn.Linear(inputs, num_classes)
+
+    def forward(self, x):
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
 def randomised(net, seed=0):
     """Weights at which activations neither vanish nor explode, and biases that matter; in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
@@ -79,6 +129,11 @@ def randomised(net, seed=0):
         for parameter in net.parameters():
             std = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight += 1
+                module.running_mean.copy_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
+                module.running_var.copy_(1 + torch.rand(module.running_var.shape, generator=generator))
     return net.eval()
 
 

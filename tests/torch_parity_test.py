@@ -17,13 +17,21 @@ with warnings.catch_warnings():
 from safetensors.torch import load_file, save_file
 
 from tests.runs import make_run, varied_pictures
-from tests.torch_nets import TimmVGG, TorchvisionVGG, normalised, randomised
+from tests.torch_nets import TimmVGG, TorchvisionResNet, TorchvisionVGG, normalised, randomised
 from tests.weights_files import random_params, write_h5
 from vgg_jax.data.crops import rescaled
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
+from vgg_jax.exceptions import UserError
 from vgg_jax.weights.exports import to_torchvision
-from vgg_jax.weights.file import Weights, folded_params, load_weights, make_model, save_weights, write_safetensors
+from vgg_jax.weights.file import (
+    Weights,
+    folded_variables,
+    load_weights,
+    make_model,
+    save_weights,
+    write_safetensors,
+)
 from vgg_jax.weights.imports import Digests, import_weights
 from vgg_jax.weights.preprocessing import KNOWN, Preprocessing
 
@@ -42,7 +50,7 @@ def read(path, preprocessing=""):
 def logits(weights, images):
     """As this project computes: RGB minus the mean, conv1_1 with the preprocessing in it."""
     x = images.astype(np.float32) - weights.preprocessing.mean_rgb()
-    return np.asarray(jax.jit(make_model(weights).apply)({"params": folded_params(weights)}, x)[0])
+    return np.asarray(jax.jit(make_model(weights).apply)(folded_variables(weights), x)[0])
 
 
 def assert_close(found, wanted):
@@ -230,3 +238,66 @@ def test_vgg16_at_full_size(tmp_path):
         wanted = torch_net(normalised(images)).numpy()
     x = jnp.asarray(images, jnp.float32) - loaded.statistics.mean_rgb
     assert_close(np.asarray(jax.jit(loaded.model.apply)(loaded.variables, x)[0]), wanted)
+
+
+# --- networks with batch normalisation ---
+
+
+def with_batch_norm(name):
+    if name.startswith("ResNet"):
+        return randomised(TorchvisionResNet(int(name.partition("-")[2]), width=1 / 8, num_classes=10))
+    return randomised(TorchvisionVGG(name, **NARROW, batch_norm=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["A", "E", "ResNet-18", "ResNet-34", "ResNet-50", pytest.param("ResNet-152", marks=pytest.mark.slow)]
+)
+def test_batch_normalised_networks_come_from_torchvision_and_go_back(name, tmp_path):
+    torch_net = with_batch_norm(name)
+    torch.save(torch_net.state_dict(), tmp_path / "model.pth")
+    weights = read(tmp_path / "model.pth", "torchvision")
+    assert (weights.configuration, weights.description) == (
+        name,
+        {} if name.startswith("ResNet") else {"batch_norm": True},
+    )
+    images = pixels(3, weights.crop, weights.crop)
+    with torch.no_grad():
+        wanted = torch_net(normalised(images)).numpy()
+    assert_close(logits(weights, images), wanted)
+    save_weights(tmp_path / "model.safetensors", weights)
+    again = load_weights(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(logits(again, images), logits(weights, images))
+    exported, _ = to_torchvision(again)
+    state = torch_net.state_dict()
+    assert set(exported) == {key for key in state if not key.endswith("num_batches_tracked")}
+    for key, array in exported.items():
+        np.testing.assert_array_equal(array, state[key].numpy())
+
+
+def test_another_network_with_a_resnets_names_is_named_by_shape(tmp_path):
+    """As ResNeXt-50, whose 3x3 convolutions are in groups."""
+    state = with_batch_norm("ResNet-50").state_dict()
+    state["layer1.0.conv2.weight"] = state["layer1.0.conv2.weight"][:, :2]
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(
+        UserError, match=r"the names of torchvision's ResNet-50, but layer1.0.conv2.weight is \[8, 2, 3, 3\]"
+    ):
+        read(tmp_path / "model.pth", "torchvision")
+
+
+def test_a_residual_file_is_evaluated_trained_on_and_damage_is_noticed(tmp_path):
+    torch.save(with_batch_norm("ResNet-18").state_dict(), tmp_path / "model.pth")
+    weights = read(tmp_path / "model.pth", "torchvision")
+    path = tmp_path / "model.safetensors"
+    save_weights(path, weights)
+    trained = load_trained(str(path))
+    assert trained.config.model.configuration == "ResNet-18"
+    np.testing.assert_array_equal(
+        trained.variables["batch_stats"]["bn1"]["var"], weights.model_state["batch_stats"]["bn1"]["var"]
+    )
+    content = path.read_bytes()
+    var = np.ascontiguousarray(weights.model_state["batch_stats"]["bn4_1a"]["var"]).tobytes()
+    assert content.count(var) == 1
+    path.write_bytes(content.replace(var, var[:-4] + b"\0\0\0\0"))
+    with pytest.raises(UserError, match="digest differs"):
+        load_weights(path)

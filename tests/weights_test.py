@@ -67,7 +67,10 @@ def test_what_is_written_is_read_and_twice_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"form": 2}, "not of form 1"),
+        ({"form": 3}, "not of form 1 or 2"),
+        ({"network": {"head": "spp"}}, "for network, which cannot be"),
+        ({"network": 7}, "for network, which cannot be"),
+        ({"network": {"batch_norm": True}}, "it is not the network that its description says: bn1_1/bias is missing"),
         ({"configuration": "F"}, "has F for configuration"),
         ({"num_classes": 6}, "for class_names"),
         ({"num_classes": 6, "class_names": None}, r"fc8/kernel is \[1, 1, 16, 5\], but should be \[1, 1, 16, 6\]"),

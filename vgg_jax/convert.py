@@ -89,15 +89,15 @@ def main(arguments: list[str]) -> None:
         weights = imports.with_class_names(weights, _listing(_CLASS_NAMES.value), _CLASS_NAMES.value)
 
     if _TO.value == "torchvision":
-        from vgg_jax.weights.exports import TORCHVISION_NETS, to_torchvision
+        from vgg_jax.weights.exports import to_torchvision, torchvision_name
 
         tensors, expected = to_torchvision(weights)
         write_safetensors(dest, tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})
-        model = TORCHVISION_NETS[weights.configuration]
+        model = torchvision_name(weights)
         classes = "" if weights.num_classes == 1000 else f"num_classes={weights.num_classes}"
         print(f"torchvision.models.{model}({classes}).load_state_dict(safetensors.torch.load_file({str(dest)!r}))")
         print(f"its pixels: torchvision.transforms.Normalize(mean={list(expected.mean)}, std={list(expected.std)})")
-        if (weights.width_multiplier, weights.fc_width, weights.crop // 32) != (1.0, 4096, 7):
+        if weights.width_multiplier != 1 or (weights.is_plain and (weights.fc_width, weights.crop // 32) != (4096, 7)):
             print(
                 "this model is not of the published width and crop, so torchvision's class must be changed to take it"
             )

@@ -34,11 +34,13 @@ class Backbone:
       params: {layer: {"kernel", "bias"}}, for RGB on 0 to 255 minus `mean_rgb`.
       mean_rgb: [3] float32.
       model: the module that takes them.
+      model_state: statistics of batch normalisation, where it has any.
     """
 
     params: dict
     mean_rgb: jax.Array
     model: Network = flax.struct.field(pytree_node=False)
+    model_state: dict = flax.struct.field(default_factory=dict)
 
 
 def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
@@ -56,6 +58,7 @@ def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
         params=jax.tree.map(jnp.asarray, folded_params(weights)),
         mean_rgb=jnp.asarray(weights.preprocessing.mean_rgb()),
         model=make_model(weights, dtype),
+        model_state=jax.tree.map(jnp.asarray, weights.model_state),
     )
 
 
@@ -84,7 +87,8 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
     _check_size(backbone, images.shape[-3:-1], layers)
     outer = images.shape[:-3]
     x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
-    maps: Any = backbone.model.apply({"params": backbone.params}, x, tuple(layers), method="activations")
+    variables = {"params": backbone.params, **backbone.model_state}
+    maps: Any = backbone.model.apply(variables, x, tuple(layers), method="activations")
     return {layer: maps[layer].reshape(*outer, *maps[layer].shape[1:]) for layer in layers}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,11 @@ from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import default_config, network_title
 from vgg_jax.exceptions import UserError
 from vgg_jax.files import read_json
-from vgg_jax.models import CONFIGURATIONS, Network, is_vgg
+from vgg_jax.models import CONFIGURATIONS, Network
 from vgg_jax.sharding import make_mesh, replicated
 from vgg_jax.state import leaf_names, make_model, model_shapes, params_sha256
 from vgg_jax.weights import hub
-from vgg_jax.weights.file import Weights, folded_params, load_weights
+from vgg_jax.weights.file import Weights, folded_variables, load_weights
 from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.workdir import CHECKPOINTS
 
@@ -80,6 +81,8 @@ def _from_weights(source: Path, dtype: str) -> TrainedModel:
     weights = load_weights(source)
     config = default_config()
     config.model.configuration = weights.configuration
+    for key, value in weights.description.items():
+        config.model[key] = value
     config.model.num_classes = weights.num_classes
     config.model.width_multiplier = weights.width_multiplier
     config.model.fc_width = weights.fc_width
@@ -89,7 +92,7 @@ def _from_weights(source: Path, dtype: str) -> TrainedModel:
     names = weights.class_names or [f"class {i}" for i in range(weights.num_classes)]
     # Colours are shifted in training only, which a file knows nothing of.
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
-    variables = {"params": folded_params(weights)}
+    variables = folded_variables(weights)
     return _placed(source.with_suffix(""), source, config, variables, names, weights.class_titles or names, statistics)
 
 
@@ -127,15 +130,12 @@ def weights_of_run(source: str | Path) -> Weights:
       UserError: as `load_trained`.
     """
     trained = load_trained(source)
-    model = trained.config.model
-    if not is_vgg(model.configuration) or model.batch_norm or model.head != "fc":
-        raise UserError(
-            f"{source} is a {network_title(trained.config)}, and weights files hold the networks of the paper only, without "
-            "batch normalisation and with their FC layers; name the workdir itself where a model is asked for."
-        )
+    model, default = trained.config.model, default_config().model
+    keys = ("batch_norm", "head", "shortcut", "bottleneck_stride")
+    to_numpy = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float32))
     red, green, blue = map(float, trained.statistics.mean_rgb)
     return Weights(
-        params=jax.tree.map(lambda x: np.asarray(x, np.float32), trained.variables["params"]),
+        params=to_numpy(trained.variables["params"]),
         configuration=trained.config.model.configuration,
         width_multiplier=trained.config.model.width_multiplier,
         fc_width=trained.config.model.fc_width,
@@ -145,6 +145,8 @@ def weights_of_run(source: str | Path) -> Weights:
         class_names=trained.class_names,
         class_titles=None,
         source=f"the run {trained.workdir.name}, checkpoint {trained.checkpoint.name}",
+        description={key: model[key] for key in keys if model[key] != default[key]},
+        model_state={name: to_numpy(tree) for name, tree in trained.variables.items() if name != "params"},
     )
 
 

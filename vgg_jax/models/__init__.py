@@ -48,8 +48,16 @@ def describe(
       shortcut, bottleneck_stride: of a ResNet, see `resnet.resnet`.
 
     Raises:
-      ValueError: an unknown configuration, or a crop too small for it.
+      ValueError: an unknown configuration or value, or a crop too small for it.
     """
+    for value, known in (
+        (batch_norm, (False, True)),
+        (head, HEADS),
+        (shortcut, ("", *SHORTCUTS)),
+        (bottleneck_stride, BOTTLENECK_STRIDES),
+    ):
+        if value not in known:
+            raise ValueError(f"{value!r} is none of {', '.join(map(repr, known))}")
     if configuration in TABLE_1:
         return resolve(vgg(TABLE_1[configuration], batch_norm, head), crop)
     if configuration not in CONFIGURATIONS:

@@ -19,7 +19,7 @@ class Layer(NamedTuple):
     name: str  # conv3_2, relu3_2, lrn1_1, pool3, fc6, relu6
     kind: str  # conv, batch_norm, relu, lrn, pool (maximum), add, zero_pad, mean, dropout, fc, or head: the FC layer to the classes
     block: int  # 1 to 5; 6, 7 and 8 are VGG's FC layers
-    position: int = 0  # of a convolution within its block, from 1
+    position: int = 0  # of a convolution within its block, of a residual unit within its stage, from 1
     kernel: int = 1  # height and width
     stride: int = 1
     padding: int = 0  # rows and columns on every side

@@ -28,9 +28,9 @@ def resnet(depth: int, is_residual: bool = True, shortcut: str = "", bottleneck_
     blocks = (depth // 6,) * 3 if is_cifar else STAGES[depth]
     shortcut = shortcut or ("A" if is_cifar else "B")
     if is_cifar:
-        layers = _conv_bn("1", 1, 3, 1, 16, relu=True)
+        layers = _conv_bn("1", 1, 0, 3, 1, 16, relu=True)
     else:
-        layers = [*_conv_bn("1", 1, 7, 2, 64, relu=True), Layer("pool1", "pool", 1, kernel=3, stride=2, padding=1)]
+        layers = [*_conv_bn("1", 1, 0, 7, 2, 64, relu=True), Layer("pool1", "pool", 1, kernel=3, stride=2, padding=1)]
     inputs = width = 16 if is_cifar else 64
     for stage, count in enumerate(blocks, 2):
         for unit in range(1, count + 1):
@@ -43,14 +43,14 @@ def resnet(depth: int, is_residual: bool = True, shortcut: str = "", bottleneck_
                 outputs = 4 * width
                 convolutions = [(1, first, width), (3, second, width), (1, 1, outputs)]
             *hidden, last = (
-                _conv_bn(f"{name}{letter}", stage, *convolution, relu=letter != "abc"[len(convolutions) - 1])
+                _conv_bn(f"{name}{letter}", stage, unit, *convolution, relu=letter != "abc"[len(convolutions) - 1])
                 for letter, convolution in zip("abc", convolutions, strict=False)
             )
             layers += [layer for part in (*hidden, last) for layer in part]
             if is_residual:
                 main = layers[-1].name
                 if shortcut == "C" or (shortcut == "B" and (stride > 1 or inputs != outputs)):
-                    projection = _conv_bn(f"{name}s", stage, 1, stride, outputs, relu=False)
+                    projection = _conv_bn(f"{name}s", stage, unit, 1, stride, outputs, relu=False)
                     layers += [projection[0]._replace(inputs=(entry,)), *projection[1:]]
                     entry = layers[-1].name
                 elif stride > 1 or inputs != outputs:
@@ -65,15 +65,16 @@ def resnet(depth: int, is_residual: bool = True, shortcut: str = "", bottleneck_
     return (*layers, Layer("mean", "mean", 6), Layer("fc", "head", 6))
 
 
-def _conv_bn(name: str, block: int, kernel: int, stride: int, channels: int, relu: bool) -> list[Layer]:
+def _conv_bn(name: str, block: int, position: int, kernel: int, stride: int, channels: int, relu: bool) -> list[Layer]:
     conv = Layer(
         f"conv{name}",
         "conv",
         block,
+        position,
         kernel=kernel,
         stride=stride,
         padding=kernel // 2,
         channels=channels,
         has_bias=False,
     )
-    return [conv, Layer(f"bn{name}", "batch_norm", block), *[Layer(f"relu{name}", "relu", block)] * relu]
+    return [conv, Layer(f"bn{name}", "batch_norm", block, position), *[Layer(f"relu{name}", "relu", block)] * relu]

@@ -114,13 +114,14 @@ def to_params(contents: TensorFile, layout: str, configuration: str, size: layou
         kernel, bias = source.names(configuration)[layer]
         form = layouts.kernel_layout(source, layer)
         params[layer] = {
-            "kernel": np.ascontiguousarray(form.to_hwio(_array(contents, kernel), shape)),
-            "bias": np.ascontiguousarray(_array(contents, bias).reshape(shape[3])),
+            "kernel": np.ascontiguousarray(form.to_hwio(read_array(contents, kernel), shape)),
+            "bias": np.ascontiguousarray(read_array(contents, bias).reshape(shape[3])),
         }
     return params
 
 
-def _array(contents: TensorFile, name: str) -> np.ndarray:
+def read_array(contents: TensorFile, name: str) -> np.ndarray:
+    """Returns a tensor as float32; raises WeightsError for another dtype, and for numbers that are not finite."""
     tensor = contents.tensors[name]
     if tensor.dtype not in _DTYPES:
         raise WeightsError(f"{short(name)} is of {short(tensor.dtype)}; weights are {', '.join(_DTYPES)}")

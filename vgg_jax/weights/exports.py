@@ -14,8 +14,8 @@ from jax import export
 from vgg_jax import __version__
 from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.files import ANOTHER_PLACE
-from vgg_jax.weights import preprocessing
-from vgg_jax.weights.file import SUFFIX, Weights, folded_params, make_model, save_weights
+from vgg_jax.weights import preprocessing, state_dicts
+from vgg_jax.weights.file import SUFFIX, Weights, folded_params, folded_variables, make_model, save_weights
 from vgg_jax.weights.layouts import LAYOUTS, kernel_layout
 from vgg_jax.weights.preprocessing import Preprocessing
 
@@ -33,23 +33,36 @@ def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessi
     Raises:
       UserError: a configuration that torchvision does not have.
     """
-    if weights.configuration not in TORCHVISION_NETS:
+    if not torchvision_name(weights):
         raise UserError(
-            f"torchvision has no model of configuration {weights.configuration}; it has those of "
-            f"{', '.join(TORCHVISION_NETS)}."
+            f"torchvision has no model of configuration {weights.configuration}"
+            f"{' with ' + str(weights.description) if weights.description else ''}; it has those of "
+            f"{', '.join(TORCHVISION_NETS)}, with batch normalisation too, and ResNet-18 to ResNet-152."
         )
     params, expected = weights.params, weights.preprocessing
     if (expected.order, expected.scale) != ("RGB", 1.0):
         red, green, blue = map(float, expected.mean_rgb().astype(np.float64) / 255)
         expected = Preprocessing("RGB", 1.0, (red, green, blue), preprocessing.KNOWN["torchvision"].std)
         params = folded_params(weights)
-        kernel = preprocessing.unfold_from_conv1(params["conv1_1"]["kernel"], expected)
-        params = {**params, "conv1_1": {**params["conv1_1"], "kernel": kernel}}
+        first = weights.layers[0].name
+        kernel = preprocessing.unfold_from_conv1(params[first]["kernel"], expected)
+        params = {**params, first: {**params[first], "kernel": kernel}}
+    if not weights.is_plain:
+        variables = {"params": params, **weights.model_state}
+        return state_dicts.to_state_dict(variables, weights.configuration, weights.description), expected
     layout, tensors = LAYOUTS["torchvision"], {}
     for layer, (kernel_name, bias_name) in layout.names(weights.configuration).items():
         tensors[kernel_name] = kernel_layout(layout, layer).from_hwio(params[layer]["kernel"])
         tensors[bias_name] = params[layer]["bias"]
     return tensors, expected
+
+
+def torchvision_name(weights: Weights) -> str:
+    """Returns the name of torchvision's function for such a model; "" where it has none."""
+    if weights.configuration in TORCHVISION_NETS and weights.description in ({}, {"batch_norm": True}):
+        return TORCHVISION_NETS[weights.configuration] + "_bn" * bool(weights.description)
+    is_resnet = weights.configuration in state_dicts.RESNETS and not weights.description
+    return weights.configuration.lower().replace("-", "") if is_resnet else ""
 
 
 def to_stablehlo(weights: Weights) -> bytes:
@@ -65,10 +78,10 @@ def to_stablehlo(weights: Weights) -> bytes:
             "jax.export writes programs with flatbuffers, which is not installed: pip install 'vgg-jax[export]', or pip "
             "install flatbuffers."
         )
-    model, params, mean = make_model(weights), folded_params(weights), weights.preprocessing.mean_rgb()
+    model, variables, mean = make_model(weights), folded_variables(weights), weights.preprocessing.mean_rgb()
 
     def probabilities(images_BxHxWx3: jax.Array) -> jax.Array:
-        logits, _ = model.apply({"params": params}, images_BxHxWx3.astype(jnp.float32) - mean)
+        logits, _ = model.apply(variables, images_BxHxWx3.astype(jnp.float32) - mean)
         return jax.nn.softmax(logits)
 
     (batch,) = export.symbolic_shape("b")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
@@ -22,18 +23,19 @@ from safetensors.numpy import save_file
 
 from vgg_jax.exceptions import UNPRINTABLE, UserError, printable
 from vgg_jax.files import ANOTHER_PLACE, write_atomically
-from vgg_jax.models import Network, is_vgg, make_network
+from vgg_jax.models import CONFIGURATIONS, Layers, Network, describe, is_vgg, make_network
 from vgg_jax.state import params_sha256
 from vgg_jax.weights import containers, preprocessing
 from vgg_jax.weights.layouts import LAYOUTS, SIDE_STRIDE, Size, identify, kernel_shapes
 from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
-KEY, FORM = "vgg_jax", 1
+KEY, FORMS = "vgg_jax", (1, 2)  # 2: of another network than the paper's, which `network` describes
 # In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any order.
 EXPORTED_KEY = "vgg_jax_preprocessing"
 SUFFIX = ".safetensors"
 _LONGEST_NAME = 1000  # letters, of a class
+_ALTERED = "its numbers are not those that were written (their digest differs); take a sound copy"
 
 
 class Weights(NamedTuple):
@@ -49,29 +51,47 @@ class Weights(NamedTuple):
     class_names: list[str] | None  # in the order of the classes; None: not known
     class_titles: list[str] | None  # what a person calls them
     source: str  # where they come from, for a person
+    description: dict[str, Any] = {}  # further arguments of `models.describe`; none for the networks of the paper
+    model_state: dict = {}  # {"batch_stats": {layer: {"mean", "var"}}} where batch normalisation has any
+
+    @property
+    def is_plain(self) -> bool:
+        """Returns whether it is a network of the paper, without batch normalisation and with its FC layers."""
+        return is_vgg(self.configuration) and not self.description
+
+    @property
+    def layers(self) -> Layers:
+        """Returns the network's layers."""
+        return describe(self.configuration, self.crop, **self.description)
 
     @property
     def num_classes(self) -> int:
-        return self.params["fc8"]["bias"].shape[0]
+        return self.params[self.layers[-1].name]["bias"].shape[0]
 
 
 def make_model(weights: Weights, dtype: str = "float32") -> Network:
     """Returns the module that takes the parameters."""
     return make_network(
         weights.configuration,
+        weights.crop,
+        weights.description,
         num_classes=weights.num_classes,
         width_multiplier=weights.width_multiplier,
         fc_width=weights.fc_width,
         dtype=jnp.dtype(dtype),
-        crop=weights.crop,
     )
 
 
 def folded_params(weights: Weights) -> dict:
     """Returns the parameters for RGB on 0 to 255 minus `preprocessing.mean_rgb()`, as `models.Network` expects it."""
-    first = weights.params["conv1_1"]
-    kernel = preprocessing.fold_into_conv1(first["kernel"], weights.preprocessing)
-    return {**weights.params, "conv1_1": {"kernel": kernel, "bias": first["bias"]}}
+    name = weights.layers[0].name
+    kernel = preprocessing.fold_into_conv1(weights.params[name]["kernel"], weights.preprocessing)
+    return {**weights.params, name: {**weights.params[name], "kernel": kernel}}
+
+
+def folded_variables(weights: Weights) -> dict:
+    """Returns `folded_params` and the model state, the first argument of `Network.apply`."""
+    return {"params": folded_params(weights), **weights.model_state}
 
 
 def load_weights(source: str | os.PathLike) -> Weights:
@@ -104,6 +124,8 @@ def load_own(contents: TensorFile) -> Weights:
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"its description is damaged ({short(str(error))})") from error
     description = _description(given)
+    if description["network"] or not is_vgg(description["configuration"]):
+        return _load_described(contents, description)
     size = Size(
         description["width_multiplier"],
         description["fc_width"],
@@ -121,15 +143,47 @@ def load_own(contents: TensorFile) -> Weights:
                 )
     params = containers.to_params(contents, KEY, configuration, size)
     if params_sha256(params) != description["params_sha256"]:
-        raise WeightsError("its numbers are not those that were written (their digest differs); take a sound copy")
-    return Weights(
-        params=params,
-        **{
-            key: description[key]
-            for key in ("configuration", "width_multiplier", "fc_width", "crop", "training_scales")
-        },
-        **{key: description[key] for key in ("preprocessing", "class_names", "class_titles", "source")},
+        raise WeightsError(_ALTERED)
+    return _weights(description, params, {})
+
+
+def _weights(description: dict[str, Any], params: dict, model_state: dict) -> Weights:
+    keys = set(Weights._fields) - {"params", "description", "model_state"}
+    given = {key: description[key] for key in keys}
+    return Weights(params=params, description=description["network"], model_state=model_state, **given)
+
+
+def _load_described(contents: TensorFile, description: dict[str, Any]) -> Weights:
+    """Takes a network with batch normalisation, global average pooling or shortcuts out of an opened file."""
+    network = make_network(
+        description["configuration"],
+        description["crop"],
+        description["network"],
+        num_classes=description["num_classes"],
+        width_multiplier=description["width_multiplier"],
+        fc_width=description["fc_width"],
     )
+    shapes: Any = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, network.crop, network.crop, 3)))
+    expected = {
+        f"{layer}/{leaf}" for of_layers in shapes.values() for layer, leaves in of_layers.items() for leaf in leaves
+    }
+    if different := sorted(expected ^ set(contents.tensors)):
+        missing = "missing" if different[0] in expected else "too many"
+        raise WeightsError(f"it is not the network that its description says: {short(different[0])} is {missing}")
+    variables: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for collection, of_layers in shapes.items():
+        for layer, leaves in of_layers.items():
+            for leaf, shape in leaves.items():
+                array = containers.read_array(contents, f"{layer}/{leaf}")
+                if array.shape != shape.shape:
+                    raise WeightsError(
+                        f"{layer}/{leaf} is {short(list(array.shape))}, but should be {list(shape.shape)}"
+                    )
+                variables.setdefault(collection, {}).setdefault(layer, {})[leaf] = array
+    params = variables.pop("params")
+    if params_sha256(params, variables) != description["params_sha256"]:
+        raise WeightsError(_ALTERED)
+    return _weights(description, params, variables)
 
 
 def _description(given: Any) -> dict[str, Any]:
@@ -142,18 +196,22 @@ def _description(given: Any) -> dict[str, Any]:
     def whole(key: str, least: int, most: int) -> int:
         return value if isinstance(value := checked[key], int) and least <= value <= most else _refuse(key, value)
 
-    if not isinstance(given, dict) or given.get("form") != FORM:
-        raise WeightsError(f"its description is not of form {FORM}, the only one this version knows")
+    if not isinstance(given, dict) or given.get("form") not in FORMS:
+        raise WeightsError(f"its description is not of form {FORMS[0]} or {FORMS[1]}, which this version knows")
     checked: dict[str, Any] = dict.fromkeys(
         ("configuration", "num_classes", "width_multiplier", "fc_width", "crop", "training_scales", "preprocessing")
     )
-    checked |= dict.fromkeys(("class_names", "class_titles", "source", "params_sha256"))
+    checked |= dict.fromkeys(("class_names", "class_titles", "source", "params_sha256")) | {"network": {}}
     checked |= {key: value for key, value in given.items() if key in checked}
-    if not isinstance(checked["configuration"], str) or not is_vgg(checked["configuration"]):
+    if checked["configuration"] not in CONFIGURATIONS:
         _refuse("configuration", checked["configuration"])
     classes = whole("num_classes", 1, 2**24)
     whole("fc_width", 1, 2**24)
-    crop = whole("crop", SIDE_STRIDE, 2**16)
+    crop = whole("crop", 8, 2**16)
+    try:
+        describe(checked["configuration"], crop, **checked["network"])
+    except (ValueError, TypeError):
+        _refuse("network", {"configuration": checked["configuration"], "crop": crop, **_as_dict(checked["network"])})
     width = checked["width_multiplier"]
     if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < 100 or not math.isfinite(width):
         _refuse("width_multiplier", width)
@@ -181,6 +239,10 @@ def _description(given: Any) -> dict[str, Any]:
     return checked | {"training_scales": tuple(scales), "width_multiplier": float(width)}
 
 
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {"network": value}
+
+
 def fault_of_names(names: Sequence[str], once: bool) -> str:
     """Says what is wrong with names of classes, "" for nothing: empty, overlong, not to be shown, or, where `once`, twice."""
     seen: set[str] = set()
@@ -204,7 +266,7 @@ def save_weights(path: Path, weights: Weights) -> None:
       UserError: it cannot be written.
     """
     description = {
-        "form": FORM,
+        "form": FORMS[0] if weights.is_plain else FORMS[1],
         **{
             key: getattr(weights, key)
             for key in ("configuration", "num_classes", "width_multiplier", "fc_width", "crop")
@@ -212,9 +274,15 @@ def save_weights(path: Path, weights: Weights) -> None:
         "training_scales": list(weights.training_scales),
         "preprocessing": weights.preprocessing._asdict(),
         **{key: getattr(weights, key) for key in ("class_names", "class_titles", "source")},
-        "params_sha256": params_sha256(weights.params),
+        "params_sha256": params_sha256(weights.params, weights.model_state),
+        **({} if weights.is_plain else {"network": weights.description}),
     }
-    tensors = {f"{layer}/{name}": array for layer, leaf in weights.params.items() for name, array in leaf.items()}
+    tensors = {
+        f"{layer}/{name}": array
+        for of_layers in (weights.params, *weights.model_state.values())
+        for layer, leaves in of_layers.items()
+        for name, array in leaves.items()
+    }
     write_safetensors(path, tensors, {KEY: json.dumps(description)})
 
 

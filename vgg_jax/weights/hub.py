@@ -1,7 +1,7 @@
 """Published weights by name: fetched where a name asks for it, checked against what was published, and kept.
 
 hf://timm/vgg16.tv_in1k     a repository of the Hugging Face hub; also hf://OWNER/REPOSITORY@REVISION/FILE
-torchvision:vgg16           vgg11, vgg13, vgg16, vgg19
+torchvision:vgg16           vgg11 to vgg19, vgg11_bn to vgg19_bn, resnet18 to resnet152
 keras:vgg16                 vgg16, vgg19
 """
 
@@ -44,10 +44,10 @@ _TORCHVISION, _KERAS = (
 )
 _ENDING = "_weights_tf_dim_ordering_tf_kernels.h5"
 SOURCES: dict[str, Source] = {
-    "torchvision:vgg11": Source(_TORCHVISION + "vgg11-8a719046.pth", sha256="8a719046"),
-    "torchvision:vgg13": Source(_TORCHVISION + "vgg13-19584684.pth", sha256="19584684"),
-    "torchvision:vgg16": Source(_TORCHVISION + "vgg16-397923af.pth", sha256="397923af"),
-    "torchvision:vgg19": Source(_TORCHVISION + "vgg19-dcbb9e9d.pth", sha256="dcbb9e9d"),
+    **{
+        f"torchvision:{name.partition('-')[0]}": Source(f"{_TORCHVISION}{name}.pth", sha256=name.partition("-")[2])
+        for name in imports.TORCHVISION
+    },
     "keras:vgg16": Source(f"{_KERAS}vgg16/vgg16{_ENDING}", md5="64373286793e3c8b2b4e3219cbf3544b"),
     "keras:vgg19": Source(f"{_KERAS}vgg19/vgg19{_ENDING}", md5="cbe5617147190e668d6c5d5026f83318"),
 }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vgg_jax.exceptions import UserError
 from vgg_jax.models.initializers import PRESETS
-from vgg_jax.weights import containers, layouts, preprocessing
+from vgg_jax.weights import containers, layouts, preprocessing, state_dicts
 from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, load_own
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
@@ -31,17 +31,16 @@ class Published(NamedTuple):
     md5: str = ""
 
 
-# torchvision writes the first eight digits of the SHA-256 into the file's name; Keras has MD5 sums in its code.
-_TORCHVISION = (
-    "vgg11-8a719046",
-    "vgg11-bbd30ac9",
-    "vgg13-19584684",
-    "vgg13-c768596a",
-    "vgg16-397923af",
-    "vgg19-dcbb9e9d",
+# torchvision writes the first eight digits of the SHA-256 into the file's name; Keras has MD5 sums in its code. These are the files that
+# `weights.hub` fetches by name, of ResNets those by the paper's recipe.
+TORCHVISION = (
+    *("vgg11-8a719046", "vgg13-19584684", "vgg16-397923af", "vgg19-dcbb9e9d"),
+    *("vgg11_bn-6002323d", "vgg13_bn-abd245e5", "vgg16_bn-6c64b313", "vgg19_bn-c79401a0"),
+    *("resnet18-f37072fd", "resnet34-b627a593", "resnet50-0676ba61", "resnet101-63fe2227", "resnet152-394f9c45"),
 )
+_OTHER_VERSIONS = ("vgg11-bbd30ac9", "vgg13-c768596a", "resnet50-11ad3fa6", "resnet101-cd907fc2", "resnet152-f82ba261")
 PUBLISHED: tuple[tuple[Published, str], ...] = (
-    *((Published(f"torchvision's {name}.pth", sha256=name.split("-")[1]), "torchvision") for name in _TORCHVISION),
+    *((Published(f"torchvision's {name}.pth", sha256=name.split("-")[1]), "torchvision") for name in (*TORCHVISION, *_OTHER_VERSIONS)),
     (Published("Keras's VGG16", md5="64373286793e3c8b2b4e3219cbf3544b"), "caffe"),
     (Published("Keras's VGG19", md5="cbe5617147190e668d6c5d5026f83318"), "caffe"),
 )
@@ -89,7 +88,12 @@ def import_weights(
             if training_scales:
                 weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
             return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
-        layout, identified, size = layouts.identify(contents.tensors, configuration)
+        described = state_dicts.identify(contents.tensors, configuration)
+        if described:
+            layout, identified = described.library, described.configuration
+            size = described.size
+        else:
+            layout, identified, size = layouts.identify(contents.tensors, configuration)
         origin, known = _provenance(contents, layout, digests)
         told = contents.metadata.get(EXPORTED_KEY, "")
         name = preprocessing_flag or ("as the file says" if told else known)
@@ -100,7 +104,13 @@ def import_weights(
                 f"{', '.join(preprocessing.KNOWN)}, or ORDER:SCALE:MEAN:STD ({why})."
             )
         expected = _told(told) if told and not preprocessing_flag else preprocessing.parse(name)
-        params = containers.to_params(contents, layout, identified, size)
+        model_state: dict = {}
+        if described:
+            tensors = {name: containers.read_array(contents, name) for name in state_dicts.arrays(*described[:3])}
+            model_state = state_dicts.to_variables(tensors, described)
+            params = model_state.pop("params")
+        else:
+            params = containers.to_params(contents, layout, identified, size)
     crop = layouts.crop_of(size)
     # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
     scales = training_scales or ("256,512" if known == "caffe" else "256")
@@ -116,18 +126,22 @@ def import_weights(
         class_names=_imagenet() if known and size.num_classes == 1000 else None,
         class_titles=None,
         source=f"{origin}, {path.name}, sha256 {digests.sha256}",
+        description=described.description if described else {},
+        model_state=model_state,
     )
-    return weights, f"{origin}: {layout}'s layout, configuration {identified}, preprocessing {name}"
+    kind = " with batch normalisation" * bool(weights.description)
+    return weights, f"{origin}: {layout}'s layout, configuration {identified}{kind}, preprocessing {name}"
 
 
 def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
     """Replaces the last layer by one for other classes, drawn at random as at the start of training (`glorot`)."""
-    width = weights.params["fc8"]["kernel"].shape[2]
+    name = weights.layers[-1].name
+    width = weights.params[name]["kernel"].shape[2]
     kernel_init, bias_init = PRESETS["glorot"](width, num_classes)
     kernel = kernel_init(jax.random.key(seed), (1, 1, width, num_classes), jnp.float32)
     head = jax.device_get({"kernel": kernel, "bias": bias_init(jax.random.key(seed), (num_classes,), jnp.float32)})
     return weights._replace(
-        params={**weights.params, "fc8": head},
+        params={**weights.params, name: head},
         class_names=None,
         class_titles=None,
         source=f"{weights.source}; a new head of {num_classes} classes, seed {seed}",

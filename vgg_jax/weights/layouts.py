@@ -219,11 +219,9 @@ def _plain(shape: Iterable[int]) -> Shape:
 
 def _foreign(names: set[str], layout: str, configuration: str, expected: set[str]) -> str:
     if any(name.startswith(("layer1.0.", "layer4.", "conv2_block1", "res2a_")) for name in names):
-        return "it holds the weights of a ResNet, and this project's models are VGGs"
-    if any(name.endswith(("running_mean", "moving_mean")) for name in names) and any(
-        name.startswith("features.") for name in names
-    ):
-        return "it holds a VGG with batch normalisation, which this project does not have yet; take the one without"
+        return "it holds the weights of a ResNet, but not of one that torchvision has under the names ResNet-18 to ResNet-152"
+    if any(name.endswith(("running_mean", "moving_mean")) for name in names):
+        return "it holds a network with batch normalisation that is neither torchvision's vgg11_bn to vgg19_bn nor one of its ResNets"
     if len(names & expected) * 2 < len(expected):
         some = f"its tensors are {_some(sorted(names))}" if names else "it holds no tensors"
         return f"it is none of the models known here ({', '.join(LAYOUTS)}): {some}"
