@@ -59,3 +59,15 @@ def test_updates_that_leave_nothing_of_the_start_are_exploding_gradients():
     text = diagnostics.exploding(config_of("he", 1e-3), 25, logged)
     assert "an update changes the weights of fc8 by 11% (gradient norm 1)" in text
     assert str(diagnostics.diverged(config_of("he", 1e-2), 3, math.nan)).startswith("training has diverged: at step 3")
+
+
+def test_networks_with_batch_normalisation_stand_larger_updates_and_get_other_remedies():
+    config = config_of("he", 0.1)
+    config.model.configuration = "ResNet-20"
+    config.image.crop = 32
+    metrics = {"loss": 2.0, "lr": 0.1, "update_ratio/fc": 0.06, "gradient_norm/fc": 2.7}
+    assert diagnostics.exploding(config, 10, metrics) is None  # of a run that went well
+    text = diagnostics.exploding(config, 10, metrics | {"update_ratio/fc": 0.5})
+    assert "changes the weights of fc by 50%" in text
+    assert "learning_rate=0.01), or a warm-up (--config.schedule.warmup_epochs=1)" in text
+    assert "net A" not in text

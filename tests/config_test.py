@@ -8,9 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import KEYS, default_config, eval_scale, flatten, validate
+from vgg_jax.config import KEYS, default_config, eval_scale, flatten, network_name
 from vgg_jax.exceptions import UserError
 from vgg_jax.reproduction.plan import split_config
+from vgg_jax.schedules import Plateau, learning_rate
+from vgg_jax.validation import validate
 
 NETS = {
     "vgg11": "A",
@@ -187,3 +189,63 @@ def test_strange_and_missing_keys_and_types_are_named():
         config.batch_size = "many"
     with pytest.raises(UserError, match="config.batch_size is 'many'; it must be of type int"):
         validate(config, num_devices=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"model.configuration": "ResNet-50", "model.batch_norm": True}, "are for the VGGs, and ResNet-50 is none"),
+        ({"model.configuration": "Plain-34", "model.head": "gap"}, "are for the VGGs, and Plain-34 is none"),
+        ({"model.shortcut": "C"}, "config.model.shortcut is 'C', and D has no shortcuts; leave it out."),
+        ({"model.configuration": "Plain-34", "model.shortcut": "A"}, "and Plain-34 has no shortcuts"),
+        (
+            {"model.batch_norm": True, "batch_size": 1},
+            "batch normalisation would see 1 image at a time; give at least 2",
+        ),
+        (
+            {"model.configuration": "ResNet-18", "batch_size": 8, "accumulation_steps": 8},
+            "batch normalisation would see 1 image at a time",
+        ),
+        (
+            {"image.area_min": 0.08, "image.padding": 4},
+            "a random resized crop, for which there is no config.image.padding",
+        ),
+        (
+            {"schedule.name": "steps", "schedule.drop_epochs": "30,80", "num_epochs": 74.0},
+            "'30,80', of which 80 lie beyond config.num_epochs, 74; drop earlier or train longer.",
+        ),
+        (
+            {"schedule.warmup_epochs": 74.0},
+            "config.schedule.warmup_epochs is 74, and config.num_epochs, 74, is no longer",
+        ),
+    ],
+)
+def test_what_excludes_each_other_is_said(values, sentence):
+    config = default_config()
+    for key, value in values.items():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        validate(config, num_devices=1)
+
+
+@pytest.mark.parametrize(
+    ("file", "argument", "name"),
+    [
+        ("vgg16_bn", None, "D-BN"),
+        ("vgg16_gap", "S=256", "D-BN-GAP"),
+        ("resnet50", "18", "ResNet-18"),
+        ("resnet_cifar", "110", "ResNet-110"),
+        ("resnet_cifar", "plain-56", "Plain-56"),
+    ],
+)
+def test_configurations_of_other_networks(file, argument, name):
+    get_config = importlib.import_module(f"configs.{file}").get_config
+    config = get_config(argument) if argument else get_config()
+    validate(config, num_devices=1)
+    assert network_name(config) == name
+    if file == "resnet_cifar":  # He et al. 2015, §4.2, in iterations
+        rates = [
+            learning_rate(config, step, 50_000 / 128, Plateau()) for step in (1000, 31_999, 32_000, 48_000, 63_999)
+        ]
+        assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
+        assert config.num_epochs * 50_000 / 128 == pytest.approx(64_000)

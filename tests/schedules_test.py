@@ -5,9 +5,10 @@ from fractions import Fraction
 
 import pytest
 
-from vgg_jax.config import default_config, validate
+from vgg_jax.config import default_config
 from vgg_jax.exceptions import UserError
 from vgg_jax.schedules import Plateau, is_finished, learning_rate, lr_drops
+from vgg_jax.validation import validate
 
 
 def config_with(**schedule):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax.exceptions import UserError, did_you_mean, quoted
+from vgg_jax.exceptions import UserError
 from vgg_jax.models import BOTTLENECK_STRIDES, CONFIGURATIONS, HEADS, SHORTCUTS, Layers, describe, is_vgg
 from vgg_jax.models.description import layer_names
 from vgg_jax.models.initializers import PRESETS
-from vgg_jax.schedules import SCHEDULES, drop_epochs
+from vgg_jax.schedules import SCHEDULES
 from vgg_jax.sharding import RULES
 
 DTYPES = ("float32", "bfloat16")
@@ -108,8 +107,6 @@ KEYS: dict[str, Key] = {
     "data.processes": Key(0, 0, 256, may_change=True, is_local=True),
 }
 _LARGEST_LR_FACTOR = 1e6
-_LONGEST_TEXT = 4096  # characters: a path's, on Linux
-_LEAST_RATE = 1e-30  # of learning, after the last drop; float32 has 1.2e-38
 
 
 def default_config() -> ConfigDict:
@@ -188,6 +185,11 @@ def network_layers(config: ConfigDict) -> Layers:
         ) from error
 
 
+def has_batch_norm(config: ConfigDict) -> bool:
+    """Returns whether the network has batch normalisation."""
+    return any(layer.kind == "batch_norm" for layer in network_layers(config))
+
+
 def network_name(config: ConfigDict | Mapping[str, Any]) -> str:
     """Returns the network of a configuration, or of a flat one: "D", "D-BN-GAP", "ResNet-50 (shortcut C)"."""
     flat = flatten(config) if isinstance(config, ConfigDict) else config
@@ -252,168 +254,3 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         value = config[key]
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value})
     return flat
-
-
-def validate(config: ConfigDict, num_devices: int) -> None:
-    """Refuses impossible values before anything is built.
-
-    Args:
-      config: as `default_config` makes it, changed by a file and the command line.
-      num_devices: devices the run would use, over all processes.
-
-    Raises:
-      UserError: the first value that cannot work: its key, the value, and what is allowed.
-    """
-    if "plan" in config:
-        raise UserError(
-            "this configuration has config.plan, so it is of many runs: python -m vgg_jax.reproduce trains them."
-        )
-    given = flatten(config)
-    for name in given:
-        if name not in KEYS:
-            raise UserError(f"config.{name} is not a known key.{did_you_mean(name, KEYS)}")
-    for name, key in KEYS.items():
-        if name not in given:
-            raise UserError(
-                f"config.{name} is missing; start a configuration file from vgg_jax.config.default_config()."
-            )
-        _check_value(name, given[name], key)
-    for is_broken, sentence in _rules(config, num_devices):
-        if is_broken:
-            raise UserError(sentence)
-
-
-def _check_value(name: str, value: Any, key: Key) -> None:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if type(value) is not type(key.default) and not (isinstance(key.default, float) and is_whole):
-        kind = type(key.default).__name__
-        raise UserError(f"config.{name} is {quoted(value, 100)}; it must be of type {kind}, as {key.default!r} is.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"config.{name} is {value}; it must be a finite number.")
-    if isinstance(value, str) and (len(value) > _LONGEST_TEXT or any(ord(letter) < 32 for letter in value)):
-        raise UserError(
-            f"config.{name} is {quoted(value, 100)}; it must have at most {_LONGEST_TEXT} letters and no control characters."
-        )
-    if key.choices and value not in key.choices:
-        raise UserError(
-            f"config.{name} is {value!r}; it must be one of {', '.join(key.choices)}.{did_you_mean(value, key.choices)}"
-        )
-    if isinstance(value, int | float) and not key.least <= value <= key.greatest:
-        raise UserError(
-            f"config.{name} is {quoted(value, 100)}; it must be at least {key.least} and at most {key.greatest}."
-        )
-
-
-def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
-    """Yields (whether it is broken, the sentence that says so) of every rule that relates several keys."""
-    image, data, plateau, parallel = config.image, config.data, config.plateau, config.model_parallel
-    yield from _network_rules(config)
-    lr_factors(config)
-    drop_epochs(config)
-    yield (
-        bool(config.init_layers and not init_from(config)),
-        f"config.init_layers is {config.init_layers!r}, but there is nothing to take layers from; give "
-        "--config.init_from=DIR as well.",
-    )
-    yield (
-        config.optimizer.learning_rate * plateau.factor**plateau.max_drops < _LEAST_RATE,
-        f"config.plateau.factor is {plateau.factor}, which makes a rate of less than {_LEAST_RATE:g} of "
-        f"config.optimizer.learning_rate, {config.optimizer.learning_rate}, in config.plateau.max_drops, "
-        f"{plateau.max_drops}, drops; choose fewer drops or a factor nearer to 1.",
-    )
-    yield (
-        image.scale_min < image.crop,
-        f"config.image.scale_min (S) is {image.scale_min}, less than config.image.crop, {image.crop}: "
-        f"the crop would not fit; make S at least {image.crop}.",
-    )
-    yield (
-        bool(image.area_min and image.padding),
-        f"config.image.area_min is {image.area_min}, a random resized crop, for which there is no config.image.padding, "
-        f"{image.padding}; give one of them.",
-    )
-    yield (
-        image.scale_max < image.scale_min,
-        f"config.image.scale_max is {image.scale_max}, less than config.image.scale_min, {image.scale_min}; "
-        "for one fixed S set both to it.",
-    )
-    yield (
-        eval_scale(config) < image.crop,
-        f"config.image.eval_scale (Q) is {image.eval_scale}, less than config.image.crop, {image.crop}; "
-        f"make it at least {image.crop}, or 0 for the training scale.",
-    )
-    yield (
-        num_devices % parallel != 0,
-        f"config.model_parallel is {parallel}, which does not divide the {num_devices} devices.",
-    )
-    yield (
-        parallel > 1 and config.sharding != "fc_model_parallel",
-        f"config.model_parallel is {parallel}, but config.sharding is {config.sharding!r}, which splits "
-        "nothing over the `model` axis; say --config.sharding=fc_model_parallel, or --config.model_parallel=1.",
-    )
-    yield (
-        config.model.fc_width % parallel != 0,
-        f"config.model_parallel is {parallel}, which does not divide config.model.fc_width, "
-        f"{config.model.fc_width}; {math.gcd(config.model.fc_width, num_devices)} would do.",
-    )
-    parts = num_devices // parallel * config.accumulation_steps
-    below = config.batch_size // parts * parts
-    microbatches = f" x {config.accumulation_steps} accumulation steps" if config.accumulation_steps > 1 else ""
-    yield (
-        config.batch_size % parts != 0,
-        f"config.batch_size is {config.batch_size}, which {num_devices // parallel} devices{microbatches} do not divide; "
-        f"{below or parts} or {below + parts if below else 2 * parts} would do.",
-    )
-    yield not data.name, "config.data.name is empty; it must be `builtin`, `folder`, or the name of a TFDS data set."
-    late = [epoch for epoch in drop_epochs(config) if epoch >= config.num_epochs]
-    yield (
-        config.schedule.name == "steps" and bool(late),
-        f"config.schedule.drop_epochs is {config.schedule.drop_epochs!r}, of which {', '.join(f'{epoch:g}' for epoch in late)} "
-        f"lie beyond config.num_epochs, {config.num_epochs:g}; drop earlier or train longer.",
-    )
-    yield (
-        config.schedule.warmup_epochs >= config.num_epochs,
-        f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs:g}, and config.num_epochs, {config.num_epochs:g}, is "
-        "no longer; warm up for less.",
-    )
-    is_folder = data.name == "folder"
-    yield (
-        is_folder and not data.root,
-        "config.data.name is `folder`, so config.data.root must name a directory laid out as "
-        "<split>/<class>/<image>: --config.data.root=DIR.",
-    )
-    yield (
-        is_folder and not Path(data.root).expanduser().is_dir(),
-        f"config.data.root is {data.root!r}, and there is no such directory.",
-    )
-    yield (
-        bool(data.root) and not is_folder,
-        f"config.data.root is {data.root!r}, but config.data.name is {data.name!r}; a root goes with "
-        "--config.data.name=folder.",
-    )
-    yield (
-        config.start_required and not config.init_from,
-        f"this stage (S={scale_text(image.scale_min, image.scale_max)}, learning rate "
-        f"{config.optimizer.learning_rate:g}) starts from a trained model: give its workdir with --config.init_from=DIR, or "
-        "say --config.init_from=none to start afresh.",
-    )
-
-
-def _network_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
-    model, is_paper = config.model, is_vgg(config.model.configuration)
-    is_residual = model.configuration.startswith("ResNet")
-    yield (
-        (model.batch_norm or model.head != "fc") and not is_paper,
-        f"config.model.batch_norm and config.model.head are for the VGGs, and {model.configuration} is none: it has batch "
-        "normalisation and global average pooling by itself; leave them out.",
-    )
-    yield (
-        bool(model.shortcut) and not is_residual,
-        f"config.model.shortcut is {model.shortcut!r}, and {model.configuration} has no shortcuts; leave it out.",
-    )
-    microbatch = config.batch_size // config.accumulation_steps
-    has_batch_norm = any(layer.kind == "batch_norm" for layer in network_layers(config))
-    yield (
-        has_batch_norm and microbatch < 2,
-        f"config.batch_size is {config.batch_size}, in which batch normalisation would see {microbatch} image at a time; give at "
-        "least 2 for each accumulation step.",
-    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import lr_factors
+from vgg_jax.config import has_batch_norm, lr_factors
 from vgg_jax.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
@@ -15,6 +15,8 @@ STEPS_TO_LEAVE_CHANCE = 200
 # Updates that change kernels by more than this part of themselves, over many steps, destroy the initialisation. Healthy
 # runs stay below 0.015; the He runs that diverge at 1e-3 start at 0.1 (benchmarks/findings.md, the presets).
 _LARGEST_UPDATE_RATIO = 0.05
+# With batch normalisation the scale of a kernel does not matter; a ResNet-20 that trains well begins at 0.06.
+_LARGEST_NORMALIZED_RATIO = 0.25
 
 
 def stuck(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | None:
@@ -35,7 +37,7 @@ def stuck(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | No
         for name, ratio in means.items()
         if name.startswith("update_ratio/") and ratio <= max(1.5 * decay, 1e-8)
     ]
-    cause = "A deep VGG often does not leave it at a rate that suits a shallow one. "
+    cause = "A deep network often does not leave it at a rate that suits a shallow one. "
     if unreached and not lr_factors(config):
         cause = f"The gradient does not reach {', '.join(unreached)}: their weights only decay (update_ratio/* in metrics.jsonl). "
     return (
@@ -54,7 +56,7 @@ def exploding(config: ConfigDict, step: int, means: Mapping[str, float]) -> str 
     """
     ratios = {name: value for name, value in means.items() if name.startswith("update_ratio/")}
     worst = max(ratios, key=lambda name: ratios[name])
-    if ratios[worst] <= _LARGEST_UPDATE_RATIO:
+    if ratios[worst] <= (_LARGEST_NORMALIZED_RATIO if has_batch_norm(config) else _LARGEST_UPDATE_RATIO):
         return None
     block = worst.partition("/")[2]
     return (
@@ -72,8 +74,8 @@ def diverged(config: ConfigDict, step: int, loss: float) -> UserError:
 
 
 def _remedies(config: ConfigDict) -> str:
+    lower = f"a lower rate (--config.optimizer.learning_rate={config.optimizer.learning_rate / 10:g})"
+    if has_batch_norm(config):
+        return f"Try {lower}, or a warm-up (--config.schedule.warmup_epochs=1); in a new --workdir."
     preset = "" if config.model.init == "glorot" else "--config.model.init=glorot, "
-    return (
-        f"Try {preset}a lower rate (--config.optimizer.learning_rate={config.optimizer.learning_rate / 10:g}), or start from "
-        "a trained net A (--config.init_from=DIR); in a new --workdir."
-    )
+    return f"Try {preset}{lower}, or start from a trained net A (--config.init_from=DIR); in a new --workdir."

@@ -44,6 +44,7 @@ from vgg_jax.sharding import (
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import Batch, EvalMetrics, batch_shapes, compile_step, compile_train_step, make_eval_step
 from vgg_jax.transplant import Donor, check_fit, read_donor, start_from
+from vgg_jax.validation import validate
 
 
 class _Run(NamedTuple):
@@ -139,7 +140,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
 
 def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
     """Decides what will run, where and on what data; raises UserError where it cannot."""
-    config_lib.validate(config, jax.device_count())
+    validate(config, jax.device_count())
     workdir_lib.check(workdir, config)
     mesh = make_mesh(config.model_parallel)
     shapes = state_shapes(config, mesh)

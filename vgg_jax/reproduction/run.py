@@ -18,6 +18,7 @@ from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.files import read_json, write_json
 from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
 from vgg_jax.train import train
+from vgg_jax.validation import validate
 from vgg_jax.workdir import checkpoint_steps
 
 # What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
@@ -58,7 +59,7 @@ def planned_runs(
         for stage in stages:
             config = stage_config(shared, plan, stage, directory, seed)
             try:
-                config_lib.validate(config, jax.device_count())
+                validate(config, jax.device_count())
             except UserError as error:
                 raise UserError(f"stage {stage.name}: {error}") from error
             workdir = workdir_of(directory, stage.name, seed)

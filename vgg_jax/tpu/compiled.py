@@ -23,6 +23,7 @@ from vgg_jax.steps import compile_step, compile_train_step
 from vgg_jax.tpu import hlo
 from vgg_jax.tpu.chips import Slice
 from vgg_jax.tpu.roofline import Roofline, roofline
+from vgg_jax.validation import validate
 
 GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -71,7 +72,7 @@ def compile_train(config: ConfigDict, topology: Slice, devices: list[jax.Device]
     Raises:
       UserError: a configuration that these devices cannot run.
     """
-    config_lib.validate(config, len(devices))
+    validate(config, len(devices))
     mesh = make_mesh(config.model_parallel, devices)
     shapes = state_shapes(config, mesh)
     return _answer(topology, lambda: compile_train_step(config, IMAGENET_STATISTICS, mesh, shapes))

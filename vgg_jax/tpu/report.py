@@ -19,6 +19,7 @@ from vgg_jax.sharding import RULES
 from vgg_jax.tpu import compiled
 from vgg_jax.tpu.chips import Slice, parse_slice
 from vgg_jax.tpu.compiled import GIB, CompileResult
+from vgg_jax.validation import validate
 
 _MODEL_PARALLEL = 4  # devices that share FC layers where the configuration does not say
 
@@ -79,7 +80,7 @@ def _by_sharding(config: ConfigDict, sharding: str, slice_: Slice) -> Iterator[C
         if rules == "fc_model_parallel" and each.model_parallel == 1:
             each.model_parallel = min(_MODEL_PARALLEL, slice_.devices)
         each.data.name, each.data.root, each.start_required = "builtin", "", False
-        config_lib.validate(each, slice_.devices)
+        validate(each, slice_.devices)
         yield each
 
 

@@ -40,7 +40,10 @@ TORCHVISION = (
 )
 _OTHER_VERSIONS = ("vgg11-bbd30ac9", "vgg13-c768596a", "resnet50-11ad3fa6", "resnet101-cd907fc2", "resnet152-f82ba261")
 PUBLISHED: tuple[tuple[Published, str], ...] = (
-    *((Published(f"torchvision's {name}.pth", sha256=name.split("-")[1]), "torchvision") for name in (*TORCHVISION, *_OTHER_VERSIONS)),
+    *(
+        (Published(f"torchvision's {name}.pth", sha256=name.split("-")[1]), "torchvision")
+        for name in (*TORCHVISION, *_OTHER_VERSIONS)
+    ),
     (Published("Keras's VGG16", md5="64373286793e3c8b2b4e3219cbf3544b"), "caffe"),
     (Published("Keras's VGG19", md5="cbe5617147190e668d6c5d5026f83318"), "caffe"),
 )
