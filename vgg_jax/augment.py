@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 
 class ColorStatistics(NamedTuple):
@@ -61,3 +62,47 @@ def augment(
         shift_Bx3 = color_std * jax.random.normal(color_key, (batch, 3)) @ statistics.color_vectors.T
         images += shift_Bx3[:, None, None, :]
     return images
+
+
+def mix(
+    key: jax.Array,
+    images_BxHxWx3: jax.Array,
+    labels_B: jax.Array,
+    num_classes: int,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image and label with those of another of the batch: image i with image B - 1 - i.
+
+    Args:
+      key: of the step.
+      images_BxHxWx3: float.
+      labels_B: int.
+      num_classes: K.
+      mixup: a of Beta(a, a), from which the share of an image's own pixels is drawn, one for the batch (Zhang et al. 2018).
+      cutmix: likewise; a rectangle of the other image is pasted, and the share is that of what is left (Yun et al. 2019).
+        With both, one of them is chosen with probability 1/2.
+      smoothing: share of the target that all classes have in common.
+
+    Returns:
+      The images, and targets [B, K] float32 whose rows sum to 1.
+    """
+    targets = optax.smooth_labels(jax.nn.one_hot(labels_B, num_classes), smoothing)
+    if not (mixup or cutmix):
+        return images_BxHxWx3, targets
+    choice_key, share_key, place_key = jax.random.split(key, 3)
+    pastes = jax.random.bernoulli(choice_key, 0.5) if mixup and cutmix else jnp.bool_(cutmix > 0)
+    share = jax.random.beta(share_key, *(jnp.where(pastes, cutmix, mixup),) * 2)
+    height, width = images_BxHxWx3.shape[1:3]
+    # A rectangle of the image's proportions around any place; what lies outside the image is cut off.
+    row, column = (jax.random.uniform(place_key, (2,)) * jnp.array([height, width])).astype(jnp.int32)
+    half = jnp.sqrt(1 - share) / 2
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    in_rows = jnp.abs(rows - row) < half * height
+    in_columns = jnp.abs(columns - column) < half * width
+    pasted_HxW = in_rows[:, None] & in_columns
+    own_HxW = jnp.where(pastes, 1.0 - pasted_HxW, share)
+    share = jnp.where(pastes, own_HxW.mean(), share)
+    own = own_HxW[..., None]
+    return own * images_BxHxWx3 + (1 - own) * images_BxHxWx3[::-1], share * targets + (1 - share) * targets[::-1]

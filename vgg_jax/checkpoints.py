@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vgg_jax import distributed
 from vgg_jax.exceptions import UserError, first_line
 from vgg_jax.schedules import Plateau
-from vgg_jax.state import TrainState, checksum, leaf_names
+from vgg_jax.state import EMA, TrainState, checksum, leaf_names
 from vgg_jax.workdir import CHECKPOINTS, checkpoint_steps
 
 _STATE, _PROGRESS = "state", "progress"
@@ -230,11 +230,15 @@ def _read_variables(path: Path) -> dict:
         tree = reader.metadata(path / _STATE).item_metadata.tree
         # Momentum stays on the disk. Checkpoints of versions before 0.3 have no model state.
         item = {name: jax.tree.map(lambda _: 0, tree[name]) for name in ("params", "model_state") if tree.get(name)}
+        if averages := tree.get("opt_state", {}).get(EMA):  # they are what was validated
+            item = {"opt_state": {EMA: jax.tree.map(lambda _: 0, averages)}}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
         state = reader.restore(path / _STATE, args=args)
     if checksums:
         _compare({name: int(checksum(leaf, np)) for name, leaf in leaf_names(state).items()}, checksums)
+    if "opt_state" in state:
+        return state["opt_state"][EMA]
     return {"params": state["params"], **state.get("model_state", {})}
 
 

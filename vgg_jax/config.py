@@ -18,6 +18,7 @@ from vgg_jax.sharding import RULES
 
 DTYPES = ("float32", "bfloat16")
 L2_MASKS = ("kernels", "all")
+OPTIMIZERS = ("momentum", "adamw")
 NO_INIT_FROM = "none"
 DATA_DIR = "~/tensorflow_datasets"  # of prepared data, unless the environment has TFDS_DATA_DIR
 
@@ -83,11 +84,19 @@ KEYS: dict[str, Key] = {
     "image.eval_scale": Key(0, 0, 4096),  # Q of the validation crop, pixels; 0: S, the middle of the range for jitter
     "augment.flip": Key(True),  # mirror every second image (Paper §3.1)
     "augment.color_std": Key(0.1, 0, 10),  # of the shift along the colour vectors (Krizhevsky 2012 §4.1); 0: none
+    # Images and labels of a batch mixed in pairs, with a share drawn from Beta(a, a) at each step; 0: not. With both of them, one
+    # or the other at each step.
+    "augment.mixup": Key(0.0, 0, 100),  # a of blending (Zhang et al. 2018)
+    "augment.cutmix": Key(0.0, 0, 100),  # a of pasting a rectangle (Yun et al. 2019)
+    "label_smoothing": Key(0.0, 0, 0.99),  # share of the target that all classes have in common (Szegedy et al. 2016)
+    "ema_decay": Key(0.0, 0, 0.99999),  # of the average of parameters that is evaluated and saved too; 0: none
+    "optimizer.name": Key("momentum", choices=OPTIMIZERS),  # the paper's, or AdamW (Loshchilov & Hutter 2019)
+    "optimizer.clip_norm": Key(0.0, 0, 1e6),  # largest norm of the gradient over all parameters; 0: any
     "optimizer.learning_rate": Key(1e-2, 1e-12, 1e6),  # at the start (Paper §3.1)
     # Factors on it by layer, the first that fits counts: "fc8=10,conv1_*=0,conv*=0.1"; 0 freezes, layers not named have 1.
     "optimizer.lr_factors": Key(""),
     "optimizer.momentum": Key(0.9, 0, 0.9999),  # (Paper §3.1)
-    "optimizer.l2": Key(5e-4, 0, 1),  # weight decay that joins the gradient (Paper §3.1)
+    "optimizer.l2": Key(5e-4, 0, 1),  # weight decay that joins the gradient (Paper §3.1); of AdamW the decoupled one
     "optimizer.l2_mask": Key("kernels", choices=L2_MASKS),  # the parameters that decay
     "plateau.factor": Key(0.1, 1e-6, 0.9999),  # on the learning rate at each drop (Paper §3.1)
     "plateau.max_drops": Key(3, 0, 100),  # the plateau after the last one ends training (Paper §3.1)

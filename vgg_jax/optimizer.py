@@ -22,12 +22,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     `update` takes the learning rate in force as the keyword `learning_rate`, a float32 scalar (`vgg_jax.schedules`).
     """
     mask = _is_kernel if config.optimizer.l2_mask == "kernels" else None
-    return optax.named_chain(
-        # L2 joins the gradient before the momentum: classical, not decoupled. Kernels only (docs/decisions.md).
-        ("l2", optax.add_decayed_weights(config.optimizer.l2, mask)),
-        ("learning_rate", _scale_by_learning_rate(config)),
-        ("momentum", optax.trace(config.optimizer.momentum)),
-    )
+    clip = [("clip", optax.clip_by_global_norm(config.optimizer.clip_norm))] if config.optimizer.clip_norm else []
+    decay = ("l2", optax.add_decayed_weights(config.optimizer.l2, mask))
+    rate = ("learning_rate", _scale_by_learning_rate(config))
+    if config.optimizer.name == "adamw":
+        return optax.named_chain(*clip, ("adam", optax.scale_by_adam()), decay, rate)
+    # L2 joins the gradient before the momentum: classical, not decoupled. Kernels only (docs/decisions.md).
+    return optax.named_chain(*clip, decay, rate, ("momentum", optax.trace(config.optimizer.momentum)))
 
 
 def lr_factor(config: ConfigDict, layer: str) -> float:

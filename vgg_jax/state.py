@@ -20,6 +20,8 @@ from vgg_jax.models import Network
 from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import RULES, bytes_a_device, make_mesh, replicate, tree_shardings
 
+EMA = "ema"  # key in `TrainState.opt_state`
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -28,17 +30,23 @@ class TrainState:
     step: jax.Array  # updates made, an int32 scalar
     params: dict
     model_state: dict  # what the forward pass updates, by Flax collection; empty for networks without normalisation
-    opt_state: dict
+    opt_state: dict  # of the optimizer, and the average of variables under EMA
 
     @property
     def variables(self) -> dict:
         """Returns the first argument of `model.apply`."""
         return {"params": self.params, **self.model_state}
 
+    @property
+    def averages(self) -> dict | None:
+        """Returns the exponential moving average of the variables; None where `config.ema_decay` is 0."""
+        return self.opt_state.get(EMA)
+
     def with_variables(self, variables: dict) -> TrainState:
         """Returns the state with other parameters and model state."""
         model_state = {name: tree for name, tree in variables.items() if name != "params"}
-        return dataclasses.replace(self, params=variables["params"], model_state=model_state)
+        opt_state = self.opt_state if self.averages is None else {**self.opt_state, EMA: variables}
+        return dataclasses.replace(self, params=variables["params"], model_state=model_state, opt_state=opt_state)
 
 
 def make_model(config: ConfigDict) -> Network:
@@ -115,6 +123,8 @@ def _init(config: ConfigDict) -> TrainState:
     model_state = _init_variables(config)
     params = model_state.pop("params")
     opt_state = make_optimizer(config).init(params)
+    if config.ema_decay:
+        opt_state[EMA] = {"params": params, **model_state}
     return TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=opt_state)
 
 

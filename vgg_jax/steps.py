@@ -12,11 +12,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax.augment import ColorStatistics, augment, normalize
+from vgg_jax.augment import ColorStatistics, augment, mix, normalize
 from vgg_jax.models import Layers, Network
 from vgg_jax.optimizer import lr_factor, make_optimizer
 from vgg_jax.sharding import batch_sharding, gather_for_compute, replicated, shard_images
-from vgg_jax.state import TrainState, make_model, step_key
+from vgg_jax.state import EMA, TrainState, make_model, step_key
 
 Batch = dict[str, jax.Array]
 
@@ -63,7 +63,8 @@ def make_train_step(
     """Returns the function from a state, a batch and the learning rate to the next state and the batch's metrics.
 
     Learning rate: a float32 scalar. Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars: loss (mean cross-entropy,
-    nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch), lr (of this update),
+    nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch, whose images keep their own labels
+    where they are mixed), lr (of this update),
     finite (bool): whether the loss and all new parameters are, and of the kernels of each block (block1 ... block5, fc6,
     fc7, fc8) gradient_norm/<block>, of the loss alone, and update_ratio/<block>, the norm of the update over that of the
     kernels before it.
@@ -73,8 +74,10 @@ def make_train_step(
     """
     model, optimizer = make_model(config), make_optimizer(config)
     count = config.accumulation_steps
+    shares = config.augment.mixup, config.augment.cutmix
+    mixes = shares if any(shares) or config.label_smoothing else ()
 
-    def loss_fn(params: dict, model_state: dict, images: jax.Array, labels_B: jax.Array, key: jax.Array) -> Any:
+    def loss_fn(params: dict, model_state: dict, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
         # Frozen layers have no gradient, so nothing computes it.
         params = {
             layer: leaves if lr_factor(config, layer) else jax.lax.stop_gradient(leaves)
@@ -85,14 +88,15 @@ def make_train_step(
         (logits_BxK, _), updated = model.apply(
             variables, images, train=True, rngs={"dropout": key}, mutable=list(model_state)
         )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels_B).mean()
-        return loss, (logits_BxK, dict(updated))
+        is_soft = labels.ndim == 2  # targets of `augment.mix`
+        losses_of = optax.softmax_cross_entropy if is_soft else optax.softmax_cross_entropy_with_integer_labels
+        return losses_of(logits_BxK, labels).mean(), (logits_BxK, dict(updated))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def microbatched_grad(state: TrainState, images: jax.Array, labels_B: jax.Array, key: jax.Array) -> Any:
+    def microbatched_grad(state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
         if count == 1:
-            return grad_fn(state.params, state.model_state, images, labels_B, key)
+            return grad_fn(state.params, state.model_state, images, labels, key)
 
         def accumulate(carry: Any, microbatch: Any) -> Any:
             total, model_state = carry
@@ -101,19 +105,31 @@ def make_train_step(
             return (jax.tree.map(lambda t, v: t + v / count, total, (loss, grads)), model_state), logits
 
         # Microbatch i takes images i, i + count, ...: every device keeps the images it holds.
-        split = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), (images, labels_B))
+        split = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), (images, labels))
         zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
         ((loss, grads), model_state), logits = jax.lax.scan(
             accumulate, (zero, state.model_state), (jnp.arange(count), *split)
         )
-        return (loss, (logits.swapaxes(0, 1).reshape(labels_B.shape[0], -1), model_state)), grads
+        return (loss, (logits.swapaxes(0, 1).reshape(images.shape[0], -1), model_state)), grads
 
     def train_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         augment_key, dropout_key = jax.random.split(step_key(config.seed, state.step))
         images = augment(augment_key, batch["image"], statistics, config.augment.flip, config.augment.color_std)
-        (loss, (logits_BxK, model_state)), grads = microbatched_grad(state, images, batch["label"], dropout_key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=lr)
+        labels = batch["label"]
+        if mixes:
+            mix_key = jax.random.fold_in(augment_key, 0)
+            images, labels = mix(
+                mix_key, images, labels, config.model.num_classes, *mixes, smoothing=config.label_smoothing
+            )
+        (loss, (logits_BxK, model_state)), grads = microbatched_grad(state, images, labels, dropout_key)
+        inner = {name: part for name, part in state.opt_state.items() if name != EMA}
+        updates, opt_state = optimizer.update(grads, inner, state.params, learning_rate=lr)
         params = optax.apply_updates(state.params, updates)
+        if state.averages is not None:
+            # At first the average is of few steps, or the random start would stay in it for long.
+            decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+            variables = {"params": params, **model_state}
+            opt_state[EMA] = optax.incremental_update(variables, state.averages, 1 - decay)
         before, moved = kernel_norms(state.params, model.layers), kernel_norms(updates, model.layers)
         metrics = {
             "loss": loss,

@@ -212,7 +212,12 @@ def _evaluate(
 ) -> Progress:
     """Evaluates on the validation split; returns the progress with the best and last error and the plateau."""
     config, images, epoch = run.config, run.dataset.validation, step / run.steps_per_epoch
-    val = evaluate(eval_step, state.variables, batches(config, eval_examples(config, images), run.mesh), len(images))
+    val = evaluate(
+        eval_step,
+        state.averages or state.variables,
+        batches(config, eval_examples(config, images), run.mesh),
+        len(images),
+    )
     metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
     plateau = progress.plateau.observe(val["top1_error"], len(images), config)
     best = progress.best_top1_error, progress.best_step

@@ -1,0 +1,153 @@
+"""What people train with today: mixing, smoothing, AdamW, clipping, averages of parameters; each against its closed form."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.first_steps import some_steps
+from vgg_jax.augment import mix
+from vgg_jax.checkpoints import load_variables
+from vgg_jax.config import default_config
+from vgg_jax.optimizer import make_optimizer
+from vgg_jax.train import train
+
+KEYS = [jax.random.key(i) for i in range(40)]
+
+
+def marked(count=6, height=20, width=30):
+    """Images of one value each, which tells whose a pixel is."""
+    return jnp.broadcast_to(10.0 * jnp.arange(1, count + 1)[:, None, None, None], (count, height, width, 3))
+
+
+def test_mixup_blends_pixels_and_targets_in_one_share():
+    labels, shares = jnp.array([0, 1, 2, 3, 4, 4]), []
+    for key in KEYS:
+        images, targets = mix(key, marked(), labels, 5, mixup=0.4)
+        share = float(targets[0, 0])
+        shares.append(share)
+        np.testing.assert_allclose(images[0], share * 10 + (1 - share) * 60, rtol=1e-5)
+        np.testing.assert_allclose(
+            targets[1], share * jax.nn.one_hot(1, 5) + (1 - share) * jax.nn.one_hot(4, 5), atol=1e-6
+        )
+        np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.2)
+    assert min(shares) < 0.1  # Beta(0.4, 0.4) is mostly near its ends
+    assert max(shares) > 0.9
+
+
+def test_cutmix_pastes_a_rectangle_and_targets_have_its_share():
+    labels, shares = jnp.arange(6), []
+    for key in KEYS:
+        images, targets = mix(key, marked(), labels, 6, cutmix=1.0)
+        own = np.asarray(images[0, :, :, 0] == 10)
+        assert set(np.unique(images[0])) <= {10.0, 60.0}
+        rows, columns = np.flatnonzero(~own.all(1)), np.flatnonzero(~own.all(0))
+        if len(rows):  # what is pasted is a whole rectangle
+            assert not own[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].any()
+        assert own.sum() == own.size - len(rows) * len(columns)
+        np.testing.assert_allclose(targets[0], own.mean() * np.eye(6)[0] + (1 - own.mean()) * np.eye(6)[5], atol=1e-5)
+        shares.append(own.mean())
+    assert min(shares) < 0.45
+    assert max(shares) > 0.8
+
+
+def test_both_take_turns_and_none_changes_nothing():
+    labels = jnp.arange(6)
+    pasted = [
+        set(np.unique(mix(key, marked(), labels, 6, mixup=1.0, cutmix=1.0)[0][0])) <= {10.0, 60.0} for key in KEYS
+    ]
+    assert 8 < sum(pasted) < 32
+    images, targets = mix(KEYS[0], marked(), labels, 6, smoothing=0.1)
+    np.testing.assert_array_equal(images, marked())
+    np.testing.assert_allclose(targets[2], [0.1 / 6] * 2 + [0.9 + 0.1 / 6] + [0.1 / 6] * 3, rtol=1e-5)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_smoothed_target(tiny_config):
+    """With a zero learning rate and no dropout: (1 - s) times the plain loss plus s times the mean over the classes."""
+    tiny_config.model.dropout_rate, tiny_config.optimizer.learning_rate = 0.0, 1e-12
+    plain = some_steps(tiny_config, 1)[0]
+    tiny_config.label_smoothing = 0.3
+    smoothed = some_steps(tiny_config, 1)[0]
+    tiny_config.label_smoothing = 0.99
+    uniform = (some_steps(tiny_config, 1)[0] - 0.01 * plain) / 0.99
+    assert smoothed == pytest.approx(0.7 * plain + 0.3 * uniform, rel=1e-4)
+    assert smoothed != pytest.approx(plain, rel=1e-4)
+
+
+def test_adamw_is_optaxs_and_clipping_bounds_the_gradient():
+    config = default_config()
+    config.optimizer.name, config.optimizer.l2 = "adamw", 0.05
+    rng = np.random.RandomState(0)
+    params = {"conv1_1": {"kernel": rng.normal(size=(3, 4)).astype(np.float32), "bias": np.ones(4, np.float32)}}
+    ours, theirs = params, params
+    mask = {"conv1_1": {"kernel": True, "bias": False}}
+    reference = optax.adamw(1e-3, weight_decay=0.05, mask=mask)
+    optimizer = make_optimizer(config)
+    state, other = optimizer.init(params), reference.init(params)
+    for _ in range(5):
+        gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+        updates, state = optimizer.update(gradient, state, ours, learning_rate=np.float32(1e-3))
+        ours = optax.apply_updates(ours, updates)
+        updates, other = reference.update(gradient, other, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, theirs)
+
+    config = default_config()
+    config.optimizer.clip_norm, config.optimizer.l2, config.optimizer.momentum = 0.5, 0.0, 0.0
+    optimizer = make_optimizer(config)
+    for size in (100.0, 0.1):
+        gradient = jax.tree.map(lambda x: np.full_like(x, size / 4), params)  # 16 numbers: of norm `size`  # noqa: B023
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params, learning_rate=np.float32(1.0))
+        assert float(optax.tree.norm(updates)) == pytest.approx(min(size, 0.5), rel=1e-5)
+
+
+def today(config):
+    config.model.batch_norm, config.model.head = True, "gap"
+    config.optimizer.name, config.optimizer.clip_norm = "adamw", 1.0
+    config.augment.mixup, config.augment.cutmix, config.label_smoothing = 0.2, 1.0, 0.1
+    config.ema_decay = 0.9
+    return config
+
+
+def test_the_average_is_that_of_all_states_and_1_device_is_8(tiny_config):
+    config = today(tiny_config)
+    wanted = None
+    for count in range(4):  # each run from the start, so that every state is seen
+        losses, state = some_steps(config, count, devices=1, with_state=True)
+        variables = jax.device_get(state.variables)
+        if wanted is None:
+            wanted = variables
+        else:
+            decay = min(0.9, count / (9 + count))  # of step `count`, counted from 1
+            wanted = jax.tree.map(lambda a, v: decay * a + (1 - decay) * v, wanted, variables)  # noqa: B023
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), jax.device_get(state.averages), wanted
+    )
+    config.sharding = "fsdp"
+    np.testing.assert_allclose(some_steps(config, 3, devices=8), losses, rtol=1e-3)
+
+
+def test_a_run_with_all_of_it_resumes_bit_for_bit_and_its_average_is_evaluated(tiny_config, tmp_path):
+    config = today(tiny_config)
+    config.num_epochs = 2.0
+    train(config, tmp_path / "whole")
+    config.num_epochs = 1.0
+    train(config, tmp_path / "parts")
+    config.num_epochs = 2.0
+    train(config, tmp_path / "parts")
+    whole, parts = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "parts"))
+    for name in ("params_sha256", "final_top1_error", "best_step"):
+        assert parts[name] == whole[name], name
+    (path, averages), (_, again) = load_variables(tmp_path / "whole"), load_variables(tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, averages, again)
+    from vgg_jax.evaluation.trained_model import load_trained
+
+    trained = load_trained(path)
+    np.testing.assert_array_equal(
+        trained.variables["batch_stats"]["bn1_1"]["mean"], averages["batch_stats"]["bn1_1"]["mean"]
+    )
+    assert trained.digest != whole["params_sha256"]  # which is of the parameters themselves
