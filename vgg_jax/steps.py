@@ -73,7 +73,6 @@ def make_train_step(
     same but for dropout's draws and rounding. `mesh` is that of the devices it will run on.
     """
     model, optimizer = make_model(config), make_optimizer(config)
-    count = config.accumulation_steps
     shares = config.augment.mixup, config.augment.cutmix
     mixes = shares if any(shares) or config.label_smoothing else ()
 
@@ -92,25 +91,7 @@ def make_train_step(
         losses_of = optax.softmax_cross_entropy if is_soft else optax.softmax_cross_entropy_with_integer_labels
         return losses_of(logits_BxK, labels).mean(), (logits_BxK, dict(updated))
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-
-    def microbatched_grad(state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-        if count == 1:
-            return grad_fn(state.params, state.model_state, images, labels, key)
-
-        def accumulate(carry: Any, microbatch: Any) -> Any:
-            total, model_state = carry
-            i, x, y = microbatch
-            (loss, (logits, model_state)), grads = grad_fn(state.params, model_state, x, y, jax.random.fold_in(key, i))
-            return (jax.tree.map(lambda t, v: t + v / count, total, (loss, grads)), model_state), logits
-
-        # Microbatch i takes images i, i + count, ...: every device keeps the images it holds.
-        split = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), (images, labels))
-        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
-        ((loss, grads), model_state), logits = jax.lax.scan(
-            accumulate, (zero, state.model_state), (jnp.arange(count), *split)
-        )
-        return (loss, (logits.swapaxes(0, 1).reshape(images.shape[0], -1), model_state)), grads
+    microbatched_grad = _microbatched(jax.value_and_grad(loss_fn, has_aux=True), config.accumulation_steps)
 
     def train_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         augment_key, dropout_key = jax.random.split(step_key(config.seed, state.step))
@@ -142,6 +123,30 @@ def make_train_step(
         return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
     return train_step
+
+
+def _microbatched(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """Returns `grad_fn` of a state, images, labels and a key, computed in microbatches one after another, averaged."""
+
+    def microbatched_grad(state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+        if count == 1:
+            return grad_fn(state.params, state.model_state, images, labels, key)
+
+        def accumulate(carry: Any, microbatch: Any) -> Any:
+            total, model_state = carry
+            i, x, y = microbatch
+            (loss, (logits, model_state)), grads = grad_fn(state.params, model_state, x, y, jax.random.fold_in(key, i))
+            return (jax.tree.map(lambda t, v: t + v / count, total, (loss, grads)), model_state), logits
+
+        # Microbatch i takes images i, i + count, ...: every device keeps the images it holds.
+        split = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), (images, labels))
+        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
+        ((loss, grads), model_state), logits = jax.lax.scan(
+            accumulate, (zero, state.model_state), (jnp.arange(count), *split)
+        )
+        return (loss, (logits.swapaxes(0, 1).reshape(images.shape[0], -1), model_state)), grads
+
+    return microbatched_grad
 
 
 def kernel_norms(params: dict, layers: Layers) -> dict[str, jax.Array]:
