@@ -285,6 +285,14 @@ def test_another_network_with_a_resnets_names_is_named_by_shape(tmp_path):
         read(tmp_path / "model.pth", "torchvision")
 
 
+@pytest.mark.parametrize("name", ["A", "ResNet-18"])
+def test_a_file_without_running_averages_is_told_so(name, tmp_path):
+    state = {key: value for key, value in with_batch_norm(name).state_dict().items() if "running" not in key}
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=f"torchvision's {name} with batch normalisation, but no running averages"):
+        read(tmp_path / "model.pth", "torchvision")
+
+
 def test_a_residual_file_is_evaluated_trained_on_and_damage_is_noticed(tmp_path):
     torch.save(with_batch_norm("ResNet-18").state_dict(), tmp_path / "model.pth")
     weights = read(tmp_path / "model.pth", "torchvision")

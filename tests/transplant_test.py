@@ -60,6 +60,39 @@ def test_every_pair_of_configurations_has_its_default(tiny_config, there, here):
     assert head == [name for name in (layer_names(describe(here)) if alike else PAPER) if name != "fc8"]
 
 
+def variables_of(config, configuration, seed, **description):
+    config.model.configuration, config.model.batch_norm, config.model.head = configuration, False, "fc"
+    for key, value in description.items():
+        config.model[key] = value
+    return {name: filled(tree, seed + i) for i, (name, tree) in enumerate(model_shapes(config).items())}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "random"),
+    [
+        (("A", {"batch_norm": True}), ("A", {"batch_norm": True}), {}),
+        (("A", {}), ("A", {"batch_norm": True}), {"bn"}),
+        (("A", {"batch_norm": True}), ("A", {"batch_norm": True, "head": "gap"}), {"fc"}),
+        (("ResNet-18", {}), ("ResNet-18", {}), {}),
+        (
+            ("ResNet-18", {}),
+            ("ResNet-34", {}),
+            {"conv2_3", "conv3_3", "conv3_4", "conv4_3", "conv4_4", "conv4_5", "conv4_6", "conv5_3"},
+        ),
+    ],
+)
+def test_networks_that_share_layers_share_all_of_them_with_their_statistics(tiny_config, there, here, random):
+    donor, new = (variables_of(tiny_config, name, seed, **more) for seed, (name, more) in ((0, there), (9, here)))
+    chosen = chosen_layers(new["params"], donor["params"], "")
+    found = transplant(new, donor, chosen)
+    for collection, layers in found.items():
+        for layer, leaves in layers.items():
+            is_random = any(layer.startswith((word, word.replace("conv", "bn"))) for word in random)
+            assert (layer not in chosen) == is_random, layer
+            source = new if is_random else donor
+            jax.tree.map(np.testing.assert_array_equal, leaves, source[collection][layer])
+
+
 def test_layers_by_name_and_pattern(tiny_config):
     a, d = shapes_of(tiny_config, "A"), shapes_of(tiny_config, "D")
     for layers, wanted in {

@@ -134,7 +134,7 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
     Args:
       params: of the new model.
       donor: of the model to copy from.
-      layers: "" for the default: all layers between models of the same convolutions, else NET_A_LAYERS; the head fc8 is
+      layers: "" for the default: all layers that both have, but between VGGs of other convolutions NET_A_LAYERS; the head is
         left out where the number of classes differs. Names with commas between, * and ? as in file names, take its
         place; those with a minus before them are left out of it: "conv*", "-fc6,-fc7", "conv*,-conv5_*".
       source: path of the donor, for messages.
@@ -155,9 +155,8 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
         both = [name for name in names if name in params and name in donor]
         chosen = {name for word in included for name in (fnmatch.filter(both, word) if _is_pattern(word) else [word])}
     else:
-        chosen = set(params) | set(donor) if _convolutions(params) == _convolutions(donor) else set(NET_A_LAYERS)
-        if not set(_HEADS) & set(params) & set(donor):  # FC layers and global average pooling
-            chosen -= set(_FULLY_CONNECTED)
+        common, is_vgg = set(params) & set(donor), "conv1_1" in params and "conv1_1" in donor
+        chosen = set(NET_A_LAYERS) if is_vgg and _convolutions(params) != _convolutions(donor) else common
         if _classes(params) != _classes(donor):
             chosen -= set(_HEADS)
     chosen -= {name for word in excluded for name in fnmatch.filter(names, word)}
@@ -190,7 +189,8 @@ def transplant(variables: dict, donor: dict, layers: Iterable[str], source: str 
 
 def _check_shapes(variables: dict, donor: dict, layers: list[str], source: str) -> None:
     here, there = _shapes(variables, layers), _shapes(donor, layers)
-    missing = [f"{layer}/kernel" for layer in layers if f"{layer}/kernel" not in {**here, **there}]
+    present = {name.partition("/")[0] for name in (*here, *there)}
+    missing = [f"{layer}/kernel" for layer in layers if layer not in present]
     different = [
         f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
         for name in (*{**here, **there}, *missing)

@@ -99,6 +99,8 @@ class Network(nn.Module):
             )
         is_dense = "score_map" in endpoints
         outputs = {"images": (images_BxHxWx3.astype(self.dtype), sizes_Bx2)}
+        # Of the others only the last is needed, and memory is, where nothing is compiled.
+        needed_later = {name for layer in self.layers for name in layer.inputs} | set(endpoints)
         for layer, inputs in with_inputs(self.layers):
             if last in outputs:
                 break
@@ -114,6 +116,8 @@ class Network(nn.Module):
                 x = self._layer(layer, x, [other for other, _ in others], train)
                 sizes = None if sizes is None else layer.out_length(sizes)
             outputs[layer.name] = x, sizes
+            if inputs[0] not in needed_later:
+                del outputs[inputs[0]]
         else:
             outputs["score_map"] = x.astype(jnp.float32), sizes
         recorded = {name: _mask(*outputs[name]) for name in endpoints if name in outputs}

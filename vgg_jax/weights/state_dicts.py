@@ -106,12 +106,19 @@ def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Identifi
       configuration: that it must be; "" for any.
 
     Raises:
-      WeightsError: the names are right, but shapes are not, as those of a ResNeXt are.
+      WeightsError: the running averages are missing, or the names are right, but shapes are not, as those of a ResNeXt are.
     """
     names = {name for name in tensors if not name.endswith(_COUNTER)}
     for library, candidate, description in _CANDIDATES:
         table = arrays(library, candidate, description)
-        if names != set(table) or configuration not in ("", candidate):
+        if configuration not in ("", candidate):
+            continue
+        if names and names == {name for name, array in table.items() if array.collection == "params"}:
+            raise WeightsError(
+                f"it has the parameters of {library}'s {candidate} with batch normalisation, but no running averages "
+                "(running_mean, running_var), without which it cannot classify; save the whole state dictionary"
+            )
+        if names != set(table):
             continue
         size = _size(tensors, table, describe(candidate, **description))
         shapes = _shapes(candidate, description, size)
