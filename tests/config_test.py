@@ -210,6 +210,7 @@ def test_strange_and_missing_keys_and_types_are_named():
             {"image.area_min": 0.08, "image.padding": 4},
             "a random resized crop, for which there is no config.image.padding",
         ),
+        ({"image.padding": 224}, "config.image.padding is 224, and a crop of config.image.crop, 224, could lie in it"),
         (
             {"schedule.name": "steps", "schedule.drop_epochs": "30,80", "num_epochs": 74.0},
             "'30,80', of which 80 lie beyond config.num_epochs, 74; drop earlier or train longer.",

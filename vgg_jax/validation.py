@@ -95,26 +95,7 @@ def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"config.optimizer.learning_rate, {config.optimizer.learning_rate}, in config.plateau.max_drops, "
         f"{plateau.max_drops}, drops; choose fewer drops or a factor nearer to 1.",
     )
-    yield (
-        image.scale_min < image.crop,
-        f"config.image.scale_min (S) is {image.scale_min}, less than config.image.crop, {image.crop}: "
-        f"the crop would not fit; make S at least {image.crop}.",
-    )
-    yield (
-        bool(image.area_min and image.padding),
-        f"config.image.area_min is {image.area_min}, a random resized crop, for which there is no config.image.padding, "
-        f"{image.padding}; give one of them.",
-    )
-    yield (
-        image.scale_max < image.scale_min,
-        f"config.image.scale_max is {image.scale_max}, less than config.image.scale_min, {image.scale_min}; "
-        "for one fixed S set both to it.",
-    )
-    yield (
-        eval_scale(config) < image.crop,
-        f"config.image.eval_scale (Q) is {image.eval_scale}, less than config.image.crop, {image.crop}; "
-        f"make it at least {image.crop}, or 0 for the training scale.",
-    )
+    yield from _image_rules(config)
     yield (
         num_devices % parallel != 0,
         f"config.model_parallel is {parallel}, which does not divide the {num_devices} devices.",
@@ -153,6 +134,35 @@ def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"this stage (S={scale_text(image.scale_min, image.scale_max)}, learning rate "
         f"{config.optimizer.learning_rate:g}) starts from a trained model: give its workdir with --config.init_from=DIR, or "
         "say --config.init_from=none to start afresh.",
+    )
+
+
+def _image_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
+    image = config.image
+    yield (
+        image.scale_min < image.crop,
+        f"config.image.scale_min (S) is {image.scale_min}, less than config.image.crop, {image.crop}: "
+        f"the crop would not fit; make S at least {image.crop}.",
+    )
+    yield (
+        bool(image.area_min and image.padding),
+        f"config.image.area_min is {image.area_min}, a random resized crop, for which there is no config.image.padding, "
+        f"{image.padding}; give one of them.",
+    )
+    yield (
+        image.padding >= image.crop,
+        f"config.image.padding is {image.padding}, and a crop of config.image.crop, {image.crop}, could lie in it altogether; give "
+        "less than the crop.",
+    )
+    yield (
+        image.scale_max < image.scale_min,
+        f"config.image.scale_max is {image.scale_max}, less than config.image.scale_min, {image.scale_min}; "
+        "for one fixed S set both to it.",
+    )
+    yield (
+        eval_scale(config) < image.crop,
+        f"config.image.eval_scale (Q) is {image.eval_scale}, less than config.image.crop, {image.crop}; "
+        f"make it at least {image.crop}, or 0 for the training scale.",
     )
 
 
