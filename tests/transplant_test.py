@@ -73,6 +73,7 @@ def variables_of(config, configuration, seed, **description):
         (("A", {"batch_norm": True}), ("A", {"batch_norm": True}), {}),
         (("A", {}), ("A", {"batch_norm": True}), {"bn"}),
         (("A", {"batch_norm": True}), ("A", {"batch_norm": True, "head": "gap"}), {"fc"}),
+        (("A", {"head": "gap"}), ("B", {"head": "gap"}), {"conv1_2", "conv2_2", "conv4", "conv5", "fc"}),
         (("ResNet-18", {}), ("ResNet-18", {}), {}),
         (
             ("ResNet-18", {}),

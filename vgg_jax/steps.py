@@ -62,12 +62,11 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the function from a state, a batch and the learning rate to the next state and the batch's metrics.
 
-    Learning rate: a float32 scalar. Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars: loss (mean cross-entropy,
-    nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch, whose images keep their own labels
-    where they are mixed), lr (of this update),
-    finite (bool): whether the loss and all new parameters are, and of the kernels of each block (block1 ... block5, fc6,
-    fc7, fc8) gradient_norm/<block>, of the loss alone, and update_ratio/<block>, the norm of the update over that of the
-    kernels before it.
+    Learning rate: a float32 scalar. Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars:
+    loss (mean cross-entropy, nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch,
+    whose images keep their own labels where they are mixed), lr (of this update), finite (bool): whether the loss and all
+    new parameters are, and of the kernels of each block (block1 ... block5, then each FC layer) gradient_norm/<block>, of
+    the loss alone, and update_ratio/<block>, the norm of the update over that of the kernels before it.
 
     With `accumulation_steps` > 1 the batch is computed in that many microbatches, one after another; the update is the
     same but for dropout's draws and rounding. `mesh` is that of the devices it will run on.

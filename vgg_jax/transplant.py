@@ -156,7 +156,9 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
         chosen = {name for word in included for name in (fnmatch.filter(both, word) if _is_pattern(word) else [word])}
     else:
         common, is_vgg = set(params) & set(donor), "conv1_1" in params and "conv1_1" in donor
-        chosen = set(NET_A_LAYERS) if is_vgg and _convolutions(params) != _convolutions(donor) else common
+        of_net_a = is_vgg and _convolutions(params) != _convolutions(donor)
+        # With global average pooling neither has fc6 to fc8.
+        chosen = set(NET_A_LAYERS) & (set(params) | set(donor)) if of_net_a else common
         if _classes(params) != _classes(donor):
             chosen -= set(_HEADS)
     chosen -= {name for word in excluded for name in fnmatch.filter(names, word)}

@@ -42,7 +42,7 @@ class Weights(NamedTuple):
     """A model, its parameters and what belongs to them."""
 
     params: dict  # {layer: {"kernel", "bias"}}, NumPy float32, for the input that `preprocessing` gives
-    configuration: str  # a VGG of models.CONFIGURATIONS
+    configuration: str  # one of models.CONFIGURATIONS
     width_multiplier: float
     fc_width: int
     crop: int  # pixels
