@@ -4,9 +4,9 @@ Published: error on the test split 8.75 (20), 7.51 (32), 7.17 (44), 6.97 (56), 6
 curves: 56 layers are worse than 20 in training and in test error.
 Ours: not trained for the whole recipe yet.
 Recipe: batch 128, momentum 0.9, L2 1e-4, He's initialisation, learning rate 0.1 divided by 10 at 32,000 and 48,000 iterations, end at
-64,000; 4 pixels of padding, a random crop of 32, flipped; a centre crop for the test. Two things are other than in the paper: the
-mean RGB is subtracted, not the mean of each pixel, and ResNet-110's first epoch rises linearly to 0.1 in place of 400
-iterations at 0.01.
+64,000; 4 pixels of padding, a random crop of 32, flipped; a centre crop for the test. ResNet-110's
+rate is 0.01 for the epochs until the training error of one is below 80 %. One thing is other than in the paper: the mean RGB is
+subtracted, not the mean of each pixel.
 
     python -m vgg_jax.prepare cifar10 --root=cifar-10-python.tar.gz     # of https://www.cs.toronto.edu/~kriz/cifar.html
     python -m vgg_jax.main --config=configs/resnet_cifar.py
@@ -34,7 +34,7 @@ def get_config(network: str = "20") -> ConfigDict:
     config.optimizer.l2 = 1e-4
     config.schedule.name = "steps"
     config.schedule.drop_epochs = f"{32_000 / STEPS_PER_EPOCH:g},{48_000 / STEPS_PER_EPOCH:g}"
-    config.schedule.warmup_epochs = 1.0 if depth == "110" else 0.0
+    config.schedule.warmup_error = 0.8 if depth == "110" else 1.0
     config.num_epochs = 64_000 / STEPS_PER_EPOCH
     config.data.name = "cifar10"
     config.data.val_split = "test"

@@ -6,10 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from tests.first_steps import some_steps
-from tests.networks import shapes_of, small
+from tests.first_steps import STATISTICS, one_batch, some_steps
+from tests.networks import init, shapes_of, small
 from vgg_jax.models import describe, make_network
-from vgg_jax.models.description import macs, total_stride
+from vgg_jax.models.description import lengths, macs, total_stride
+from vgg_jax.models.summary import layer_rows, summary
+from vgg_jax.sharding import make_mesh
+from vgg_jax.state import init_state, make_model, state_shapes
+from vgg_jax.steps import make_train_step
 
 BN, GAP = {"batch_norm": True}, {"head": "gap"}
 
@@ -47,6 +51,9 @@ BN, GAP = {"batch_norm": True}, {"head": "gap"}
         ("ResNet-110", {}, 32, 10, 1_727_962),
         ("Plain-20", {}, 32, 10, 269_722),
         ("Plain-56", {}, 32, 10, 853_018),
+        ("AlexNet", {}, 227, 1000, 60_965_224),
+        ("GoogLeNet", {}, 224, 1000, 6_998_552),
+        ("GoogLeNet", {"auxiliary": True}, 224, 1000, 13_378_280),
     ],
 )
 def test_parameters_are_the_published_number(configuration, description, crop, classes, parameters):
@@ -62,6 +69,15 @@ def test_multiply_adds_are_the_papers(depth, giga):
     kernels = {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer}
     assert macs(layers, 224, 224, kernels) / 1e9 == pytest.approx(giga, abs=0.07)
     assert total_stride(layers) == 32
+
+
+def test_googlenet_shrinks_as_its_table_says_and_has_22_layers():
+    """Szegedy et al. 2014, Table 1: 112, 56, 28, 14, 7; the longest way has 22 layers with parameters."""
+    model = make_network("GoogLeNet", description={"auxiliary": True})
+    sides = lengths(model.layers, 224)
+    assert [sides[name] for name in ("conv1", "pool1", "pool2", "pool3", "pool4", "fc")] == [112, 56, 28, 14, 7, 7]
+    assert (sides["aux1_pool"], sides["aux2_pool"]) == (4, 4)
+    assert summary(layer_rows(model))["weight_layers"] == 22
 
 
 def test_shortcut_c_projects_in_every_block():
@@ -85,10 +101,11 @@ def torch_forward(variables, images, train=False):
     def tensor(array):
         return torch.tensor(np.asarray(array))
 
-    def conv(x, name, stride=1):
+    def conv(x, name, stride=1, padding=None, groups=1):
         kernel = tensor(params[name]["kernel"]).permute(3, 2, 0, 1)
         bias = tensor(params[name]["bias"]) if "bias" in params[name] else None
-        return f.conv2d(x, kernel, bias, stride, padding=kernel.shape[-1] // 2)
+        padding = kernel.shape[-1] // 2 if padding is None else padding
+        return f.conv2d(x, kernel, bias, stride, padding=padding, groups=groups)
 
     def bn(x, name):
         mean, var = (tensor(stats[name][key]) for key in ("mean", "var"))
@@ -170,16 +187,119 @@ def test_residual_networks_are_torchs_layers(configuration, shortcut, stride):
     np.testing.assert_allclose(model.apply(variables, x)[0], head(y), rtol=1e-3, atol=1e-3)
 
 
+def torch_lrn(f, y):
+    """Krizhevsky et al. 2012, §3.3; torch divides alpha by the 5 channels."""
+    return f.local_response_norm(y, 5, alpha=5e-4, beta=0.75, k=2.0)
+
+
+def test_alexnet_is_torchs_layers():
+    """Of a crop and, fully convolutional, of a larger image."""
+    model, variables = small("AlexNet", 99, width_multiplier=1 / 8)
+    for side in (99, 163):
+        x = images(2, side)
+        _, f, conv, *_, y = torch_forward(variables, x)
+        y = f.max_pool2d(torch_lrn(f, f.relu(conv(y, "conv1", 4, padding=0))), 3, 2)
+        y = f.max_pool2d(torch_lrn(f, f.relu(conv(y, "conv2", groups=2))), 3, 2)
+        y = f.relu(conv(f.relu(conv(f.relu(conv(y, "conv3")), "conv4", groups=2)), "conv5", groups=2))
+        y = f.max_pool2d(y, 3, 2)
+        for name in ("fc6", "fc7"):
+            y = f.relu(conv(y, name, padding=0))
+        y = conv(y, "fc8", padding=0)
+        assert y.shape[-1] == {99: 1, 163: 3}[side]
+        np.testing.assert_allclose(model.apply(variables, x)[0], y.mean((2, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_alexnet_begins_as_krizhevsky_says():
+    params = init(small("AlexNet", 99, width_multiplier=1 / 8)[0])["params"]
+    ones = {name for name, layer in params.items() if np.all(np.asarray(layer["bias"]) == 1)}
+    assert ones == {"conv2", "conv4", "conv5", "fc6", "fc7"}
+    assert all(np.all(np.asarray(params[name]["bias"]) == 0) for name in set(params) - ones)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [96, 117])
+def test_googlenet_is_torchs_layers(side):
+    """Also where poolings end outside the map, and with the auxiliary classifiers, written down as they are published."""
+    model, variables = small("GoogLeNet", 96, {"auxiliary": True})
+    x = images(2, side)
+    torch, f, conv, _, _, head, y = torch_forward(variables, x)
+
+    def pool(x):
+        return f.max_pool2d(x, 3, 2, ceil_mode=True)
+
+    y = torch_lrn(f, pool(f.relu(conv(y, "conv1", 2))))
+    y = pool(torch_lrn(f, f.relu(conv(f.relu(conv(y, "conv2_reduce")), "conv2"))))
+    auxiliary = {}
+    for name in ["3a", "3b", "M", "4a", "4b", "4c", "4d", "4e", "M", "5a", "5b"]:
+        if name == "M":
+            y = pool(y)
+            continue
+        branches = [
+            conv(y, f"conv{name}_1x1"),
+            conv(f.relu(conv(y, f"conv{name}_3x3_reduce")), f"conv{name}_3x3"),
+            conv(f.relu(conv(y, f"conv{name}_5x5_reduce")), f"conv{name}_5x5"),
+            conv(f.max_pool2d(y, 3, 1, padding=1), f"conv{name}_pool"),
+        ]
+        y = f.relu(torch.cat(branches, 1))
+        if name in ("4a", "4d"):
+            prefix = {"4a": "aux1", "4d": "aux2"}[name]
+            z = f.relu(conv(f.avg_pool2d(y, 5, 3), f"{prefix}_conv"))
+            z = f.relu(conv(z, f"{prefix}_fc1", padding=0))
+            auxiliary[f"{prefix}_fc2"] = conv(z, f"{prefix}_fc2", padding=0)
+    logits, recorded = model.apply(variables, x, endpoints=("aux1_fc2", "aux2_fc2"))
+    np.testing.assert_allclose(logits, head(y), rtol=2e-3, atol=2e-3)
+    for name, scores in auxiliary.items():
+        np.testing.assert_allclose(recorded[name], scores.permute(0, 2, 3, 1), rtol=2e-3, atol=2e-3)
+
+
 # --- training ---
 
 
-@pytest.mark.parametrize("configuration", [pytest.param("A", marks=pytest.mark.slow), "ResNet-20"])
+def googlenet(config):
+    config.model.configuration, config.model.auxiliary, config.model.width_multiplier = "GoogLeNet", True, 1 / 16
+    config.image.crop = config.image.scale_min = config.image.scale_max = 80
+    return config
+
+
+@pytest.mark.slow
+def test_auxiliary_losses_count_three_tenths_and_the_loss_shown_is_the_networks(tiny_config, monkeypatch):
+    """Szegedy et al. 2014, §5: one step with rate 1 moves by the gradient of the weighted sum."""
+    config = googlenet(tiny_config)
+    config.optimizer.l2, config.augment.color_std, config.augment.flip = 0.0, 0.0, False
+    model = make_model(config)
+    model = model.clone(layers=tuple(layer for layer in model.layers if layer.kind != "dropout"))
+    monkeypatch.setattr("vgg_jax.steps.make_model", lambda _: model)
+    mesh, batch = make_mesh(1, jax.devices()[:1]), one_batch(4, 80)
+    state = init_state(config, state_shapes(config, mesh))
+    names = ("aux1_fc2", "aux2_fc2")
+
+    def losses(params):
+        logits, recorded = model.apply({"params": params}, batch["image"] - STATISTICS.mean_rgb, endpoints=names)
+        scores = [logits, *(recorded[name][:, 0, 0] for name in names)]
+        main, first, second = (-jax.nn.log_softmax(x)[np.arange(4), batch["label"]].mean() for x in scores)
+        return main + 0.3 * first + 0.3 * second, main
+
+    (_, main), gradient = jax.jit(jax.value_and_grad(losses, has_aux=True))(state.params)
+    new, metrics = jax.jit(make_train_step(config, STATISTICS, mesh))(state, batch, np.float32(1))
+    assert float(metrics["loss"]) == pytest.approx(float(main), rel=1e-5)
+    moved = jax.tree.map(lambda before, after: before - after, state.params, new.params)
+    assert float(abs(gradient["aux2_fc2"]["kernel"]).max()) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=2e-6), moved, gradient)
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [pytest.param("A", marks=pytest.mark.slow), "ResNet-20", pytest.param("GoogLeNet", marks=pytest.mark.slow)],
+)
 def test_eight_devices_are_one_device(tiny_config, configuration):
     """Statistics are those of the whole batch: a device alone has one image of it."""
     tiny_config.model.configuration = configuration
     if configuration == "A":
         tiny_config.model.batch_norm, tiny_config.model.head = True, "gap"
     tiny_config.model.width_multiplier = 1 / 4
+    if configuration == "GoogLeNet":
+        googlenet(tiny_config)
+        tiny_config.model.dropout_rate = 0.1
     one = some_steps(tiny_config, 4, devices=1)
     np.testing.assert_allclose(some_steps(tiny_config, 4, devices=8), one, rtol=1e-3)
     assert one[-1] != one[0]

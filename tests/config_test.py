@@ -198,6 +198,15 @@ def test_strange_and_missing_keys_and_types_are_named():
         ({"model.configuration": "Plain-34", "model.head": "gap"}, "are for the VGGs, and Plain-34 is none"),
         ({"model.shortcut": "C"}, "config.model.shortcut is 'C', and D has no shortcuts; leave it out."),
         ({"model.configuration": "Plain-34", "model.shortcut": "A"}, "and Plain-34 has no shortcuts"),
+        ({"model.auxiliary": True}, "config.model.auxiliary is True, and D has no auxiliary classifiers"),
+        (
+            {"model.configuration": "GoogLeNet", "model.auxiliary": True, "image.crop": 64},
+            "config.image.crop is 64, and a crop of 64 pixels is too small: nothing would be left of it at aux1_pool",
+        ),
+        (
+            {"model.configuration": "AlexNet", "image.crop": 227, "model.width_multiplier": 1 / 96},
+            "leaves channels that the 2 groups of conv2 and the 2 groups of conv5 do not divide; give another, as 0.25.",
+        ),
         (
             {"model.batch_norm": True, "batch_size": 1},
             "batch normalisation would see 1 image at a time; give at least 2",
@@ -237,6 +246,8 @@ def test_what_excludes_each_other_is_said(values, sentence):
         ("resnet50", "18", "ResNet-18"),
         ("resnet_cifar", "110", "ResNet-110"),
         ("resnet_cifar", "plain-56", "Plain-56"),
+        ("alexnet", None, "AlexNet"),
+        ("googlenet", None, "GoogLeNet"),
     ],
 )
 def test_configurations_of_other_networks(file, argument, name):

@@ -10,6 +10,7 @@ import pytest
 from tests.networks import small
 from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.evaluation import plan, steps
+from vgg_jax.evaluation.passes import GRID_CELLS
 from vgg_jax.models.vgg import TABLE_1
 
 STATISTICS = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
@@ -23,6 +24,8 @@ FOLLOWERS = {
     "ResNet-50-C-1x1": ("ResNet-50", 64, {"shortcut": "C", "bottleneck_stride": "1x1"}),
     "ResNet-20": ("ResNet-20", 32, {}, 1 / 4),
     "Plain-20": ("Plain-20", 32, {}, 1 / 2),
+    "AlexNet": ("AlexNet", 67, {}, 1 / 8),
+    "GoogLeNet": ("GoogLeNet", 64, {}),
 }
 
 
@@ -54,7 +57,7 @@ def framed(photos, frame, fill=77):
     return frames, np.array([p.shape[:2] for p in photos], np.int32)
 
 
-FAST = ("A", "A-LRN", "C", "D-BN", "A-GAP", "ResNet-18")  # 3x3 kernels alone, LRN, 1x1 kernels, ...
+FAST = ("A", "A-LRN", "C", "D-BN", "A-GAP", "ResNet-18", "AlexNet")  # 3x3 kernels alone, LRN, 1x1 kernels, ...
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,19 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
             np.testing.assert_array_equal(image[: photo.shape[0], : photo.shape[1]], wanted(photo))
 
 
-@pytest.mark.parametrize("name", ["A-LRN", "B-5x5", "D", "A-GAP", "ResNet-18", "ResNet-20"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "A-LRN",
+        "B-5x5",
+        "D",
+        "A-GAP",
+        "ResNet-18",
+        "ResNet-20",
+        "AlexNet",
+        pytest.param("GoogLeNet", marks=pytest.mark.slow),
+    ],
+)
 def test_strips_together_are_the_whole_picture(name):
     model, params = network_for(name)
     network = plan.network_of(model.layers, params["params"])
@@ -138,3 +153,6 @@ def test_crops_cut_on_the_device_are_slices_of_the_picture():
             for i, row in enumerate(rows):
                 for j, column in enumerate(columns):
                     np.testing.assert_array_equal(crops[5 * i + j], photo[row : row + 32, column : column + 32])
+        ten = np.asarray(steps.cut_grid(frames, sizes, on_side, 32, GRID_CELLS["ten_crop"]))
+        corners = {crop.tobytes() for crop in found[0][[0, 4, 12, 20, 24]]}
+        assert {crop.tobytes() for crop in ten[0]} == corners

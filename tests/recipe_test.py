@@ -7,12 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
-from tests.first_steps import some_steps
+from tests.first_steps import STATISTICS, one_batch, some_steps
 from vgg_jax.augment import mix
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import default_config
+from vgg_jax.data.statistics import class_weights
+from vgg_jax.data.trivial_augment import OPERATIONS, trivial_augment
 from vgg_jax.optimizer import make_optimizer
+from vgg_jax.sharding import make_mesh
+from vgg_jax.state import init_state, state_shapes
+from vgg_jax.steps import make_train_step
 from vgg_jax.train import train
 
 KEYS = [jax.random.key(i) for i in range(40)]
@@ -78,6 +84,77 @@ def test_the_loss_is_the_cross_entropy_of_the_smoothed_target(tiny_config):
     assert smoothed != pytest.approx(plain, rel=1e-4)
 
 
+def test_class_weights_are_inverse_to_their_images():
+    """scikit-learn's `balanced`: N / (K n_k), for the classes that have images."""
+    records = [{"label": label} for label in [0] * 6 + [1] * 3 + [3]]
+    weights = class_weights(records, 5)
+    np.testing.assert_allclose(weights, [10 / 18, 10 / 9, 0, 10 / 3, 0], rtol=1e-6)
+    assert np.mean([weights[record["label"]] for record in records]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weighted_losses_are_the_weighted_mean_over_images(tiny_config, smoothing):
+    """Against the losses of the classes alone, each of which a weight of one class gives."""
+    tiny_config.model.dropout_rate, tiny_config.label_smoothing = 0.0, smoothing
+    mesh, batch = make_mesh(1, jax.devices()[:1]), one_batch(8, 32)
+    state = init_state(tiny_config, state_shapes(tiny_config, mesh))
+
+    def loss(weights):
+        step = make_train_step(tiny_config, STATISTICS, mesh, weights)
+        return float(jax.jit(step)(state, batch, np.float32(1e-9))[1]["loss"])
+
+    parts = [loss(np.eye(3, dtype=np.float32)[k]) for k in range(3)]
+    assert loss(None) == pytest.approx(sum(parts), rel=1e-4)
+    weights = np.array([0.5, 2, 3], np.float32)
+    assert loss(weights) == pytest.approx(weights @ parts, rel=1e-4)
+
+
+def ramp(side=31):
+    """An image that tells where each pixel is: red its column, green its row."""
+    rows, columns = np.mgrid[:side, :side]
+    return np.stack([8 * columns, 8 * rows, np.full_like(rows, 90)], -1).astype(np.uint8)
+
+
+def apply(name, strength, image=None):
+    image = ramp() if image is None else image
+    return np.asarray(OPERATIONS[name][0](Image.fromarray(image), strength)).astype(int)
+
+
+def test_trivial_augments_operations_do_what_they_are_called():
+    """Müller & Hutter 2021, Table 6: the wide space."""
+    image = ramp().astype(int)
+    for name in set(OPERATIONS) - {"posterize", "solarize", "autocontrast", "equalize"}:
+        np.testing.assert_array_equal(apply(name, 0), image)
+    moved = apply("translate_x", 0.25)  # 8 of 32 pixels
+    np.testing.assert_array_equal(moved[:, :23], image[:, 8:])
+    assert not moved[:, 23:].any()
+    np.testing.assert_array_equal(apply("translate_y", -0.25)[8:], image[:23])
+    sheared = apply("shear_x", 1 / 0.99)  # at 45 degrees about the centre
+    inside = sheared[5:26, 12:19]
+    rows, columns = np.mgrid[5:26, 12:19]
+    wanted = columns + rows - 15
+    seen = (wanted >= 1) & (wanted < 30)
+    np.testing.assert_allclose(inside[..., 0][seen], 8 * wanted[seen], atol=8)
+    np.testing.assert_array_equal(apply("rotate", 90 / 135), np.rot90(image))
+    np.testing.assert_allclose(apply("brightness", -1), 0.01 * image, atol=1)
+    np.testing.assert_array_equal(apply("solarize", 1 - 128 / 255), np.where(image < 128, image, 255 - image))
+    np.testing.assert_array_equal(apply("posterize", 1), image & 0b11000000)
+    assert apply("color", -1 / 0.99).std(-1).max() < 1
+    assert apply("autocontrast", 0).max((0, 1)).tolist()[:2] == [255, 255]
+
+
+def test_trivial_augment_draws_every_operation_alike():
+    image, found = ramp(), []
+    for i in range(600):
+        result = trivial_augment(image, np.random.default_rng(i))
+        assert (result.shape, result.dtype) == (image.shape, np.uint8)
+        found.append(result.tobytes())
+    unchanged = found.count(image.tobytes())  # the identity, and some at no strength: 1/14 and a little
+    assert 0.05 < unchanged / 600 < 0.2
+    assert len(set(found)) > 150
+    assert found[7] == trivial_augment(image, np.random.default_rng(7)).tobytes()
+
+
 def test_adamw_is_optaxs_and_clipping_bounds_the_gradient():
     config = default_config()
     config.optimizer.name, config.optimizer.l2 = "adamw", 0.05
@@ -110,6 +187,7 @@ def today(config):
     config.optimizer.name, config.optimizer.clip_norm = "adamw", 1.0
     config.augment.mixup, config.augment.cutmix, config.label_smoothing = 0.2, 1.0, 0.1
     config.ema_decay = 0.9
+    config.class_weights, config.augment.trivial, config.schedule.warmup_error = "balanced", True, 0.9
     return config
 
 
@@ -151,3 +229,4 @@ def test_a_run_with_all_of_it_resumes_bit_for_bit_and_its_average_is_evaluated(t
         trained.variables["batch_stats"]["bn1_1"]["mean"], averages["batch_stats"]["bn1_1"]["mean"]
     )
     assert trained.digest != whole["params_sha256"]  # which is of the parameters themselves
+    assert load_trained(whole["checkpoint"], averages=False).digest == whole["params_sha256"]

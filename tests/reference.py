@@ -55,12 +55,15 @@ class Reference:
         both = [softmax(self.map(v).mean((1, 2))) for v in (image, image[:, ::-1])]
         return (both[0] + both[1]) / 2
 
-    def multi_crop(self, file, q):
+    def multi_crop(self, file, q, cells=tuple((i, j) for i in range(5) for j in range(5))):
         image, found = self.image(file, q), []
-        for i in range(5):
-            for j in range(5):
-                top, left = (int(n * (side - 64) / 4 + 0.5) for n, side in ((i, image.shape[0]), (j, image.shape[1])))
-                crop = image[top : top + 64, left : left + 64]
-                found += [softmax(self.map(v)[:, 0, 0]) for v in (crop, crop[:, ::-1])]
-        assert len(found) == 50
+        for i, j in cells:
+            top, left = (int(n * (side - 64) / 4 + 0.5) for n, side in ((i, image.shape[0]), (j, image.shape[1])))
+            crop = image[top : top + 64, left : left + 64]
+            found += [softmax(self.map(v)[:, 0, 0]) for v in (crop, crop[:, ::-1])]
+        assert len(found) == 2 * len(cells)
         return np.mean(found, 0)
+
+    def ten_crop(self, file, q):
+        """Corners and centre (Krizhevsky et al. 2012, §4.1)."""
+        return self.multi_crop(file, q, ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)))

@@ -1,5 +1,6 @@
 """Figures from probabilities: errors, averages, the table, the challenge's form, the paper's own."""
 
+import importlib
 import re
 
 import jax.numpy as jnp
@@ -7,12 +8,17 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import default_config, paper_config
+from vgg_jax.config import default_config, network_name, paper_config
 from vgg_jax.evaluation import paper, results
 from vgg_jax.evaluation.passes import EvalPass, eval_passes
 from vgg_jax.evaluation.passes import test_scales as scales_of
 from vgg_jax.exceptions import UserError
 from vgg_jax.steps import topk_errors as errors_in_training
+
+
+def config_of(file):
+    name, _, argument = file.partition(":")
+    return importlib.import_module(f"configs.{name}").get_config(*filter(None, [argument]))
 
 
 def random_posteriors(n, k, seed=0):
@@ -138,6 +144,44 @@ def test_where_anything_differs_the_paper_has_no_figure():
         assert paper.training_scales(changed) is None
     config.image.scale_max = 400
     assert paper.training_scales(config) is None
+
+
+# He et al. 2015, Tables 2 to 4 and 6; Krizhevsky et al. 2012, Table 1; Szegedy et al. 2014, Table 3.
+@pytest.mark.parametrize(
+    ("file", "options", "protocol", "figure"),
+    [
+        ("resnet50:18", {"model.shortcut": "A"}, "ten_crop", "27.88"),
+        ("resnet50:34", {}, "ten_crop", "24.52/7.46"),
+        ("resnet50:34", {"model.shortcut": "C"}, "dense", "21.53/5.6"),
+        ("resnet50:152", {"model.bottleneck_stride": "1x1"}, "dense", "19.38/4.49"),
+        ("resnet50:152", {}, "dense", "-"),  # the stride is not the paper's
+        ("resnet_cifar:56", {}, "center_crop", "6.97"),
+        ("resnet_cifar:110", {}, "center_crop", "6.43"),
+        ("resnet_cifar:plain-56", {}, "center_crop", "-"),
+        ("alexnet", {}, "ten_crop", "40.7/18.2"),
+        ("googlenet", {}, "center_crop", "-/10.07"),
+        ("vgg16_bn", {}, "ten_crop", "-"),
+    ],
+)
+def test_figures_of_the_other_papers_stand_beside_their_own_recipes(file, options, protocol, figure):
+    config = config_of(file)
+    for key, value in options.items():
+        config[key.partition(".")[0]][key.partition(".")[2]] = value
+    kind = "multi" if protocol == "dense" else "single"
+    data, split = ("cifar10/3.0.2", "test") if "cifar" in file else ("imagenet2012/5.1.0", "validation")
+    model = network_name(config), paper.training_scales(config)
+    found = paper.published([model], protocol, kind, data, split)
+    assert (found.text("/") if found else "-") == figure
+    assert paper.published([model], protocol, kind, data, "train") is None
+
+
+def test_test_scales_are_the_other_papers():
+    """He et al. 2015, §3.4: shorter sides 224, 256, 384, 480, 640; ten crops at 256; AlexNet's at 256."""
+    config = config_of("resnet50")
+    assert scales_of(config, "dense", "multi") == [224, 256, 384, 480, 640]
+    assert eval_passes(config, "ten_crop", "") == [EvalPass("ten_crop", 256, 224, True)]
+    assert eval_passes(config, "ten_crop", "")[0].images_seen() == 10
+    assert eval_passes(config_of("alexnet"), "ten_crop", "") == [EvalPass("ten_crop", 256, 227, True)]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,15 @@ def test_cosine_goes_from_the_rate_to_zero_after_the_warm_up():
     assert learning_rate(config, 250, 10.0, Plateau()) == pytest.approx(0)
 
 
+def test_the_rate_is_a_tenth_until_the_training_error_is_low():
+    """He et al. 2015, §4.2, for 110 layers: 0.01 "until the training error is below 80 %", then 0.1."""
+    config = config_with(name="steps", drop_epochs="10", warmup_error=0.8)
+    rates = [learning_rate(config, step, 10.0, Plateau(), is_warm) for step in (5, 150) for is_warm in (False, True)]
+    assert rates == pytest.approx([1e-3, 1e-2, 1e-4, 1e-3])
+    config.schedule.warmup_error = 1.0  # the default: no such warm-up
+    assert learning_rate(config, 5, 10.0, Plateau(), is_warm=False) == pytest.approx(1e-2)
+
+
 @pytest.mark.parametrize(
     ("schedule", "sentence"),
     [

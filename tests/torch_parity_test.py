@@ -285,6 +285,22 @@ def test_another_network_with_a_resnets_names_is_named_by_shape(tmp_path):
         read(tmp_path / "model.pth", "torchvision")
 
 
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        ({"features.0.weight": (64, 3, 11, 11), "features.0.bias": (64,)}, "torchvision's alexnet, the network of"),
+        (
+            {"inception3a.branch1.conv.weight": (64, 192, 1, 1)},
+            "torchvision's googlenet, which has batch normalisation",
+        ),
+    ],
+)
+def test_a_namesake_of_another_network_is_told_so(tensors, sentence, tmp_path):
+    torch.save({name: torch.zeros(shape) for name, shape in tensors.items()}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=sentence):
+        read(tmp_path / "model.pth", "torchvision")
+
+
 @pytest.mark.parametrize("name", ["A", "ResNet-18"])
 def test_a_file_without_running_averages_is_told_so(name, tmp_path):
     state = {key: value for key, value in with_batch_norm(name).state_dict().items() if "running" not in key}

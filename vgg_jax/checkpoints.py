@@ -37,6 +37,7 @@ class Progress:
     last: dict[str, float] | None = None  # the last evaluation
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
     sums: dict[str, dict[str, float]] | None = None  # of `metrics.TrainMetrics`
+    is_warm: bool = False  # whether the training error has been below `schedule.warmup_error`
 
 
 class Restored(NamedTuple):
@@ -178,12 +179,13 @@ class Checkpoints:
         )
 
 
-def load_variables(source: Path) -> tuple[Path, dict]:
+def load_variables(source: Path, averages: bool = True) -> tuple[Path, dict]:
     """Reads a checkpoint's variables without the optimizer's state, as NumPy arrays.
 
     Args:
       source: a run's workdir, which stands for its best checkpoint (the newest sound one where that is damaged, with a
         warning), or one of its checkpoints/<step>.
+      averages: where the run averaged its variables, read the averages, in place of those of the last update.
 
     Returns:
       The directory of the checkpoint that was read, and the first argument of `model.apply`.
@@ -214,7 +216,7 @@ def load_variables(source: Path) -> tuple[Path, dict]:
     for candidate in (first, *others):
         path = directory / str(candidate)
         try:
-            variables = _read_variables(path)
+            variables = _read_variables(path, averages)
         except Exception as error:
             errors.append(f"the checkpoint {path} cannot be read: {first_line(error)}")
         else:
@@ -224,14 +226,14 @@ def load_variables(source: Path) -> tuple[Path, dict]:
     raise UserError(errors[0])
 
 
-def _read_variables(path: Path) -> dict:
+def _read_variables(path: Path, averages: bool) -> dict:
     _, checksums = _read_progress(path)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(path / _STATE).item_metadata.tree
         # Momentum stays on the disk. Checkpoints of versions before 0.3 have no model state.
         item = {name: jax.tree.map(lambda _: 0, tree[name]) for name in ("params", "model_state") if tree.get(name)}
-        if averages := tree.get("opt_state", {}).get(EMA):  # they are what was validated
-            item = {"opt_state": {EMA: jax.tree.map(lambda _: 0, averages)}}
+        if averages and (averaged := tree.get("opt_state", {}).get(EMA)):  # they are what was validated
+            item = {"opt_state": {EMA: jax.tree.map(lambda _: 0, averaged)}}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
         state = reader.restore(path / _STATE, args=args)

@@ -18,6 +18,7 @@ from vgg_jax.sharding import RULES
 
 DTYPES = ("float32", "bfloat16")
 L2_MASKS = ("kernels", "all")
+CLASS_WEIGHTS = ("none", "balanced")
 OPTIMIZERS = ("momentum", "adamw")
 NO_INIT_FROM = "none"
 DATA_DIR = "~/tensorflow_datasets"  # of prepared data, unless the environment has TFDS_DATA_DIR
@@ -66,6 +67,7 @@ KEYS: dict[str, Key] = {
     "model.head": Key("fc", choices=HEADS),  # of a VGG: three FC layers, or global average pooling and one
     "model.shortcut": Key("", choices=("", *SHORTCUTS)),  # of a ResNet; "": the paper's, B, for CIFAR A
     "model.bottleneck_stride": Key("3x3", choices=BOTTLENECK_STRIDES),  # of a ResNet from 50 layers up
+    "model.auxiliary": Key(False),  # of GoogLeNet: the classifiers in the middle, in training (Szegedy 2014 §5)
     "model.num_classes": Key(1000, 2, 2**20),
     "model.width_multiplier": Key(1.0, 1e-3, 64),  # factor on the channels of all convolutions
     "model.fc_width": Key(4096, 1, 2**20),  # features of fc6 and fc7
@@ -84,11 +86,13 @@ KEYS: dict[str, Key] = {
     "image.eval_scale": Key(0, 0, 4096),  # Q of the validation crop, pixels; 0: S, the middle of the range for jitter
     "augment.flip": Key(True),  # mirror every second image (Paper §3.1)
     "augment.color_std": Key(0.1, 0, 10),  # of the shift along the colour vectors (Krizhevsky 2012 §4.1); 0: none
+    "augment.trivial": Key(False),  # one operation at random for each crop: TrivialAugment (Müller & Hutter 2021)
     # Images and labels of a batch mixed in pairs, with a share drawn from Beta(a, a) at each step; 0: not. With both of them, one
     # or the other at each step.
     "augment.mixup": Key(0.0, 0, 100),  # a of blending (Zhang et al. 2018)
     "augment.cutmix": Key(0.0, 0, 100),  # a of pasting a rectangle (Yun et al. 2019)
     "label_smoothing": Key(0.0, 0, 0.99),  # share of the target that all classes have in common (Szegedy et al. 2016)
+    "class_weights": Key("none", choices=CLASS_WEIGHTS),  # of the loss; balanced: inverse to a class's training images
     "ema_decay": Key(0.0, 0, 0.99999),  # of the average of parameters that is evaluated and saved too; 0: none
     "optimizer.name": Key("momentum", choices=OPTIMIZERS),  # the paper's, or AdamW (Loshchilov & Hutter 2019)
     "optimizer.clip_norm": Key(0.0, 0, 1e6),  # largest norm of the gradient over all parameters; 0: any
@@ -104,6 +108,9 @@ KEYS: dict[str, Key] = {
     "plateau.min_improvement": Key(0.001, 1e-9, 1),  # of the validation top-1 error, a fraction
     "schedule.name": Key("plateau", choices=SCHEDULES),  # of the learning rate; plateau is the paper's (Paper §3.1)
     "schedule.warmup_epochs": Key(0.0, 0, 1e6),  # in which the rate rises linearly to optimizer.learning_rate
+    # Until the training error of an evaluation's epochs is below this fraction, the rate is a tenth of the schedule's; 1: never
+    # (He 2015 §4.2: 0.8 for 110 layers).
+    "schedule.warmup_error": Key(1.0, 0, 1),
     "schedule.drop_epochs": Key("30,60,90"),  # for `steps`: epochs at which the rate drops
     "schedule.drop_factor": Key(0.1, 1e-6, 0.9999),  # for `steps`: on the rate at each of them
     "data.name": Key("imagenet2012"),  # `builtin`, `folder`, or the name of a TFDS data set
@@ -187,6 +194,7 @@ def network_layers(config: ConfigDict) -> Layers:
             model.head,
             model.shortcut,
             model.bottleneck_stride,
+            model.auxiliary,
         )
     except ValueError as error:
         raise UserError(

@@ -15,7 +15,7 @@ _WEIGHTS = flags.DEFINE_multi_string(
     "data is ImageNet's validation split unless --data_name, --data_root, --data_dir or --split say otherwise."
 )  # fmt: skip
 _PROTOCOL = flags.DEFINE_enum(
-    "protocol", "dense", ["center_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged: one crop; the "
+    "protocol", "dense", ["center_crop", "ten_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged: one crop; corners and centre; the "
     "class score map of the whole image (Paper 3.2); 5 x 5 crops (Paper 4.3); both. All but center_crop also over the "
     "mirror image."
 )  # fmt: skip
@@ -34,6 +34,9 @@ _BATCH_SIZE = flags.DEFINE_integer(
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "Of the computation. Default: as the run was trained."
+)
+_AVERAGES = flags.DEFINE_bool(
+    "averages", True, "Take the averages of a run with config.ema_decay; --noaverages: its parameters as updated last."
 )
 _MAPS = flags.DEFINE_string("maps", "", "A directory for images of class score maps laid over photographs (PNG).")
 _NUM_MAPS = flags.DEFINE_integer("num_maps", 8, "How many of them.", lower_bound=1)
@@ -70,6 +73,7 @@ def main(arguments: list[str]) -> None:
         data_root=_DATA_ROOT.value,
         batch_size=_BATCH_SIZE.value,
         dtype=_DTYPE.value,
+        averages=_AVERAGES.value,
         maps=_MAPS.value,
         num_maps=_NUM_MAPS.value,
         class_numbers=_CLASS_NUMBERS.value,

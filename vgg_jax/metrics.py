@@ -160,11 +160,12 @@ class TrainMetrics:
             self._line = f"epoch {step / self._steps_per_epoch:.2f} | loss {values['loss']:.4f} | lr {values['lr']:.0e}"
         self._console.progress(step, f"{left} | {self._line} | {pace}")  # a narrow terminal cuts off the end
 
-    def warn_if_stuck(self, step: int) -> None:
-        """Warns where the loss since the last evaluation is still that of guessing; to be called at every evaluation."""
-        if self._sums["evaluation"]:
-            self._warn(diagnostics.stuck, step, _mean(self._sums["evaluation"]))
-        self._sums["evaluation"] = {}
+    def error_since_evaluation(self, step: int) -> float:
+        """Returns the training error since the last evaluation, and warns where the loss is still that of guessing."""
+        mean, self._sums["evaluation"] = _mean(self._sums["evaluation"]), {}
+        if mean:
+            self._warn(diagnostics.stuck, step, mean)
+        return mean.get("top1_error", 1.0)
 
     def _warn(self, check: Callable[..., str | None], *arguments: Any) -> None:
         """Prints the warning of a check, once in a run."""

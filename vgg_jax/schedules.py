@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vgg_jax.exceptions import UserError
 
 SCHEDULES = ("plateau", "steps", "cosine")
+WARMUP_FACTOR = 0.1  # on the rate until the training error is below `schedule.warmup_error` (He et al. 2015, §4.2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,18 @@ class Plateau:
         return dataclasses.replace(self, evaluations=0, plateaus=self.plateaus + 1)
 
 
-def learning_rate(config: ConfigDict, step: int, steps_per_epoch: float, plateau: Plateau) -> float:
-    """Returns the rate of the update that follows `step` updates."""
+def learning_rate(
+    config: ConfigDict, step: int, steps_per_epoch: float, plateau: Plateau, is_warm: bool = True
+) -> float:
+    """Returns the rate of the update that follows `step` updates.
+
+    Args:
+      config, step, steps_per_epoch: of the run.
+      plateau: after its last evaluation.
+      is_warm: whether the training error has been below `schedule.warmup_error`.
+    """
+    if config.schedule.warmup_error < 1 and not is_warm:
+        return WARMUP_FACTOR * learning_rate(config, step, steps_per_epoch, plateau)
     epoch, warmup = step / steps_per_epoch, config.schedule.warmup_epochs
     rate = config.optimizer.learning_rate * min(1.0, (step + 1) / max(1.0, warmup * steps_per_epoch))
     if config.schedule.name == "cosine":

@@ -8,17 +8,21 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics, augment, mix, normalize
 from vgg_jax.models import Layers, Network
+from vgg_jax.models.description import auxiliary_heads
 from vgg_jax.optimizer import lr_factor, make_optimizer
 from vgg_jax.sharding import batch_sharding, gather_for_compute, replicated, shard_images
 from vgg_jax.state import EMA, TrainState, make_model, step_key
 
 Batch = dict[str, jax.Array]
+
+AUXILIARY_WEIGHT = 0.3  # of the loss of each auxiliary classifier (Szegedy et al. 2014, §5)
 
 # Per-compilation XLA options, by device kind or platform.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
@@ -58,12 +62,12 @@ class EvalMetrics:
 
 
 def make_train_step(
-    config: ConfigDict, statistics: ColorStatistics, mesh: Mesh
+    config: ConfigDict, statistics: ColorStatistics, mesh: Mesh, class_weights: np.ndarray | None = None
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the function from a state, a batch and the learning rate to the next state and the batch's metrics.
 
     Learning rate: a float32 scalar. Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars:
-    loss (mean cross-entropy, nats, without the L2 term), top1_error and top5_error (fractions, of the augmented batch,
+    loss (mean cross-entropy, nats, without the L2 term and auxiliary classifiers), top1_error and top5_error (fractions, of the augmented batch,
     whose images keep their own labels where they are mixed), lr (of this update), finite (bool): whether the loss and all
     new parameters are, and of the kernels of each block (block1 ... block5, then each FC layer) gradient_norm/<block>, of
     the loss alone, and update_ratio/<block>, the norm of the update over that of the kernels before it.
@@ -74,6 +78,16 @@ def make_train_step(
     model, optimizer = make_model(config), make_optimizer(config)
     shares = config.augment.mixup, config.augment.cutmix
     mixes = shares if any(shares) or config.label_smoothing else ()
+    auxiliary = auxiliary_heads(model.layers)
+
+    def mean_loss(logits_BxK: jax.Array, labels: jax.Array) -> jax.Array:
+        if labels.ndim == 2:  # targets of `augment.mix`
+            losses_B = optax.softmax_cross_entropy(logits_BxK, labels)
+            weights_B = 1.0 if class_weights is None else labels @ class_weights
+        else:
+            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels)
+            weights_B = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
+        return (weights_B * losses_B).mean()
 
     def loss_fn(params: dict, model_state: dict, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
         # Frozen layers have no gradient, so nothing computes it.
@@ -83,12 +97,12 @@ def make_train_step(
         }
         params, images = gather_for_compute(params, config.sharding, mesh), shard_images(images, mesh)
         variables = {"params": params, **model_state}
-        (logits_BxK, _), updated = model.apply(
-            variables, images, train=True, rngs={"dropout": key}, mutable=list(model_state)
+        (logits_BxK, others), updated = model.apply(
+            variables, images, train=True, rngs={"dropout": key}, mutable=list(model_state), endpoints=auxiliary
         )
-        is_soft = labels.ndim == 2  # targets of `augment.mix`
-        losses_of = optax.softmax_cross_entropy if is_soft else optax.softmax_cross_entropy_with_integer_labels
-        return losses_of(logits_BxK, labels).mean(), (logits_BxK, dict(updated))
+        loss = mean_loss(logits_BxK, labels)
+        auxiliary_losses = [mean_loss(others[name].astype(jnp.float32).mean((1, 2)), labels) for name in auxiliary]
+        return loss + AUXILIARY_WEIGHT * sum(auxiliary_losses), (loss, logits_BxK, dict(updated))
 
     microbatched_grad = _microbatched(jax.value_and_grad(loss_fn, has_aux=True), config.accumulation_steps)
 
@@ -101,7 +115,7 @@ def make_train_step(
             images, labels = mix(
                 mix_key, images, labels, config.model.num_classes, *mixes, smoothing=config.label_smoothing
             )
-        (loss, (logits_BxK, model_state)), grads = microbatched_grad(state, images, labels, dropout_key)
+        (loss, logits_BxK, model_state), grads = microbatched_grad(state, images, labels, dropout_key)
         inner = {name: part for name, part in state.opt_state.items() if name != EMA}
         updates, opt_state = optimizer.update(grads, inner, state.params, learning_rate=lr)
         params = optax.apply_updates(state.params, updates)
@@ -129,12 +143,15 @@ def _microbatched(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]
 
     def microbatched_grad(state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
         if count == 1:
-            return grad_fn(state.params, state.model_state, images, labels, key)
+            (_, outputs), grads = grad_fn(state.params, state.model_state, images, labels, key)
+            return outputs, grads
 
         def accumulate(carry: Any, microbatch: Any) -> Any:
             total, model_state = carry
             i, x, y = microbatch
-            (loss, (logits, model_state)), grads = grad_fn(state.params, model_state, x, y, jax.random.fold_in(key, i))
+            (_, (loss, logits, model_state)), grads = grad_fn(
+                state.params, model_state, x, y, jax.random.fold_in(key, i)
+            )
             return (jax.tree.map(lambda t, v: t + v / count, total, (loss, grads)), model_state), logits
 
         # Microbatch i takes images i, i + count, ...: every device keeps the images it holds.
@@ -143,7 +160,7 @@ def _microbatched(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]
         ((loss, grads), model_state), logits = jax.lax.scan(
             accumulate, (zero, state.model_state), (jnp.arange(count), *split)
         )
-        return (loss, (logits.swapaxes(0, 1).reshape(images.shape[0], -1), model_state)), grads
+        return (loss, logits.swapaxes(0, 1).reshape(images.shape[0], -1), model_state), grads
 
     return microbatched_grad
 
@@ -199,11 +216,15 @@ def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 
 
 def compile_train_step(
-    config: ConfigDict, statistics: ColorStatistics, mesh: Mesh, shapes: TrainState
+    config: ConfigDict,
+    statistics: ColorStatistics,
+    mesh: Mesh,
+    shapes: TrainState,
+    class_weights: np.ndarray | None = None,
 ) -> jax.stages.Compiled:
     """Compiles `make_train_step` for a state of these shapes (`state.state_shapes`), whose memory it reuses."""
     return compile_step(
-        make_train_step(config, statistics, mesh),
+        make_train_step(config, statistics, mesh, class_weights),
         shapes,
         batch_shapes(config, mesh),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh)),

@@ -27,6 +27,7 @@ from vgg_jax.checkpoints import Checkpoints, Progress
 from vgg_jax.console import Console, duration
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
+from vgg_jax.data.statistics import class_weights
 from vgg_jax.evaluation.center_crop import evaluate
 from vgg_jax.exceptions import Interrupted, UserError
 from vgg_jax.files import write_json
@@ -95,7 +96,6 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         train_batches = batches(config, train_examples(config, run.dataset.train), run.mesh, start=step)
         stack.enter_context(contextlib.closing(train_batches))
         stop = distributed.Stop(stack.enter_context(distributed.signals_received()))
-
         learning_rate = _learning_rates(run)
         evaluation_due = _every(config.eval_every_epochs * run.steps_per_epoch, run.total_steps)
         checkpoint_due = _every(config.checkpoint_every_steps or math.inf, run.total_steps)
@@ -104,7 +104,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         while step < run.total_steps and not finished:
             with metrics.waiting_for_input():
                 batch = next(train_batches)
-            lr = learning_rate(step, progress.plateau)
+            lr = learning_rate(step, progress)
             with jax.transfer_guard("disallow"):
                 state, step_metrics = train_step(state, batch, lr)
             step += 1
@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             metrics.flush()
             check_lock()
             if evaluation_due(step):
-                metrics.warn_if_stuck(step)
+                progress.is_warm |= metrics.error_since_evaluation(step) < config.schedule.warmup_error
                 progress = _evaluate(run, eval_step, state, step, progress, metrics_log)
                 finished = schedules.is_finished(config, progress.plateau)
             progress.seconds, progress.sums = seconds_before + time.monotonic() - began, metrics.sums()
@@ -197,14 +197,15 @@ def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Prog
     return step, state, progress
 
 
-def _learning_rates(run: _Run) -> Callable[[int, schedules.Plateau], jax.Array]:
-    """Returns the function from step and plateau to the learning rate on the devices, which is sent where it changes."""
+def _learning_rates(run: _Run) -> Callable[[int, Progress], jax.Array]:
+    """Returns the function from step and progress to the learning rate on the devices, which is sent where it changes."""
 
     @functools.lru_cache(maxsize=1)
     def on_devices(rate: float) -> jax.Array:
         return jax.make_array_from_callback((), replicated(run.mesh), lambda _: np.asarray(rate, np.float32))
 
-    return lambda step, plateau: on_devices(schedules.learning_rate(run.config, step, run.steps_per_epoch, plateau))
+    rate = functools.partial(schedules.learning_rate, run.config, steps_per_epoch=run.steps_per_epoch)
+    return lambda step, progress: on_devices(rate(step, plateau=progress.plateau, is_warm=progress.is_warm))
 
 
 def _evaluate(
@@ -272,7 +273,9 @@ def _compile(run: _Run) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     """Compiles train_step and eval_step for exactly these shapes on this mesh."""
     began = time.monotonic()
     config, mesh, statistics = run.config, run.mesh, run.dataset.statistics
-    train_step = compile_train_step(config, statistics, mesh, run.shapes)
+    is_balanced = config.class_weights == "balanced"
+    weights = class_weights(run.dataset.train, config.model.num_classes) if is_balanced else None
+    train_step = compile_train_step(config, statistics, mesh, run.shapes, weights)
     eval_step = make_eval_step(make_model(config), statistics)
 
     def sharded_eval_step(variables: dict, batch: Batch) -> EvalMetrics:

@@ -20,8 +20,8 @@ from vgg_jax.weights.file import folded_variables, load_weights
 # "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net A"
 # (Paper §3.1). By name: by position they would not fit the deeper models (docs/decisions.md).
 NET_A_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
-_HEADS = ("fc8", "fc")  # of networks with several FC layers and with one
-_FULLY_CONNECTED = ("fc6", "fc7", *_HEADS)
+# Of networks with several FC layers and with one, and of auxiliary classifiers, which are never alone.
+_HEADS = ("fc8", "fc", "aux1_fc2", "aux2_fc2")
 _FIRST = ("conv1_1", "conv1")
 
 
@@ -102,9 +102,13 @@ def start_from(
     if head in chosen and _classes(params) == _classes(donor_params):
         order, remark = _order_of_classes(donor.class_names, list(class_names))
         if order is not None:
-            donor_params = donor_params | {head: jax.tree.map(lambda x: x[..., order], donor_params[head])}
-        elif remark == _OTHER_CLASSES and head not in [word.strip() for word in layers.split(",")]:
-            chosen.remove(head)
+            heads = [name for name in _HEADS if name in chosen]
+            donor_params = donor_params | {
+                name: jax.tree.map(lambda x: x[..., order], donor_params[name]) for name in heads
+            }
+        elif remark == _OTHER_CLASSES:
+            named = [word.strip() for word in layers.split(",")]
+            chosen = [name for name in chosen if name not in _HEADS or name in named]
     elif head not in chosen and _classes(params) != _classes(donor_params):
         remark = f"{_classes(donor_params)} classes there, {_classes(params)} here"
     copied = transplant(variables, {**donor.variables, "params": donor_params}, chosen, source)
@@ -236,7 +240,7 @@ def _convolutions(params: dict) -> dict[str, tuple[int, ...]]:
     return {
         name: layer["kernel"].shape[:2]
         for name, layer in params.items()
-        if "kernel" in layer and name not in _FULLY_CONNECTED
+        if "kernel" in layer and name.startswith("conv")
     }
 
 

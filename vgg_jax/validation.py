@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from vgg_jax.config import (
     has_batch_norm,
     init_from,
     lr_factors,
+    network_layers,
     scale_text,
 )
 from vgg_jax.exceptions import UserError, did_you_mean, quoted
@@ -191,8 +193,23 @@ def _network_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
     is_residual = model.configuration.startswith("ResNet")
     yield (
         (model.batch_norm or model.head != "fc") and not is_paper,
-        f"config.model.batch_norm and config.model.head are for the VGGs, and {model.configuration} is none: it has batch "
-        "normalisation and global average pooling by itself; leave them out.",
+        f"config.model.batch_norm and config.model.head are for the VGGs, and {model.configuration} is none: its paper says what it "
+        "has; leave them out.",
+    )
+    yield (
+        model.auxiliary and model.configuration != "GoogLeNet",
+        f"config.model.auxiliary is True, and {model.configuration} has no auxiliary classifiers; leave it out.",
+    )
+    width, convolutions = model.width_multiplier, [layer for layer in network_layers(config) if layer.kind == "conv"]
+    uneven = [
+        f"{layer.groups} groups of {layer.name}"
+        for before, layer in itertools.pairwise(convolutions)
+        if before.scaled_channels(width) % layer.groups or layer.scaled_channels(width) % layer.groups
+    ]
+    yield (
+        bool(uneven),
+        f"config.model.width_multiplier is {width:g}, which leaves channels that the {' and the '.join(uneven)} do not divide; "
+        "give another, as 0.25.",
     )
     yield (
         bool(model.shortcut) and not is_residual,

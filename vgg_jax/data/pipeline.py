@@ -32,6 +32,7 @@ from vgg_jax.config import eval_scale
 from vgg_jax.data.crops import center_crop, random_crop, random_resized_crop
 from vgg_jax.data.decode import DecodeError, is_cut_short
 from vgg_jax.data.records import Records
+from vgg_jax.data.trivial_augment import trivial_augment
 from vgg_jax.exceptions import UserError, printable
 from vgg_jax.sharding import batch_sharding, local_rows
 
@@ -76,7 +77,11 @@ def train_examples(config: ConfigDict, records: Records) -> Examples:
         draw, sizes = random_resized_crop, (image.area_min, image.crop)
     else:
         draw, sizes = random_crop, (image.scale_min, image.scale_max, image.crop, image.padding)
-    count = len(records)
+    count, is_trivial = len(records), config.augment.trivial
+
+    def cut(encoded: bytes, rng: np.random.Generator) -> np.ndarray:
+        crop = draw(encoded, rng, *sizes)
+        return trivial_augment(crop, rng) if is_trivial else crop
 
     def make(numbers: Sequence[int]) -> Iterator[Example]:
         bits = np.random.Philox(seed)
@@ -86,7 +91,7 @@ def train_examples(config: ConfigDict, records: Records) -> Examples:
             # Philox computes its numbers from a counter of 256 bits; here i is the uppermost 64.
             state["state"]["counter"][3] = number
             bits.state = state
-            yield _example(records, int(_order(seed, epoch, count)[position]), draw, rng, *sizes)
+            yield _example(records, int(_order(seed, epoch, count)[position]), cut, rng)
 
     return Examples(count * _ENDLESS_EPOCHS, make)
 

@@ -37,6 +37,19 @@ def color_statistics(records: Sequence[dict[str, Any]], threads: int | None = No
     return ColorStatistics(mean.astype(np.float32), _color_vectors(second / total - np.outer(mean, mean)))
 
 
+def class_weights(records: Sequence[dict[str, Any]], num_classes: int) -> np.ndarray:
+    """Returns weights [K] float32 inverse to the images of each class, of which the mean over all images is 1.
+
+    A class without images has weight 0.
+    """
+    numbers = progress(range(len(records)), len(records), "images of each class")
+    counts = np.bincount([records[i]["label"] for i in numbers], minlength=num_classes).astype(np.float64)
+    present = counts > 0
+    weights = np.zeros(num_classes, np.float32)
+    weights[present] = len(records) / (present.sum() * counts[present])
+    return weights
+
+
 def _color_vectors(covariance: np.ndarray) -> np.ndarray:
     variances, axes = np.linalg.eigh(covariance)
     # An axis may point either way; its draw is symmetric, but runs should agree: most positive component sums win.

@@ -1,4 +1,4 @@
-"""The paper's validation errors on ImageNet, per cent (top-1, top-5): printed next to the figures here."""
+"""The papers' errors, per cent (top-1, top-5), of VGGs and of the networks around them: printed next to the figures here."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from vgg_jax.models import is_vgg
+
 
 class TopKError(NamedTuple):
-    """A pair of errors, per cent."""
+    """A pair of errors, per cent; None where a paper does not say."""
 
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
+
+    def text(self, between: str) -> str:
+        """Returns both as text: 24.4/7.1, -/10.07, or the top-1 error alone."""
+        top1, *top5 = ["-" if error is None else f"{error}" for error in (self.top1, self.top5)]
+        return between.join((top1, *top5) if self.top5 is not None else (top1,))
 
 
 # Dense evaluation at a single scale (Paper Table 3) and at three (Paper Table 4), top-1/top-5.
@@ -55,14 +62,66 @@ FUSION: dict[str, TopKError] = {
 }
 # The submission's seven models fused, dense, each at its three scales: Paper Table 6.
 SEVEN_NETS = TopKError(24.7, 7.5)
+# Of the networks around: (network, training scales, protocol, scales) -> error. He et al. 2015, Tables 2 (ResNet-18), 3 (ten
+# crops), 4 (dense) and 6 (CIFAR-10, a crop as large as the image); Krizhevsky et al. 2012, Table 1; Szegedy et al. 2014, Table 3.
+_OTHERS = """
+Plain-18                       | jitter | ten_crop    | single | 27.94 | -
+Plain-34                       | jitter | ten_crop    | single | 28.54 | 10.02
+ResNet-18 (shortcut A)         | jitter | ten_crop    | single | 27.88 | -
+ResNet-34 (shortcut A)         | jitter | ten_crop    | single | 25.03 | 7.76
+ResNet-34                      | jitter | ten_crop    | single | 24.52 | 7.46
+ResNet-34 (shortcut C)         | jitter | ten_crop    | single | 24.19 | 7.40
+ResNet-50 (stride in the 1x1)  | jitter | ten_crop    | single | 22.85 | 6.71
+ResNet-101 (stride in the 1x1) | jitter | ten_crop    | single | 21.75 | 6.05
+ResNet-152 (stride in the 1x1) | jitter | ten_crop    | single | 21.43 | 5.71
+ResNet-34                      | jitter | dense       | multi  | 21.84 | 5.71
+ResNet-34 (shortcut C)         | jitter | dense       | multi  | 21.53 | 5.60
+ResNet-50 (stride in the 1x1)  | jitter | dense       | multi  | 20.74 | 5.25
+ResNet-101 (stride in the 1x1) | jitter | dense       | multi  | 19.87 | 4.60
+ResNet-152 (stride in the 1x1) | jitter | dense       | multi  | 19.38 | 4.49
+ResNet-20                      | CIFAR  | center_crop | single | 8.75  | -
+ResNet-32                      | CIFAR  | center_crop | single | 7.51  | -
+ResNet-44                      | CIFAR  | center_crop | single | 7.17  | -
+ResNet-56                      | CIFAR  | center_crop | single | 6.97  | -
+ResNet-110                     | CIFAR  | center_crop | single | 6.43  | -
+AlexNet                        | S=256  | ten_crop    | single | 40.7  | 18.2
+GoogLeNet                      | area   | center_crop | single | -     | 10.07
+GoogLeNet                      | area   | ten_crop    | single | -     | 9.15
+"""
+
+
+def _others() -> dict[tuple[str, ...], TopKError]:
+    table = [[cell.strip() for cell in line.split("|")] for line in _OTHERS.strip().split("\n")]
+    return {tuple(row[:4]): TopKError(*(None if error == "-" else float(error) for error in row[4:])) for row in table}
+
+
+OTHERS = _others()
 
 
 def training_scales(config: ConfigDict) -> str | None:
-    """Returns "S=256", "S=384" or "jitter" where a model is one of the paper's by its shape and S, else None."""
-    model, image = config.model, config.image
-    if (model.width_multiplier, model.fc_width, model.num_classes, image.crop) != (1.0, 4096, 1000, 224):
+    """Returns how a model sees images in training where that and its shape are a paper's, else None.
+
+    "S=256", "S=384" or "jitter" of a VGG; "jitter" of a ResNet (S from 256 to 480) and "CIFAR"; "S=256" of AlexNet; "area" of
+    GoogLeNet, which takes random resized crops.
+    """
+    model, image, name = config.model, config.image, config.model.configuration
+    fc_width = model.fc_width if is_vgg(name) or name == "AlexNet" else None
+    shape, scales = (
+        (model.width_multiplier, fc_width, model.num_classes, image.crop),
+        (image.scale_min, image.scale_max),
+    )
+    if name == "AlexNet":
+        return "S=256" if (shape, scales) == ((1.0, 4096, 1000, 227), (256, 256)) else None
+    if is_vgg(name):
+        names = {(256, 256): "S=256", (384, 384): "S=384", (256, 512): "jitter"}
+        return names.get(scales) if shape == (1.0, 4096, 1000, 224) else None
+    if shape == (1.0, None, 10, 32):
+        return "CIFAR" if scales == (32, 32) and image.padding == 4 else None
+    if shape != (1.0, None, 1000, 224):
         return None
-    return {(256, 256): "S=256", (384, 384): "S=384", (256, 512): "jitter"}.get((image.scale_min, image.scale_max))
+    if name == "GoogLeNet":
+        return "area" if image.area_min else None
+    return "jitter" if scales == (256, 480) else None
 
 
 def published(
@@ -71,16 +130,19 @@ def published(
     """Returns the paper's figure for an evaluation, or None where it has none.
 
     Args:
-      models: (configuration, `training_scales`) of each.
+      models: (network, `training_scales`) of each.
       protocol: a key of `passes.PROTOCOLS`.
       scales: "single" or "multi" where they are the paper's own for each model, else anything.
       data: name of the data set, as TFDS has it.
       split: of it.
     """
-    if not data.startswith("imagenet2012/") or split != "validation" or any(s is None for _, s in models):
+    keys = [(network, trained_at) for network, trained_at in models if trained_at is not None]
+    data_set = ("cifar10", "test") if ("CIFAR" in (s for _, s in keys)) else ("imagenet2012", "validation")
+    if len(keys) < len(models) or (data.split("/")[0], split) != data_set:
         return None
-    keys = [(configuration, s) for configuration, s in models if s is not None]
     if len(keys) == 1:
+        if (other := OTHERS.get((*keys[0], protocol, scales))) is not None:
+            return other
         if protocol == "dense":
             return {"single": SINGLE_SCALE, "multi": MULTI_SCALE}.get(scales, {}).get(keys[0])
         jitter = keys[0][1] == "jitter" and scales == "multi"

@@ -12,11 +12,19 @@ from vgg_jax.exceptions import UserError, quoted
 # protocol -> the methods whose probabilities it averages.
 PROTOCOLS: dict[str, tuple[str, ...]] = {
     "center_crop": ("center_crop",),  # one crop, not mirrored: no protocol of the paper, but what most quote
+    "ten_crop": ("ten_crop",),  # Krizhevsky et al. 2012 §4.1
     "dense": ("dense",),  # Paper §3.2
     "multi_crop": ("multi_crop",),  # Paper §4.3
     "dense+multi_crop": ("dense", "multi_crop"),  # Paper §4.3
 }
 GRID = 5  # rows and columns of the regular grid of crops: 5 x 5 x 2 mirrored x 3 scales = 150 (Paper §4.3)
+# Cells of the grid that a method takes, (row, column): all, or the corners and the centre.
+GRID_CELLS = {
+    "multi_crop": tuple((row, column) for row in range(GRID) for column in range(GRID)),
+    "ten_crop": ((0, 0), (0, 4), (2, 2), (4, 0), (4, 4)),
+}
+# ResNets are tested densely at shorter sides of these, at crop 224 (He et al. 2015, §3.4).
+RESNET_SCALES = (224, 256, 384, 480, 640)
 
 LARGEST_SCALE = int(KEYS["image.eval_scale"].greatest)  # Q, pixels
 
@@ -24,14 +32,14 @@ LARGEST_SCALE = int(KEYS["image.eval_scale"].greatest)  # Q, pixels
 class EvalPass(NamedTuple):
     """One method at one scale: the unit in which probabilities are computed, cached and averaged."""
 
-    method: str  # center_crop, dense or multi_crop
+    method: str  # center_crop, ten_crop, dense or multi_crop
     scale: int  # Q, pixels
     crop: int  # height and width of the model's crop, pixels
     mirrored: bool  # whether the mirror image counts too
 
     def images_seen(self) -> int:
         """Returns the number of images that the model sees for each one of the split."""
-        return (GRID**2 if self.method == "multi_crop" else 1) * (2 if self.mirrored else 1)
+        return len(GRID_CELLS.get(self.method, "1")) * (2 if self.mirrored else 1)
 
 
 def eval_passes(config: ConfigDict, protocol: str, scales: str) -> list[EvalPass]:
@@ -56,9 +64,10 @@ def eval_passes(config: ConfigDict, protocol: str, scales: str) -> list[EvalPass
 def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
     """Returns Q in pixels, ascending.
 
-    Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where training took it.
-    Multi (Paper §4.2): S - 32, S, S + 32, or the ends and the middle of the range for jitter. At another crop the 32
-    pixels are 32 crop / 224.
+    Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where validation takes it, ten crops at
+    the least S.
+    Multi (Paper §4.2): S - 32, S, S + 32, or the ends and the middle of the range for jitter; for ResNets RESNET_SCALES. At
+    another crop all pixels are times crop / 224.
 
     Args:
       config: the model's.
@@ -97,6 +106,8 @@ def paper_scales(config: ConfigDict, method: str, kind: str) -> list[int]:
     """Returns the paper's Q in pixels, ascending, whether or not the crop fits; arguments as of `test_scales`."""
     low, high, offset = config.image.scale_min, config.image.scale_max, scaled_length(32, config.image.crop)
     middle = (low + high + 1) // 2
+    if kind == "multi" and config.model.configuration.startswith("ResNet") and low < high:
+        return [scaled_length(scale, config.image.crop) for scale in RESNET_SCALES]
     if kind == "multi":
         return [low - offset, low, low + offset] if low == high else [low, middle, high]
-    return [eval_scale(config) if method == "center_crop" else middle]
+    return [{"center_crop": eval_scale(config), "ten_crop": low}.get(method, middle)]

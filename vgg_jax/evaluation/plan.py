@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vgg_jax.data.crops import rescaled_size
-from vgg_jax.evaluation.passes import EvalPass
+from vgg_jax.evaluation.passes import GRID_CELLS, EvalPass
 from vgg_jax.models import Layers, description
 from vgg_jax.models.description import halo, head_kernel, lengths, total_stride
 
@@ -113,7 +113,7 @@ def plan_pass(
     strip = tile_length(network, scale)
     is_long = lengths_N[indices] > strip
     short, long = indices[~is_long], indices[is_long]
-    if eval_pass.method == "multi_crop":
+    if eval_pass.method in GRID_CELLS:
         grids = buckets(rescaled_Nx2, short, lambda length: length, lambda _: crops_at_once, _CROP_BUCKETS)
         alone = [Bucket(np.array([index]), (crop, crop), crops_at_once, False) for index in long]
         return [crop_job("grid", bucket) for bucket in grids] + [crop_job("host_grid", bucket) for bucket in alone]

@@ -39,6 +39,7 @@ class Request(NamedTuple):
     data_root: str = ""
     batch_size: int = 0  # see `run.batch_size_for`
     dtype: str = ""
+    averages: bool = True  # see `checkpoints.load_variables`
     maps: str = ""  # a directory for score maps; "" draws none
     num_maps: int = 8
     class_numbers: str = ""  # a file, see `results.class_numbers`
@@ -61,7 +62,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     console = Console(quiet or not is_primary())
 
     # Models, passes and images; refused here if they do not go together.
-    models = [load_trained(source, request.dtype) for source in (*request.workdirs, *request.weights)]
+    models = [load_trained(source, request.dtype, request.averages) for source in (*request.workdirs, *request.weights)]
     for trained in models[1:]:
         _check_same_classes(models[0], trained)
     passes = [eval_passes(trained.config, request.protocol, request.scales) for trained in models]

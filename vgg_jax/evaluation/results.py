@@ -75,7 +75,7 @@ def rows(
 
     def row(numbers: list[int], protocol: str, scales: list[list[int]], probs_NxK: np.ndarray) -> Row:
         top1_error, top5_error = topk_errors(probs_NxK, labels, skipped_N)
-        kinds = {_kind_of_scales(models[i], its) for i, its in zip(numbers, scales, strict=True)}
+        kinds = {_kind_of_scales(models[i], protocol, its) for i, its in zip(numbers, scales, strict=True)}
         kind = kinds.pop() if len(kinds) == 1 else ""
         name = " + ".join(f"{network_name(models[i].config)} {models[i].workdir.name}" for i in numbers)
         return Row(
@@ -108,9 +108,10 @@ def rows(
     return table_rows
 
 
-def _kind_of_scales(trained: TrainedModel, scales: list[int]) -> str:
+def _kind_of_scales(trained: TrainedModel, protocol: str, scales: list[int]) -> str:
     """Returns "single" or "multi" where the scales are the paper's for this model, else ""."""
-    return next((kind for kind in ("single", "multi") if paper_scales(trained.config, "dense", kind) == scales), "")
+    kinds = (kind for kind in ("single", "multi") if paper_scales(trained.config, protocol, kind) == scales)
+    return next(kinds, "")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -119,7 +120,7 @@ def table(rows: Sequence[Row]) -> str:
         ("models", "protocol", "Q", "images", "top-1 error", "top-5 error", "paper (ImageNet)")
     ]
     for row in rows:
-        paper = f"{row.paper.top1}/{row.paper.top5} %" if row.paper else ""
+        paper = f"{row.paper.text('/')} %" if row.paper else ""
         lines.append(
             (
                 *(row.models, row.protocol, row.scales, f"{row.images:,}"),

@@ -16,7 +16,7 @@ from vgg_jax.data.decode import DecodeError
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Records
 from vgg_jax.evaluation import steps
-from vgg_jax.evaluation.passes import GRID, EvalPass
+from vgg_jax.evaluation.passes import GRID_CELLS, EvalPass
 from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError
@@ -203,13 +203,14 @@ def _prepared(eval_pass: EvalPass, job: Job, encoded: bytes) -> np.ndarray:
     image = rescaled(encoded, eval_pass.scale)
     if job.kind == "host_grid":  # a long image would not fit the devices, but its crops do
         rows, columns = (steps.grid_offsets(side, crop) for side in image.shape[:2])
-        return np.stack([image[r : r + crop, c : c + crop] for r in rows for c in columns])
+        corners = ((rows[r], columns[c]) for r, c in GRID_CELLS[eval_pass.method])
+        return np.stack([image[top : top + crop, left : left + crop] for top, left in corners])
     # Tiles are cut from the image and from its mirror image before they are transposed.
     return image.swapaxes(0, 1) if job.bucket.transposed and job.kind != "tiles" else image
 
 
 def _run_crops(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
-    count = GRID**2 if eval_pass.method == "multi_crop" else 1
+    count = len(GRID_CELLS.get(eval_pass.method, "1"))
     local = np.zeros((bucket.batch_size // jax.process_count(), count, *bucket.shape, 3), np.uint8)
     for row, crops in zip(local, images, strict=False):
         row[:] = crops
@@ -224,8 +225,10 @@ def _crops(compiled: CompiledSteps, eval_pass: EvalPass, crops: jax.Array) -> ja
 def _run_grid(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
     arguments = (*_padded(compiled, bucket, images), compiled.flag(bucket.transposed))
     crops = compiled.call(
-        f"cut {eval_pass.crop}",
-        lambda images, sizes, transposed: steps.cut_grid(images, sizes, transposed, eval_pass.crop),
+        f"cut {eval_pass.method} {eval_pass.crop}",
+        lambda images, sizes, transposed: steps.cut_grid(
+            images, sizes, transposed, eval_pass.crop, GRID_CELLS[eval_pass.method]
+        ),
         *arguments,
         out_shardings=batch_sharding(compiled.trained.mesh),
     )

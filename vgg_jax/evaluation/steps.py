@@ -6,7 +6,7 @@ models in `results`. Buckets and transposed images are explained in `plan`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.augment import ColorStatistics, normalize
-from vgg_jax.evaluation.passes import GRID
+from vgg_jax.evaluation.passes import GRID, GRID_CELLS
 from vgg_jax.models import Network
 
 
@@ -100,17 +100,31 @@ def grid_offsets(side: int, crop: int) -> np.ndarray:
     return (2 * np.arange(GRID) * (side - crop) + GRID - 1) // (2 * (GRID - 1))
 
 
-def cut_grid(images_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, transposed: jax.Array, crop: int) -> jax.Array:
-    """Returns the 25 crops of each image, not transposed, row by row: [B, 25, crop, crop, 3]; arguments as in `mirrored`."""
+def cut_grid(
+    images_BxHxWx3: jax.Array,
+    sizes_Bx2: jax.Array,
+    transposed: jax.Array,
+    crop: int,
+    cells: Sequence[tuple[int, int]] = GRID_CELLS["multi_crop"],
+) -> jax.Array:
+    """Returns N crops of each image, not transposed: [B, N, crop, crop, 3].
+
+    Args:
+      images_BxHxWx3, sizes_Bx2, transposed: as in `mirrored`.
+      crop: pixels.
+      cells: [N] of the grid, (row, column), of the image as it stands.
+    """
     # As `grid_offsets`, for sizes known on the device only.
     offsets_Bx2x5 = (2 * jnp.arange(GRID) * (sizes_Bx2[..., None] - crop) + GRID - 1) // (2 * (GRID - 1))
 
+    rows, columns = np.array(cells).T
+
     def crops_of(image: jax.Array, offsets_2x5: jax.Array) -> Any:
         def at(row: jax.Array, column: jax.Array) -> Any:
-            return jax.lax.dynamic_slice(image, (row, column, 0), (crop, crop, 3))
+            part = jax.lax.dynamic_slice(image, (offsets_2x5[0, row], offsets_2x5[1, column], 0), (crop, crop, 3))
+            return jnp.where(transposed, part.swapaxes(0, 1), part)
 
-        return jax.vmap(lambda row: jax.vmap(lambda column: at(row, column))(offsets_2x5[1]))(offsets_2x5[0])
+        # Of a transposed image rows and columns are exchanged.
+        return jax.vmap(at)(jnp.where(transposed, columns, rows), jnp.where(transposed, rows, columns))
 
-    grid = jax.vmap(crops_of)(images_BxHxWx3, offsets_Bx2x5)  # [B, 5, 5, crop, crop, 3]
-    upright = jnp.where(transposed, grid.transpose(0, 2, 1, 4, 3, 5), grid)
-    return upright.reshape(grid.shape[0], GRID**2, crop, crop, 3)
+    return jax.vmap(crops_of)(images_BxHxWx3, offsets_Bx2x5)

@@ -40,22 +40,23 @@ class TrainedModel(NamedTuple):
     mesh: Mesh  # every device sees other images and holds all variables, however they were sharded in training
 
 
-def load_trained(source: str | Path, dtype: str = "") -> TrainedModel:
+def load_trained(source: str | Path, dtype: str = "", averages: bool = True) -> TrainedModel:
     """Reads a trained model.
 
     Args:
       source: a run's workdir, which stands for its best checkpoint, one of its checkpoints/<step>, a weights file, or a
         name of published weights (`weights.hub`).
       dtype: of the computation; "" for the run's own, float32 for weights.
+      averages: see `checkpoints.load_variables`.
 
     Raises:
       UserError: nothing to read there, or a checkpoint that is not of the configuration next to it.
     """
     path = hub.weights_file(source)
-    return _from_weights(path, dtype) if path.is_file() else _from_run(path, dtype)
+    return _from_weights(path, dtype) if path.is_file() else _from_run(path, dtype, averages)
 
 
-def _from_run(source: Path, dtype: str) -> TrainedModel:
+def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
     workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
     if not workdir.is_dir():
         raise UserError(
@@ -69,7 +70,7 @@ def _from_run(source: Path, dtype: str) -> TrainedModel:
         statistics = ColorStatistics(*(np.array(dataset[name], np.float32) for name in ColorStatistics._fields))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir / 'dataset.json'} is no data set's description ({error!r}).") from error
-    checkpoint, variables = load_variables(source)
+    checkpoint, variables = load_variables(source, averages)
     _check_fit(workdir, checkpoint, config, variables, class_names)
     if dtype:
         config.model.dtype = dtype
@@ -131,7 +132,7 @@ def weights_of_run(source: str | Path) -> Weights:
     """
     trained = load_trained(source)
     model, default = trained.config.model, default_config().model
-    keys = ("batch_norm", "head", "shortcut", "bottleneck_stride")
+    keys = ("batch_norm", "head", "shortcut", "bottleneck_stride", "auxiliary")
     to_numpy = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float32))
     red, green, blue = map(float, trained.statistics.mean_rgb)
     return Weights(

@@ -7,6 +7,7 @@ from typing import Any
 
 from vgg_jax.models.description import Layer, Layers, resolve
 from vgg_jax.models.network import Network
+from vgg_jax.models.predecessors import alexnet, googlenet
 from vgg_jax.models.resnet import BOTTLENECK_STRIDES, CIFAR_DEPTHS, PLAIN_DEPTHS, SHORTCUTS, STAGES, resnet
 from vgg_jax.models.vgg import HEADS, TABLE_1, vgg
 
@@ -27,6 +28,8 @@ CONFIGURATIONS = (
     *TABLE_1,
     *(f"ResNet-{depth}" for depth in (*STAGES, *CIFAR_DEPTHS)),
     *(f"Plain-{depth}" for depth in PLAIN_DEPTHS),
+    "AlexNet",
+    "GoogLeNet",
 )
 
 
@@ -38,6 +41,7 @@ def describe(
     head: str = "fc",
     shortcut: str = "",
     bottleneck_stride: str = "3x3",
+    auxiliary: bool = False,
 ) -> Layers:
     """Returns the layers of a network.
 
@@ -46,12 +50,14 @@ def describe(
       crop: height and width of training images, pixels.
       batch_norm, head: of a VGG, see `vgg.vgg`.
       shortcut, bottleneck_stride: of a ResNet, see `resnet.resnet`.
+      auxiliary: of GoogLeNet, see `predecessors.googlenet`.
 
     Raises:
       ValueError: an unknown configuration or value, or a crop too small for it.
     """
     for value, known in (
         (batch_norm, (False, True)),
+        (auxiliary, (False, True)),
         (head, HEADS),
         (shortcut, ("", *SHORTCUTS)),
         (bottleneck_stride, BOTTLENECK_STRIDES),
@@ -60,6 +66,10 @@ def describe(
             raise ValueError(f"{value!r} is none of {', '.join(map(repr, known))}")
     if configuration in TABLE_1:
         return resolve(vgg(TABLE_1[configuration], batch_norm, head), crop)
+    if configuration == "AlexNet":
+        return resolve(alexnet(), crop)
+    if configuration == "GoogLeNet":
+        return resolve(googlenet(auxiliary), crop)
     if configuration not in CONFIGURATIONS:
         raise ValueError(f"no configuration {configuration!r}; there are {', '.join(CONFIGURATIONS)}")
     family, _, depth = configuration.partition("-")

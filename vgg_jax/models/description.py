@@ -1,15 +1,16 @@
 """Description of a network: its layers in the order of computation, and what follows from them alone.
 
 The module (`network.Network`), parameter names, output sizes, padding masks, field of view and multiply-adds all derive
-from these layers; the networks themselves are tables in `vgg` and `resnet`.
+from these layers; the networks themselves are tables in `predecessors`, `vgg` and `resnet`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+WINDOWS = ("conv", "pool", "mean_pool")  # kinds with a kernel that moves over the map
 WHOLE_MAP = 0  # kernel of an FC layer that spans the map of a crop, as fc6 does
 
 
@@ -17,7 +18,9 @@ class Layer(NamedTuple):
     """One layer of a network."""
 
     name: str  # conv3_2, relu3_2, lrn1_1, pool3, fc6, relu6
-    kind: str  # conv, batch_norm, relu, lrn, pool (maximum), add, zero_pad, mean, dropout, fc, or head: the FC layer to the classes
+    # conv, batch_norm, relu, lrn, pool (maximum), mean_pool, add, concat, zero_pad, mean, dropout, fc, or head: an FC layer to the
+    # classes; the last one is the network's, others are auxiliary classifiers.
+    kind: str
     block: int  # 1 to 5; 6, 7 and 8 are VGG's FC layers
     position: int = 0  # of a convolution within its block, of a residual unit within its stage, from 1
     kernel: int = 1  # height and width
@@ -26,6 +29,10 @@ class Layer(NamedTuple):
     channels: int = 0  # of the output, at full width; 0: as the input, as many as classes (head), or `fc_width` (fc)
     has_bias: bool = True
     inputs: tuple[str, ...] = ()  # names of the layers whose outputs it reads; none: the layer before
+    groups: int = 1  # of a convolution: each sees its share of the channels alone
+    is_ceil: bool = False  # of a pooling: a last window that begins inside and ends outside counts, as Caffe rounds
+    initial_bias: float = 0.0  # where the initialisation has no biases of its own
+    dropout_rate: float = 0.0  # 0: the network's
 
     @property
     def has_kernel(self) -> bool:
@@ -45,7 +52,12 @@ class Layer(NamedTuple):
     @property
     def sees_neighbors(self) -> bool:
         """Returns whether an output depends on inputs beyond the stride's own square, so that padding matters."""
-        return self.kind in ("conv", "pool") and self.kernel > self.stride
+        return self.kind in WINDOWS and (self.kernel > self.stride or self.is_ceil)
+
+    @property
+    def padding_after(self) -> int:
+        """Returns the rows and columns of padding at the bottom and the right."""
+        return self.padding + (self.stride - 1) * self.is_ceil
 
     def scaled_channels(self, width_multiplier: float) -> int:
         """Returns the output channels at a width; at least 1 stays."""
@@ -53,7 +65,7 @@ class Layer(NamedTuple):
 
     def out_length(self, length: Any) -> Any:
         """Returns the rows (or columns) of the output for those of the input: a number, or an array of them."""
-        return (length + 2 * self.padding - self.kernel) // self.stride + 1
+        return (length + self.padding + self.padding_after - self.kernel) // self.stride + 1
 
 
 Layers = tuple[Layer, ...]
@@ -94,6 +106,20 @@ def lengths(layers: Layers, length: int) -> dict[str, int]:
     return result
 
 
+def needed(layers: Layers, names: Iterable[str]) -> set[str]:
+    """Returns the names of the layers on which these layers depend, and theirs."""
+    found = set(names)
+    for layer, inputs in reversed(tuple(with_inputs(layers))):
+        if layer.name in found:
+            found.update(inputs)
+    return found
+
+
+def auxiliary_heads(layers: Layers) -> tuple[str, ...]:
+    """Returns the names of the auxiliary classifiers' last layers."""
+    return tuple(layer.name for layer in layers[:-1] if layer.kind == "head")
+
+
 def total_stride(layers: Layers) -> int:
     """Returns the pixels between neighbouring cells of the score map."""
     strides = {"images": 1}
@@ -109,9 +135,7 @@ def halo(layers: Layers) -> int:
     """
     reach, strides = {"images": 0}, {"images": 1}
     for layer, inputs in with_inputs(layers):
-        beyond = (
-            max(layer.padding, layer.kernel - layer.stride - layer.padding) if layer.kind in ("conv", "pool") else 0
-        )
+        beyond = max(layer.padding, layer.kernel - layer.stride - layer.padding) if layer.kind in WINDOWS else 0
         reach[layer.name] = max(reach[name] for name in inputs) + strides[inputs[0]] * beyond
         strides[layer.name] = strides[inputs[0]] * layer.stride
     return -(-reach[layers[-1].name] // strides[layers[-1].name])
@@ -119,11 +143,12 @@ def halo(layers: Layers) -> int:
 
 def head_kernel(layers: Layers) -> int:
     """Returns the rows and columns of the last map that one cell of the score map sees."""
-    return 1 + sum(layer.kernel - 1 for layer in layers if layer.is_fully_connected)
+    counted = needed(layers, [layers[-1].name])
+    return 1 + sum(layer.kernel - 1 for layer in layers if layer.is_fully_connected and layer.name in counted)
 
 
 def macs(layers: Layers, height: int, width: int, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Returns the multiply-adds for one image, densely (Paper Table 2's networks take 7.6 to 19.6 * 10^9 at 224x224).
+    """Returns the multiply-adds for one image, densely, without auxiliary classifiers (Paper Table 2's networks take 7.6 to 19.6 * 10^9 at 224x224).
 
     Args:
       layers: of a network.
@@ -131,12 +156,13 @@ def macs(layers: Layers, height: int, width: int, shapes: dict[str, tuple[int, .
       shapes: of the kernels by layer, [h, w, inputs of one group, outputs].
     """
     rows, columns = lengths(layers, height), lengths(layers, width)
+    counted = needed(layers, [layers[-1].name])
     is_pooled = any(layer.kind == "mean" for layer in layers)  # then the head sees one place
     return sum(
         (1 if layer.kind == "head" and is_pooled else rows[layer.name] * columns[layer.name])
         * math.prod(shapes[layer.name])
         for layer in layers
-        if layer.has_kernel
+        if layer.has_kernel and layer.name in counted
     )
 
 

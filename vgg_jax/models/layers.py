@@ -11,8 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from vgg_jax.models.initializers import PRESETS
+from jax.nn.initializers import Initializer, zeros
 
 
 @jax.custom_jvp
@@ -87,14 +86,15 @@ class FullyConnected(nn.Module):
     Attributes:
       features: output features.
       kernel_size: h, w.
-      init_preset: a key of `initializers.PRESETS`.
+      kernel_init, bias_init: of the parameters.
       dtype: of the computation and of the result.
       param_dtype: of the parameters.
     """
 
     features: int
     kernel_size: tuple[int, int] = (1, 1)
-    init_preset: str = "glorot"
+    kernel_init: Initializer = zeros
+    bias_init: Initializer = zeros
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -107,11 +107,8 @@ class FullyConnected(nn.Module):
                 f"{self.name} spans a map of {shape[0]}x{shape[1]}, but these images give one of {h}x{w}: "
                 "they are smaller than the crop."
             )
-        # The fans are the matrix's: counting the map once more on the output side, as an initializer for convolution
-        # kernels would, makes fc6 2.7 times too small.
-        kernel_init, bias_init = PRESETS[self.init_preset](shape[0] * shape[1] * c, self.features)
-        kernel = self.param("kernel", kernel_init, shape, self.param_dtype).astype(self.dtype)
-        bias = self.param("bias", bias_init, (self.features,), self.param_dtype).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(self.dtype)
         x = x_BxHxWxC.astype(self.dtype)
         if (h, w) == shape[:2]:
             x = _product(x, kernel).reshape(b, 1, 1, self.features)

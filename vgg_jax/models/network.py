@@ -8,8 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer, constant, zeros
 
-from vgg_jax.models.description import Layer, Layers, endpoint_names, with_inputs
+from vgg_jax.models.description import Layer, Layers, endpoint_names, needed, with_inputs
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.models.layers import FullyConnected, local_response_norm, max_pool_2x2
 
@@ -28,7 +29,7 @@ class Network(nn.Module):
       num_classes: K.
       width_multiplier: factor on the channels of all convolutions; at least 1 channel stays.
       fc_width: F, features of the hidden FC layers.
-      dropout_rate: after each hidden FC layer, when training.
+      dropout_rate: of the dropout layers that have none of their own, when training.
       init_preset: a key of `initializers.PRESETS`.
       dtype: of the computation; logits are float32.
       param_dtype: of the parameters.
@@ -98,19 +99,25 @@ class Network(nn.Module):
                 f"the network has no endpoint {', '.join(sorted(unknown))}; it has {', '.join(endpoint_names(self.layers))}"
             )
         is_dense = "score_map" in endpoints
+        # Auxiliary classifiers are computed where they are asked for, and where all parameters are made.
+        head = self.layers[-1].name
+        asked = {head if name == "score_map" else name for name in (*endpoints, last)}
+        computed = None if self.is_initializing() else needed(self.layers, asked)
         outputs = {"images": (images_BxHxWx3.astype(self.dtype), sizes_Bx2)}
         # Of the others only the last is needed, and memory is, where nothing is compiled.
         needed_later = {name for layer in self.layers for name in layer.inputs} | set(endpoints)
         for layer, inputs in with_inputs(self.layers):
             if last in outputs:
                 break
+            if computed is not None and layer.name not in computed:
+                continue
             (x, sizes), *others = (outputs[name] for name in inputs)
             if layer.kind == "mean":
                 if not is_dense:
                     x, sizes = _mean(x, sizes)[:, None, None], None
             else:
                 # Outside an image's true size is what an unpadded image is padded with. Layers that see one place at a
-                # time need no mask, and neither does pooling without overlap, which drops an odd last row.
+                # time need no mask, and neither does pooling that drops a last window which is not whole.
                 if layer.sees_neighbors:
                     x = _mask(x, sizes, -jnp.inf if layer.kind == "pool" else 0)
                 x = self._layer(layer, x, [other for other, _ in others], train)
@@ -134,29 +141,45 @@ class Network(nn.Module):
             return local_response_norm(x)
         if layer.kind == "relu":
             return nn.relu(x)
-        if layer.kind == "pool":
-            if (layer.kernel, layer.stride, layer.padding) == (2, 2, 0):
-                return max_pool_2x2(x)
-            square, padding = (layer.kernel,) * 2, ((layer.padding,) * 2,) * 2
-            return nn.max_pool(x, square, (layer.stride,) * 2, padding)
+        if layer.kind == "pool" and (layer.kernel, layer.stride, layer.padding_after) == (2, 2, 0):
+            return max_pool_2x2(x)
+        if layer.kind in ("pool", "mean_pool"):
+            pool = nn.max_pool if layer.kind == "pool" else nn.avg_pool
+            return pool(x, (layer.kernel,) * 2, (layer.stride,) * 2, ((layer.padding, layer.padding_after),) * 2)
         if layer.kind == "add":
             return x + others[0]
+        if layer.kind == "concat":
+            return jnp.concatenate([x, *others], -1)
         if layer.kind == "zero_pad":
             added = layer.scaled_channels(self.width_multiplier) - x.shape[-1]
             return jnp.pad(x[:, :: layer.stride, :: layer.stride], ((0, 0),) * 3 + ((0, added),))
         if layer.kind == "dropout":
-            return nn.Dropout(self.dropout_rate, deterministic=not train, name=layer.name)(x)
-        features = self.num_classes if layer.kind == "head" else self.fc_width
-        return FullyConnected(features, (layer.kernel,) * 2, init_preset=self.init_preset, **common)(x)
+            rate = layer.dropout_rate or self.dropout_rate
+            return nn.Dropout(rate, deterministic=not train, name=layer.name)(x)
+        if layer.kind == "head":
+            features = self.num_classes
+        else:
+            features = layer.scaled_channels(self.width_multiplier) if layer.channels else self.fc_width
+        fans, kernel_size = (layer.kernel**2 * x.shape[-1], features), (layer.kernel,) * 2
+        # The fans are the matrix's: counting the map once more on the output side, as an initializer for convolution
+        # kernels would, makes fc6 2.7 times too small.
+        return FullyConnected(features, kernel_size, *self._initializers(layer, *fans), **common)(x)
+
+    def _initializers(self, layer: Layer, fan_in: int, fan_out: int) -> tuple[Initializer, Initializer]:
+        kernel_init, bias_init = PRESETS[self.init_preset](fan_in, fan_out)
+        is_own = layer.initial_bias and bias_init is zeros
+        return kernel_init, constant(layer.initial_bias) if is_own else bias_init
 
     def _convolution(self, layer: Layer, inputs: int) -> nn.Conv:
-        size, channels = layer.kernel, layer.scaled_channels(self.width_multiplier)
-        kernel_init, bias_init = PRESETS[self.init_preset](size**2 * inputs, size**2 * channels)
+        size, channels, groups = layer.kernel, layer.scaled_channels(self.width_multiplier), layer.groups
+        fans = size**2 * inputs // groups, size**2 * channels // groups
+        kernel_init, bias_init = self._initializers(layer, *fans)
         return nn.Conv(
             channels,
             (size, size),
             (layer.stride, layer.stride),
             padding=((layer.padding,) * 2,) * 2,
+            feature_group_count=groups,
             use_bias=layer.has_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.models.description import endpoint_names, layer_names, with_inputs
+from vgg_jax.models.description import WINDOWS, endpoint_names, needed, with_inputs
 from vgg_jax.models.network import Network
 
 _BYTES = 4  # of a float32
@@ -27,25 +27,31 @@ class LayerRow(NamedTuple):
     macs: int
     receptive_field: int  # pixels of the image along a side that an output depends on
     activation_bytes: int  # of the output, float32
+    depth: int  # layers with a kernel on the longest way from the image to its output
     is_projection: bool  # of a shortcut, which the papers do not count as a layer
 
 
 def layer_rows(network: Network) -> list[LayerRow]:
-    """Returns the figures of every layer but dropout, in the order of computation; computes no activation."""
+    """Returns the figures of every layer but dropout and auxiliary classifiers, in the order of computation; computes nothing."""
     crop = network.crop
     image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
     variables: Any = jax.eval_shape(network.init, jax.random.key(0), image)
-    hidden = tuple(name for name in endpoint_names(network.layers) if name != "score_map")
+    head = network.layers[-1].name
+    counted = needed(network.layers, [head])
+    hidden = tuple(name for name in endpoint_names(network.layers) if name in counted)
+    projections = {layer.inputs[1].replace("bn", "conv") for layer in network.layers if layer.kind == "add"}
     maps: Any = jax.eval_shape(lambda v, x: network.apply(v, x, endpoints=hidden)[1], variables, image)
-    fields, strides = {"images": 1}, {"images": 1}
+    fields, strides, depths = {"images": 1}, {"images": 1}, {"images": 0}
     rows: list[LayerRow] = []
     for layer, inputs in with_inputs(network.layers):
         stride = strides[inputs[0]]
         sees_all = layer.kind in ("mean", "fc", "head")
-        reach = (layer.kernel - 1) * stride if layer.kind in ("conv", "pool") else 0
+        reach = (layer.kernel - 1) * stride if layer.kind in WINDOWS else 0
         fields[layer.name] = crop if sees_all else max(fields[name] for name in inputs) + reach
         strides[layer.name] = stride * layer.stride
-        if layer.kind == "dropout":
+        is_projection = layer.name in projections
+        depths[layer.name] = max(depths[name] for name in inputs) + (layer.has_kernel and not is_projection)
+        if layer.kind == "dropout" or layer.name not in counted:
             continue
         output = (1, 1, network.num_classes) if layer.kind == "head" else maps[layer.name].shape[1:]
         params = variables["params"].get(layer.name, {})
@@ -62,10 +68,10 @@ def layer_rows(network: Network) -> list[LayerRow]:
                 macs,
                 fields[layer.name],
                 _BYTES * math.prod(output),
-                is_projection=layer.kind == "conv" and bool(layer.inputs),
+                depths[layer.name],
+                is_projection,
             )
         )
-    assert {row.name for row in rows} >= set(layer_names(network.layers))
     return rows
 
 
@@ -75,13 +81,12 @@ def summary(rows: list[LayerRow]) -> dict[str, Any]:
     activation_bytes_forward is the largest sum of a layer's output and the output before it, what computing one layer after
     another needs at least; activation_bytes_training the sum of all outputs, which the backward pass reads.
     """
-    weights = [row for row in rows if row.kind in ("conv", "fc", "head") and not row.is_projection]
     convolutions = [row for row in rows if row.kind == "conv"]
     last = rows[next(i for i, row in enumerate(rows) if row.kind in ("mean", "fc", "head")) - 1]
     parameters = sum(row.parameters for row in rows)
     outputs = [row.activation_bytes for row in rows]
     return {
-        "weight_layers": len(weights),
+        "weight_layers": rows[-1].depth,
         "parameters": parameters,
         "parameter_bytes": _BYTES * parameters,
         "macs": sum(row.macs for row in rows),

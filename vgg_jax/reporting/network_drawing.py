@@ -43,9 +43,10 @@ def draw(title: str, rows: Sequence[LayerRow]) -> Image.Image:
     width = max(2 * _MARGIN + sum(widths) + _GAP * (len(boxes) - 1), 660)
     canvas = Image.new("RGB", (width, base + 7 * _TEXT), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_TEXT - 2)
-    weights = sum(row.kind in ("conv", "fc", "head") for row in boxes)
     parameters = sum(row.parameters for row in rows)
-    pen.text((_MARGIN, _MARGIN // 2), f"{title}: {weights} weight layers, {parameters:,} parameters", "black", font)
+    pen.text(
+        (_MARGIN, _MARGIN // 2), f"{title}: {rows[-1].depth} weight layers, {parameters:,} parameters", "black", font
+    )
     left, ends = _MARGIN, dict[str, tuple[int, int]]()
     for row, height, box_width, label in zip(boxes, heights, widths, has_label, strict=True):
         pen.rectangle((left, base - height, left + box_width, base), _COLORS[row.kind], "#33475b")

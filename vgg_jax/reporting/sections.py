@@ -241,7 +241,7 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
     rows: dict[tuple, dict[str, Any]] = {}
     for path, content in run.evaluations:
         for row in content["rows"]:
-            published = row.get("paper") or {}
+            published = paper.TopKError(**row["paper"]) if row.get("paper") else None
             shown = {
                 "model": row["models"],
                 "checkpoint": path.parent.parent.name,
@@ -251,7 +251,7 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
                 "images": f"{row['images']:,}",
                 "top1": percent(row["top1_error"], 2),
                 "top5": percent(row.get("top5_error"), 2),
-                "paper": f"{published['top1']} / {published['top5']} %" if published else "",
+                "paper": f"{published.text(' / ')} %" if published else "",
             }
             rows.setdefault(tuple(shown.values()), shown)
     return list(rows.values())

@@ -35,6 +35,21 @@ _CANDIDATES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     *((library, name, {"batch_norm": True}) for library in _HEADS for name in ("A", "B", "D", "E")),
     *(("torchvision", name, {}) for name in RESNETS),
 )
+# Networks of torchvision's (and timm's) that are not the published ones: (a tensor, its shape, the sentence).
+_NAMESAKES = (
+    (
+        "features.0.weight",
+        (64, 3, 11, 11),
+        'it is torchvision\'s alexnet, the network of "One weird trick" (64, 192, 384, 256 and 256 channels, no groups, no LRN), and not '
+        "AlexNet as published; train that with --config=configs/alexnet.py",
+    ),
+    (
+        "inception3a.branch1.conv.weight",
+        (64, 192, 1, 1),
+        "it is torchvision's googlenet, which has batch normalisation and 3x3 convolutions in place of 5x5, and not GoogLeNet as "
+        "published; train that with --config=configs/googlenet.py",
+    ),
+)
 
 
 class Array(NamedTuple):
@@ -106,8 +121,12 @@ def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Identifi
       configuration: that it must be; "" for any.
 
     Raises:
-      WeightsError: the running averages are missing, or the names are right, but shapes are not, as those of a ResNeXt are.
+      WeightsError: the running averages are missing; the names are right, but shapes are not, as those of a ResNeXt are; or it is
+        another network of the same name.
     """
+    for name, shape, sentence in _NAMESAKES:
+        if name in tensors and tensors[name].shape == shape:
+            raise WeightsError(sentence)
     names = {name for name in tensors if not name.endswith(_COUNTER)}
     for library, candidate, description in _CANDIDATES:
         table = arrays(library, candidate, description)
