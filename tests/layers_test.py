@@ -1,4 +1,6 @@
-"""Pooling against nn.max_pool, LRN against its closed form, a fully connected layer against a matrix product."""
+"""Pooling and batch normalisation against flax's, LRN against its closed form, a fully connected layer against a matrix product."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -6,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_jax.models.layers import FullyConnected, local_response_norm, max_pool_2x2
+from vgg_jax.models.layers import BatchNorm, FullyConnected, local_response_norm, max_pool, max_pool_2x2
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 4), (2, 2, 3, 1)])
@@ -49,6 +51,59 @@ def test_pooling_has_no_scatter():
         "select_and_scatter"
         in jax.jit(jax.grad(lambda v: nn.max_pool(v, (2, 2), (2, 2)).sum())).lower(jnp.ones((1, 4, 4, 2))).as_text()
     )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "before", "after"), [(3, 2, 1, 1), (3, 2, 0, 1), (3, 1, 1, 1), (3, 2, 0, 0), (2, 3, 0, 0)]
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_overlapping_pooling_and_its_gradient_are_those_of_max_pool(kernel, stride, before, after, ties):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 12, 3))
+    if ties:
+        x = jnp.maximum(jnp.round(x), 0)
+
+    def reference(v):
+        return nn.max_pool(v, (kernel,) * 2, (stride,) * 2, ((before, after),) * 2)
+
+    def ours(v):
+        return max_pool(v, kernel, stride, before, after)
+
+    weights = jax.random.normal(jax.random.key(1), reference(x).shape)
+    np.testing.assert_array_equal(ours(x), reference(x))
+    gradients = [jax.jit(jax.grad(lambda v, f=f: (weights * f(v)).sum())) for f in (ours, reference)]
+    np.testing.assert_allclose(gradients[0](x), gradients[1](x), rtol=1e-6, atol=1e-6)
+    assert "select_and_scatter" not in gradients[0].lower(x).as_text()
+    assert np.isnan(ours(x.at[0, 4, 4, 0].set(jnp.nan))).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_normalisation_is_flaxs(dtype):
+    """Result, gradients and running averages, in training and after it."""
+    x = (3 + 2 * jax.random.normal(jax.random.key(0), (4, 5, 6, 3))).astype(dtype)
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+    params = {"scale": jnp.array([0.5, 1, 2]), "bias": jnp.array([1.0, 0, -1])}
+    stats = {"mean": jnp.array([1.0, 2, 3]), "var": jnp.array([2.0, 1, 3])}
+    theirs = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    exact = 1e-5 if dtype == jnp.float32 else 2e-2
+    for train in (True, False):
+        found = []
+        for make in (BatchNorm if dtype == jnp.float32 else functools.partial(BatchNorm, dtype=dtype), theirs):
+            module = make(use_running_average=not train)
+
+            def loss(params, x, module=module):
+                variables = {"params": params, "batch_stats": stats}
+                y, updated = module.apply(variables, x, mutable=["batch_stats"])
+                return (weights * y).sum(), (y, updated)
+
+            gradients, (y, updated) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
+            assert y.dtype == gradients[1].dtype == dtype
+            found.append((gradients, y, updated))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=exact, atol=10 * exact
+            ),
+            *found,
+        )
 
 
 @pytest.mark.parametrize("channels", [1, 4, 9])

@@ -1,17 +1,18 @@
-"""Layers that flax does not have in the form needed: pooling, LRN, FC layers over a map.
+"""Layers that flax does not have in the form needed: pooling, batch normalisation, LRN, FC layers over a map.
 
 Maps are [batch, height, width, channels]; B, H, W, C and K (classes) are used for sizes in names below.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.nn.initializers import Initializer, zeros
+from jax.nn.initializers import Initializer, ones, zeros
 
 
 @jax.custom_jvp
@@ -48,12 +49,122 @@ def _windows(x_BxHxWxC: jax.Array) -> jax.Array:
 
 def _pooled(windows_BxHx2xWx2xC: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the windows' maxima and the position of each in its window, 0 to 3."""
-    first, *others = (windows_BxHx2xWx2xC[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    return _largest([windows_BxHx2xWx2xC[:, :, i, :, j] for i in (0, 1) for j in (0, 1)])
+
+
+def _largest(parts: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest values, element by element, and which part each is of, uint8; the first of equal ones."""
+    first, *others = parts
     largest, winner = first, jnp.zeros(first.shape, jnp.uint8)
     for position, other in enumerate(others, 1):
         stays = (largest >= other) | jnp.isnan(largest)
         largest, winner = jnp.where(stays, largest, other), jnp.where(stays, winner, jnp.uint8(position))
     return largest, winner
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
+def max_pool(x_BxHxWxC: jax.Array, kernel: int, stride: int, before: int = 0, after: int = 0) -> jax.Array:
+    """Pools maxima of windows that may overlap, with the gradient of `max_pool_2x2`: selects, in place of select-and-scatter.
+
+    Args:
+      x_BxHxWxC: [B, H, W, C], any float dtype.
+      kernel, stride: of the windows.
+      before, after: rows and columns of padding at the top and left, and at the bottom and right, which never win.
+
+    Returns:
+      [B, h, w, C] of whole windows, the same dtype.
+    """
+    return _largest(_strided(x_BxHxWxC, kernel, stride, before, after, -jnp.inf))[0]
+
+
+@max_pool.defjvp
+def _max_pool_jvp(
+    kernel: int, stride: int, before: int, after: int, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    y, winner = _largest(_strided(primals[0], kernel, stride, before, after, -jnp.inf))
+    parts = _strided(tangents[0], kernel, stride, before, after, 0)
+    return y, sum(jnp.where(winner == position, part, 0) for position, part in enumerate(parts))  # type: ignore[return-value]
+
+
+def _strided(x_BxHxWxC: jax.Array, kernel: int, stride: int, before: int, after: int, fill: float) -> list[jax.Array]:
+    """Returns each position of the windows as an array [B, h, w, C], in row-major order."""
+    padded = jnp.pad(x_BxHxWxC, ((0, 0), (before, after), (before, after), (0, 0)), constant_values=fill)
+    height, width = ((side - kernel) // stride * stride + 1 for side in padded.shape[1:3])
+    return [padded[:, i : i + height : stride, j : j + width : stride] for i in range(kernel) for j in range(kernel)]
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over batch and space (Ioffe & Szegedy 2015), as flax's, with sums that are fast on CPUs.
+
+    Parameters: scale [C], bias [C]; in "batch_stats": mean [C], var [C], float32, where new = 0.9 old + 0.1 batch.
+
+    Attributes:
+      use_running_average: in place of the batch's statistics, which are those of the whole global batch.
+      dtype: of the result; statistics are float32.
+      param_dtype: of the parameters.
+    """
+
+    use_running_average: bool
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        shape = x_BxHxWxC.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", ones, shape, self.param_dtype).astype(jnp.float32)
+        bias = self.param("bias", zeros, shape, self.param_dtype).astype(jnp.float32)
+        if self.use_running_average:
+            factor = lax.rsqrt(var.value + _EPSILON) * scale
+            return ((x_BxHxWxC - mean.value) * factor + bias).astype(self.dtype)
+        y, of_batch = _normalized(x_BxHxWxC, scale, bias)
+        if not self.is_initializing():
+            mean.value, var.value = (
+                _MOMENTUM * old.value + (1 - _MOMENTUM) * new for old, new in zip((mean, var), of_batch, strict=True)
+            )
+        return y.astype(self.dtype)
+
+
+_EPSILON, _MOMENTUM = 1e-5, 0.9
+
+
+@jax.custom_vjp
+def _normalized(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Returns x normalised by its own statistics, float32, and these, (mean, variance), which have no gradient."""
+    return _normalized_fwd(x, scale, bias)[0]
+
+
+def _normalized_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[Any, Any]:
+    x32, count = x.astype(jnp.float32), x.size // x.shape[-1]
+    mean = _sum_over_places(x32) / count
+    var = jnp.maximum(0, _sum_over_places(jnp.square(x32)) / count - jnp.square(mean))
+    inverse = lax.rsqrt(var + _EPSILON)
+    return ((x32 - mean) * (inverse * scale) + bias, (mean, var)), (x, mean, inverse, scale)
+
+
+def _normalized_bwd(residuals: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    (x, mean, inverse, scale), (dy, _) = residuals, cotangents
+    normalized, count = (x.astype(jnp.float32) - mean) * inverse, x.size // x.shape[-1]
+    dbias, dscale = _sum_over_places(dy), _sum_over_places(dy * normalized)
+    dx = (inverse * scale) * (dy - dbias / count - normalized * (dscale / count))
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_normalized.defvjp(_normalized_fwd, _normalized_bwd)
+
+
+def _sum_over_places(x_BxHxWxC: jax.Array) -> jax.Array:
+    """Returns the sums [C] over batch and space.
+
+    XLA's CPU backend makes vector instructions of a sum over rows only where the rows are long.
+    """
+
+    def by_long_rows(x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        return x.reshape(b * h, w * c).sum(0).reshape(w, c).sum(0)
+
+    return lax.platform_dependent(x_BxHxWxC, cpu=by_long_rows, default=lambda x: x.sum((0, 1, 2)))
 
 
 def local_response_norm(

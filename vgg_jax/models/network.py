@@ -12,7 +12,7 @@ from jax.nn.initializers import Initializer, constant, zeros
 
 from vgg_jax.models.description import Layer, Layers, endpoint_names, needed, with_inputs
 from vgg_jax.models.initializers import PRESETS
-from vgg_jax.models.layers import FullyConnected, local_response_norm, max_pool_2x2
+from vgg_jax.models.layers import BatchNorm, FullyConnected, local_response_norm, max_pool, max_pool_2x2
 
 
 class Network(nn.Module):
@@ -135,17 +135,17 @@ class Network(nn.Module):
         if layer.kind == "conv":
             return self._convolution(layer, x.shape[-1])(x)
         if layer.kind == "batch_norm":
-            # The statistics are those of the whole global batch, as the step is one program over all devices.
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, **common)(x)
+            return BatchNorm(use_running_average=not train, **common)(x)
         if layer.kind == "lrn":
             return local_response_norm(x)
         if layer.kind == "relu":
             return nn.relu(x)
         if layer.kind == "pool" and (layer.kernel, layer.stride, layer.padding_after) == (2, 2, 0):
             return max_pool_2x2(x)
-        if layer.kind in ("pool", "mean_pool"):
-            pool = nn.max_pool if layer.kind == "pool" else nn.avg_pool
-            return pool(x, (layer.kernel,) * 2, (layer.stride,) * 2, ((layer.padding, layer.padding_after),) * 2)
+        if layer.kind == "pool":
+            return max_pool(x, layer.kernel, layer.stride, layer.padding, layer.padding_after)
+        if layer.kind == "mean_pool":
+            return nn.avg_pool(x, (layer.kernel,) * 2, (layer.stride,) * 2)
         if layer.kind == "add":
             return x + others[0]
         if layer.kind == "concat":

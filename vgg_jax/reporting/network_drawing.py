@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from vgg_jax.models.summary import LayerRow
 
-_COLORS = {"conv": "#7aa6da", "pool": "#e0a458", "mean": "#e0a458", "fc": "#8fbc8f", "head": "#5f9e6e"}
+_COLORS = {
+    "conv": "#7aa6da",
+    "pool": "#e0a458",
+    "mean": "#e0a458",
+    "fc": "#8fbc8f",
+    "head": "#5f9e6e",
+    "concat": "#b6a3d4",
+}
 _NAMES = {
     "conv": "convolution",
     "pool": "pooling",
     "fc": "fully connected",
     "head": "to the classes",
     "add": "shortcut",
+    "concat": "Inception module",
 }
 _UNIT, _GAP, _MARGIN, _TEXT = 34, 6, 24, 15  # pixels
 
@@ -24,13 +33,15 @@ def draw(title: str, rows: Sequence[LayerRow]) -> Image.Image:
     """Draws a network.
 
     A box is as high as its map (by the logarithm of its side) and as wide as its channels (likewise); an arc leads from where a
-    shortcut leaves to where it is added. Projections on shortcuts are not drawn.
+    shortcut leaves to where it is added. Projections on shortcuts are not drawn, and of an Inception module only its output is.
 
     Args:
       title: the network's name.
       rows: of `summary.layer_rows`.
     """
-    boxes = [row for row in rows if row.kind in _COLORS and not row.is_projection]
+    modules = "|".join(row.name.removeprefix("concat") for row in rows if row.kind == "concat")
+    in_module = re.compile(rf"(conv|pool)({modules})(_\w+)?" if modules else r"(?!)")
+    boxes = [row for row in rows if row.kind in _COLORS and not row.is_projection and not in_module.fullmatch(row.name)]
     heights = [round(_UNIT * (1 + math.log2(row.output[0]))) for row in boxes]
     has_label = [i == 0 or row.output != boxes[i - 1].output for i, row in enumerate(boxes)]
     widths = [
