@@ -106,6 +106,7 @@ _WIDTH = flags.DEFINE_float(
 _CROP = flags.DEFINE_integer("crop", 64, "Pixels; S in proportion; but of degradation and auxiliary.")
 _CIFAR = flags.DEFINE_string("cifar", "", "The folder of CIFAR-10's images, for degradation.")
 _SHARE = flags.DEFINE_integer("share", 20, "Per cent of CIFAR-10's images, of both splits.", 1, 100)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "That decode, for degradation.", 0)
 _TRAIN = flags.DEFINE_bool("train", True, "Train what is not there; else only compare.")
 
 
@@ -119,9 +120,10 @@ def settings(group, name, seed):
             "data.root": _CIFAR.value,
             "data.train_split": f"train[:{_SHARE.value}%]",
             "data.val_split": f"test[:{_SHARE.value}%]",
-            # The paper's drops lie at a half and three quarters; these leave time at the first rate.
-            "schedule.drop_epochs": f"{_EPOCHS.value - 2:g},{_EPOCHS.value - 1:g}",
+            "data.processes": _PROCESSES.value,
         }
+        if _EPOCHS.value < config.num_epochs:  # the paper's drops lie at a half and three quarters of its epochs
+            values["schedule.drop_epochs"] = f"{_EPOCHS.value - 2:g},{_EPOCHS.value - 1:g}"
     else:
         values |= {
             "data.root": str(PICTURES / "imagenette-5k"),
