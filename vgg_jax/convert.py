@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 flags = cli.Flags()
 _TO = flags.DEFINE_enum(
-    "to", "vgg_jax", ["vgg_jax", "torchvision", "stablehlo", "hf"], "What to write: this project's file, torchvision's "
-    "names (.safetensors), a program for jax.export, or a folder with a model card for the Hugging Face hub."
+    "to", "vgg_jax", ["vgg_jax", "torchvision", "keras", "stablehlo", "hf"], "What to write: this project's file, torchvision's "
+    "names (.safetensors), Keras 3's (.weights.h5), a program for jax.export, or a folder with a model card for the Hugging Face hub."
 )  # fmt: skip
 _PREPROCESSING = flags.DEFINE_string(
     "preprocessing", "", "What the model expects of pixels, where the file does not say: torchvision, caffe, mean_rgb, or "
@@ -36,6 +36,10 @@ _PREPROCESSING = flags.DEFINE_string(
 _CONFIGURATION = flags.DEFINE_string(
     "configuration", "", "The configuration of the paper that SOURCE is. Default: what its names and shapes say (A, "
     "where they would do for A-LRN as well)."
+)  # fmt: skip
+_LAYERS = flags.DEFINE_string(
+    "layers", "", "For a file with names of its own: patterns of the names of a trunk's convolutions, with commas between, as "
+    "'block*'; in natural order they are conv1_1, conv1_2, ..."
 )  # fmt: skip
 _SHA256 = flags.DEFINE_string("sha256", "", "What the SHA-256 of SOURCE must be, or at least its first eight digits.")
 _CLASS_NAMES = flags.DEFINE_string(
@@ -65,6 +69,8 @@ def main(arguments: list[str]) -> None:
         cli.fail(f"{source}: there is no such file or run.")
     if _TO.value in ("vgg_jax", "torchvision") and dest.suffix != ".safetensors":
         cli.fail(f"{dest}: what is written is a safetensors file; give it a name that ends in .safetensors.")
+    if _TO.value == "keras" and not dest.name.endswith(".weights.h5"):
+        cli.fail(f"{dest}: Keras reads weights from names that end in .weights.h5; give it one.")
     if dest.exists() and (dest.is_dir() or (source.exists() and dest.samefile(source))):
         cli.fail(f"{dest} is a directory, or SOURCE itself; choose another name.")
     if dest.exists() and not _OVERWRITE.value:
@@ -74,7 +80,6 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs a device, and a busy one would be in the way
 
     from vgg_jax.weights import containers, hub, imports  # and JAX, after --help and mistakes have been answered
-    from vgg_jax.weights.file import EXPORTED_KEY, save_weights, write_safetensors
 
     if not source.exists():
         if not hub.is_name(arguments[0]):
@@ -88,19 +93,39 @@ def main(arguments: list[str]) -> None:
     if _CLASS_NAMES.value:
         weights = imports.with_class_names(weights, _listing(_CLASS_NAMES.value), _CLASS_NAMES.value)
 
+    dest = _write(weights, dest)
+    print(f"written: {dest}, {dest.stat().st_size:,} bytes, sha256 {containers.sha256(dest)[0]}")
+
+
+def _write(weights: Weights, dest: Path) -> Path:
+    """Writes what --to asks for, says how it is used, and returns the file of weights."""
+    from vgg_jax.weights.file import EXPORTED_KEY, save_weights, write_safetensors
+
     if _TO.value == "torchvision":
         from vgg_jax.weights.exports import to_torchvision, torchvision_name
 
         tensors, expected = to_torchvision(weights)
         write_safetensors(dest, tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})
         model = torchvision_name(weights)
-        classes = "" if weights.num_classes == 1000 else f"num_classes={weights.num_classes}"
-        print(f"torchvision.models.{model}({classes}).load_state_dict(safetensors.torch.load_file({str(dest)!r}))")
+        classes = "" if weights.num_classes in (0, 1000) else f"num_classes={weights.num_classes}"
+        strict = "" if weights.num_classes else ", strict=False"  # the FC layers stay as they are
+        print(
+            f"torchvision.models.{model}({classes}).load_state_dict(safetensors.torch.load_file({str(dest)!r}){strict})"
+        )
         print(f"its pixels: torchvision.transforms.Normalize(mean={list(expected.mean)}, std={list(expected.std)})")
         if weights.width_multiplier != 1 or (weights.is_plain and (weights.fc_width, weights.crop // 32) != (4096, 7)):
             print(
                 "this model is not of the published width and crop, so torchvision's class must be changed to take it"
             )
+    elif _TO.value == "keras":
+        from vgg_jax.weights.exports import KERAS_NETS, write_keras
+
+        expected = write_keras(dest, weights)
+        top = f"classes={weights.num_classes}" if weights.num_classes else "include_top=False"
+        print(
+            f"keras.applications.{KERAS_NETS[weights.configuration]}(weights=None, {top}).load_weights({str(dest)!r})"
+        )
+        print(f"its pixels: blue first, minus {list(expected.mean)}")
     elif _TO.value == "stablehlo":
         from vgg_jax.files import ANOTHER_PLACE, write_atomically
         from vgg_jax.weights.exports import PLATFORMS, to_stablehlo
@@ -120,13 +145,13 @@ def main(arguments: list[str]) -> None:
         print(f"upload it with: hf upload OWNER/REPOSITORY {shlex.quote(str(dest.parent))}")
     else:
         save_weights(dest, weights)
-    print(f"written: {dest}, {dest.stat().st_size:,} bytes, sha256 {containers.sha256(dest)[0]}")
+    return dest
 
 
 def _read(source: Path) -> Weights:
     """Weights of a file or a run; says what they are."""
     if source.is_dir() and not list(source.glob("*.safetensors")):
-        for flag in (_SHA256, _PREPROCESSING, _CONFIGURATION, _TRAINING_SCALES):
+        for flag in (_SHA256, _PREPROCESSING, _CONFIGURATION, _TRAINING_SCALES, _LAYERS):
             if flag.value:
                 cli.fail(f"--{flag.name} is for files; {source} is a run, which says it itself.")
         from vgg_jax.evaluation.trained_model import weights_of_run
@@ -140,14 +165,19 @@ def _read(source: Path) -> Weights:
         print(f"read: {source}, {source.stat().st_size:,} bytes, sha256 {digests.sha256}", flush=True)
         _check_digest(source, digests.sha256)
         weights, what = imports.import_weights(
-            source, digests, _CONFIGURATION.value, _PREPROCESSING.value, _TRAINING_SCALES.value
+            source,
+            digests,
+            _CONFIGURATION.value,
+            _PREPROCESSING.value,
+            _TRAINING_SCALES.value,
+            _LAYERS.value,
         )
         print(what)
     parameters = sum(array.size for layer in weights.params.values() for array in layer.values())
     named = "their names are known" if weights.class_names else "without names (--class_names=FILE)"
+    classes = f"{weights.num_classes} classes, {named}" if weights.num_classes else "no classifier"
     print(
-        f"{parameters:,} parameters, crop {weights.crop}, S {' to '.join(map(str, weights.training_scales))}, "
-        f"{weights.num_classes} classes, {named}"
+        f"{parameters:,} parameters, crop {weights.crop}, S {' to '.join(map(str, weights.training_scales))}, {classes}"
     )
     return weights
 

@@ -110,7 +110,7 @@ def start_from(
             named = [word.strip() for word in layers.split(",")]
             chosen = [name for name in chosen if name not in _HEADS or name in named]
     elif head not in chosen and _classes(params) != _classes(donor_params):
-        remark = f"{_classes(donor_params)} classes there, {_classes(params)} here"
+        remark = f"{_classes(donor_params) or 'no'} classes there, {_classes(params)} here"
     copied = transplant(variables, {**donor.variables, "params": donor_params}, chosen, source)
     return copied, _report(params, chosen, source, remark)
 
@@ -162,7 +162,8 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
         common, is_vgg = set(params) & set(donor), "conv1_1" in params and "conv1_1" in donor
         of_net_a = is_vgg and _convolutions(params) != _convolutions(donor)
         # With global average pooling neither has fc6 to fc8.
-        chosen = set(NET_A_LAYERS) & (set(params) | set(donor)) if of_net_a else common
+        of_both = common if _classes(donor) is None else set(params) | set(donor)
+        chosen = set(NET_A_LAYERS) & of_both if of_net_a else common
         if _classes(params) != _classes(donor):
             chosen -= set(_HEADS)
     chosen -= {name for word in excluded for name in fnmatch.filter(names, word)}

@@ -80,6 +80,11 @@ def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
 def _from_weights(source: Path, dtype: str) -> TrainedModel:
     """Reads a weights file. Its preprocessing is folded into conv1_1, so that all models here see pixels alike."""
     weights = load_weights(source)
+    if not weights.num_classes:
+        raise UserError(
+            f"{source} is a trunk, without a classifier; take its activations (vgg_jax.features), or train one on top of it: "
+            f"--config.init_from={source}."
+        )
     config = default_config()
     config.model.configuration = weights.configuration
     for key, value in weights.description.items():

@@ -9,12 +9,13 @@ from vgg_jax.models.description import Layer, Layers, resolve
 from vgg_jax.models.network import Network
 from vgg_jax.models.predecessors import alexnet, googlenet
 from vgg_jax.models.resnet import BOTTLENECK_STRIDES, CIFAR_DEPTHS, PLAIN_DEPTHS, SHORTCUTS, STAGES, resnet
-from vgg_jax.models.vgg import HEADS, TABLE_1, vgg
+from vgg_jax.models.vgg import HEADS, NO_HEAD, TABLE_1, vgg
 
 __all__ = [
     "BOTTLENECK_STRIDES",
     "CONFIGURATIONS",
     "HEADS",
+    "NO_HEAD",
     "SHORTCUTS",
     "Layer",
     "Layers",
@@ -58,7 +59,7 @@ def describe(
     for value, known in (
         (batch_norm, (False, True)),
         (auxiliary, (False, True)),
-        (head, HEADS),
+        (head, (*HEADS, NO_HEAD)),
         (shortcut, ("", *SHORTCUTS)),
         (bottleneck_stride, BOTTLENECK_STRIDES),
     ):

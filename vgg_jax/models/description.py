@@ -173,5 +173,5 @@ def layer_names(layers: Layers) -> list[str]:
 
 def endpoint_names(layers: Layers) -> list[str]:
     """Returns the names that `Network.__call__` takes as endpoints, in the order of computation: images, conv1_1, ..., score_map."""
-    *hidden, _ = layers
-    return ["images", *(layer.name for layer in hidden if layer.kind != "dropout"), "score_map"]  # of the head
+    hidden = [layer.name for layer in layers if layer.kind != "dropout"]
+    return ["images", *hidden[:-1], "score_map"] if layers[-1].kind == "head" else ["images", *hidden]

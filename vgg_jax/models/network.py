@@ -68,7 +68,7 @@ class Network(nn.Module):
           logits [B, K] in float32, the class scores averaged over space; and {name: map} of the endpoints, maps
           [B, h, w, C] in `dtype`, `score_map` [B, h, w, K] in float32. With global average pooling the score map is
           that of the last layer at every position, whose mean is the logits; without `score_map` among the endpoints
-          the mean is taken first.
+          the mean is taken first. Without a head in place of the logits there are the means [B, C] of the last map.
 
         Raises:
           ValueError: an unknown endpoint, or images smaller than the crop of a network with FC layers over a map.

@@ -17,6 +17,7 @@ TABLE_1 = {
     "B-5x5": "5-64 M 5-128 M 5-256 M 5-512 M 5-512 M",
 }
 HEADS = ("fc", "gap")  # three FC layers, or the mean over the last map and one
+NO_HEAD = "none"  # a trunk, which ends with the last pooling
 
 
 def vgg(column: str, batch_norm: bool = False, head: str = "fc") -> Layers:
@@ -25,7 +26,7 @@ def vgg(column: str, batch_norm: bool = False, head: str = "fc") -> Layers:
     Args:
       column: in the notation of TABLE_1.
       batch_norm: whether each convolution is followed by batch normalisation (Ioffe & Szegedy 2015).
-      head: one of HEADS; "gap" is global average pooling (Lin et al. 2013).
+      head: one of HEADS, where "gap" is global average pooling (Lin et al. 2013); or NO_HEAD.
     """
     layers: list[Layer] = []
     block, position = 1, 0
@@ -43,6 +44,8 @@ def vgg(column: str, batch_norm: bool = False, head: str = "fc") -> Layers:
             if batch_norm:
                 layers.append(Layer(f"bn{name}", "batch_norm", block, position))
             layers.append(Layer(f"relu{name}", "relu", block, position))
+    if head == NO_HEAD:
+        return tuple(layers)
     if head == "gap":
         return (*layers, Layer("mean", "mean", 6), Layer("fc", "head", 6))
     for block, kernel in ((6, WHOLE_MAP), (7, 1)):

@@ -14,7 +14,7 @@ from vgg_jax.exceptions import UserError
 from vgg_jax.weights import caffe_file, keras_file, layouts, safetensors_file, torch_file
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
-KINDS = ".safetensors, .pth of torch, .h5 of Keras, .caffemodel of Caffe"
+KINDS = ".safetensors, .pth of torch, .h5 and .keras of Keras, .caffemodel of Caffe"
 _DTYPES = ("float32", "float16", "bfloat16")  # the last two become float32, which holds all their values
 
 
@@ -42,6 +42,8 @@ def _without_prefix(contents: TensorFile) -> TensorFile:
     tensors, dropped = contents.tensors, ""
     while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), ""):
         tensors, dropped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, dropped + prefix
+    if tensors and all(re.match(r"\d+\.", name) for name in tensors):  # of torchvision's `features` alone
+        tensors, dropped = {f"features.{name}": tensor for name, tensor in tensors.items()}, dropped or "features."
     inner = "features.module."
     if any(name.startswith(inner) for name in tensors):
         renamed = {re.sub("^features\\.module\\.", "features.", name): tensor for name, tensor in tensors.items()}
@@ -64,7 +66,7 @@ def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Tens
     with open(path, "rb") as file:
         start = file.read(512)
     if start.startswith(torch_file.ZIP_START):
-        return torch_file.open_zip
+        return keras_file.open_archive if keras_file.is_archive(path) else torch_file.open_zip
     if start.startswith(torch_file.OLD_START):
         return torch_file.open_old
     if start.startswith(keras_file.START):

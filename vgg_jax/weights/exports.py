@@ -13,12 +13,14 @@ from jax import export
 
 from vgg_jax import __version__
 from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import ANOTHER_PLACE
+from vgg_jax.files import ANOTHER_PLACE, write_atomically
+from vgg_jax.models import NO_HEAD
 from vgg_jax.weights import preprocessing, state_dicts
 from vgg_jax.weights.file import SUFFIX, Weights, folded_params, folded_variables, make_model, save_weights
 from vgg_jax.weights.layouts import LAYOUTS, kernel_layout
 from vgg_jax.weights.preprocessing import Preprocessing
 
+KERAS_NETS = {"D": "VGG16", "E": "VGG19"}
 TORCHVISION_NETS = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 # What a stored program may be run on; it is compiled where it is loaded.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -43,24 +45,69 @@ def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessi
     if (expected.order, expected.scale) != ("RGB", 1.0):
         red, green, blue = map(float, expected.mean_rgb().astype(np.float64) / 255)
         expected = Preprocessing("RGB", 1.0, (red, green, blue), preprocessing.KNOWN["torchvision"].std)
-        params = folded_params(weights)
-        first = weights.layers[0].name
-        kernel = preprocessing.unfold_from_conv1(params[first]["kernel"], expected)
-        params = {**params, first: {**params[first], "kernel": kernel}}
-    if not weights.is_plain:
+        params = _expecting(weights, expected)
+    if weights.model_state:
         variables = {"params": params, **weights.model_state}
         return state_dicts.to_state_dict(variables, weights.configuration, weights.description), expected
-    layout, tensors = LAYOUTS["torchvision"], {}
-    for layer, (kernel_name, bias_name) in layout.names(weights.configuration).items():
-        tensors[kernel_name] = kernel_layout(layout, layer).from_hwio(params[layer]["kernel"])
-        tensors[bias_name] = params[layer]["bias"]
-    return tensors, expected
+    return _laid_out(params, "torchvision", weights.configuration), expected
+
+
+def _expecting(weights: Weights, expected: Preprocessing) -> dict:
+    """Returns the parameters for pixels that are prepared in another way, of the same mean."""
+    params, first = folded_params(weights), weights.layers[0].name
+    kernel = preprocessing.unfold_from_conv1(params[first]["kernel"], expected)
+    return {**params, first: {**params[first], "kernel": kernel}}
+
+
+def _laid_out(params: dict, framework: str, configuration: str) -> dict[str, np.ndarray]:
+    """Returns the parameters by another framework's names; a trunk's without FC layers."""
+    layout, tensors = LAYOUTS[framework], {}
+    for layer, (kernel_name, bias_name) in layout.names(configuration).items():
+        if layer in params:
+            tensors[kernel_name] = kernel_layout(layout, layer).from_hwio(params[layer]["kernel"])
+            tensors[bias_name] = params[layer]["bias"]
+    return tensors
+
+
+def write_keras(path: Path, weights: Weights) -> Preprocessing:
+    """Writes a `.weights.h5` that Keras 3's VGG16 or VGG19 loads, a trunk's with include_top=False, whole or not at all.
+
+    Returns:
+      What the model expects of its pixels: blue first, minus the mean colour, as Keras's own models do.
+
+    Raises:
+      UserError: another configuration, or h5py is not installed.
+    """
+    if weights.configuration not in KERAS_NETS or weights.model_state or weights.description.get("head") == "gap":
+        raise UserError(
+            f"Keras has VGG16 and VGG19, which are configurations D and E as published, and this is {weights.configuration}"
+            f"{' with ' + str(weights.description) if weights.description else ''}."
+        )
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(
+            "Keras's files are written by h5py, which is not installed: pip install 'vgg-jax[h5]'."
+        ) from error
+    blue, green, red = map(float, weights.preprocessing.mean_rgb()[::-1])
+    expected = Preprocessing("BGR", 255.0, (blue, green, red), (1.0, 1.0, 1.0))
+    params = weights.params if weights.preprocessing == expected else _expecting(weights, expected)
+    counts = {"conv2d": 0, "dense": 0}
+    with write_atomically(path, ANOTHER_PLACE) as unfinished, h5py.File(unfinished, "w") as file:
+        for name, array in _laid_out(params, "Keras", weights.configuration).items():
+            stem, leaf = name.split("/")
+            kind = "conv2d" if "conv" in stem else "dense"
+            number = counts[kind]
+            file[f"layers/{kind}{f'_{number}' if number else ''}/vars/{int(leaf == 'bias')}"] = array
+            counts[kind] += leaf == "bias"
+    return expected
 
 
 def torchvision_name(weights: Weights) -> str:
     """Returns the name of torchvision's function for such a model; "" where it has none."""
-    if weights.configuration in TORCHVISION_NETS and weights.description in ({}, {"batch_norm": True}):
-        return TORCHVISION_NETS[weights.configuration] + "_bn" * bool(weights.description)
+    body = {key: value for key, value in weights.description.items() if (key, value) != ("head", NO_HEAD)}
+    if weights.configuration in TORCHVISION_NETS and body in ({}, {"batch_norm": True}):
+        return TORCHVISION_NETS[weights.configuration] + "_bn" * bool(body)
     is_resnet = weights.configuration in state_dicts.RESNETS and not weights.description
     return weights.configuration.lower().replace("-", "") if is_resnet else ""
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from vgg_jax.exceptions import UNPRINTABLE, UserError, printable
 from vgg_jax.files import ANOTHER_PLACE, write_atomically
-from vgg_jax.models import CONFIGURATIONS, Layers, Network, describe, is_vgg, make_network
+from vgg_jax.models import CONFIGURATIONS, NO_HEAD, Layers, Network, describe, is_vgg, make_network
 from vgg_jax.state import params_sha256
 from vgg_jax.weights import containers, preprocessing
 from vgg_jax.weights.layouts import LAYOUTS, SIDE_STRIDE, Size, identify, kernel_shapes
@@ -66,7 +66,8 @@ class Weights(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        return self.params[self.layers[-1].name]["bias"].shape[0]
+        """Returns the classes of the head; 0 for a trunk, which has none."""
+        return self.params[self.layers[-1].name]["bias"].shape[0] if self.layers[-1].kind == "head" else 0
 
 
 def make_model(weights: Weights, dtype: str = "float32") -> Network:
@@ -205,7 +206,8 @@ def _description(given: Any) -> dict[str, Any]:
     checked |= {key: value for key, value in given.items() if key in checked}
     if checked["configuration"] not in CONFIGURATIONS:
         _refuse("configuration", checked["configuration"])
-    classes = whole("num_classes", 1, 2**24)
+    is_trunk = _as_dict(checked["network"]).get("head") == NO_HEAD
+    classes = whole("num_classes", *((0, 0) if is_trunk else (1, 2**24)))
     whole("fc_width", 1, 2**24)
     crop = whole("crop", 8, 2**16)
     try:

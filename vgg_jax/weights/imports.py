@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.exceptions import UserError
+from vgg_jax.models import NO_HEAD
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing, state_dicts
 from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, load_own
@@ -47,6 +48,7 @@ PUBLISHED: tuple[tuple[Published, str], ...] = (
     (Published("Keras's VGG16", md5="64373286793e3c8b2b4e3219cbf3544b"), "caffe"),
     (Published("Keras's VGG19", md5="cbe5617147190e668d6c5d5026f83318"), "caffe"),
 )
+_MAPPED = "--layers"  # stands for a layout, of files with names of their own
 # What is usual for files of a layout that are not known one by one, and why it is not simply taken.
 _USUAL = {
     "torchvision": ("torchvision", "torchvision's own take `torchvision`, ports of the authors' Caffe models `caffe`"),
@@ -56,6 +58,7 @@ _USUAL = {
         "mean_rgb",
         "it has our names but no metadata; models trained here take `mean_rgb`",
     ),
+    _MAPPED: ("caffe", "its makers say which; the authors' own take `caffe`"),
 }
 
 
@@ -65,6 +68,7 @@ def import_weights(
     configuration: str = "",
     preprocessing_flag: str = "",
     training_scales: str = "",
+    layers: str = "",
 ) -> tuple[Weights, str]:
     """Reads a file of weights of any kind.
 
@@ -74,6 +78,7 @@ def import_weights(
       configuration: that it must be; "" for the one that its names and shapes are those of.
       preprocessing_flag: see `preprocessing.parse`; "" where the file says it or is a published one.
       training_scales: S in pixels, one number or two with a comma; "" for what is known of it, else 256 at crop 224.
+      layers: see `layouts.mapped`, for a file with names of its own; "" for names that are known.
 
     Returns:
       The weights, and in words what they were found to be.
@@ -91,29 +96,23 @@ def import_weights(
             if training_scales:
                 weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
             return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
+        if layers:
+            contents = contents._replace(tensors=layouts.mapped(contents.tensors, layers))
         described = state_dicts.identify(contents.tensors, configuration)
         if described:
-            layout, identified = described.library, described.configuration
-            size = described.size
+            layout, identified, size = described.library, described.configuration, described.size
         else:
             layout, identified, size = layouts.identify(contents.tensors, configuration)
+            layout = _MAPPED if layers else layout
         origin, known = _provenance(contents, layout, digests)
-        told = contents.metadata.get(EXPORTED_KEY, "")
-        name = preprocessing_flag or ("as the file says" if told else known)
-        if not name:
-            usual, why = _USUAL[layout]
-            raise UserError(
-                f"{path} does not say how its pixels are prepared; say it with --preprocessing={usual} or another of "
-                f"{', '.join(preprocessing.KNOWN)}, or ORDER:SCALE:MEAN:STD ({why})."
-            )
-        expected = _told(told) if told and not preprocessing_flag else preprocessing.parse(name)
+        name, expected = _expected(path, contents, preprocessing_flag, known, layout)
         model_state: dict = {}
         if described:
             tensors = {name: containers.read_array(contents, name) for name in state_dicts.arrays(*described[:3])}
             model_state = state_dicts.to_variables(tensors, described)
             params = model_state.pop("params")
         else:
-            params = containers.to_params(contents, layout, identified, size)
+            params = containers.to_params(contents, KEY if layout == _MAPPED else layout, identified, size)
     crop = layouts.crop_of(size)
     # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
     scales = training_scales or ("256,512" if known == "caffe" else "256")
@@ -129,15 +128,21 @@ def import_weights(
         class_names=_imagenet() if known and size.num_classes == 1000 else None,
         class_titles=None,
         source=f"{origin}, {path.name}, sha256 {digests.sha256}",
-        description=described.description if described else {},
+        description=described.description if described else {} if size.num_classes else {"head": NO_HEAD},
         model_state=model_state,
     )
-    kind = " with batch normalisation" * bool(weights.description)
-    return weights, f"{origin}: {layout}'s layout, configuration {identified}{kind}, preprocessing {name}"
+    kind = " with batch normalisation" * bool(model_state) + ", a trunk without classifier" * (not weights.num_classes)
+    names = "names of its own" if layout == _MAPPED else f"{layout}'s layout"
+    return weights, f"{origin}: {names}, configuration {identified}{kind}, preprocessing {name}"
 
 
 def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
     """Replaces the last layer by one for other classes, drawn at random as at the start of training (`glorot`)."""
+    if not weights.num_classes:
+        raise UserError(
+            f"--num_classes={num_classes} is for a model with a head, and this is a trunk; fine-tune from it with "
+            "--config.init_from, which adds one."
+        )
     name = weights.layers[-1].name
     width = weights.params[name]["kernel"].shape[2]
     kernel_init, bias_init = PRESETS["glorot"](width, num_classes)
@@ -178,6 +183,21 @@ def with_class_names(weights: Weights, listing: str, source: str) -> Weights:
         )
     titles = [line.removeprefix(word).strip() or word for line, word in zip(lines, first, strict=True)]
     return weights._replace(class_names=names, class_titles=titles if wnids else None)
+
+
+def _expected(
+    path: Path, contents: TensorFile, flag: str, known: str, layout: str
+) -> tuple[str, preprocessing.Preprocessing]:
+    """Returns the preprocessing and its name: of the flag, the file, or the published models, in this order."""
+    told = contents.metadata.get(EXPORTED_KEY, "")
+    name = flag or ("as the file says" if told else known)
+    if not name:
+        usual, why = _USUAL[layout]
+        raise UserError(
+            f"{path} does not say how its pixels are prepared; say it with --preprocessing={usual} or another of "
+            f"{', '.join(preprocessing.KNOWN)}, or ORDER:SCALE:MEAN:STD ({why})."
+        )
+    return name, _told(told) if told and not flag else preprocessing.parse(name)
 
 
 def _told(text: str) -> preprocessing.Preprocessing:

@@ -1,10 +1,13 @@
-"""`.h5` of Keras: data sets only; what a file says of code, of other files or of compression is not followed."""
+"""`.h5`, `.weights.h5` and `.keras` of Keras: data sets only; what a file says of code, of other files or of compression is not
+followed."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,21 +15,51 @@ from typing import Any
 import numpy as np
 
 from vgg_jax.exceptions import UserError
+from vgg_jax.models import describe
 from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
 
 START = b"\x89HDF\r\n\x1a\n"
+ARCHIVED = "model.weights.h5"  # the weights in a .keras, which is a zip
 _DEEPEST = 4  # groups within groups
 _MOST = 1000  # things in a file; a VGG has a hundred
 
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Opens the tensors, named <layer>/kernel and <layer>/bias for every version of Keras.
+    """Opens the tensors of an .h5, named <layer>/kernel and <layer>/bias for every version of Keras.
 
     Raises:
       UserError: h5py is not installed.
       WeightsError: damage, links out of the file, compressed or foreign data sets.
     """
+    with _opened(path, path, path.stat().st_size) as contents:
+        yield contents
+
+
+def is_archive(path: Path) -> bool:
+    """Returns whether a zip is a .keras."""
+    with contextlib.suppress(zipfile.BadZipFile, ValueError), zipfile.ZipFile(path) as archive:
+        return ARCHIVED in archive.namelist()
+    return False
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[TensorFile]:
+    """Opens the tensors of a .keras, as `open_tensors`; what it says of layers and code is not read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(ARCHIVED)
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size > path.stat().st_size:
+                raise WeightsError(f"its part {ARCHIVED} is compressed or encrypted, which Keras never does")
+            content = archive.read(info)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise WeightsError(f"its zip is damaged ({short(str(error))})") from error
+    with _opened(io.BytesIO(content), path, len(content)) as contents:
+        yield contents._replace(kind="a .keras")
+
+
+@contextlib.contextmanager
+def _opened(source: Path | io.BytesIO, path: Path, num_bytes: int) -> Iterator[TensorFile]:
     try:
         import h5py
     except ImportError as error:
@@ -34,16 +67,15 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             f"{path} is an HDF5 file, which h5py reads, and that is not installed: pip install 'vgg-jax[h5]', or pip "
             "install h5py."
         ) from error
-    num_bytes = path.stat().st_size
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(source, "r") as file:
             root = file
             if file.get("model_weights", getlink=True) is not None:  # a whole model, of which only this is read
                 root = _entry(h5py, file, "model_weights", "")
             tensors: dict[str, Tensor] = {}
             _collect(h5py, root, "", 0, tensors, itertools.count())
             check_sizes(tensors, num_bytes, {"float32": 4, "float16": 2})
-            yield TensorFile("an .h5 of Keras", tensors, {})
+            yield TensorFile("an .h5 of Keras", _by_layer(tensors), {})
     except (WeightsError, UserError):
         raise
     except Exception as error:  # of many kinds, as they come out of the HDF5 library
@@ -79,6 +111,35 @@ def _name(group: str, name: str) -> str:
         if re.fullmatch(f"{kind}|{re.escape(layer)}_{'W' if kind == 'kernel' else 'b'}(_1)?", last):
             return f"{layer}/{kind}"
     return group + name
+
+
+# Keras 3 numbers layers by kind, in the order of computation: layers/conv2d, layers/conv2d_1, ..., layers/dense; or names them.
+_OF_KERAS_3 = re.compile(r"(?:_layer_checkpoint_dependencies|layers)/(?:(conv2d|dense)(?:_(\d+))?|(\w+))/vars/([01])")
+_CONVOLUTIONS = {13: "D", 16: "E"}
+
+
+def _by_layer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of a Keras 3 model by the layers that VGG16 and VGG19 have; others unchanged."""
+    of_model = {name: tensor for name, tensor in tensors.items() if not name.startswith(("optimizer/", "metrics/"))}
+    matches = {name: _OF_KERAS_3.fullmatch(name) for name in of_model}
+    if not matches or not all(matches.values()):
+        return tensors
+    count = sum(match is not None and match[1] == "conv2d" and match[4] == "0" for match in matches.values())
+    convolutions = [
+        f"block{layer.block}_conv{layer.position}"
+        for layer in (describe(_CONVOLUTIONS[count]) if count in _CONVOLUTIONS else ())
+        if layer.kind == "conv"
+    ]
+    places = {"conv2d": convolutions, "dense": ["fc1", "fc2", "predictions"]}
+    renamed: dict[str, Tensor] = {}
+    for name, match in matches.items():
+        kind, number, layer, leaf = match.groups()  # type: ignore[union-attr]
+        stems = places.get(kind, [])
+        position = int(number or 0)
+        if kind and position >= len(stems):
+            return tensors
+        renamed[f"{stems[position] if kind else layer}/{'bias' if leaf == '1' else 'kernel'}"] = of_model[name]
+    return renamed
 
 
 def _tensor(data: Any, name: str) -> Tensor:

@@ -7,7 +7,9 @@ channels, rows, columns in Caffe and torch; rows, columns, channels in Keras.
 
 from __future__ import annotations
 
+import fnmatch
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -120,7 +122,7 @@ class Size(NamedTuple):
 
     width_multiplier: float
     fc_width: int
-    num_classes: int
+    num_classes: int  # 0: a trunk, without FC layers
     side: int  # rows and columns of fc6's kernel: crop // 32
 
 
@@ -132,6 +134,8 @@ def kernel_shapes(configuration: str, size: Size) -> dict[str, Shape]:
         features = layer.scaled_channels(size.width_multiplier)
         shapes[layer.name] = (layer.kernel, layer.kernel, channels, features)
         channels = features
+    if not size.num_classes:
+        return shapes
     shapes["fc6"] = (size.side, size.side, channels, size.fc_width)
     shapes["fc7"] = (1, 1, size.fc_width, size.fc_width)
     shapes["fc8"] = (1, 1, size.fc_width, size.num_classes)
@@ -157,19 +161,20 @@ def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, 
     """
     names = set(tensors)
     candidates = [
-        (len(names ^ _names(layout, c)), name, c)
+        (len(names ^ (_names(layout, c) - (_ends(name, c) if is_trunk else set()))), name, c, is_trunk)
+        for is_trunk in (False, True)
         for name, layout in LAYOUTS.items()
         for c in layout.configurations
         if not configuration or c == configuration
     ]
     if not candidates:
         raise WeightsError(f"there is no configuration {configuration!r}; there are {', '.join(TABLE_1)}")
-    apart, name, nearest = min(candidates, key=lambda candidate: candidate[0])
+    apart, name, nearest, _ = min(candidates, key=lambda candidate: candidate[0])
     if apart:
         raise WeightsError(_foreign(names, name, nearest, _names(LAYOUTS[name], nearest)))
     faults = []
-    for _, name, matching in (candidate for candidate in candidates if not candidate[0]):
-        size = _size(tensors, LAYOUTS[name], matching)
+    for _, name, matching, is_trunk in (candidate for candidate in candidates if not candidate[0]):
+        size = _size(tensors, LAYOUTS[name], matching, is_trunk)
         wrong = _wrong_shapes(tensors, LAYOUTS[name], matching, size)
         if not wrong:
             return name, matching, size
@@ -181,7 +186,7 @@ def _names(layout: Layout, configuration: str) -> set[str]:
     return {name for pair in layout.names(configuration).values() for name in pair}
 
 
-def _size(tensors: dict[str, Tensor], layout: Layout, configuration: str) -> Size:
+def _size(tensors: dict[str, Tensor], layout: Layout, configuration: str, is_trunk: bool) -> Size:
     """Returns the size that fits best; the shapes then show whether it fits."""
     names = layout.names(configuration)
 
@@ -192,6 +197,8 @@ def _size(tensors: dict[str, Tensor], layout: Layout, configuration: str) -> Siz
     # Rounding hides a width in few channels more than in many.
     widths = sorted({bias(layer.name) / layer.channels for layer in convolutions})
     width = min(widths, key=lambda w: sum(layer.scaled_channels(w) != bias(layer.name) for layer in convolutions))
+    if is_trunk:
+        return trunk_size(width)
     cells = math.prod(tensors[names["fc6"][0]].shape) // max(1, bias("fc6") * bias(convolutions[-1].name))
     return Size(width, bias("fc6"), bias("fc8"), max(1, math.isqrt(cells)))
 
@@ -224,13 +231,11 @@ def _foreign(names: set[str], layout: str, configuration: str, expected: set[str
         return "it holds a network with batch normalisation that is neither torchvision's vgg11_bn to vgg19_bn nor one of its ResNets"
     if len(names & expected) * 2 < len(expected):
         some = f"its tensors are {_some(sorted(names))}" if names else "it holds no tensors"
-        return f"it is none of the models known here ({', '.join(LAYOUTS)}): {some}"
-    missing, strange = sorted(expected - names), sorted(names - expected)
-    if missing and not strange and all(name in _ends(layout, configuration) for name in missing):
         return (
-            f"it is {layout}'s configuration {configuration} without its FC layers ({_some(missing)} missing); take the "
-            "file with them, also for features"
+            f"it is none of the models known here ({', '.join(LAYOUTS)}): {some}; a trunk with names of its own is taken out of it by "
+            "--layers=PATTERNS"
         )
+    missing, strange = sorted(expected - names), sorted(names - expected)
     parts = [f"{_some(missing)} missing"] * bool(missing) + [f"{_some(strange)} too many"] * bool(strange)
     return f"it comes nearest to {layout}'s configuration {configuration}, with {' and '.join(parts)}"
 
@@ -246,5 +251,70 @@ def _some(words: list[str]) -> str:
 
 
 def crop_of(size: Size) -> int:
-    """Returns the smallest crop whose last map fc6's kernel spans."""
+    """Returns the smallest crop whose last map fc6's kernel spans; of a trunk the paper's."""
     return size.side * SIDE_STRIDE
+
+
+def trunk_size(width_multiplier: float) -> Size:
+    """Returns the size of a trunk."""
+    return Size(width_multiplier, 4096, 0, 7)
+
+
+def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
+    """Takes a VGG's trunk out of a file with names of its own.
+
+    The tensors whose names fit a pattern are taken in natural order of their names (conv2d_2 before conv2d_10). The kernels among
+    them, of four dimensions, are the convolutions in the order of computation, each with the bias, of one, that shares its group.
+
+    Args:
+      tensors: of a file.
+      patterns: with commas between, * and ? as in file names.
+
+    Returns:
+      The tensors by this project's names.
+
+    Raises:
+      WeightsError: no trunk has kernels of these shapes, a pattern fits nothing, or a bias is missing.
+    """
+    words = [word.strip() for word in patterns.split(",") if word.strip()]
+    if unused := [word for word in words if not fnmatch.filter(tensors, word)]:
+        raise WeightsError(f"no tensor fits {unused[0]!r} of --layers; there are {_some(sorted(tensors))}")
+    chosen = sorted((name for name in tensors if any(fnmatch.fnmatchcase(name, w) for w in words)), key=_natural)
+    kernels = [name for name in chosen if len(tensors[name].shape) == 4]
+    biases = {_group(name): name for name in chosen if len(tensors[name].shape) == 1}
+    if not kernels or len(biases) != len(kernels) or any(_group(name) not in biases for name in kernels):
+        raise WeightsError(
+            f"--layers={patterns} takes {len(kernels)} kernels and {len(biases)} biases, and each kernel needs a bias in its group "
+            f"({_some(chosen)})"
+        )
+    first = tensors[kernels[0]].shape
+    form = HWIO if first[2] == 3 else OIHW
+    for configuration in TABLE_1:
+        size = trunk_size(tensors[biases[_group(kernels[0])]].shape[0] / 64)
+        shapes = kernel_shapes(configuration, size)
+        if [form.shape(shape) for shape in shapes.values()] == [tensors[name].shape for name in kernels]:
+            break
+    else:
+        shown = ", ".join(f"{short(name)} {list(tensors[name].shape)}" for name in kernels[:3])
+        raise WeightsError(
+            f"--layers={patterns} takes {len(kernels)} kernels ({shown}, ...), which are those of no configuration's trunk; name all "
+            "of its convolutions and nothing else"
+        )
+
+    def kernel(name: str, shape: Shape) -> Tensor:
+        return tensors[name]._replace(shape=shape, read=lambda: form.to_hwio(tensors[name].read(), shape))
+
+    found: dict[str, Tensor] = {}
+    for (layer, shape), name in zip(shapes.items(), kernels, strict=True):
+        found |= {f"{layer}/kernel": kernel(name, shape), f"{layer}/bias": tensors[biases[_group(name)]]}
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Returns a key that sorts numbers in names by value, and a name without one before those with: conv, conv_1, conv_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _group(name: str) -> str:
+    """Returns what a kernel's and its bias's names have in common: all but the last part."""
+    return re.split(r"[./]", name[::-1], maxsplit=1)[-1][::-1]

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.models import Layer, Layers, describe, make_network
+from vgg_jax.models import NO_HEAD, Layer, Layers, describe, make_network
 from vgg_jax.models.resnet import STAGES
-from vgg_jax.weights.layouts import HWIO, OIHW, ROWS_OF_CHW, KernelLayout, Size, crop_of
+from vgg_jax.weights.layouts import HWIO, OIHW, ROWS_OF_CHW, KernelLayout, Size, crop_of, trunk_size
 from vgg_jax.weights.tensors import Tensor, WeightsError, short
 
 _COUNTER = "num_batches_tracked"
@@ -33,6 +33,7 @@ RESNETS = tuple(f"ResNet-{depth}" for depth in STAGES)
 # (library, configuration, what else describes it); of a ResNet's files both libraries' names are the same.
 _CANDIDATES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     *((library, name, {"batch_norm": True}) for library in _HEADS for name in ("A", "B", "D", "E")),
+    *(("torchvision", name, {"batch_norm": True, "head": NO_HEAD}) for name in ("A", "B", "D", "E")),
     *(("torchvision", name, {}) for name in RESNETS),
 )
 # Networks of torchvision's (and timm's) that are not the published ones: (a tensor, its shape, the sentence).
@@ -180,6 +181,8 @@ def _size(tensors: Mapping[str, Tensor], table: Mapping[str, Array], layers: Lay
         return max(1, tensors[kernels[layer.name]].shape[:1][0]) if tensors[kernels[layer.name]].shape else 1
 
     first, *_ = layers
+    if layers[-1].kind != "head":
+        return trunk_size(outputs(first) / first.channels)
     hidden = [layer for layer in layers if layer.kind == "fc"]
     if not hidden:
         return Size(outputs(first) / first.channels, 4096, outputs(layers[-1]), 7)
