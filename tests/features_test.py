@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.random_weights import ODD, some_weights
+from tests.weights_files import write_pth
 from vgg_jax import features
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import describe
@@ -50,6 +51,51 @@ def test_jit_vmap_and_leading_axes_give_the_same(backbone):
         scale = float(jnp.abs(wanted[layer]).max())
         np.testing.assert_allclose(jitted[layer][1, 2], wanted[layer], atol=1e-4 * scale)
         np.testing.assert_allclose(mapped[layer][2], wanted[layer], atol=1e-4 * scale)
+
+
+def heads_of(backbone, seed=0):
+    rng = np.random.default_rng(seed)
+    channels = [backbone.params[name.replace("relu", "conv")]["bias"].shape[0] for name in features.LPIPS_LAYERS]
+    return tuple(jnp.asarray(rng.uniform(0, 1, c), jnp.float32) for c in channels)
+
+
+def test_lpips_is_its_formula_and_its_map_is_of_the_images_size(backbone):
+    """Zhang et al. 2018, equation 1, layer by layer in NumPy; maps enlarged bilinearly, pixel centres at halves."""
+    x, y, heads = pixels(2, 64, 96), pixels(2, 64, 96, seed=1), heads_of(backbone)
+    wanted, of_last = np.zeros(2), None
+    for layer, head in zip(features.LPIPS_LAYERS, heads, strict=True):
+        a, b = (np.asarray(features.activations(backbone, v, (layer,))[layer], np.float64) for v in (x, y))
+        a, b = (v / (np.sqrt((v**2).sum(-1, keepdims=True)) + 1e-10) for v in (a, b))
+        of_last = ((a - b) ** 2 * np.asarray(head)).sum(-1)
+        wanted += of_last.mean((1, 2))
+    found = jax.jit(features.lpips)(backbone, heads, x, y)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert wanted.min() > 0.01
+    one = jax.vmap(lambda a, b: features.lpips(backbone, heads, a, b))(x, y)
+    np.testing.assert_allclose(one, wanted, rtol=1e-4)
+    np.testing.assert_allclose(features.lpips(backbone, heads, x, x), 0, atol=1e-6)
+    alone = tuple(head * (i == 4) for i, head in enumerate(heads))
+    spatial = features.lpips(backbone, alone, x, y, spatial=True)
+    assert spatial.shape == (2, 64, 96)
+    np.testing.assert_allclose(spatial[:, 0, 0], of_last[:, 0, 0], rtol=1e-3)  # a corner is the corner's
+    # Row 16 of 64 lies between rows 0 and 1 of the map's 4: at 16.5 / 16 - 0.5 = 0.53125.
+    np.testing.assert_allclose(spatial[:, 16, 0], 0.46875 * of_last[:, 0, 0] + 0.53125 * of_last[:, 1, 0], rtol=1e-3)
+    gradient = jax.grad(lambda v: features.lpips(backbone, heads, v, y).sum())(np.zeros_like(x))
+    assert np.isfinite(gradient).all()
+
+
+def test_lpips_says_what_does_not_fit(backbone, tmp_path):
+    sizes = (64, 128, 256, 512, 512)
+    good = {f"lin{i}.model.1.weight": np.full((1, c, 1, 1), i, np.float32) for i, c in enumerate(sizes)}
+    heads = features.load_lpips_heads(write_pth(tmp_path / "vgg.pth", good))
+    assert [(head.shape[0], float(head[0])) for head in heads] == [(c, i) for i, c in enumerate(sizes)]
+    with pytest.raises(UserError, match="relu1_2 has 4 channels and its head is for 64; heads of VGG-16 go with"):
+        features.lpips(backbone, heads, pixels(64, 64), pixels(64, 64))
+    with pytest.raises(UserError, match="cannot be compared; make them of one shape"):
+        features.lpips(backbone, heads_of(backbone), pixels(64, 64), pixels(64, 32))
+    alexnet = good | {"lin1.model.1.weight": np.zeros((1, 192, 1, 1), np.float32)}
+    with pytest.raises(UserError, match=r"no LPIPS heads of VGG-16.*lin1.model.1.weight \[1, 192, 1, 1\]"):
+        features.load_lpips_heads(write_pth(tmp_path / "alex.pth", alexnet))
 
 
 def test_no_later_block_is_computed(backbone):

@@ -174,7 +174,10 @@ RESNET = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 3, 3), np.float32) for i i
         ),
         (lambda t: {k: v for k, v in t.items() if k != "features.2.bias"}, "nearest .* features.2.bias missing"),
         (lambda t: t | {"extra": np.zeros(3, np.float32)}, "with extra too many"),
-        (lambda t: {k: v for k, v in t.items() if k[0] == "f"}, "configuration D without its FC layers"),
+        (
+            lambda t: {k: v for k, v in t.items() if k[:12] != "classifier.3"},
+            "with classifier.3.bias, classifier.3.weight missing",
+        ),
         (lambda t: t | {"features.2.weight": np.zeros((4, 4, 5, 3), np.float32)}, r"is \[4, 4, 5, 3\] and should be"),
         (lambda t: t | {"classifier.0.weight": t["classifier.0.weight"].T.copy()}, "classifier.0.weight is"),
         (lambda t: t | {"features.0.bias": t["features.0.bias"][None]}, r"features.0.bias is \[1, 4\] and should be"),

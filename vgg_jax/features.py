@@ -2,6 +2,7 @@
 
     backbone = features.load("vgg16.safetensors")
     maps = features.activations(backbone, images, ("relu2_2", "relu4_3"))
+    distance = features.lpips(backbone, features.load_lpips_heads("vgg.pth"), x, y)
     loss, gradient = jax.value_and_grad(features.perceptual_loss, argnums=1)(backbone, x, y, ("relu2_2",))
 
 Images are float RGB on 0 to 255, [..., H, W, 3]; the weights' own preprocessing is applied. Everything works under jit,
@@ -13,16 +14,18 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import Network
 from vgg_jax.models.description import endpoint_names, lengths
-from vgg_jax.weights import hub
+from vgg_jax.weights import containers, hub
 from vgg_jax.weights.file import folded_params, load_weights, make_model
 
 
@@ -123,6 +126,72 @@ def perceptual_loss(
       A float32 scalar: the weighted sum over layers of the mean squared difference of their activations.
     """
     return _weighted(backbone, x, y, layers, weights, lambda a: a)
+
+
+LPIPS_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")  # of configuration D
+
+
+def load_lpips_heads(source: str | os.PathLike) -> tuple[jax.Array, ...]:
+    """Loads the calibrated weights of LPIPS for VGG-16: vgg.pth of the package `lpips`, version 0.1.
+
+    Returns:
+      [C] float32 for each of LPIPS_LAYERS.
+
+    Raises:
+      UserError: the file cannot be read, or is none of these heads.
+    """
+    path = Path(source).expanduser()
+    with containers.open_tensors(path) as contents:
+        arrays = {name: containers.read_array(contents, name) for name in contents.tensors}
+    heads = [arrays.get(f"lin{i}.model.1.weight", np.zeros(0)) for i in range(len(LPIPS_LAYERS))]
+    sizes = [head.size for head in heads]
+    if len(arrays) != len(heads) or sizes != [64, 128, 256, 512, 512]:
+        raise UserError(
+            f"{path} holds no LPIPS heads of VGG-16, which are of 64, 128, 256, 512 and 512 channels; it has "
+            f"{', '.join(f'{name} {list(array.shape)}' for name, array in list(arrays.items())[:5]) or 'nothing'}."
+        )
+    return tuple(jnp.asarray(head.reshape(-1)) for head in heads)
+
+
+def lpips(
+    backbone: Backbone, heads: Sequence[jax.Array], x: jax.Array, y: jax.Array, spatial: bool = False
+) -> jax.Array:
+    """Computes how different two images look: the learned distance of Zhang et al. 2018, version 0.1.
+
+    Activations are normalised at each position over their channels; the squared differences are weighted by channel, averaged
+    over positions, and summed over LPIPS_LAYERS.
+
+    Args:
+      backbone: of configuration D, with or without FC layers, trained as the heads were: torchvision's.
+      heads: of `load_lpips_heads`.
+      x, y: images of one shape, [..., H, W, 3], RGB on 0 to 255.
+      spatial: return a map in place of its mean.
+
+    Returns:
+      [...] float32, or with `spatial` [..., H, W].
+
+    Raises:
+      UserError: images of two shapes, or heads of another width than the layers.
+    """
+    if x.shape != y.shape:
+        raise UserError(f"images of {list(x.shape)} and {list(y.shape)} cannot be compared; make them of one shape.")
+    maps = activations(backbone, jnp.stack([x, y]), LPIPS_LAYERS)
+    total: Any = 0.0
+    for layer, head in zip(LPIPS_LAYERS, heads, strict=True):
+        both = maps[layer].astype(jnp.float32)
+        if both.shape[-1:] != head.shape:
+            raise UserError(
+                f"{layer} has {both.shape[-1]} channels and its head is for {head.shape[0]}; heads of VGG-16 go with a "
+                "configuration D of full width."
+            )
+        # Where no channel is active, the root would have no gradient.
+        both = both * jax.lax.rsqrt(jnp.square(both).sum(-1, keepdims=True) + 1e-20)
+        distance = jnp.square(both[0] - both[1]) @ head
+        if spatial:
+            total += jax.image.resize(distance, (*distance.shape[:-2], *x.shape[-3:-1]), "linear", antialias=False)
+        else:
+            total += distance.mean((-2, -1))
+    return total
 
 
 def style_loss(

@@ -43,7 +43,8 @@ def _without_prefix(contents: TensorFile) -> TensorFile:
     while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), ""):
         tensors, dropped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, dropped + prefix
     if tensors and all(re.match(r"\d+\.", name) for name in tensors):  # of torchvision's `features` alone
-        tensors, dropped = {f"features.{name}": tensor for name, tensor in tensors.items()}, dropped or "features."
+        tensors = {f"features.{name}": tensor for name, tensor in tensors.items()}
+        contents = contents._replace(kind=f"{contents.kind}, of `features` alone", tensors=tensors)
     inner = "features.module."
     if any(name.startswith(inner) for name in tensors):
         renamed = {re.sub("^features\\.module\\.", "features.", name): tensor for name, tensor in tensors.items()}

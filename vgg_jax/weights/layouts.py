@@ -8,6 +8,7 @@ channels, rows, columns in Caffe and torch; rows, columns, channels in Keras.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -161,7 +162,7 @@ def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, 
     """
     names = set(tensors)
     candidates = [
-        (len(names ^ (_names(layout, c) - (_ends(name, c) if is_trunk else set()))), name, c, is_trunk)
+        (len(names ^ _names(layout, c, is_trunk)), name, c, is_trunk)
         for is_trunk in (False, True)
         for name, layout in LAYOUTS.items()
         for c in layout.configurations
@@ -169,9 +170,9 @@ def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, 
     ]
     if not candidates:
         raise WeightsError(f"there is no configuration {configuration!r}; there are {', '.join(TABLE_1)}")
-    apart, name, nearest, _ = min(candidates, key=lambda candidate: candidate[0])
+    apart, name, nearest, is_trunk = min(candidates, key=lambda candidate: candidate[0])
     if apart:
-        raise WeightsError(_foreign(names, name, nearest, _names(LAYOUTS[name], nearest)))
+        raise WeightsError(_foreign(names, name, nearest, _names(LAYOUTS[name], nearest, is_trunk)))
     faults = []
     for _, name, matching, is_trunk in (candidate for candidate in candidates if not candidate[0]):
         size = _size(tensors, LAYOUTS[name], matching, is_trunk)
@@ -182,8 +183,9 @@ def identify(tensors: dict[str, Tensor], configuration: str = "") -> tuple[str, 
     raise WeightsError(min(faults)[1])
 
 
-def _names(layout: Layout, configuration: str) -> set[str]:
-    return {name for pair in layout.names(configuration).values() for name in pair}
+def _names(layout: Layout, configuration: str, is_trunk: bool) -> set[str]:
+    pairs = layout.names(configuration).items()
+    return {name for layer, pair in pairs if not (is_trunk and layer in FC_LAYERS) for name in pair}
 
 
 def _size(tensors: dict[str, Tensor], layout: Layout, configuration: str, is_trunk: bool) -> Size:
@@ -240,11 +242,6 @@ def _foreign(names: set[str], layout: str, configuration: str, expected: set[str
     return f"it comes nearest to {layout}'s configuration {configuration}, with {' and '.join(parts)}"
 
 
-def _ends(layout: str, configuration: str) -> set[str]:
-    names = LAYOUTS[layout].names(configuration)
-    return {name for layer in FC_LAYERS for name in names[layer]}
-
-
 def _some(words: list[str]) -> str:
     more = f" and {len(words) - 3} more" if len(words) > 3 else ""
     return ", ".join(short(word, 120) for word in words[:3]) + more
@@ -287,10 +284,8 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
             f"--layers={patterns} takes {len(kernels)} kernels and {len(biases)} biases, and each kernel needs a bias in its group "
             f"({_some(chosen)})"
         )
-    first = tensors[kernels[0]].shape
-    form = HWIO if first[2] == 3 else OIHW
-    for configuration in TABLE_1:
-        size = trunk_size(tensors[biases[_group(kernels[0])]].shape[0] / 64)
+    size = trunk_size(tensors[biases[_group(kernels[0])]].shape[0] / 64)
+    for configuration, form in itertools.product(TABLE_1, (HWIO, OIHW)):
         shapes = kernel_shapes(configuration, size)
         if [form.shape(shape) for shape in shapes.values()] == [tensors[name].shape for name in kernels]:
             break
