@@ -16,6 +16,7 @@ COMMANDS = {  # the module that `python -m vgg_jax.MODULE` runs as well, and wha
     "report": ("report", "runs as one HTML page"),
     "reproduce": ("reproduce", "the paper's networks one after another, and its tables"),
     "prepare": ("prepare", "make a data set ready, and find its bad images"),
+    "transfer": ("transfer", "how good features are for other data, by linear classifiers"),
     "describe": ("describe", "what networks are made of, side by side or layer by layer"),
     "compile-check": ("compile_check", "what a TPU slice would make of a run, without a TPU"),
 }

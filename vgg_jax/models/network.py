@@ -76,13 +76,15 @@ class Network(nn.Module):
         score_map, sizes, recorded = self._layers(images_BxHxWx3, train, sizes_Bx2, endpoints)
         return _mean(score_map, sizes), recorded
 
-    def activations(self, images_BxHxWx3: jax.Array, endpoints: Sequence[str]) -> dict[str, jax.Array]:
+    def activations(
+        self, images_BxHxWx3: jax.Array, endpoints: Sequence[str], sizes_Bx2: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Returns the endpoints alone, as `__call__` does, and computes no layer after the last of them.
 
         The images may be smaller than the crop where no FC layer is among the endpoints.
         """
         last = max(endpoints, key=endpoint_names(self.layers).index)
-        return self._layers(images_BxHxWx3, False, None, endpoints, last)[2]
+        return self._layers(images_BxHxWx3, False, sizes_Bx2, endpoints, last)[2]
 
     @nn.compact
     def _layers(

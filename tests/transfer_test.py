@@ -1,0 +1,212 @@
+"""Descriptors against the network on each image alone, splits and scores against their definitions, and the command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import run_module
+from tests.random_weights import some_weights
+from vgg_jax import features
+from vgg_jax.data.crops import rescaled
+from vgg_jax.evaluation import transfer_data
+from vgg_jax.evaluation.descriptors import descriptors, normalized
+from vgg_jax.evaluation.linear_svm import (
+    average_precision,
+    caltech_splits,
+    multi_label,
+    need_scikit_learn,
+    single_label,
+)
+from vgg_jax.exceptions import UserError
+from vgg_jax.weights.file import save_weights
+
+SIZES = ((90, 70), (70, 90), (64, 64), (150, 70), (70, 230), (75, 75), (120, 80))
+LAYERS = ("relu4_3", "relu7")
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "d.safetensors"
+    save_weights(path, some_weights())
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i, (width, height) in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8)).save(root / f"{i}.png")
+    return sorted(root.iterdir())
+
+
+def alone(backbone, path, layer, scale):
+    """The mean over the map of an image alone, unpadded, and that of its mirror image."""
+    image = rescaled(path.read_bytes(), scale).astype(np.float32)
+    both = [np.asarray(features.activations(backbone, v, (layer,))[layer]) for v in (image, image[:, ::-1])]
+    return np.mean([v.mean((0, 1)) for v in both], 0)
+
+
+@pytest.mark.parametrize("batch_size", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_path, batch_size):
+    backbone = features.load(weights_file)
+    found = descriptors(backbone, LAYERS, photos, 64, tmp_path, batch_size)
+    for layer in LAYERS:
+        wanted = np.stack([alone(backbone, path, layer, 64) for path in photos])
+        assert wanted.std() > 0
+        np.testing.assert_allclose(found[layer], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_what_was_computed_is_kept_and_the_rest_is_computed(weights_file, photos, tmp_path, monkeypatch):
+    backbone = features.load(weights_file)
+    wanted = descriptors(backbone, ("relu2_2",), photos, 64, tmp_path)["relu2_2"].copy()
+    (file,) = tmp_path.glob("relu2_2-Q64-*.npy")
+    kept = np.lib.format.open_memmap(file, mode="r+")
+    kept[3:5] = np.nan  # as an interruption leaves them
+    kept[0] = 7
+    kept.flush()
+    again = descriptors(backbone, ("relu2_2",), photos, 64, tmp_path)["relu2_2"]
+    np.testing.assert_allclose(again[3:5], wanted[3:5], rtol=1e-5, atol=1e-5)
+    assert (again[0] == 7).all()
+    monkeypatch.setattr("vgg_jax.evaluation.descriptors.compile_step", None)  # nothing is left to compute
+    descriptors(backbone, ("relu2_2",), photos, 64, tmp_path)
+    file.write_bytes(file.read_bytes()[:50])  # damaged: begun anew
+    monkeypatch.undo()
+    np.testing.assert_allclose(
+        descriptors(backbone, ("relu2_2",), photos, 64, tmp_path)["relu2_2"], wanted, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_kept(weights_file, photos, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(photos[0].read_bytes()[:40])
+    with pytest.raises(UserError, match=r"bad.png cannot be read: .*; leave it out"):
+        descriptors(features.load(weights_file), ("relu1_1",), [*photos, bad], 64, tmp_path / "kept")
+    np.testing.assert_allclose(np.linalg.norm(normalized(np.array([[3, 4.0], [0, 0]])), axis=1), [1, 0])
+
+
+def test_splits_are_of_every_class_and_share_no_image():
+    labels = np.repeat(np.arange(4), (5, 9, 7, 40))
+    drawn = caltech_splits(labels, "abcd", train=4, test=6, splits=3, seed=0)
+    for train, test in drawn:
+        assert np.bincount(labels[train]).tolist() == [4] * 4
+        assert np.bincount(labels[test]).tolist() == [1, 5, 3, 6]
+        assert not set(train) & set(test)
+    assert len({train.tobytes() for train, _ in drawn}) == 3
+    with pytest.raises(UserError, match=r"2 classes have no more than 7 images.*\(a, c\); .*--train_images=3"):
+        caltech_splits(labels, "abcd", train=7, test=6, splits=3, seed=0)
+
+
+def test_the_descriptor_that_tells_classes_apart_is_chosen_and_recall_is_by_class():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), (60, 40, 20))
+    good = normalized(np.eye(3)[labels] + 0.1 * rng.normal(size=(120, 3)))
+    noise = normalized(rng.normal(size=(120, 3)))
+    ((train, test),) = caltech_splits(labels, "abc", 12, 50, 1, 0)
+    outcome = single_label({"noise": noise, "good": good}, labels, train, test, 0)
+    assert outcome.descriptor == "good"
+    assert outcome.score == pytest.approx(outcome.by_class.mean())
+    assert outcome.score > 0.95
+    chance = single_label({"noise": noise}, labels, train, test, 0).score
+    assert 0.1 < chance < 0.6
+
+
+def test_average_precision_is_the_interpolated_one():
+    """By hand: true at ranks 1, 3 and 4 of five: precisions 1, 2/3, 3/4, of which the second is raised to 3/4."""
+    scores, is_true = np.array([5, 4, 3, 2, 1.0]), np.array([True, False, True, True, False])
+    assert average_precision(scores, is_true) == pytest.approx((1 + 3 / 4 + 3 / 4) / 3)
+    # VOC 2007's eleven points: recalls 0 to 0.3 at precision 1, 0.4 to 1 at 3/4.
+    assert average_precision(scores, is_true, points=11) == pytest.approx((4 * 1 + 7 * 3 / 4) / 11)
+
+
+def test_several_labels_and_those_that_do_not_count():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((200, 3)) < 0.4, 1, -1)
+    features_ = labels + 0.3 * rng.normal(size=labels.shape)
+    features_[150:, 1] *= -1  # wrong, but hard to say
+    labels[150:, 1] = 0
+    outcome = multi_label({"x": normalized(features_)}, labels, np.arange(100), np.arange(100, 200), 0, points=0)
+    assert outcome.score > 0.9
+    assert outcome.by_class.shape == (3,)
+
+
+def voc_kit(root, photos):
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    for i, photo in enumerate(photos[:6]):
+        Image.open(photo).save(root / "JPEGImages" / f"00{i}.jpg")
+    for kind, labels in (("cat", (1, -1, 1, -1, 0, 1)), ("dog", (-1, 1, -1, 1, 1, -1))):
+        for listing, numbers in (("trainval", range(4)), ("test", (4, 5))):
+            lines = "".join(f"00{i} {labels[i]:2d}\n" for i in numbers)
+            (root / "ImageSets" / "Main" / f"{kind}_{listing}.txt").write_text(lines)
+    return root
+
+
+def test_a_voc_kit_is_read_by_its_lists(photos, tmp_path):
+    root = voc_kit(tmp_path / "VOC2007", photos)
+    data = transfer_data.voc(root, "trainval", "test")
+    assert data.class_names == ["cat", "dog"]
+    assert [path.stem for path in data.paths] == ["000", "001", "002", "003", "004", "005"]
+    assert data.labels.tolist() == [[1, -1], [-1, 1], [1, -1], [-1, 1], [0, 1], [1, -1]]
+    assert (data.train.tolist(), data.test.tolist()) == ([0, 1, 2, 3], [4, 5])
+    (root / "JPEGImages" / "003.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 6 images of the lists are missing, the first .*003.jpg"):
+        transfer_data.voc(root, "trainval", "test")
+    with pytest.raises(UserError, match="cat_val.txt cannot be read"):
+        transfer_data.voc(root, "trainval", "val")
+    with pytest.raises(UserError, match="has no ImageSets/Main"):
+        transfer_data.voc(tmp_path, "trainval", "test")
+    (root / "ImageSets" / "Main" / "cat_test.txt").write_text("004 yes\n")
+    with pytest.raises(UserError, match="is no list of VOC"):
+        transfer_data.voc(root, "trainval", "test")
+
+
+def test_a_folder_is_read_with_and_without_splits(photos, tmp_path):
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / place).mkdir(parents=True)
+        for photo in photos[:2]:
+            (tmp_path / place / photo.name).write_bytes(photo.read_bytes())
+    whole, part = transfer_data.folder(tmp_path), transfer_data.folder(tmp_path / "train")
+    assert (whole.class_names, part.class_names) == (["a", "b"], ["a", "b"])
+    assert (whole.labels.tolist(), part.labels.tolist()) == ([0, 0, 1, 1, 0, 0, 1, 1], [0, 0, 1, 1])
+    with pytest.raises(UserError, match="has images of fewer than two classes"):
+        transfer_data.folder(tmp_path / "train" / "a")
+
+
+def test_without_scikit_learn_it_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"pip install 'vgg-jax\[transfer\]'"):
+        need_scikit_learn()
+
+
+def test_the_command_writes_its_results_and_keeps_descriptors(weights_file, tmp_path):
+    rng = np.random.default_rng(0)
+    for kind, color in (("red", 0), ("green", 1), ("blue", 2)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for i in range(8):
+            image = rng.integers(0, 60, (70, 80 + 10 * (i % 2), 3)).astype(np.uint8)
+            image[..., color] += 150
+            Image.fromarray(image).save(tmp_path / "data" / kind / f"{i}.png")
+    flags = (
+        f"--weights={weights_file}",
+        f"--data_root={tmp_path / 'data'}",
+        f"--output={tmp_path / 'out'}",
+        "--scales=64,72",
+    )
+    status, out, err = run_module(
+        "vgg_jax.transfer", *flags, "--train_images=5", "--layers=relu1_2,relu2_2", "--splits=2"
+    )
+    assert status == 0, err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [outcome["descriptor"] for outcome in results["outcomes"]] == ["relu1_2"] * 2 or results["outcomes"][0][
+        "score"
+    ] > 0.6
+    assert len(list((tmp_path / "out" / "descriptors").glob("*.npy"))) == 4
+    assert "Paper Table 11: Caltech-101 91.8 ± 1.0" in out
+    status, out, err = run_module("vgg_jax.transfer", *flags)
+    assert status == 2
+    assert "3 classes have no more than 30 images" in err
+    status, _, err = run_module("vgg_jax.transfer", *flags[:2], "--scales=big")
+    assert (status, "--scales=big: give whole numbers" in err) == (2, True)

@@ -1,0 +1,149 @@
+"""Linear classifiers on descriptors, by the protocols of Caltech and of VOC (Paper, Appendix B)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vgg_jax.exceptions import UserError
+
+C_VALUES = (0.1, 1.0, 10.0, 100.0)  # of which the best on a fifth of the training images is taken
+HELD_OUT = 0.2  # share of the training images by which hyper-parameters are chosen (Paper, Appendix B)
+Candidates = dict[str, np.ndarray]  # name of a descriptor -> [N, D]
+
+
+class Outcome(NamedTuple):
+    """The result on one split."""
+
+    score: float  # mean class recall, or mean average precision
+    by_class: np.ndarray  # [K]
+    descriptor: str  # that was chosen
+    c: float
+
+
+def caltech_splits(
+    labels_N: np.ndarray, class_names: Sequence[str], train: int, test: int, splits: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draws splits: `train` images of every class, and up to `test` of the others.
+
+    Returns:
+      [(indices to train on, indices to test on), ...].
+
+    Raises:
+      UserError: a class with too few images.
+    """
+    few = [name for k, name in enumerate(class_names) if (labels_N == k).sum() <= train]
+    if few:
+        raise UserError(
+            f"{len(few)} classes have no more than {train} images, so that none is left to test ({', '.join(few[:3])}); "
+            f"train on fewer of each class: --train_images={max(1, train // 2)}."
+        )
+    drawn = []
+    for split in range(splits):
+        rng = np.random.default_rng((seed, split))
+        parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for k in range(len(class_names)):
+            order = rng.permutation(np.flatnonzero(labels_N == k))
+            parts[0].append(order[:train])
+            parts[1].append(order[train : train + test])
+        drawn.append((np.concatenate(parts[0]), np.concatenate(parts[1])))
+    return drawn
+
+
+def single_label(
+    candidates: Candidates, labels_N: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+) -> Outcome:
+    """Trains one classifier against the rest for each class, and returns the mean class recall on the test images.
+
+    Args:
+      candidates: descriptors, of which one is chosen together with C.
+      labels_N: int.
+      train, test: indices.
+      seed: of the fifth of `train` that hyper-parameters are chosen by, so many of each class.
+    """
+    rng = np.random.default_rng(seed)
+    groups = [rng.permutation(train[labels_N[train] == k]) for k in np.unique(labels_N[train])]
+    held = np.concatenate([group[: max(1, round(HELD_OUT * len(group)))] for group in groups])
+    rest = np.setdiff1d(train, held)
+
+    def recalls(features: np.ndarray, c: float, fit_on: np.ndarray, on: np.ndarray) -> np.ndarray:
+        predicted = _fitted(features[fit_on], labels_N[fit_on], c).predict(features[on])
+        return np.array([(predicted[labels_N[on] == k] == k).mean() for k in np.unique(labels_N[on])])
+
+    name, c = _chosen(candidates, lambda features, c: recalls(features, c, rest, held).mean())
+    by_class = recalls(candidates[name], c, train, test)
+    return Outcome(float(by_class.mean()), by_class, name, c)
+
+
+def multi_label(
+    candidates: Candidates, labels_NxK: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int, points: int = 0
+) -> Outcome:
+    """Trains a classifier for each class, and returns the mean average precision on the test images.
+
+    Args:
+      candidates: as for `single_label`.
+      labels_NxK: 1 where a class is there, -1 where not, 0 where that is hard to say: such images do not count.
+      train, test: indices.
+      seed: of the fifth of `train` that hyper-parameters are chosen by.
+      points: see `average_precision`.
+    """
+    held = np.random.default_rng(seed).permutation(train)[: max(1, round(HELD_OUT * len(train)))]
+    rest = np.setdiff1d(train, held)
+
+    def precisions(features: np.ndarray, c: float, fit_on: np.ndarray, on: np.ndarray) -> np.ndarray:
+        found = np.full(labels_NxK.shape[1], np.nan)
+        for k in range(labels_NxK.shape[1]):
+            known, counted = (part[labels_NxK[part, k] != 0] for part in (fit_on, on))
+            if len(np.unique(labels_NxK[known, k])) == 2 and (labels_NxK[counted, k] == 1).any():
+                scores = _fitted(features[known], labels_NxK[known, k], c).decision_function(features[counted])
+                found[k] = average_precision(scores, labels_NxK[counted, k] == 1, points)
+        return found
+
+    name, c = _chosen(candidates, lambda features, c: np.nanmean(precisions(features, c, rest, held)))
+    by_class = precisions(candidates[name], c, train, test)
+    return Outcome(float(np.nanmean(by_class)), by_class, name, c)
+
+
+def average_precision(scores_N: np.ndarray, is_true_N: np.ndarray, points: int = 0) -> float:
+    """Returns the mean of the largest precisions at a recall or any higher.
+
+    Args:
+      scores_N, is_true_N: of the images; of equal scores the first ranks higher.
+      points: equally spaced recalls from 0 to 1 that the mean is over, 11 in VOC 2007; 0: the recalls of all true images, as
+        VOC has it since 2010.
+    """
+    true = is_true_N[np.argsort(-scores_N, kind="stable")]
+    precisions = np.cumsum(true) / np.arange(1, len(true) + 1)
+    best = np.maximum.accumulate(precisions[::-1])[::-1][true]  # at the recall of each true image
+    if not points:
+        return float(best.mean())
+    ranks = np.ceil(np.linspace(0, 1, points) * len(best) - 1e-9).astype(int)  # the true images that a recall needs
+    return float(best[np.maximum(ranks, 1) - 1].mean())
+
+
+def _chosen(candidates: Candidates, score: Callable[[np.ndarray, float], Any]) -> tuple[str, float]:
+    """Returns the descriptor and the C of the highest score; of equals the first."""
+    tried = [(name, c) for name in candidates for c in C_VALUES]
+    return max(tried, key=lambda choice: score(candidates[choice[0]], choice[1]))
+
+
+def _fitted(features_NxD: np.ndarray, labels_N: np.ndarray, c: float) -> Any:
+    svm = need_scikit_learn()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has not converged to the last digit
+        return svm.LinearSVC(C=c, dual=True, tol=1e-3, random_state=0).fit(features_NxD, labels_N)
+
+
+def need_scikit_learn() -> Any:
+    """Returns its module of support vector machines; raises UserError where it is not installed."""
+    try:
+        from sklearn import svm
+    except ImportError as error:
+        raise UserError(
+            "linear classifiers are scikit-learn's, which is not installed: pip install 'vgg-jax[transfer]', or pip install "
+            "scikit-learn."
+        ) from error
+    return svm

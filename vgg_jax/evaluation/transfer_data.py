@@ -1,0 +1,90 @@
+"""Images and labels of other data sets: a folder of classes, and the PASCAL VOC development kit (Paper, Appendix B)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vgg_jax.data.folder import files_below, is_named_like_a_picture
+from vgg_jax.exceptions import UserError
+
+
+class TransferData(NamedTuple):
+    """Images and what is on them."""
+
+    paths: list[Path]
+    labels: np.ndarray  # [N] int, or of several labels an image [N, K]: 1 there, -1 not there, 0 hard to say
+    class_names: list[str]
+    train: np.ndarray  # indices, where the data set has a split of its own
+    test: np.ndarray
+
+
+def folder(root: Path) -> TransferData:
+    """Lists <root>/<class>/<image>, or <root>/<split>/<class>/<image>, whose splits are put together.
+
+    Raises:
+      UserError: no such directory, or fewer than two classes with images.
+    """
+    if not root.is_dir():
+        raise UserError(f"--data_root={root}: there is no such directory.")
+    classes = _directories(root)
+    if classes and all(_directories(entry) for entry in classes):
+        classes = [kind for split in classes for kind in _directories(split)]
+    names = sorted({entry.name for entry in classes})
+    paths, labels = [], []
+    for entry in classes:
+        files = [file for file in files_below(entry) if file.is_file() and is_named_like_a_picture(file)]
+        paths += files
+        labels += [names.index(entry.name)] * len(files)
+    if len(set(labels)) < 2:
+        raise UserError(f"--data_root={root} has images of fewer than two classes; lay it out as <class>/<image>.")
+    return TransferData(paths, np.array(labels), names, np.zeros(0, int), np.zeros(0, int))
+
+
+def voc(root: Path, train_list: str, test_list: str) -> TransferData:
+    """Reads VOC2007 or VOC2012: JPEGImages/<name>.jpg, and ImageSets/Main/<class>_<list>.txt with lines "name 1", -1 or 0.
+
+    Raises:
+      UserError: lists that are not there, that name missing images, or that are damaged.
+    """
+    lists = root / "ImageSets" / "Main"
+    suffix = f"_{train_list}.txt"
+    names = sorted(path.name.removesuffix(suffix) for path in lists.glob(f"*{suffix}"))
+    if not names:
+        raise UserError(
+            f"--data_root={root} has no ImageSets/Main/<class>{suffix}, as VOC2007 and VOC2012 in a development kit have."
+        )
+    labels: dict[str, dict[str, np.ndarray]] = {train_list: {}, test_list: {}}
+    for listing, of_images in labels.items():
+        for k, kind in enumerate(names):
+            for image, label in _lines(lists / f"{kind}_{listing}.txt"):
+                of_images.setdefault(image, np.full(len(names), -1, np.int8))[k] = label
+    images = [image for of_images in labels.values() for image in of_images]
+    paths = [root / "JPEGImages" / f"{image}.jpg" for image in images]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} images of the lists are missing, the first {missing[0]}; unpack the kit's images "
+            "as well."
+        )
+    count = len(labels[train_list])
+    rows = np.array([row for of_images in labels.values() for row in of_images.values()])
+    return TransferData(paths, rows, names, np.arange(count), np.arange(count, len(paths)))
+
+
+def _lines(path: Path) -> list[tuple[str, int]]:
+    try:
+        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        found = [(image, int(label)) for image, label in rows]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; name another list.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no list of VOC, with a name and 1, 0 or -1 in each line.") from error
+    if not found or {label for _, label in found} - {-1, 0, 1}:
+        raise UserError(f"{path} is no list of VOC, with a name and 1, 0 or -1 in each line.")
+    return found
+
+
+def _directories(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -1,0 +1,161 @@
+"""`python -m vgg_jax.transfer --weights=FILE --data_root=DIR`: how good features are for other data (Paper, Appendix B).
+
+    python -m vgg_jax.transfer --weights=vgg16.safetensors --data_root=101_ObjectCategories --scales=256,384,512
+    python -m vgg_jax.transfer --weights=D.safetensors,E.safetensors --data_root=VOCdevkit/VOC2007 --protocol=voc --scales=256,384,512
+    python -m vgg_jax.transfer --weights=trunk.safetensors --data_root=DIR --layers=relu3_3,relu4_3,relu5_3
+
+A descriptor is a layer's activations, computed densely over the whole image and its mirror image, averaged over space, of length 1.
+Linear support vector machines tell classes apart; the network stays as it is. DIR is a folder <class>/<image> or
+<split>/<class>/<image>, whose splits are put together, or a VOC development kit. Descriptors are kept: the same command goes on
+after Ctrl-C, and other settings of the classifiers take seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgg_jax import cli
+
+if TYPE_CHECKING:
+    import numpy as np
+
+flags = cli.Flags()
+_WEIGHTS = flags.DEFINE_list(
+    "weights", [], "Files of weights (python -m vgg_jax.convert), or names of published ones; the descriptors of several "
+    "are stacked."
+)  # fmt: skip
+_DATA_ROOT = flags.DEFINE_string("data_root", "", "The folder of images, or the VOC kit's VOC2007 or VOC2012.")
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "caltech", ["caltech", "voc"], "caltech: mean class recall over random splits; voc: mean average precision "
+    "of the kit's own split, scales averaged."
+)  # fmt: skip
+_LAYERS = flags.DEFINE_list(
+    "layers", [], "Of which one is chosen by a fifth of the training images. Default: relu7, of a trunk its last ReLU."
+)  # fmt: skip
+_SCALES = flags.DEFINE_list("scales", ["256"], "Shorter sides Q in pixels; stacked for caltech, averaged for voc.")
+_TRAIN_IMAGES = flags.DEFINE_integer("train_images", 30, "Of each class, for caltech.", lower_bound=2)
+_TEST_IMAGES = flags.DEFINE_integer("test_images", 50, "Of each class, at most, for caltech.", lower_bound=1)
+_SPLITS = flags.DEFINE_integer("splits", 3, "Random splits, for caltech.", lower_bound=1)
+_TRAIN_LIST = flags.DEFINE_string("train_list", "trainval", "The kit's list to train on, for voc.")
+_TEST_LIST = flags.DEFINE_string("test_list", "test", "The kit's list to test on, for voc; VOC2012 publishes val.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the splits, and of the fifth by which C is chosen.", lower_bound=0)
+_OUTPUT = flags.DEFINE_string("output", "transfer", "A directory for descriptors and results.json.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "Images of Q x Q pixels at once, over all devices; it bounds memory and changes no result.",
+    lower_bound=1,
+)  # fmt: skip
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the network's computation.")
+
+# Paper Table 11, by (protocol and data, networks).
+TABLE_11 = {
+    ("voc", "D"): "VOC-2007 89.3, VOC-2012 89.0",
+    ("voc", "E"): "VOC-2007 89.3, VOC-2012 89.0",
+    ("voc", "DE"): "VOC-2007 89.7, VOC-2012 89.3",
+    ("caltech", "D"): "Caltech-101 91.8 ± 1.0, Caltech-256 85.0 ± 0.2",
+    ("caltech", "E"): "Caltech-101 92.3 ± 0.5, Caltech-256 85.1 ± 0.3",
+    ("caltech", "DE"): "Caltech-101 92.7 ± 0.5, Caltech-256 86.2 ± 0.3",
+}
+
+
+def main(arguments: list[str]) -> None:
+    if arguments or not _WEIGHTS.value or not _DATA_ROOT.value:
+        cli.fail("say which features and which images: --weights=FILE --data_root=DIR; --help lists the flags.")
+    scales = _whole_numbers(_SCALES.value)
+    import numpy as np  # after --help and mistakes have been answered
+
+    from vgg_jax import features
+    from vgg_jax.evaluation import linear_svm, transfer_data
+    from vgg_jax.files import write_json
+
+    linear_svm.need_scikit_learn()
+    root, is_voc = Path(_DATA_ROOT.value).expanduser(), _PROTOCOL.value == "voc"
+    backbones = [features.load(source, _DTYPE.value) for source in _WEIGHTS.value]
+    layers = _LAYERS.value or [_last_relu(backbone) for backbone in backbones][:1]
+    if is_voc:
+        data = transfer_data.voc(root, _TRAIN_LIST.value, _TEST_LIST.value)
+        splits = [(data.train, data.test)]
+    else:
+        data = transfer_data.folder(root)
+        counts = (_TRAIN_IMAGES.value, _TEST_IMAGES.value, _SPLITS.value, _SEED.value)
+        splits = linear_svm.caltech_splits(data.labels, data.class_names, *counts)
+    print(f"{root}: {len(data.paths):,} images, {len(data.class_names)} classes", flush=True)
+    candidates = {layer: _descriptors(backbones, layers, layer, scales, data.paths, is_voc) for layer in layers}
+    points = 11 if root.name == "VOC2007" else 0  # of VOC's precision, by the year
+    evaluate = functools.partial(linear_svm.multi_label, points=points) if is_voc else linear_svm.single_label
+    outcomes = []
+    for number, (train, test) in enumerate(splits, 1):
+        outcomes.append(evaluate(candidates, data.labels, train, test, _SEED.value + number))
+        last = outcomes[-1]
+        what = "mean average precision" if is_voc else f"split {number}: mean class recall"
+        print(
+            f"{what} {last.score:.2%}, {len(train):,} images to train on and {len(test):,} to test, {last.descriptor}, "
+            f"C = {last.c:g}",
+            flush=True,
+        )
+    scores = np.array([outcome.score for outcome in outcomes])
+    spread = f" ± {100 * scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
+    print(f"{' + '.join(_WEIGHTS.value)}, Q = {', '.join(map(str, scales))}: {100 * scores.mean():.2f}{spread} %")
+    networks = "".join(sorted(network_of(source) for source in _WEIGHTS.value))
+    if published := TABLE_11.get((_PROTOCOL.value, networks)):
+        print(f"Paper Table 11: {published}")
+    results = {
+        "weights": _WEIGHTS.value,
+        "protocol": _PROTOCOL.value,
+        "data": str(root),
+        "scales": scales,
+        "classes": list(data.class_names),
+        "outcomes": [outcome._asdict() | {"by_class": outcome.by_class.tolist()} for outcome in outcomes],
+    }
+    output = Path(_OUTPUT.value).expanduser() / "results.json"
+    write_json(output, results)
+    print(f"written: {output}")
+
+
+def network_of(source: str) -> str:
+    """Returns the configuration of a file of weights."""
+    from vgg_jax.weights import hub
+    from vgg_jax.weights.file import load_weights
+
+    return load_weights(hub.weights_file(source)).configuration
+
+
+def _descriptors(
+    backbones: list[Any], layers: list[str], layer: str, scales: list[int], paths: list[Path], is_averaged: bool
+) -> np.ndarray:
+    """Returns the descriptors of a layer: of several scales averaged or stacked, of several networks stacked, of length 1."""
+    import numpy as np
+
+    from vgg_jax.evaluation.descriptors import descriptors, normalized
+
+    parts = []
+    for backbone in backbones:
+        of_scales = [
+            normalized(
+                descriptors(
+                    backbone, layers, paths, scale, Path(_OUTPUT.value).expanduser() / "descriptors", _BATCH_SIZE.value
+                )[layer]
+            )
+            for scale in scales
+        ]
+        parts += [normalized(np.mean(of_scales, 0))] if is_averaged else of_scales
+    return normalized(np.concatenate(parts, 1))
+
+
+def _last_relu(backbone: Any) -> str:
+    return [layer.name for layer in backbone.model.layers if layer.kind == "relu"][-1]
+
+
+def _whole_numbers(words: list[str]) -> list[int]:
+    try:
+        numbers = sorted({int(word) for word in words})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 16 or numbers[-1] > 4096:
+        cli.fail(f"--scales={','.join(words)}: give whole numbers from 16 to 4096 with commas between, as 256,384,512.")
+    return numbers
+
+
+if __name__ == "__main__":
+    cli.run(main, flags)
