@@ -42,13 +42,14 @@ def main() -> None:
     for topology in options.topologies.split(","):
         topology = parse_slice(topology)
         devices = topology_devices(topology)
-        for model in options.models.split(","):
+        for model in options.nets.split(","):
             for sharding in options.shardings.split(","):
                 config = paper_config(model, None)
                 config.model.dtype, config.sharding = "bfloat16", sharding
                 config.batch_size = options.images_per_chip * topology.chips
                 for key, _, value in (each.partition("=") for each in options.set):
-                    config.update_from_flattened_dict({key: type(flatten(config)[key])(value)})
+                    kind = type(flatten(config)[key])
+                    config.update_from_flattened_dict({key: value == "True" if kind is bool else kind(value)})
                 if sharding == "fc_model_parallel":
                     config.model_parallel = 4
                 if options.text:

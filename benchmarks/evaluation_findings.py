@@ -38,12 +38,12 @@ ROWS = (
 
 def split_probs(run, protocol, scales, dtype):
     """Probabilities [N, K] and labels [N] of one run, computed now if need be."""
-    data = evaluate(Request((run,), protocol, scales, dtype=dtype), quiet=True)["data"]
+    evaluate(Request((run,), protocol, scales, dtype=dtype), quiet=True)
     trained = load_trained(Path(run), dtype)
     parts = {part: [] for part in PROTOCOLS[protocol]}
     for view in eval_passes(trained.config, protocol, scales):
-        name = f"evaluation/{trained.checkpoint.name}/*-{data['split']}/{pass_name(trained, view)}.npz"
-        (file,) = trained.workdir.glob(name)
+        found = trained.workdir.glob(f"evaluation/{trained.checkpoint.name}/*/{pass_name(trained, view)}.npz")
+        file = max(found, key=lambda path: path.stat().st_mtime)  # a split's name may not be a file's
         with np.load(file) as arrays:
             parts[view.method].append(arrays["probs"])
             labels = arrays["labels"]

@@ -20,6 +20,8 @@ from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import charts, images, predictions, runs
 from vgg_jax.reporting.page import write_page
 from vgg_jax.reporting.sections import ABSENT
+from vgg_jax.sharding import make_mesh
+from vgg_jax.state import init_state, state_shapes
 
 BLOCKS = [*(f"block{i}" for i in range(1, 6)), "fc6", "fc7", "fc8"]
 
@@ -252,6 +254,18 @@ def test_several_runs_side_by_side(trained, net_config, tmp_path, monkeypatch):
     assert "&lt;b&gt;other &amp; co" in html
     assert "<b>other" not in html
     assert html.count('<details class="run">') == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["ResNet-20", "AlexNet", "GoogLeNet"])
+def test_networks_that_are_no_vggs_have_a_page(net_config, tmp_path, configuration):
+    net_config.model.configuration, net_config.model.width_multiplier = configuration, 1 / 8
+    net_config.image.crop = net_config.image.scale_min = net_config.image.scale_max = 67
+    state = init_state(net_config, state_shapes(net_config, make_mesh()))
+    run = make_run(tmp_path / "run", net_config, state=state)
+    text = text_of(write_page([run], None, quiet=True))
+    assert "filters of conv1" in text
+    assert configuration in text
 
 
 def reproduction(directory, make_stage, tables=True):

@@ -46,8 +46,8 @@ def random_params(config, seed: int) -> dict:
     return params
 
 
-def make_run(workdir: Path, config, seed: int = 0, class_names=CLASS_NAMES[:3]) -> Path:
-    """Leaves in `workdir` what training leaves that evaluation reads: one checkpoint at step 7."""
+def make_run(workdir: Path, config, seed: int = 0, class_names=CLASS_NAMES[:3], state=None) -> Path:
+    """Leaves in `workdir` what training leaves that evaluation reads: one checkpoint at step 7, by default of a VGG."""
     description = {
         "name": "drawn",
         "class_names": list(class_names),
@@ -55,8 +55,9 @@ def make_run(workdir: Path, config, seed: int = 0, class_names=CLASS_NAMES[:3]) 
         "color_vectors": np.eye(3).tolist(),
     }
     workdir_lib.claim(workdir, config, description)
-    params = random_params(config, seed)
-    state = TrainState(jnp.int32(7), params, {}, make_optimizer(config).init(params))
+    if state is None:
+        params = random_params(config, seed)
+        state = TrainState(jnp.int32(7), params, {}, make_optimizer(config).init(params))
     checkpoints = Checkpoints(workdir)
     checkpoints.save(7, state, Progress(best_step=7, best_top1_error=0.5))
     checkpoints.wait()

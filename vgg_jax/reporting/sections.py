@@ -72,13 +72,14 @@ def run_section(run: Run, detail: Wanted, location: Place, quiet: bool) -> dict[
         return section | _results(run)
     section["checkpoint"] = str(trained.checkpoint)
     section["step_of_checkpoint"] = trained.checkpoint.name
-    kernel = np.asarray(trained.variables["params"]["conv1_1"]["kernel"])
+    first = trained.model.layers[0].name
+    kernel = np.asarray(trained.variables["params"][first]["kernel"])
     size = "{} x {}".format(*kernel.shape[:2])
     section["filters"] = {
         "image": images.filters(kernel),
         "count": kernel.shape[3],
         "size": size,
-        "layer": "conv1_1",
+        "layer": first,
     }
     section["parameters"] = f"{sum(x.size for x in jax.tree.leaves(trained.variables['params'])):,}"
     return section | _predictions(run, trained, detail, location, quiet, notes)
