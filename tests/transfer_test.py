@@ -181,6 +181,7 @@ def test_without_scikit_learn_it_says_how_to_install_it(monkeypatch):
         need_scikit_learn()
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_results_and_keeps_descriptors(weights_file, tmp_path):
     rng = np.random.default_rng(0)
     for kind, color in (("red", 0), ("green", 1), ("blue", 2)):
