@@ -60,7 +60,7 @@ def test_all_commands_can_be_imported_together_and_have_their_own_help():
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith(f"`python -m vgg_jax.{module}")
         own = done.stdout.split("\n\n")[1 if name not in ("predict", "convert", "prepare", "report") else -1]
-        assert "--protocol" not in done.stdout or name in ("evaluate", "predict")
+        assert "--protocol" not in done.stdout or name in ("evaluate", "predict", "transfer")
         assert "coordinator_address" not in own  # its own flags come first
         assert "jax" not in run_code(f"import sys, vgg_jax.{module}; print(*sys.modules)").stdout.split()
 

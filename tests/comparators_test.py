@@ -158,7 +158,7 @@ def conv_mean(variables, x):
         ("ResNet-18", "B", "3x3"),
         ("ResNet-18", "A", "3x3"),
         ("ResNet-50", "B", "3x3"),
-        ("ResNet-50", "C", "1x1"),
+        pytest.param("ResNet-50", "C", "1x1", marks=pytest.mark.slow),
         ("Plain-18", "", "3x3"),
     ],
 )

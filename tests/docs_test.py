@@ -18,7 +18,7 @@ def test_the_examples_of_features_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_weights(tmp_path / "vgg16.safetensors", some_weights("D"))
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "features.md").read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict = {}
     exec("\n".join(blocks), names)
     assert names["maps"]["relu4_3"].shape == (2, 20, 25, 32)

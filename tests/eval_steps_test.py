@@ -106,7 +106,7 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
         "A-GAP",
         "ResNet-18",
         "ResNet-20",
-        "AlexNet",
+        pytest.param("AlexNet", marks=pytest.mark.slow),
         pytest.param("GoogLeNet", marks=pytest.mark.slow),
     ],
 )

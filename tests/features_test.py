@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.networks import small
 from tests.random_weights import ODD, some_weights
 from tests.weights_files import write_pth
 from vgg_jax import features
@@ -53,12 +54,36 @@ def test_jit_vmap_and_leading_axes_give_the_same(backbone):
         np.testing.assert_allclose(mapped[layer][2], wanted[layer], atol=1e-4 * scale)
 
 
+def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
+    """Selvaraju et al. 2017, §3.1: the last map weighted by the head's kernel, divided by its places, and its negative part cut off."""
+    model, variables = small("A", 64, {"head": "gap"})
+    backbone = features.Backbone(variables["params"], jnp.array([120.0, 110.0, 100.0]), model)
+    images = pixels(3, 70, 90)
+    found, classes = jax.jit(features.grad_cam, static_argnames="layer")(backbone, images, layer="pool5")
+    x = jnp.asarray(images) - backbone.mean_rgb
+    logits, maps = model.apply(variables, x, endpoints=("pool5",))
+    np.testing.assert_array_equal(classes, logits.argmax(-1))
+    kernel = np.asarray(variables["params"]["fc"]["kernel"])[0, 0]
+    places = maps["pool5"].shape[1] * maps["pool5"].shape[2]
+    wanted = np.stack(
+        [np.maximum(m @ kernel[:, k] / places, 0) for m, k in zip(np.asarray(maps["pool5"]), classes, strict=True)]
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
+    assert wanted.max() > 0
+    of_class, given = features.grad_cam(backbone, images[0], jnp.int32(2))
+    assert (of_class.shape, int(given)) == ((4, 5), 2)  # relu5_2
+    trunk = features.Backbone(variables["params"], backbone.mean_rgb, small("A", 64, {"head": "none"})[0])
+    with pytest.raises(UserError, match="this is a trunk, without a classifier"):
+        features.grad_cam(trunk, images)
+
+
 def heads_of(backbone, seed=0):
     rng = np.random.default_rng(seed)
     channels = [backbone.params[name.replace("relu", "conv")]["bias"].shape[0] for name in features.LPIPS_LAYERS]
     return tuple(jnp.asarray(rng.uniform(0, 1, c), jnp.float32) for c in channels)
 
 
+@pytest.mark.slow
 def test_lpips_is_its_formula_and_its_map_is_of_the_images_size(backbone):
     """Zhang et al. 2018, equation 1, layer by layer in NumPy; maps enlarged bilinearly, pixel centres at halves."""
     x, y, heads = pixels(2, 64, 96), pixels(2, 64, 96, seed=1), heads_of(backbone)

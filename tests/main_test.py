@@ -38,7 +38,7 @@ def test_a_configuration_is_found_by_its_name_and_by_its_path(form, tmp_path):
         (("--config=configs/quickstrat.py",), "--config=configs/quickstrat.py: there is no such file, and no config"),
         (
             ("--config", "quickstrat:S=1"),
-            "name. Did you mean 'quickstart'? There are finetune, paper, quickstart, resnet50, ",
+            "name. Did you mean 'quickstart'? There are alexnet, finetune, googlenet, paper, quickstart, ",
         ),
         (
             (QUICKSTART, "--config.bach_size=3"),

@@ -92,7 +92,8 @@ def test_class_weights_are_inverse_to_their_images():
     assert np.mean([weights[record["label"]] for record in records]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, pytest.param(0.2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_weighted_losses_are_the_weighted_mean_over_images(tiny_config, smoothing):
     """Against the losses of the classes alone, each of which a weight of one class gives."""
     tiny_config.model.dropout_rate, tiny_config.label_smoothing = 0.0, smoothing

@@ -128,6 +128,48 @@ def perceptual_loss(
     return _weighted(backbone, x, y, layers, weights, lambda a: a)
 
 
+def grad_cam(
+    backbone: Backbone, images: jax.Array, classes: jax.Array | None = None, layer: str = ""
+) -> tuple[jax.Array, jax.Array]:
+    """Computes where a class is seen: Grad-CAM (Selvaraju et al. 2017).
+
+    The maps of a layer, each weighted by the mean gradient of the class score with respect to it, are added; what speaks against
+    the class is 0. With global average pooling and the last map it is the class activation map (Zhou et al. 2016).
+
+    Args:
+      backbone: with a classifier.
+      images: [..., H, W, 3], RGB on 0 to 255, no side smaller than the crop.
+      classes: [...] int; None for the likeliest of each image.
+      layer: an endpoint that is a map; "" for the last ReLU of a convolution.
+
+    Returns:
+      The maps [..., h, w] float32, at least 0, and the classes [...] int32.
+
+    Raises:
+      UserError: a backbone without a classifier, or what `activations` refuses.
+    """
+    network = backbone.model
+    if network.layers[-1].kind != "head":
+        raise UserError("Grad-CAM explains a class, and this is a trunk, without a classifier; take a whole model.")
+    maps = [x.name for x in network.layers if x.kind == "relu" and x.block < 6]
+    layer = layer or maps[-1]
+    outer = images.shape[:-3]
+    activation = activations(backbone, images, (layer,))[layer]
+    x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
+    variables: Any = {"params": backbone.params, **backbone.model_state}
+
+    def scores(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, _ = network.apply(variables, x, offsets={layer: offset})
+        chosen = logits.argmax(-1) if classes is None else jnp.reshape(classes, (-1,))
+        return jnp.take_along_axis(logits, chosen[:, None], 1).sum(), chosen
+
+    flat = activation.reshape(-1, *activation.shape[len(outer) :])
+    gradient, chosen = jax.grad(scores, has_aux=True)(jnp.zeros_like(flat))
+    weights = gradient.astype(jnp.float32).mean((1, 2))
+    found = jax.nn.relu(jnp.einsum("bhwc,bc->bhw", flat.astype(jnp.float32), weights))
+    return found.reshape(*outer, *found.shape[1:]), chosen.astype(jnp.int32).reshape(outer)
+
+
 LPIPS_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")  # of configuration D
 
 

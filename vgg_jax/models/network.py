@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -52,6 +53,7 @@ class Network(nn.Module):
         train: bool = False,
         sizes_Bx2: jax.Array | None = None,
         endpoints: Sequence[str] = (),
+        offsets: dict[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Computes class scores.
 
@@ -63,6 +65,8 @@ class Network(nn.Module):
           sizes_Bx2: int, true (height, width) of images that are padded at the bottom and the right to a common
             size; the logits are those of the unpadded images. Every size is at least the crop. Not for training.
           endpoints: names of layers whose activations are returned too, see `description.endpoint_names`.
+          offsets: {endpoint: map} that are added to activations; gradients with respect to them are those with respect to the
+            activations.
 
         Returns:
           logits [B, K] in float32, the class scores averaged over space; and {name: map} of the endpoints, maps
@@ -73,7 +77,7 @@ class Network(nn.Module):
         Raises:
           ValueError: an unknown endpoint, or images smaller than the crop of a network with FC layers over a map.
         """
-        score_map, sizes, recorded = self._layers(images_BxHxWx3, train, sizes_Bx2, endpoints)
+        score_map, sizes, recorded = self._layers(images_BxHxWx3, train, sizes_Bx2, endpoints, offsets=offsets or {})
         return _mean(score_map, sizes), recorded
 
     def activations(
@@ -94,6 +98,7 @@ class Network(nn.Module):
         sizes_Bx2: jax.Array | None,
         endpoints: Sequence[str],
         last: str = "score_map",
+        offsets: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
         """Returns the map after the endpoint `last`, the true sizes in it, and the endpoints up to it."""
         if unknown := set(endpoints) - set(endpoint_names(self.layers)):
@@ -124,7 +129,7 @@ class Network(nn.Module):
                     x = _mask(x, sizes, -jnp.inf if layer.kind == "pool" else 0)
                 x = self._layer(layer, x, [other for other, _ in others], train)
                 sizes = None if sizes is None else layer.out_length(sizes)
-            outputs[layer.name] = x, sizes
+            outputs[layer.name] = x + offsets[layer.name] if layer.name in offsets else x, sizes
             if inputs[0] not in needed_later:
                 del outputs[inputs[0]]
         else:
