@@ -2,7 +2,7 @@
 
     python -m benchmarks.compile_check --nets=D,E --topologies=v5e:4x4,v6e:4x4 --images_per_chip=64
 
-`--plain` compiles without the options that training gives the compiler (`steps.COMPILER_OPTIONS`): before and after;
+`--plain` compiles without the options that training gives the compiler (`compilation.COMPILER_OPTIONS`): before and after;
 `--text=DIR` keeps the compiled programs' text; `--set` changes the configuration, as --set image.crop=96 model.fc_width=2048.
 """
 
@@ -15,7 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 
-from vgg_jax import steps
+from vgg_jax import compilation
 from vgg_jax.config import flatten, paper_config
 from vgg_jax.tpu.chips import parse_slice
 from vgg_jax.tpu.compiled import GIB, compile_train, topology_devices
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     options = parser.parse_args()
     if options.plain:
-        steps.COMPILER_OPTIONS.clear()
+        compilation.COMPILER_OPTIONS.clear()
     print(HEADER + "\n" + "| --- " * HEADER.count(" | ") + "| --- |", flush=True)
     for topology in options.topologies.split(","):
         topology = parse_slice(topology)

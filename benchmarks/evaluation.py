@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from vgg_jax.augment import IMAGENET_STATISTICS, normalize
+from vgg_jax.compilation import compile_step
 from vgg_jax.config import default_config
 from vgg_jax.console import Console
 from vgg_jax.data.sources import expanded, open_split, prepared_data
@@ -30,7 +31,6 @@ from vgg_jax.evaluation.steps import make_crops, make_dense
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.sharding import make_mesh, replicated
 from vgg_jax.state import make_model
-from vgg_jax.steps import compile_step
 
 
 def arguments():

@@ -53,10 +53,11 @@ def ours(row):
     import jax
 
     from vgg_jax.augment import IMAGENET_STATISTICS, normalize
+    from vgg_jax.compilation import compile_step
     from vgg_jax.config import default_config
     from vgg_jax.sharding import make_mesh
     from vgg_jax.state import init_state, make_model, state_shapes
-    from vgg_jax.steps import compile_step, compile_train_step
+    from vgg_jax.steps import compile_train_step
 
     config, mesh = default_config(), make_mesh()
     config.model.configuration, config.model.num_classes = row.configuration, row.num_classes

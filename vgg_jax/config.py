@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from vgg_jax.compilation import AUTO
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import BOTTLENECK_STRIDES, CONFIGURATIONS, HEADS, SHORTCUTS, Layers, describe, is_vgg
 from vgg_jax.models.description import layer_names
@@ -56,6 +57,9 @@ KEYS: dict[str, Key] = {
     "checkpoint_every_steps": Key(
         1000, 0, 2**31 - 1, may_change=True
     ),  # besides one at every evaluation; 0: only there
+    # Directory of compiled programs, for the next start; "auto": JAX_COMPILATION_CACHE_DIR, else the user's, or of several
+    # processes the workdir; "": none.
+    "compilation_cache": Key(AUTO, may_change=True, is_local=True),
     "sharding": Key("replicated", choices=tuple(RULES), may_change=True),  # how parameters lie on the devices
     "model_parallel": Key(
         1, 1, 2**16, may_change=True

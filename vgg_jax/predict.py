@@ -56,13 +56,16 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which model, one of: --weights=FILE, --workdir=RUN; --help lists the flags.")
     if not arguments:
         cli.fail("say which images: files, folders or patterns, as photo.jpg or 'photos/*.jpg'.")
-    from vgg_jax.console import Console  # imported here, so that --help answers at once
+    from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu  # imported here, so that --help answers at once
+    from vgg_jax.console import Console
     from vgg_jax.evaluation.predict_files import list_images, predict
     from vgg_jax.evaluation.trained_model import load_trained
     from vgg_jax.exceptions import writing_to
     from vgg_jax.files import write_json
 
     paths = list_images(arguments, lambda line: print(line, file=sys.stderr))
+    keep_compiled()
+    warn_of_unseen_gpu()
     trained = load_trained(_WEIGHTS.value or _WORKDIR.value, _DTYPE.value)
     output = Path(_JSON.value).expanduser()
     if _JSON.value:

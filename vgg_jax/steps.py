@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics, augment, mix, normalize
+from vgg_jax.compilation import compile_step
 from vgg_jax.models import Layers, Network
 from vgg_jax.models.description import auxiliary_heads
 from vgg_jax.optimizer import lr_factor, make_optimizer
@@ -23,26 +24,6 @@ from vgg_jax.state import EMA, TrainState, make_model, step_key
 Batch = dict[str, jax.Array]
 
 AUXILIARY_WEIGHT = 0.3  # of the loss of each auxiliary classifier (Szegedy et al. 2014, §5)
-
-# Per-compilation XLA options, by device kind or platform.
-COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
-    # The CPU backend has faster convolution gradients than those it takes by default, by a quarter to a half on two
-    # cores (`python -m benchmarks.cpu_options`). oneDNN's custom call adds nothing, and jaxlib 0.12 cannot keep what uses it.
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
-    # By itself the TPU compiler reduces all gradients in one piece at the end of the step, where nothing hides it. With
-    # these, gradients of 4 MiB and more are reduced layer by layer, carried by the convolutions that follow
-    # (benchmarks/compile_check.md).
-    "tpu": {
-        "xla_jf_crs_combiner_threshold_in_bytes": str(4 * 2**20),
-        "xla_enable_async_all_reduce": "true",
-        "xla_tpu_enable_async_collective_fusion": "true",
-        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
-        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-        "xla_tpu_overlap_compute_collective_tc": "true",
-    },
-    # These options exceed v4's VMEM, and the compiler only fails after minutes.
-    "TPU v4": {},
-}
 
 
 @flax.struct.dataclass
@@ -231,28 +212,3 @@ def compile_train_step(
         donate=True,
         out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)),
     )
-
-
-def compile_step(step: Callable, *shapes: Any, donate: bool = False, out_shardings: Any = None) -> jax.stages.Compiled:
-    """Compiles a step for arguments of these shapes, dtypes and shardings (jax.ShapeDtypeStruct).
-
-    With `donate` the first argument's memory is reused for the result.
-    """
-    options = {} if out_shardings is None else {"out_shardings": out_shardings}
-    lowered = jax.jit(step, donate_argnums=(0,) if donate else (), **options).lower(*shapes)
-    device = _device(shapes)
-    if compiler_options := COMPILER_OPTIONS.get(device.device_kind, COMPILER_OPTIONS.get(device.platform)):
-        try:
-            return lowered.compile(compiler_options=compiler_options)
-        except jax.errors.JaxRuntimeError as error:
-            # Another version may not know an option, and for another step vector memory may be too small.
-            if not any(reason in str(error) for reason in ("No such compile option", "memory space vmem")):
-                raise
-    return lowered.compile()
-
-
-def _device(shapes: Any) -> jax.Device:
-    """Returns one of the devices of the arguments, not always of this process (`vgg_jax.compile_check`)."""
-    shardings = (leaf.sharding for leaf in jax.tree.leaves(shapes))
-    devices = next((sharding.device_set for sharding in shardings if sharding is not None), None)
-    return next(iter(devices)) if devices else jax.devices()[0]

@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vgg_jax import compilation, distributed, schedules
 from vgg_jax import config as config_lib
-from vgg_jax import distributed, schedules
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import Checkpoints, Progress
 from vgg_jax.console import Console, duration
@@ -43,7 +43,7 @@ from vgg_jax.sharding import (
     shard_images,
 )
 from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
-from vgg_jax.steps import Batch, EvalMetrics, batch_shapes, compile_step, compile_train_step, make_eval_step
+from vgg_jax.steps import Batch, EvalMetrics, batch_shapes, compile_train_step, make_eval_step
 from vgg_jax.transplant import Donor, check_fit, read_donor, start_from
 from vgg_jax.validation import validate
 
@@ -85,6 +85,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     with contextlib.ExitStack() as stack:
         # From here to its end, the run owns the workdir.
         check_lock = _own_workdir(run, stack)
+        _keep_compiled(run)
         train_step, eval_step = _compile(run)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
         step, state, progress = _initial(run, checkpoints)
@@ -269,6 +270,13 @@ def _total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
     return steps
 
 
+def _keep_compiled(run: _Run) -> None:
+    compilation.warn_of_unseen_gpu(run.console.print)
+    shared = run.workdir if jax.process_count() > 1 else None
+    if directory := compilation.keep_compiled(run.config.compilation_cache, shared, run.console.print):
+        run.console.print(f"compiled programs are kept in {directory} for the next start")
+
+
 def _compile(run: _Run) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     """Compiles train_step and eval_step for exactly these shapes on this mesh."""
     began = time.monotonic()
@@ -284,7 +292,9 @@ def _compile(run: _Run) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
 
     mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
     batch = {**batch_shapes(config, mesh), "mask": mask}
-    compiled_eval = compile_step(sharded_eval_step, run.shapes.variables, batch, out_shardings=replicated(mesh))
+    compiled_eval = compilation.compile_step(
+        sharded_eval_step, run.shapes.variables, batch, out_shardings=replicated(mesh)
+    )
     memory: Any = train_step.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -66,11 +66,14 @@ def main(arguments: list[str]) -> None:
     import numpy as np  # after --help and mistakes have been answered
 
     from vgg_jax import features
+    from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu
     from vgg_jax.evaluation import linear_svm, transfer_data
     from vgg_jax.files import write_json
 
     linear_svm.need_scikit_learn()
     root, is_voc = Path(_DATA_ROOT.value).expanduser(), _PROTOCOL.value == "voc"
+    keep_compiled()
+    warn_of_unseen_gpu()
     backbones = [features.load(source, _DTYPE.value) for source in _WEIGHTS.value]
     layers = _LAYERS.value or [_last_relu(backbone) for backbone in backbones][:1]
     if is_voc:

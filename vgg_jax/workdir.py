@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vgg_jax.compilation import COMPILED
 from vgg_jax.config import default_config, flatten, may_change
 from vgg_jax.exceptions import UserError, differences, writing_to
 from vgg_jax.files import UNFINISHED, read_json, write_json
@@ -29,7 +30,7 @@ RENEW_SECONDS = 20.0
 STALE_SECONDS = 100.0
 _LOCK_BYTES = 512  # of a fixed length, so that a reader never sees a part of it
 # Files that a run makes. A run that was killed before its config.json was there leaves no other ones.
-_OWN = ("config.json", "dataset.json", "metrics.jsonl", "summary.json", "tensorboard", CHECKPOINTS, LOCK)
+_OWN = ("config.json", "dataset.json", "metrics.jsonl", "summary.json", "tensorboard", CHECKPOINTS, LOCK, COMPILED)
 
 
 def check(workdir: Path, config: ConfigDict) -> None:

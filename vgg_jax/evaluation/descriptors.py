@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax import features
+from vgg_jax.compilation import compile_step
 from vgg_jax.data.crops import rescaled
 from vgg_jax.data.decode import DecodeError, read_file, size_of
 from vgg_jax.data.parallel import parallel_map, progress
@@ -24,7 +25,6 @@ from vgg_jax.files import FREE_SPACE, UNFINISHED
 from vgg_jax.models.description import lengths
 from vgg_jax.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import params_sha256
-from vgg_jax.steps import compile_step
 
 
 def descriptors(

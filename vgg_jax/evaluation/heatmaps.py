@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vgg_jax.augment import normalize
+from vgg_jax.compilation import compile_step
 from vgg_jax.data.crops import rescaled, rescaled_size
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.records import Records
@@ -18,7 +19,6 @@ from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import Layers
 from vgg_jax.models.description import head_kernel, total_stride
-from vgg_jax.steps import compile_step
 
 _SIDE = 320  # shorter side of a panel, pixels
 _LONGEST_PANEL = 4  # times that, the longer side at most

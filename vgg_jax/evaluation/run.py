@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgg_jax.compilation import compile_step
 from vgg_jax.data.crops import center_crop, rescaled
 from vgg_jax.data.decode import DecodeError
 from vgg_jax.data.parallel import parallel_map
@@ -22,7 +23,6 @@ from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError
 from vgg_jax.memory import host_memory
 from vgg_jax.sharding import batch_sharding, replicated
-from vgg_jax.steps import compile_step
 
 DEFAULT_BATCH = 64  # images of the crop's size, a device
 

@@ -1,0 +1,176 @@
+"""Compilation of steps for the devices there are, and the directory in which compiled programs are kept for the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+AUTO = "auto"
+COMPILED = "compiled"  # directory of kept programs
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+_MAX_BYTES = 4 * 2**30  # of kept programs; a full-width training step has about 3 MiB
+_LEAST_FREE = 2**28  # bytes on the disk
+_LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
+
+# Per-compilation XLA options, by device kind or platform.
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    # The CPU backend has faster convolution gradients than those it takes by default, by a quarter to a half on two
+    # cores (`python -m benchmarks.cpu_options`). oneDNN's custom call adds nothing, and jaxlib 0.12 cannot keep what uses it.
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
+    # By itself the TPU compiler reduces all gradients in one piece at the end of the step, where nothing hides it. With
+    # these, gradients of 4 MiB and more are reduced layer by layer, carried by the convolutions that follow
+    # (benchmarks/compile_check.md).
+    "tpu": {
+        "xla_jf_crs_combiner_threshold_in_bytes": str(4 * 2**20),
+        "xla_enable_async_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+    },
+    # These options exceed v4's VMEM, and the compiler only fails after minutes.
+    "TPU v4": {},
+}
+
+
+def compile_step(step: Callable, *shapes: Any, donate: bool = False, out_shardings: Any = None) -> jax.stages.Compiled:
+    """Compiles a step for arguments of these shapes, dtypes and shardings (jax.ShapeDtypeStruct).
+
+    With `donate` the first argument's memory is reused for the result.
+    """
+    options = {} if out_shardings is None else {"out_shardings": out_shardings}
+    lowered = jax.jit(step, donate_argnums=(0,) if donate else (), **options).lower(*shapes)
+    device = _device(shapes)
+    if compiler_options := COMPILER_OPTIONS.get(device.device_kind, COMPILER_OPTIONS.get(device.platform)):
+        try:
+            return lowered.compile(compiler_options=compiler_options)
+        except jax.errors.JaxRuntimeError as error:
+            # Another version may not know an option, and for another step vector memory may be too small.
+            if not any(reason in str(error) for reason in ("No such compile option", "memory space vmem")):
+                raise
+    return lowered.compile()
+
+
+def _device(shapes: Any) -> jax.Device:
+    """Returns one of the devices of the arguments, not always of this process (`vgg_jax.compile_check`)."""
+    shardings = (leaf.sharding for leaf in jax.tree.leaves(shapes))
+    devices = next((sharding.device_set for sharding in shardings if sharding is not None), None)
+    return next(iter(devices)) if devices else jax.devices()[0]
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def warn_of_unseen_gpu(warn: Callable[[str], None] = _to_stderr) -> None:
+    """Warns where an NVIDIA driver is there and JAX computes on the CPU, though nobody asked for it; finds the devices."""
+    if _NVIDIA_DRIVER.exists() and jax.default_backend() == "cpu" and not os.environ.get("JAX_PLATFORMS"):
+        warn(
+            "WARNING: this machine has an NVIDIA driver, but JAX does not see a GPU, and the CPU computes; pip install "
+            "'vgg-jax[gpu]' installs support (JAX_PLATFORMS=cpu: the CPU is meant)."
+        )
+
+
+def keep_compiled(
+    directory: str = AUTO,
+    workdir: Path | None = None,
+    warn: Callable[[str], None] = _to_stderr,
+) -> str:
+    """Lets JAX keep what it compiles for the next start, and take what is kept; to be called before anything is compiled.
+
+    A directory that cannot be used, and entries that cannot be read or written, are warned of once; without them the
+    program compiles as ever.
+
+    Args:
+      directory: "" for none; AUTO: the one that JAX has already (JAX_COMPILATION_CACHE_DIR), or `workdir`, or the user's.
+      workdir: where AUTO shall keep programs that several machines need.
+      warn: prints a line.
+
+    Returns:
+      The directory; "" for none.
+    """
+    settings: Any = jax.config
+    used = settings.jax_compilation_cache_dir or ""
+    path = Path(directory).expanduser()
+    if directory == AUTO:
+        if used:
+            return used
+        path = workdir / COMPILED if workdir else _cache_home() / "vgg_jax" / COMPILED
+    if directory:
+        try:
+            _claim(path, is_ours=directory == AUTO and not workdir)
+        except OSError as error:
+            warn(
+                f"WARNING: compiled programs cannot be kept in {path} ({error.strerror}), so that this start and the next compile "
+                "anew; JAX_COMPILATION_CACHE_DIR=DIR chooses another directory."
+            )
+            directory = ""
+    directory = str(path.absolute()) if directory else ""
+    if directory != used:
+        jax.config.update("jax_compilation_cache_dir", directory or None)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+        compilation_cache.reset_cache()
+        _warn_once(path, warn)
+    return directory
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def _claim(path: Path, is_ours: bool) -> None:
+    """Makes the directory, finds out whether files can be written there, and removes those used longest ago beyond _MAX_BYTES.
+
+    JAX has a bound too, which breaks where a process is killed between two of its writes.
+
+    Raises:
+      OSError: it cannot be used, or `is_ours` and yet another user's, who could have this process run anything.
+    """
+    path.mkdir(0o700, parents=True, exist_ok=True)
+    if is_ours and path.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it is another user's")
+    with tempfile.TemporaryFile(dir=path):
+        pass
+    sizes = {file: file.stat() for file in path.glob("*-cache")}
+    total = 0
+    for file, status in sorted(sizes.items(), key=lambda item: -max(item[1].st_atime, item[1].st_mtime)):
+        total += status.st_size
+        if total > _MAX_BYTES:
+            file.unlink(missing_ok=True)
+    if shutil.disk_usage(path).free < _LEAST_FREE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _warn_once(path: Path, warn: Callable[[str], None]) -> None:
+    """Turns JAX's warnings, one for each damaged entry, into one line, and removes those entries, so that they are made anew."""
+    show, warned = warnings.showwarning, False
+
+    def showwarning(message: Any, *arguments: Any, **keywords: Any) -> None:
+        nonlocal warned
+        entry = re.match(r"Error (?:read|writ)ing persistent compilation cache entry for '([^']*)': (.*)", str(message))
+        if not entry:
+            show(message, *arguments, **keywords)
+            return
+        with contextlib.suppress(OSError):
+            for file in path.glob(f"{glob.escape(entry[1])}-*-cache"):
+                file.unlink(missing_ok=True)
+        if not warned:
+            warn(
+                f"WARNING: what is kept of compiled programs in {path} is damaged or cannot be written ({entry[2]}); they are compiled anew."
+            )
+        warned = True
+
+    warnings.showwarning = showwarning
