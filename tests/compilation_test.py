@@ -39,6 +39,7 @@ def compute(number):
     return float(jax.jit(program)(jnp.float32(1)))
 
 
+@pytest.mark.filterwarnings("default:Error reading persistent")
 def test_a_program_is_compiled_once_and_damage_is_warned_of_once_and_mended(tmp_path, keep):
     keep_there, warnings = keep
     assert keep_there(str(tmp_path)) == str(tmp_path)
