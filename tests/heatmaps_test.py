@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.networks import small
+from vgg_jax import features
 from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.config import default_config
 from vgg_jax.evaluation import heatmaps
@@ -27,6 +28,17 @@ def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
     np.testing.assert_allclose([rows.mean(), columns.mean()], [64 * 2.5, 160 * 2.5], atol=2)
 
 
+def test_a_hot_place_of_grad_cam_is_drawn_at_its_cell():
+    image, cams = np.full((128, 224, 3), 100, np.uint8), np.zeros((8, 14, 1), np.float32)
+    cams[3, 9] = 0.2  # of stride 16: its centre is (56, 152)
+    scores, layers = np.zeros((3, 6, 2), np.float32), describe("A", 64)
+    picture = heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("y", 1)], ["a", "b"], layers, cams)
+    panel = np.asarray(picture)[12:332, 12 + 2 * 572 :][:, :560].astype(int)
+    redness = panel[..., 0] - panel[..., 2]
+    rows, columns = np.nonzero(redness > redness.max() - 5)
+    np.testing.assert_allclose([rows.mean(), columns.mean()], [56 * 2.5, 152 * 2.5], atol=2)
+
+
 def test_the_map_is_the_nets():
     model, variables = small("A")
     statistics = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
@@ -39,3 +51,7 @@ def test_the_map_is_the_nets():
     np.testing.assert_allclose(scores, found["score_map"][0], rtol=1e-3, atol=1e-2)
     assert scores.shape == (1, 3, 5)
     assert int(probs_K.argmax()) == int(logits.argmax())
+    cams = heatmaps.grad_cam(trained, variables, image, [("x", 3), ("y", 1)])
+    backbone = features.Backbone(variables["params"], jnp.asarray(statistics.mean_rgb), model)
+    wanted = [features.grad_cam(backbone, image, jnp.int32(k))[0] for k in (3, 1)]
+    np.testing.assert_allclose(np.moveaxis(cams, -1, 0), wanted, rtol=1e-3, atol=1e-3 * np.max(wanted))

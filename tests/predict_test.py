@@ -31,7 +31,7 @@ def weights(run, tmp_path):
 
 def test_help_answers_without_loading_jax():
     shown = help_of("predict")
-    for flag in ("--weights", "--workdir", "--protocol", "--scales", "--maps", "--json"):
+    for flag in ("--weights", "--workdir", "--protocol", "--scales", "--maps", "grad_cam", "--json"):
         assert flag in shown
 
 
@@ -62,7 +62,14 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
     output = tmp_path / "deep" / "found.json"
     status, out, err = run_module(
         "vgg_jax.predict",
-        *(f"--weights={weights}", f"--json={output}", f"--maps={tmp_path / 'maps'}", folder, tmp_path / "missing.jpg"),
+        *(
+            f"--weights={weights}",
+            f"--json={output}",
+            f"--maps={tmp_path / 'maps'}",
+            "--grad_cam",
+            folder,
+            tmp_path / "missing.jpg",
+        ),
     )
     assert status == 1
     left_out, *lines = err.splitlines()
@@ -84,7 +91,11 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
     assert sum(one["probability"] for one in first) == pytest.approx(1, abs=1e-5)
     assert [f["reason"] for f in summary["failures"]][1:] == ["not an image", "No such file or directory"]
     for one in summary["predictions"]:
-        assert Image.open(one["map"]).size[0] > 700  # the image and two maps next to one another
+        assert Image.open(one["map"]).size[0] > 1200  # the image and two maps of two kinds next to one another
+        with np.load(one["map"].replace(".png", ".npz")) as arrays:
+            assert [WNIDS[k] for k in arrays["classes"]] == [c["class"] for c in one["classes"][:2]]
+            assert arrays["score_map"].shape[-1] == arrays["grad_cam"].shape[-1] == 2
+            assert arrays["grad_cam"].shape[0] == 2 * (arrays["score_map"].shape[0] + 1)  # before the last pooling
 
 
 @pytest.mark.slow

@@ -48,6 +48,9 @@ _BATCH_SIZE = flags.DEFINE_integer(
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum("dtype", "", ["", "float32", "bfloat16"], "Of the computation. Default: as trained.")
 _MAPS = flags.DEFINE_string("maps", "", "A directory for the class score maps laid over each image (PNG).")
+_GRAD_CAM = flags.DEFINE_bool(
+    "grad_cam", False, "Next to each of the --maps, Grad-CAM of the same class; both also as arrays (NPZ)."
+)
 _JSON = flags.DEFINE_string("json", "", "A file for the same as JSON.")
 
 
@@ -56,6 +59,8 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which model, one of: --weights=FILE, --workdir=RUN; --help lists the flags.")
     if not arguments:
         cli.fail("say which images: files, folders or patterns, as photo.jpg or 'photos/*.jpg'.")
+    if _GRAD_CAM.value and not _MAPS.value:
+        cli.fail("--grad_cam draws into the directory of --maps; give --maps=DIR as well.")
     from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu  # imported here, so that --help answers at once
     from vgg_jax.console import Console
     from vgg_jax.evaluation.predict_files import list_images, predict
@@ -102,7 +107,15 @@ def main(arguments: list[str]) -> None:
 
     try:
         _, failures = predict(
-            trained, paths, _PROTOCOL.value, _SCALES.value, _BATCH_SIZE.value, _MAPS.value, console, done
+            trained,
+            paths,
+            _PROTOCOL.value,
+            _SCALES.value,
+            _BATCH_SIZE.value,
+            _MAPS.value,
+            _GRAD_CAM.value,
+            console,
+            done,
         )
     except BaseException:
         if entries and _JSON.value:

@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
     scores = np.array([outcome.score for outcome in outcomes])
     spread = f" ± {100 * scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
     print(f"{' + '.join(_WEIGHTS.value)}, Q = {', '.join(map(str, scales))}: {100 * scores.mean():.2f}{spread} %")
-    networks = "".join(sorted(network_of(source) for source in _WEIGHTS.value))
+    networks = "".join(sorted(map(paper_name, backbones)))
     if published := TABLE_11.get((_PROTOCOL.value, networks)):
         print(f"Paper Table 11: {published}")
     results = {
@@ -116,12 +116,13 @@ def main(arguments: list[str]) -> None:
     print(f"written: {output}")
 
 
-def network_of(source: str) -> str:
-    """Returns the configuration of a file of weights."""
-    from vgg_jax.weights import hub
-    from vgg_jax.weights.file import load_weights
+def paper_name(backbone: Any) -> str:
+    """Returns the configuration of a backbone that is the paper's whole network; "?" for every other one."""
+    from vgg_jax.models import describe
 
-    return load_weights(hub.weights_file(source)).configuration
+    network = backbone.model
+    whole = (name for name in "DE" if network.layers == describe(name) and network.width_multiplier == 1)
+    return next(whole, "?")
 
 
 def _descriptors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vgg_jax import features
 from vgg_jax.augment import normalize
 from vgg_jax.compilation import compile_step
 from vgg_jax.data.crops import rescaled, rescaled_size
@@ -81,6 +83,29 @@ def score_map(trained: TrainedModel, variables: dict, image_HxWx3: np.ndarray) -
     return np.asarray(scores), np.asarray(probs_K)
 
 
+def grad_cam(
+    trained: TrainedModel, variables: dict, image_HxWx3: np.ndarray, classes: list[tuple[str, int]]
+) -> np.ndarray:
+    """Returns `features.grad_cam` of one image for each of `classes`, [h, w, len(classes)] float32.
+
+    Args:
+      trained, variables, image_HxWx3: as for `score_map`.
+      classes: of `classes_to_draw`.
+    """
+    numbers = jnp.array([index for _, index in classes])
+    shape = jax.ShapeDtypeStruct((len(classes), *image_HxWx3.shape), jnp.uint8)
+
+    def maps(variables: dict, images: jax.Array) -> jax.Array:
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+        mean_rgb = jnp.asarray(trained.statistics.mean_rgb)
+        backbone = features.Backbone(variables["params"], mean_rgb, trained.model, state)
+        return features.grad_cam(backbone, images, numbers)[0]
+
+    shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    found = compile_step(maps, shapes, shape)(variables, np.stack([image_HxWx3] * len(classes)))
+    return np.moveaxis(np.asarray(found), 0, -1)
+
+
 def draw(
     image_HxWx3: np.ndarray,
     scores_hxwxK: np.ndarray,
@@ -88,6 +113,7 @@ def draw(
     classes: list[tuple[str, int]],
     class_names: list[str],
     layers: Layers,
+    cams_hxwxn: np.ndarray | None = None,
 ) -> Image.Image:
     """Draws the image, and next to it once more for each class with that class's score map over it.
 
@@ -101,6 +127,7 @@ def draw(
       classes: (heading, class) of each map, e.g. ("predicted", 3).
       class_names: of all classes.
       layers: the model's.
+      cams_hxwxn: of `grad_cam`, to be drawn next to each score map, from 0 to its largest value; None for none.
     """
     height, width = image_HxWx3.shape[:2]
     zoom = _SIDE / min(height, width)
@@ -113,6 +140,12 @@ def draw(
     for i, (heading, index) in enumerate(classes):
         panel = overlay(base, shown[..., i], (low, high), (height, width), layers)
         panels.append((panel, [f"{heading}: {class_names[index]}", f"probability {probs_K[index]:.1%}"]))
+        if cams_hxwxn is not None:
+            cam = cams_hxwxn[..., i] / max(float(cams_hxwxn[..., i].max()), 1e-30)
+            heat = _enlarged(cam, size, [pixels / cells for pixels, cells in zip(size[::-1], cam.shape, strict=True)])
+            panels.append(
+                (_blended(base, heat), ["Grad-CAM of the same", f"map of {cam.shape[0]} x {cam.shape[1]} cells"])
+            )
     panel_width = max(size[0], 230)
     canvas = Image.new("RGB", (_GAP + len(panels) * (panel_width + _GAP), size[1] + 2 * _GAP + 78), "white")
     pen = ImageDraw.Draw(canvas)
@@ -138,23 +171,33 @@ def overlay(
       layers: the model's.
     """
     low, high = ends
-    heat = _enlarged(map_hxw, seen, image.size, layers)
-    colors = _colored((heat - low) / max(high - low, 1e-9))
+    stride, kernel = total_stride(layers), head_kernel(layers)
+    zooms = [drawn / pixels for drawn, pixels in zip(image.size[::-1], seen, strict=True)]
+    heat = _enlarged(map_hxw, image.size, [stride * zoom for zoom in zooms], kernel)
+    return _blended(image, (heat - low) / max(high - low, 1e-9))
+
+
+def _blended(image: Image.Image, heat_HxW: np.ndarray) -> Image.Image:
+    """Returns the image in grey under the colours of values in [0, 1], one for each pixel."""
     grey = np.asarray(image.convert("L").convert("RGB"), np.float64)
-    return Image.fromarray((0.45 * grey + 0.55 * colors).astype(np.uint8))
+    return Image.fromarray((0.45 * grey + 0.55 * _colored(heat_HxW)).astype(np.uint8))
 
 
-def _enlarged(map_hxw: np.ndarray, seen: tuple[int, int], size: tuple[int, int], layers: Layers) -> np.ndarray:
-    """Enlarges a map over an image to [size[1], size[0]] float64, bilinear between the centres of its crops."""
+def _enlarged(map_hxw: np.ndarray, size: tuple[int, int], strides: Sequence[float], kernel: int = 1) -> np.ndarray:
+    """Enlarges a map to [size[1], size[0]] float64, bilinear between the centres of its cells.
 
-    stride = total_stride(layers)
+    Args:
+      map_hxw: the map.
+      size: (width, height), drawn pixels.
+      strides: drawn pixels from one cell to the next, down and across.
+      kernel: strides that a cell sees; the first begins at the edge.
+    """
 
-    def weights(cells: int, pixels: int, length: int) -> np.ndarray:
-        position = (np.arange(length) + 0.5) * pixels / length  # of each drawn pixel, in pixels that the model saw
-        cell = (position / stride - head_kernel(layers) / 2).clip(0, cells - 1)
+    def weights(cells: int, stride: float, length: int) -> np.ndarray:
+        cell = ((np.arange(length) + 0.5) / stride - kernel / 2).clip(0, cells - 1)
         return np.maximum(0, 1 - np.abs(cell[:, None] - np.arange(cells)))
 
-    rows, columns = (weights(*args) for args in zip(map_hxw.shape, seen, size[::-1], strict=True))
+    rows, columns = (weights(*args) for args in zip(map_hxw.shape, strides, size[::-1], strict=True))
     return rows @ map_hxw.astype(np.float64) @ columns.T
 
 

@@ -98,6 +98,7 @@ def predict(
     scales: str = "",
     batch_size: int = 0,
     maps: str = "",
+    grad_cam: bool = False,
     console: Console | None = None,
     done: Callable[[Prediction], None] = lambda prediction: None,
 ) -> tuple[list[Prediction], list[Failure]]:
@@ -110,6 +111,7 @@ def predict(
       scales: see `passes.test_scales`; "" for the protocol's own.
       batch_size: images of the crop's size at once, over all devices; 0 for 64 a device, or as many as there are.
       maps: a directory for score maps, see `heatmaps.draw`; "" draws none.
+      grad_cam: draw Grad-CAM next to them, and write both as arrays, NAME.npz: classes [n], score_map and grad_cam [h, w, n].
       console: shows progress.
       done: is called with each prediction as soon as it is made, in whatever order is cheapest.
 
@@ -141,9 +143,15 @@ def predict(
             # The maps are of the image at one scale, not mirrored; the probabilities next to them are the predicted ones.
             scores, _ = heatmaps.score_map(trained, variables, image)
             classes = heatmaps.classes_to_draw(probs_K, label=-1)
+            cams = heatmaps.grad_cam(trained, variables, image, classes) if grad_cam else None
+            picture = heatmaps.draw(image, scores, probs_K, classes, trained.class_titles, trained.model.layers, cams)
             drawn = str(directory / f"{i:03d}-{readable[i].stem}.png")
             with writing_to(drawn, "choose another --maps"):
-                heatmaps.draw(image, scores, probs_K, classes, trained.class_titles, trained.model.layers).save(drawn)
+                picture.save(drawn)
+                if cams is not None:
+                    numbers = [index for _, index in classes]
+                    npz = drawn.removesuffix(".png") + ".npz"
+                    np.savez(npz, classes=np.array(numbers), score_map=scores[..., numbers], grad_cam=cams)
         (classes,) = results.top5_classes(probs_K[None])
         predictions[i] = Prediction(readable[i], classes, probs_K[classes], drawn)
         done(predictions[i])
