@@ -65,7 +65,7 @@ def test_it_says_what_it_read_and_wrote(pth, tmp_path):
         (("PTH", "x.npz"), "x.npz: what is written is a safetensors file"),
         (("PTH", "PTH"), "give it a name that ends in .safetensors"),
         (("PTH", "DEST", "--too=x"), "Unknown command line flag 'too'"),
-        (("PTH", "DEST", "--to=onnx"), "value should be one of <vgg_jax|torchvision|keras|stablehlo|hf>"),
+        (("PTH", "DEST", "--to=tflite"), "value should be one of <vgg_jax|torchvision|keras|onnx|stablehlo|hf>"),
         (("PTH", "DEST"), "does not say how its pixels are prepared; say it with --preprocessing=torchvision"),
         (("PTH", "DEST", "--sha256=00000000"), "is not the file that was meant: its SHA-256 is "),
         (("PTH", "DEST", "--sha256=12"), "is not at least eight hexadecimal digits"),

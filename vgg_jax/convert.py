@@ -5,6 +5,7 @@
     python -m vgg_jax.convert vgg16.safetensors mine.safetensors --num_classes=10   the same body, a new head
     python -m vgg_jax.convert runs/vgg16 torch.safetensors --to=torchvision
     python -m vgg_jax.convert vgg16.safetensors vgg16.stablehlo --to=stablehlo
+    python -m vgg_jax.convert vgg16.safetensors vgg16.onnx --to=onnx
     python -m vgg_jax.convert torchvision:vgg16 vgg16.safetensors               published weights by name, also keras:vgg16
     python -m vgg_jax.convert runs/vgg16 folder --to=hf                         a folder for the Hugging Face hub
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 flags = cli.Flags()
 _TO = flags.DEFINE_enum(
-    "to", "vgg_jax", ["vgg_jax", "torchvision", "keras", "stablehlo", "hf"], "What to write: this project's file, torchvision's "
+    "to", "vgg_jax", ["vgg_jax", "torchvision", "keras", "onnx", "stablehlo", "hf"], "What to write: this project's file, torchvision's "
     "names (.safetensors), Keras 3's (.weights.h5), a program for jax.export, or a folder with a model card for the Hugging Face hub."
 )  # fmt: skip
 _PREPROCESSING = flags.DEFINE_string(
@@ -126,6 +127,15 @@ def _write(weights: Weights, dest: Path) -> Path:
             f"keras.applications.{KERAS_NETS[weights.configuration]}(weights=None, {top}).load_weights({str(dest)!r})"
         )
         print(f"its pixels: blue first, minus {list(expected.mean)}")
+    elif _TO.value == "onnx":
+        from vgg_jax.weights.onnx_file import write_onnx
+
+        write_onnx(dest, weights)
+        result = f"probabilities [b, {weights.num_classes}]" if weights.num_classes else "features [b, C, h, w]"
+        print(
+            f"onnxruntime.InferenceSession({str(dest)!r}).run(None, {{'images': images}}): uint8 RGB [b, height, width, 3], from "
+            f"{weights.crop} x {weights.crop} up -> {result}"
+        )
     elif _TO.value == "stablehlo":
         from vgg_jax.files import ANOTHER_PLACE, write_atomically
         from vgg_jax.weights.exports import PLATFORMS, to_stablehlo
