@@ -8,6 +8,7 @@ import signal
 import time
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -249,6 +250,17 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config,
     assert [line["step"] for line in rows[1]] == [5, 10, 15, 20]
 
 
+@pytest.mark.parametrize("bad", ["loss", "parameter"])
+def test_what_is_not_finite_is_noticed_before_it_is_saved(tiny_config, bad):
+    console = SimpleNamespace(progress=lambda *_: None)
+    window = TrainMetrics(tiny_config, 11.25, 34, SimpleNamespace(), console, None)
+    loss = math.nan if bad == "loss" else 1.5
+    window.add(3, {"loss": jnp.float32(loss), "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3})
+    bias = [0.0, -math.inf if bad == "parameter" else 1.0]  # such a unit is dead, and the loss does not show it
+    with pytest.raises(UserError, match=f"training has diverged: at step 3 the loss is {loss:.4g} and"):
+        window.flush({"conv1_1": {"bias": jnp.array(bias)}})
+
+
 def test_a_narrow_terminal_shows_the_time_left(tiny_config):
     lines = []
     console = SimpleNamespace(progress=lambda _, line: lines.append(line), log=lambda _: None, print=lambda _: None)
@@ -256,7 +268,7 @@ def test_a_narrow_terminal_shows_the_time_left(tiny_config):
     for step in range(1, 8):
         window.add(
             step,
-            {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3, "finite": 1.0, "update_ratio/fc6": 1e-3},
+            {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3, "update_ratio/fc6": 1e-3},
         )
     assert len(lines) == 6
     for line in lines:

@@ -12,7 +12,7 @@ from vgg_jax.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
 STEPS_TO_LEAVE_CHANCE = 200
-# Updates that change kernels by more than this part of themselves, over many steps, destroy the initialisation. Healthy
+# Updates that change kernels by more than this part of themselves destroy the initialisation. Healthy
 # runs stay below 0.015; the He runs that diverge at 1e-3 start at 0.1 (benchmarks/findings.md, the presets).
 _LARGEST_UPDATE_RATIO = 0.05
 # With batch normalisation the scale of a kernel does not matter; a ResNet-20 that trains well begins at 0.06.
@@ -25,7 +25,7 @@ def stuck(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | No
     Args:
       config: the run's.
       step: updates made.
-      means: a step's metrics, averaged since the evaluation before.
+      means: a step's metrics, averaged since the evaluation before; norms are those of the last log line.
     """
     chance = math.log(config.model.num_classes)
     if step < STEPS_TO_LEAVE_CHANCE or means["loss"] < 0.99 * chance:
@@ -52,7 +52,7 @@ def exploding(config: ConfigDict, step: int, means: Mapping[str, float]) -> str 
     Args:
       config: the run's.
       step: updates made.
-      means: a step's metrics, averaged over the steps since the last log line.
+      means: a step's metrics, averaged over the steps since the last log line; norms are those of this step.
     """
     ratios = {name: value for name, value in means.items() if name.startswith("update_ratio/")}
     worst = max(ratios, key=lambda name: ratios[name])

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from vgg_jax import diagnostics
@@ -80,7 +82,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
 
 
 class TrainMetrics:
-    """Averages the metrics of steps, measures their speed and checks that they are finite.
+    """Averages the metrics of steps, measures their speed and checks that the loss is finite.
 
     A step's metrics are fetched while the next one runs, so the device's queue never drains.
     """
@@ -99,14 +101,18 @@ class TrainMetrics:
         # A line at least once an epoch, so that a short run has some.
         self._log_every = max(1, min(config.log_every_steps, math.floor(steps_per_epoch), total_steps))
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._sums = sums or {"log": {}, "evaluation": {}}
+        self._sums: dict[str, dict[str, float]] = {"log": {}, "evaluation": {}, "norms": {}} | (sums or {})
         self._warned: set[Callable] = set()
         self._line = ""
         self.resume_clock()
 
     def sums(self) -> dict[str, dict[str, float]]:
-        """Returns the sums since the last log line and since the last evaluation; a checkpoint holds them."""
+        """Returns the sums since the last log line and since the last evaluation, and the norms of kernels last known."""
         return self._sums
+
+    def is_logged(self, step: int) -> bool:
+        """Returns whether there is a log line after this step, for which its metrics must have norms."""
+        return step % self._log_every == 0
 
     def resume_clock(self) -> None:
         """Starts the clock, at the beginning and after anything that is not training."""
@@ -126,25 +132,30 @@ class TrainMetrics:
         if previous is not None:
             self._process(*previous)
 
-    def flush(self) -> None:
-        """Processes what is pending; raises UserError where it is not finite."""
+    def flush(self, params: dict) -> None:
+        """Processes what is pending; raises UserError where its loss or these parameters, which it led to, are not finite."""
         if self._pending is not None:
-            self._process(*self._pending)
+            step, metrics = self._pending
+            self._process(step, metrics)
+            if not _is_finite(params):
+                raise diagnostics.diverged(self._config, step, float(metrics["loss"]))
             self._pending = None
 
     def _process(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not values.pop("finite"):
+        if not math.isfinite(values["loss"]):
             raise diagnostics.diverged(self._config, step, values["loss"])
-        self._sums = {name: _plus(sums, values) for name, sums in self._sums.items()}
+        norms = {name: values.pop(name) for name in list(values) if "/" in name}
+        summed = {name: _plus(self._sums[name], values) for name in ("log", "evaluation")}
+        self._sums = {**summed, "norms": norms or self._sums["norms"]}
         elapsed = max(time.monotonic() - self._started, 1e-9)
         # Steps dispatched since the clock was started: this one and, while one is pending, the next.
         speed = max(self._timed_steps, 1) * self._config.batch_size / elapsed
         waited = self._waited / elapsed
         pace = f"{speed:.0f} images/s | input wait {waited:.0%}"
         left = f"at most {duration((self._total_steps - step) * self._config.batch_size / max(speed, 1e-9))} left"
-        if step % self._log_every == 0:
-            mean = _mean(self._sums["log"])
+        if self.is_logged(step):
+            mean = _mean(self._sums["log"]) | self._sums["norms"]
             mean["lr"] = values["lr"]
             self._line = (
                 f"epoch {step / self._steps_per_epoch:.2f} | loss {mean['loss']:.4f} | top-1 error "
@@ -164,7 +175,7 @@ class TrainMetrics:
         """Returns the training error since the last evaluation, and warns where the loss is still that of guessing."""
         mean, self._sums["evaluation"] = _mean(self._sums["evaluation"]), {}
         if mean:
-            self._warn(diagnostics.stuck, step, mean)
+            self._warn(diagnostics.stuck, step, mean | self._sums["norms"])
         return mean.get("top1_error", 1.0)
 
     def _warn(self, check: Callable[..., str | None], *arguments: Any) -> None:
@@ -172,6 +183,11 @@ class TrainMetrics:
         if check not in self._warned and (text := check(self._config, *arguments)):
             self._warned.add(check)
             self._console.print(text)
+
+
+@jax.jit
+def _is_finite(params: dict) -> jax.Array:
+    return jnp.isfinite(optax.tree.norm(params))
 
 
 def _plus(sums: dict[str, float], values: dict[str, float]) -> dict[str, float]:

@@ -1,9 +1,11 @@
-"""The two pure functions that everything else drives: train_step and eval_step, each compiled once."""
+"""The two pure functions that everything else drives, train_step and eval_step, and their compilation."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -43,15 +45,20 @@ class EvalMetrics:
 
 
 def make_train_step(
-    config: ConfigDict, statistics: ColorStatistics, mesh: Mesh, class_weights: np.ndarray | None = None
+    config: ConfigDict,
+    statistics: ColorStatistics,
+    mesh: Mesh,
+    class_weights: np.ndarray | None = None,
+    with_norms: bool = True,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the function from a state, a batch and the learning rate to the next state and the batch's metrics.
 
     Learning rate: a float32 scalar. Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars:
     loss (mean cross-entropy, nats, without the L2 term and auxiliary classifiers), top1_error and top5_error (fractions, of the augmented batch,
-    whose images keep their own labels where they are mixed), lr (of this update), finite (bool): whether the loss and all
-    new parameters are, and of the kernels of each block (block1 ... block5, then each FC layer) gradient_norm/<block>, of
-    the loss alone, and update_ratio/<block>, the norm of the update over that of the kernels before it.
+    whose images keep their own labels where they are mixed), lr (of this update), and with `with_norms`, of the
+    kernels of each block (block1 ... block5, then each FC layer), gradient_norm/<block>, of the loss alone, and
+    update_ratio/<block>, the norm of the update over that of the kernels before it. These read all parameters and gradients
+    once more, up to a fifth of a step on a CPU.
 
     With `accumulation_steps` > 1 the batch is computed in that many microbatches, one after another; the update is the
     same but for dropout's draws and rounding. `mesh` is that of the devices it will run on.
@@ -105,15 +112,15 @@ def make_train_step(
             decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
             variables = {"params": params, **model_state}
             opt_state[EMA] = optax.incremental_update(variables, state.averages, 1 - decay)
-        before, moved = kernel_norms(state.params, model.layers), kernel_norms(updates, model.layers)
         metrics = {
             "loss": loss,
             **{name: wrong_B.mean() for name, wrong_B in topk_errors(logits_BxK, batch["label"]).items()},
             "lr": lr,
-            "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params)),
-            **{f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, model.layers).items()},
-            **{f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before},
         }
+        if with_norms:
+            before, moved = kernel_norms(state.params, model.layers), kernel_norms(updates, model.layers)
+            metrics |= {f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, model.layers).items()}
+            metrics |= {f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before}
         return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
     return train_step
@@ -202,13 +209,48 @@ def compile_train_step(
     mesh: Mesh,
     shapes: TrainState,
     class_weights: np.ndarray | None = None,
+    with_norms: bool = True,
 ) -> jax.stages.Compiled:
     """Compiles `make_train_step` for a state of these shapes (`state.state_shapes`), whose memory it reuses."""
     return compile_step(
-        make_train_step(config, statistics, mesh, class_weights),
+        make_train_step(config, statistics, mesh, class_weights, with_norms),
         shapes,
         batch_shapes(config, mesh),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh)),
         donate=True,
         out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)),
     )
+
+
+class Steps(NamedTuple):
+    """The compiled steps of training."""
+
+    train: jax.stages.Compiled
+    train_with_norms: jax.stages.Compiled  # where its metrics are logged
+    evaluate: jax.stages.Compiled  # of `make_eval_step`, for batches of the training's size, crop and sharding
+
+
+def compile_steps(
+    config: ConfigDict,
+    statistics: ColorStatistics,
+    mesh: Mesh,
+    shapes: TrainState,
+    class_weights: np.ndarray | None = None,
+) -> Steps:
+    """Compiles all steps at the same time, for a state of these shapes."""
+    eval_step = make_eval_step(make_model(config), statistics)
+
+    def sharded_eval_step(variables: dict, batch: Batch) -> EvalMetrics:
+        batch = {**batch, "image": shard_images(batch["image"], mesh)}
+        return eval_step(gather_for_compute(variables, config.sharding, mesh), batch)
+
+    mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
+    batch = {**batch_shapes(config, mesh), "mask": mask}
+    train_step = functools.partial(compile_train_step, config, statistics, mesh, shapes, class_weights)
+    with ThreadPoolExecutor() as threads:
+        futures = (
+            threads.submit(train_step, with_norms=False),
+            threads.submit(train_step, with_norms=True),
+            threads.submit(compile_step, sharded_eval_step, shapes.variables, batch, out_shardings=replicated(mesh)),
+        )
+        return Steps(*(future.result() for future in futures))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -35,15 +34,12 @@ from vgg_jax.memory import check_memory, need_memory
 from vgg_jax.metrics import MetricsLog, TrainMetrics, top5_text
 from vgg_jax.provenance import code_version, environment
 from vgg_jax.sharding import (
-    batch_sharding,
     bytes_a_device,
-    gather_for_compute,
     make_mesh,
     replicated,
-    shard_images,
 )
-from vgg_jax.state import TrainState, init_state, make_model, params_sha256, state_bytes_by_sharding, state_shapes
-from vgg_jax.steps import Batch, EvalMetrics, batch_shapes, compile_train_step, make_eval_step
+from vgg_jax.state import TrainState, init_state, params_sha256, state_bytes_by_sharding, state_shapes
+from vgg_jax.steps import Steps, compile_steps
 from vgg_jax.transplant import Donor, check_fit, read_donor, start_from
 from vgg_jax.validation import validate
 
@@ -86,7 +82,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         # From here to its end, the run owns the workdir.
         check_lock = _own_workdir(run, stack)
         _keep_compiled(run)
-        train_step, eval_step = _compile(run)
+        steps = _compile(run)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
         step, state, progress = _initial(run, checkpoints)
         metrics_log = stack.enter_context(
@@ -106,20 +102,21 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             with metrics.waiting_for_input():
                 batch = next(train_batches)
             lr = learning_rate(step, progress)
+            step += 1
+            train_step = steps.train_with_norms if metrics.is_logged(step) else steps.train
             with jax.transfer_guard("disallow"):
                 state, step_metrics = train_step(state, batch, lr)
-            step += 1
             metrics.add(step, step_metrics)
             stopping = stop.after(step)
             if not (evaluation_due(step) or checkpoint_due(step) or stopping):
                 continue
 
             # Nothing is saved before the last update is known to be finite.
-            metrics.flush()
+            metrics.flush(state.params)
             check_lock()
             if evaluation_due(step):
                 progress.is_warm |= metrics.error_since_evaluation(step) < config.schedule.warmup_error
-                progress = _evaluate(run, eval_step, state, step, progress, metrics_log)
+                progress = _evaluate(run, steps.evaluate, state, step, progress, metrics_log)
                 finished = schedules.is_finished(config, progress.plateau)
             progress.seconds, progress.sums = seconds_before + time.monotonic() - began, metrics.sums()
             checkpoints.save(step, state, progress)
@@ -277,25 +274,14 @@ def _keep_compiled(run: _Run) -> None:
         run.console.print(f"compiled programs are kept in {directory} for the next start")
 
 
-def _compile(run: _Run) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
-    """Compiles train_step and eval_step for exactly these shapes on this mesh."""
+def _compile(run: _Run) -> Steps:
+    """Compiles the steps for exactly these shapes on this mesh."""
     began = time.monotonic()
-    config, mesh, statistics = run.config, run.mesh, run.dataset.statistics
+    config, dataset = run.config, run.dataset
     is_balanced = config.class_weights == "balanced"
-    weights = class_weights(run.dataset.train, config.model.num_classes) if is_balanced else None
-    train_step = compile_train_step(config, statistics, mesh, run.shapes, weights)
-    eval_step = make_eval_step(make_model(config), statistics)
-
-    def sharded_eval_step(variables: dict, batch: Batch) -> EvalMetrics:
-        batch = {**batch, "image": shard_images(batch["image"], mesh)}
-        return eval_step(gather_for_compute(variables, config.sharding, mesh), batch)
-
-    mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
-    batch = {**batch_shapes(config, mesh), "mask": mask}
-    compiled_eval = compilation.compile_step(
-        sharded_eval_step, run.shapes.variables, batch, out_shardings=replicated(mesh)
-    )
-    memory: Any = train_step.memory_analysis()
+    weights = class_weights(dataset.train, config.model.num_classes) if is_balanced else None
+    steps = compile_steps(config, dataset.statistics, run.mesh, run.shapes, weights)
+    memory: Any = steps.train_with_norms.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     need_memory(needed, "on each device for a compiled step")
@@ -304,7 +290,7 @@ def _compile(run: _Run) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
         f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "
         f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
     )
-    return train_step, compiled_eval
+    return steps
 
 
 def _every(steps: float, total_steps: int) -> Callable[[int], bool]:
