@@ -28,6 +28,7 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (python -m vg
 _CONTENT = flags.DEFINE_string("content", None, "The image to paint.", required=True)
 _STYLE = flags.DEFINE_string("style", None, "The image in whose manner.", required=True)
 _OUTPUT = flags.DEFINE_string("output", "painted.png", "Where the result goes.")
+_AVERAGE_POOLING = flags.DEFINE_bool("average_pooling", False, "Means in place of maxima, as the paper prefers.")
 _SIZE = flags.DEFINE_integer("size", 256, "Shorter side of both images, pixels.", lower_bound=32, upper_bound=4096)
 _STEPS = flags.DEFINE_integer("steps", 300, "Updates of the pixels.", lower_bound=1)
 _STYLE_WEIGHT = flags.DEFINE_float("style_weight", 10.0, "Of the style against the content.", lower_bound=0)
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> None:
     if arguments:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --content=photo.jpg.")
     model = features.load(_WEIGHTS.value)
+    if _AVERAGE_POOLING.value:
+        model = features.with_average_pooling(model)
     content, style = (jnp.asarray(photo(name, _SIZE.value)) for name in (_CONTENT.value, _STYLE.value))
     relus = [name for name in endpoint_names(model.model.layers) if name.startswith("relu") and "_" in name]
     style_layers = [name for name in relus if name.endswith("_1")]

@@ -157,7 +157,7 @@ def conv_mean(variables, x):
     [
         ("ResNet-18", "B", "3x3"),
         ("ResNet-18", "A", "3x3"),
-        ("ResNet-50", "B", "3x3"),
+        pytest.param("ResNet-50", "B", "3x3", marks=pytest.mark.slow),
         pytest.param("ResNet-50", "C", "1x1", marks=pytest.mark.slow),
         ("Plain-18", "", "3x3"),
     ],
@@ -192,6 +192,7 @@ def torch_lrn(f, y):
     return f.local_response_norm(y, 5, alpha=5e-4, beta=0.75, k=2.0)
 
 
+@pytest.mark.slow
 def test_alexnet_is_torchs_layers():
     """Of a crop and, fully convolutional, of a larger image."""
     model, variables = small("AlexNet", 99, width_multiplier=1 / 8)
@@ -287,10 +288,8 @@ def test_auxiliary_losses_count_three_tenths_and_the_loss_shown_is_the_networks(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=2e-6), moved, gradient)
 
 
-@pytest.mark.parametrize(
-    "configuration",
-    [pytest.param("A", marks=pytest.mark.slow), "ResNet-20", pytest.param("GoogLeNet", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["A", "ResNet-20", "GoogLeNet"])
 def test_eight_devices_are_one_device(tiny_config, configuration):
     """Statistics are those of the whole batch: a device alone has one image of it."""
     tiny_config.model.configuration = configuration

@@ -54,3 +54,36 @@ def test_style_transfer_brings_the_style_nearer_and_keeps_the_picture(tmp_path):
     assert status == 2
     assert err.startswith("error: /nowhere.png cannot be read: ")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_edges_are_those_of_side_outputs_enlarged_and_fused(tmp_path):
+    """Xie & Tu 2015, §3: with zero kernels every side output is its bias, and their fusion is a number."""
+    h5py = pytest.importorskip("h5py", reason="reads .h5 (pip install 'vgg-jax[h5]')")
+    weights = some_weights("D")
+    trunk = {name: leaves for name, leaves in weights.params.items() if name.startswith("conv")}
+    save_weights(
+        tmp_path / "trunk.safetensors", weights._replace(params=trunk, description={"head": "none"}, class_names=None)
+    )
+    render(0)[0].resize((70, 50)).save(tmp_path / "image.png")
+    biases, fuse = [0.1, -0.2, 0.3, -0.4, 0.5], [1.0, 2.0, 3.0, 4.0, 5.0]
+    with h5py.File(tmp_path / "side.weights.h5", "w") as file:
+        for i, bias in enumerate(biases, 1):
+            channels = trunk[("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3")[i - 1]]["bias"].shape[0]
+            file[f"dsn{i}/vars/0"] = np.zeros((1, 1, channels, 1), np.float32)
+            file[f"dsn{i}/vars/1"] = np.array([bias], np.float32)
+        file["fuse/vars/0"] = np.array(fuse, np.float32).reshape(1, 1, 5, 1)
+        file["fuse/vars/1"] = np.array([0.25], np.float32)
+    flags = [
+        f"--weights={tmp_path / 'trunk.safetensors'}",
+        f"--image={tmp_path / 'image.png'}",
+        f"--output={tmp_path / 'e.png'}",
+    ]
+    status, out, err = run_module("examples.edges", *flags, f"--side_outputs={tmp_path / 'side.weights.h5'}")
+    assert (status, err) == (0, "")
+    assert "50 x 70" in out
+    found = np.asarray(Image.open(tmp_path / "e.png"))
+    assert found.shape == (50, 70)
+    assert (found == round(255 / (1 + np.exp(-np.dot(biases, fuse) - 0.25)))).all()
+    status, _, err = run_module("examples.edges", *flags, f"--side_outputs={tmp_path / 'trunk.safetensors'}")
+    assert (status, "has no side output dsn1" in err) == (2, True)

@@ -209,3 +209,31 @@ def test_unequal_losses_are_refused(backbone):
         features.perceptual_loss(backbone, x, x, LAYERS, (1, 2))
     with pytest.raises(UserError, match="cannot be compared at relu1_2"):
         features.perceptual_loss(backbone, x, np.zeros((32, 40, 3)), LAYERS)
+
+
+def test_average_pooling_takes_the_means_of_what_the_layer_before_gives(backbone):
+    images = pixels(1, 64, 80)
+    maps = features.activations(features.with_average_pooling(backbone), images, ("relu1_2", "pool1", "relu2_1"))
+    before, plain = np.asarray(maps["relu1_2"]), features.activations(backbone, images, ("relu1_2", "relu2_1"))
+    np.testing.assert_allclose(maps["pool1"], before.reshape(1, 32, 2, 40, 2, -1).mean((2, 4)), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(before, plain["relu1_2"], rtol=1e-5, atol=1e-3)
+    assert np.abs(maps["relu2_1"] - plain["relu2_1"]).max() > 1
+
+
+def test_normalised_activations_have_a_mean_of_one_and_the_same_logits(backbone):
+    batches = [pixels(2, 64, 64), pixels(2, 64, 64, seed=1)]
+    normalized = features.with_normalized_activations(backbone, batches)
+    layers = ("relu1_1", "relu3_2", "relu5_1")
+    for layer in layers:
+        means = np.mean([features.activations(normalized, x, (layer,))[layer].mean((0, 1, 2)) for x in batches], 0)
+        active = means > 0
+        np.testing.assert_allclose(means[active], 1, rtol=1e-3)
+        assert active.any()
+    scores = [features.activations(b, batches[0], ("score_map",))["score_map"] for b in (backbone, normalized)]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-3, atol=1e-3 * np.abs(scores[0]).max())
+    with pytest.raises(UserError, match="there is no image to normalise activations by"):
+        features.with_normalized_activations(backbone, [])
+    model, variables = small("D", 64, {"batch_norm": True})
+    other = features.Backbone(variables["params"], backbone.mean_rgb, model, {"batch_stats": variables["batch_stats"]})
+    with pytest.raises(UserError, match="for VGGs without normalisation layers"):
+        features.with_normalized_activations(other, batches)

@@ -31,7 +31,7 @@ def described(configuration, description):
 @pytest.mark.parametrize(
     ("configuration", "description"),
     [
-        ("A-LRN", {}),
+        pytest.param("A-LRN", {}, marks=pytest.mark.slow),
         ("D", {"batch_norm": True, "head": "gap"}),
         pytest.param("E", {}, marks=pytest.mark.slow),
         pytest.param("ResNet-50", {}, marks=pytest.mark.slow),

@@ -210,6 +210,7 @@ def test_the_average_is_that_of_all_states_and_1_device_is_8(tiny_config):
     np.testing.assert_allclose(some_steps(config, 3, devices=8), losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_it_resumes_bit_for_bit_and_its_average_is_evaluated(tiny_config, tmp_path):
     config = today(tiny_config)
     config.num_epochs = 2.0

@@ -51,6 +51,7 @@ def wait_for_step(process, workdir, step):
 
 
 def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
+    tiny_config.log_every_steps = 5
     status, out, err = run_main(*flags(tiny_config, tmp_path / "run"))
     assert (status, err) == (0, "")
     for promised in (
@@ -237,6 +238,7 @@ def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
 
 
 def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config, tmp_path):
+    tiny_config.log_every_steps = 5
     tiny_config.num_epochs = 2.0
     train(tiny_config, tmp_path / "whole", quiet=True)
     tiny_config.num_epochs = 8 / 11.25  # ends between two log lines
@@ -252,6 +254,7 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config,
 
 @pytest.mark.parametrize("bad", ["loss", "parameter"])
 def test_what_is_not_finite_is_noticed_before_it_is_saved(tiny_config, bad):
+    tiny_config.log_every_steps = 5
     console = SimpleNamespace(progress=lambda *_: None)
     window = TrainMetrics(tiny_config, 11.25, 34, SimpleNamespace(), console, None)
     loss = math.nan if bad == "loss" else 1.5

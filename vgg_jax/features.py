@@ -11,9 +11,10 @@ grad and vmap; `backbone` is a pytree, so it can be an argument of a jitted func
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,60 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
     variables = {"params": backbone.params, **backbone.model_state}
     maps: Any = backbone.model.apply(variables, x, tuple(layers), method="activations")
     return {layer: maps[layer].reshape(*outer, *maps[layer].shape[1:]) for layer in layers}
+
+
+def with_average_pooling(backbone: Backbone) -> Backbone:
+    """Returns the backbone with means in place of maxima in its pooling layers, which style transfer prefers (Gatys et al. 2016)."""
+    layers = tuple(
+        layer._replace(kind="mean_pool") if layer.kind == "pool" else layer for layer in backbone.model.layers
+    )
+    return dataclasses.replace(backbone, model=backbone.model.clone(layers=layers))
+
+
+def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array]) -> Backbone:
+    """Returns the backbone with kernels and biases scaled so that each channel's mean activation is 1 (Gatys et al. 2016).
+
+    The network's logits stay the same, because a ReLU and pooling commute with positive factors. A channel that none of the
+    images activates stays as it is.
+
+    Args:
+      backbone: of a VGG without normalisation layers.
+      images: [..., H, W, 3], RGB on 0 to 255, of any sizes; each array counts as much as any other.
+
+    Raises:
+      UserError: another network, or no images.
+    """
+    layers = backbone.model.layers
+    if any(layer.kind in ("batch_norm", "lrn", "add", "concat") for layer in layers):
+        raise UserError(
+            "activations can be normalised for VGGs without normalisation layers; this network is another one."
+        )
+    names = [layer.name for layer in layers if layer.kind == "conv"]
+    relus = [name.replace("conv", "relu") for name in names]
+    means = jax.jit(
+        lambda x, b: {layer: maps.mean(tuple(range(maps.ndim - 1))) for layer, maps in activations(b, x, relus).items()}
+    )
+    total: dict[str, Any] = dict.fromkeys(relus, 0.0)
+    count = 0
+    for x in images:
+        total = {layer: total[layer] + mean for layer, mean in means(x, backbone).items()}
+        count += 1
+    if not count:
+        raise UserError("there is no image to normalise activations by.")
+    params, before = dict(backbone.params), jnp.ones(3)
+    for layer in layers:
+        if not layer.has_kernel:
+            continue
+        leaves, after = params[layer.name], jnp.float32(1)
+        if layer.kind == "conv":
+            mean = total[layer.name.replace("conv", "relu")] / count
+            after = jnp.where(mean > 0, mean, 1)
+        params[layer.name] = {
+            "kernel": leaves["kernel"] * before[:, None] / after,
+            "bias": leaves["bias"] / after,
+        }
+        before = jnp.broadcast_to(after, leaves["bias"].shape)
+    return dataclasses.replace(backbone, params=params)
 
 
 def _check_size(backbone: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:

