@@ -21,7 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 AUTO = "auto"
 COMPILED = "compiled"  # directory of kept programs
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-_MAX_BYTES = 4 * 2**30  # of kept programs; a full-width training step has about 3 MiB
+_MAX_BYTES = 4 * 2**30  # of kept programs; the quickstart's have 0.5 MiB
 _LEAST_FREE = 2**28  # bytes on the disk
 _LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
 
