@@ -61,7 +61,7 @@ def tiny_config(images, prepared):
     config.image.scale_max = 40
     config.batch_size = 8
     config.num_epochs = 3.0
-    config.log_every_steps = 1  # so that one training step is compiled, and not two
+    config.log_every_steps = 5
     config.checkpoint_every_steps = 4
     config.optimizer.learning_rate = 1e-3
     config.data.name = "folder"

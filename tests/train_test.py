@@ -51,7 +51,6 @@ def wait_for_step(process, workdir, step):
 
 
 def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
-    tiny_config.log_every_steps = 5
     status, out, err = run_main(*flags(tiny_config, tmp_path / "run"))
     assert (status, err) == (0, "")
     for promised in (
@@ -237,8 +236,9 @@ def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
     assert train(tiny_config, tmp_path / "run", quiet=True)["steps"] == 23
 
 
-def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config, tmp_path):
-    tiny_config.log_every_steps = 5
+@pytest.mark.parametrize("few_params", [1e7, pytest.param(0, marks=pytest.mark.slow)])  # one training step, or two
+def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config, tmp_path, monkeypatch, few_params):
+    monkeypatch.setattr("vgg_jax.steps._FEW_PARAMS", few_params)
     tiny_config.num_epochs = 2.0
     train(tiny_config, tmp_path / "whole", quiet=True)
     tiny_config.num_epochs = 8 / 11.25  # ends between two log lines
@@ -254,7 +254,6 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config,
 
 @pytest.mark.parametrize("bad", ["loss", "parameter"])
 def test_what_is_not_finite_is_noticed_before_it_is_saved(tiny_config, bad):
-    tiny_config.log_every_steps = 5
     console = SimpleNamespace(progress=lambda *_: None)
     window = TrainMetrics(tiny_config, 11.25, 34, SimpleNamespace(), console, None)
     loss = math.nan if bad == "loss" else 1.5

@@ -25,6 +25,9 @@ from vgg_jax.state import EMA, TrainState, make_model, step_key
 
 Batch = dict[str, jax.Array]
 
+# Of fewer parameters the norms cost less than compiling a second step.
+_FEW_PARAMS = 10_000_000
+
 AUXILIARY_WEIGHT = 0.3  # of the loss of each auxiliary classifier (Szegedy et al. 2014, §5)
 
 
@@ -237,7 +240,7 @@ def compile_steps(
     shapes: TrainState,
     class_weights: np.ndarray | None = None,
 ) -> Steps:
-    """Compiles all steps at the same time, for a state of these shapes."""
+    """Compiles all steps at the same time, for a state of these shapes; with few parameters `train` has norms too."""
     eval_step = make_eval_step(make_model(config), statistics)
 
     def sharded_eval_step(variables: dict, batch: Batch) -> EvalMetrics:
@@ -247,10 +250,11 @@ def compile_steps(
     mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
     batch = {**batch_shapes(config, mesh), "mask": mask}
     train_step = functools.partial(compile_train_step, config, statistics, mesh, shapes, class_weights)
+    is_one = config.log_every_steps == 1 or sum(x.size for x in jax.tree.leaves(shapes.params)) < _FEW_PARAMS
     with ThreadPoolExecutor() as threads:
         with_norms = threads.submit(train_step, with_norms=True)
         futures = (
-            with_norms if config.log_every_steps == 1 else threads.submit(train_step, with_norms=False),
+            with_norms if is_one else threads.submit(train_step, with_norms=False),
             with_norms,
             threads.submit(compile_step, sharded_eval_step, shapes.variables, batch, out_shardings=replicated(mesh)),
         )
