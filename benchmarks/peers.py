@@ -58,7 +58,7 @@ def ours(row):
     from vgg_jax.config import default_config
     from vgg_jax.sharding import make_mesh
     from vgg_jax.state import init_state, make_model, state_shapes
-    from vgg_jax.steps import compile_train_step
+    from vgg_jax.steps import compile_steps
 
     config, mesh = default_config(), make_mesh()
     config.model.configuration, config.model.num_classes = row.configuration, row.num_classes
@@ -67,7 +67,7 @@ def ours(row):
     shapes = state_shapes(config, mesh)
     state, (images, labels) = init_state(config, shapes), data(row)
     if row.trains:
-        step = compile_train_step(config, IMAGENET_STATISTICS, mesh, shapes, with_norms=False)
+        step = compile_steps(config, IMAGENET_STATISTICS, mesh, shapes).train
         batch, rate = {"image": jax.device_put(images), "label": jax.device_put(labels)}, np.float32(1e-3)
 
         def train():

@@ -33,11 +33,7 @@ from vgg_jax.files import write_json
 from vgg_jax.memory import check_memory, need_memory
 from vgg_jax.metrics import MetricsLog, TrainMetrics, top5_text
 from vgg_jax.provenance import code_version, environment
-from vgg_jax.sharding import (
-    bytes_a_device,
-    make_mesh,
-    replicated,
-)
+from vgg_jax.sharding import bytes_a_device, make_mesh, replicated
 from vgg_jax.state import TrainState, init_state, params_sha256, state_bytes_by_sharding, state_shapes
 from vgg_jax.steps import Steps, compile_steps
 from vgg_jax.transplant import Donor, check_fit, read_donor, start_from
