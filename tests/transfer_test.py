@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ def alone(backbone, path, layer, scale):
 @pytest.mark.parametrize("batch_size", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_path, batch_size):
     backbone = features.load(weights_file)
-    found = descriptors(backbone, LAYERS, photos, 64, tmp_path, batch_size)
+    found = descriptors(backbone, LAYERS, transfer_data.image_files(photos), 64, tmp_path, batch_size)
     for layer in LAYERS:
         wanted = np.stack([alone(backbone, path, layer, 64) for path in photos])
         assert wanted.std() > 0
@@ -64,21 +65,24 @@ def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_pat
 
 def test_what_was_computed_is_kept_and_the_rest_is_computed(weights_file, photos, tmp_path, monkeypatch):
     backbone = features.load(weights_file)
-    wanted = descriptors(backbone, ("relu2_2",), photos, 64, tmp_path)["relu2_2"].copy()
+    wanted = descriptors(backbone, ("relu2_2",), transfer_data.image_files(photos), 64, tmp_path)["relu2_2"].copy()
     (file,) = tmp_path.glob("relu2_2-Q64-*.npy")
     kept = np.lib.format.open_memmap(file, mode="r+")
     kept[3:5] = np.nan  # as an interruption leaves them
     kept[0] = 7
     kept.flush()
-    again = descriptors(backbone, ("relu2_2",), photos, 64, tmp_path)["relu2_2"]
+    again = descriptors(backbone, ("relu2_2",), transfer_data.image_files(photos), 64, tmp_path)["relu2_2"]
     np.testing.assert_allclose(again[3:5], wanted[3:5], rtol=1e-5, atol=1e-5)
     assert (again[0] == 7).all()
     monkeypatch.setattr("vgg_jax.evaluation.descriptors.compile_step", None)  # nothing is left to compute
-    descriptors(backbone, ("relu2_2",), photos, 64, tmp_path)
+    descriptors(backbone, ("relu2_2",), transfer_data.image_files(photos), 64, tmp_path)
     file.write_bytes(file.read_bytes()[:50])  # damaged: begun anew
     monkeypatch.undo()
     np.testing.assert_allclose(
-        descriptors(backbone, ("relu2_2",), photos, 64, tmp_path)["relu2_2"], wanted, rtol=1e-5, atol=1e-5
+        descriptors(backbone, ("relu2_2",), transfer_data.image_files(photos), 64, tmp_path)["relu2_2"],
+        wanted,
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -86,7 +90,9 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_kept(weights_f
     bad = tmp_path / "bad.png"
     bad.write_bytes(photos[0].read_bytes()[:40])
     with pytest.raises(UserError, match=r"bad.png cannot be read: .*; leave it out"):
-        descriptors(features.load(weights_file), ("relu1_1",), [*photos, bad], 64, tmp_path / "kept")
+        descriptors(
+            features.load(weights_file), ("relu1_1",), transfer_data.image_files([*photos, bad]), 64, tmp_path / "kept"
+        )
     np.testing.assert_allclose(np.linalg.norm(normalized(np.array([[3, 4.0], [0, 0]])), axis=1), [1, 0])
 
 
@@ -151,7 +157,14 @@ def test_a_voc_kit_is_read_by_its_lists(photos, tmp_path):
     root = voc_kit(tmp_path / "VOC2007", photos)
     data = transfer_data.voc(root, "trainval", "test")
     assert data.class_names == ["cat", "dog"]
-    assert [path.stem for path in data.paths] == ["000", "001", "002", "003", "004", "005"]
+    assert [Path(data.images.name(i)).stem for i in range(data.images.num_images)] == [
+        "000",
+        "001",
+        "002",
+        "003",
+        "004",
+        "005",
+    ]
     assert data.labels.tolist() == [[1, -1], [-1, 1], [1, -1], [-1, 1], [0, 1], [1, -1]]
     assert (data.train.tolist(), data.test.tolist()) == ([0, 1, 2, 3], [4, 5])
     (root / "JPEGImages" / "003.jpg").unlink()

@@ -83,8 +83,8 @@ def main(arguments: list[str]) -> None:
         data = transfer_data.folder(root)
         counts = (_TRAIN_IMAGES.value, _TEST_IMAGES.value, _SPLITS.value, _SEED.value)
         splits = linear_svm.caltech_splits(data.labels, data.class_names, *counts)
-    print(f"{root}: {len(data.paths):,} images, {len(data.class_names)} classes", flush=True)
-    candidates = {layer: _descriptors(backbones, layers, layer, scales, data.paths, is_voc) for layer in layers}
+    print(f"{root}: {data.images.num_images:,} images, {len(data.class_names)} classes", flush=True)
+    candidates = {layer: _descriptors(backbones, layers, layer, scales, data.images, is_voc) for layer in layers}
     points = 11 if root.name == "VOC2007" else 0  # of VOC's precision, by the year
     evaluate = functools.partial(linear_svm.multi_label, points=points) if is_voc else linear_svm.single_label
     outcomes = []
@@ -126,7 +126,7 @@ def paper_name(backbone: Any) -> str:
 
 
 def _descriptors(
-    backbones: list[Any], layers: list[str], layer: str, scales: list[int], paths: list[Path], is_averaged: bool
+    backbones: list[Any], layers: list[str], layer: str, scales: list[int], images: Any, is_averaged: bool
 ) -> np.ndarray:
     """Returns the descriptors of a layer: of several scales averaged or stacked, of several networks stacked, of length 1."""
     import numpy as np
@@ -138,7 +138,7 @@ def _descriptors(
         of_scales = [
             normalized(
                 descriptors(
-                    backbone, layers, paths, scale, Path(_OUTPUT.value).expanduser() / "descriptors", _BATCH_SIZE.value
+                    backbone, layers, images, scale, Path(_OUTPUT.value).expanduser() / "descriptors", _BATCH_SIZE.value
                 )[layer]
             )
             for scale in scales

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ import numpy as np
 
 from vgg_jax import features
 from vgg_jax.compilation import compile_step
+from vgg_jax.console import duration
 from vgg_jax.data.crops import rescaled
-from vgg_jax.data.decode import DecodeError, read_file, size_of
+from vgg_jax.data.decode import DecodeError, size_of
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.evaluation.plan import MAX_PIXELS, Bucket, buckets, rescaled_sizes
 from vgg_jax.evaluation.steps import mirrored, transpose_kernels
@@ -27,17 +28,26 @@ from vgg_jax.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import params_sha256
 
 
+class Images(NamedTuple):
+    """Encoded images, wherever they lie."""
+
+    num_images: int
+    encoded: Callable[[int], bytes]  # of an image by its number; may raise OSError
+    name: Callable[[int], str]  # by which messages name it
+    digest: bytes  # another one where there are others
+
+
 def descriptors(
-    backbone: Backbone, layers: Sequence[str], paths: Sequence[Path], scale: int, directory: Path, batch_size: int = 64
+    backbone: Backbone, layers: Sequence[str], images: Images, scale: int, directory: Path, batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Computes descriptors, or takes those that are kept; what was computed before an interruption is not computed again.
 
     Args:
       backbone: of `features.load`.
       layers: endpoints of the network.
-      paths: of the images, which are rescaled to a shorter side of `scale` pixels and seen whole.
+      images: rescaled to a shorter side of `scale` pixels and seen whole.
       scale: Q.
-      directory: where they are kept, a file for each layer, scale, backbone and list of images.
+      directory: where they are kept, a file for each layer, scale, backbone and set of images.
       batch_size: images of Q x Q pixels at once, over all devices; it bounds memory and changes no result.
 
     Returns:
@@ -46,17 +56,18 @@ def descriptors(
     Raises:
       UserError: an image that cannot be read, or one too large, by name; or the disk is full.
     """
-    kept = {layer: _open(backbone, layer, paths, scale, directory) for layer in layers}
+    kept = {layer: _open(backbone, layer, images, scale, directory) for layer in layers}
     pending = np.flatnonzero(np.isnan([array[:, 0] for array in kept.values()]).any(0))
     if not len(pending):
         return {layer: np.asarray(array) for layer, array in kept.items()}
-    sizes = np.ones((len(paths), 2), np.int64)
-    sizes[pending] = list(parallel_map(lambda i: _read(paths[i], size_of), pending.tolist()))
+    sizes = np.ones((images.num_images, 2), np.int64)
+    sizes[pending] = list(parallel_map(lambda i: _read(images, i, size_of), pending.tolist()))
     rescaled_Nx2 = rescaled_sizes(sizes, scale)
     if len(large := pending[rescaled_Nx2[pending].prod(-1) > MAX_PIXELS]):
-        raise UserError(f"{paths[large[0]]} has too many pixels at Q={scale}; leave it out.")
+        raise UserError(f"{images.name(large[0])} has too many pixels at Q={scale}; leave it out.")
     mesh, compiled = make_mesh(), dict[tuple[int, int], Any]()
     devices = mesh.size
+    began, decoding_s = (time.monotonic(), time.process_time()), list[float]()
 
     def at_once(length: int) -> int:
         return devices * max(1, batch_size * scale // (length * devices))
@@ -65,14 +76,18 @@ def descriptors(
     upright = jax.device_put(variables, replicated(mesh))
     transposed = jax.device_put(transpose_kernels(variables), replicated(mesh))
     jobs = buckets(rescaled_Nx2, pending, lambda length: length, at_once)
-    images = parallel_map(
-        lambda i: _read(paths[i], lambda encoded: rescaled(encoded, scale)),
-        (int(i) for job in jobs for i in job.indices),
-        ahead=max(16, 2 * batch_size),
-    )
+
+    def decode(i: int) -> np.ndarray:
+        before = time.thread_time()
+        pixels: np.ndarray = _read(images, i, lambda encoded: rescaled(encoded, scale))
+        decoding_s.append(time.thread_time() - before)
+        return pixels
+
+    in_order = (int(i) for job in jobs for i in job.indices)
+    decoded = parallel_map(decode, in_order, ahead=max(16, 2 * batch_size))
     shown = progress(range(len(pending)), len(pending), f"descriptors, Q={scale}")
     for job in jobs:
-        batch = _batch(job, [next(images) for _ in job.indices])
+        batch = _batch(job, [next(decoded) for _ in job.indices])
         arguments = (*(jax.device_put(array, batch_sharding(mesh)) for array in batch), np.bool_(job.transposed))
         used = transposed if job.transposed else upright
         if job.shape not in compiled:
@@ -84,6 +99,12 @@ def descriptors(
         for _ in job.indices:
             next(shown)
     shown.close()
+    elapsed, cpu = time.monotonic() - began[0], time.process_time() - began[1]
+    print(
+        f"descriptors, Q={scale}: {len(pending):,} images in {duration(elapsed)}, {1000 * elapsed / len(pending):.0f} ms an image; "
+        f"decoding took {sum(decoding_s) / cpu:.1%} of the processor's time",
+        flush=True,
+    )
     return {layer: np.asarray(array) for layer, array in kept.items()}
 
 
@@ -122,23 +143,22 @@ def _batch(job: Bucket, images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarra
     return padded, sizes
 
 
-def _read(path: Path, function: Any) -> Any:
+def _read(images: Images, i: int, function: Callable[[bytes], Any]) -> Any:
     try:
-        return function(read_file(path))
+        return function(images.encoded(i))
     except (OSError, DecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; leave it out. What was computed so far is kept.") from error
+        raise UserError(
+            f"{images.name(i)} cannot be read: {error}; leave it out. What was computed so far is kept."
+        ) from error
 
 
-def _open(backbone: Backbone, layer: str, paths: Sequence[Path], scale: int, directory: Path) -> np.memmap:
+def _open(backbone: Backbone, layer: str, images: Images, scale: int, directory: Path) -> np.memmap:
     """Returns the kept descriptors of a layer, mapped into memory; rows that are not computed yet are NaN."""
-    digest = hashlib.sha256(params_sha256(backbone.params, backbone.model_state).encode())
-    for path in paths:
-        status = path.stat()
-        digest.update(os.fsencode(path) + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+    digest = hashlib.sha256(params_sha256(backbone.params, backbone.model_state).encode() + images.digest)
     file = directory / f"{layer}-Q{scale}-{digest.hexdigest()[:12]}.npy"
     image = jax.ShapeDtypeStruct((scale, scale, 3), jnp.float32)
     activations: Any = jax.eval_shape(lambda x: features.activations(backbone, x, (layer,)), image)
-    shape = (len(paths), activations[layer].shape[-1])
+    shape = (images.num_images, activations[layer].shape[-1])
     try:
         array = np.lib.format.open_memmap(file, mode="r+")
         if array.shape == shape and array.dtype == np.float32:

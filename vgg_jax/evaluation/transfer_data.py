@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from vgg_jax.data import sources
+from vgg_jax.data.decode import read_file
 from vgg_jax.data.folder import files_below, is_named_like_a_picture
+from vgg_jax.data.parallel import parallel_map
+from vgg_jax.evaluation.descriptors import Images
 from vgg_jax.exceptions import UserError
 
 
 class TransferData(NamedTuple):
     """Images and what is on them."""
 
-    paths: list[Path]
+    images: Images
     labels: np.ndarray  # [N] int, or of several labels an image [N, K]: 1 there, -1 not there, 0 hard to say
     class_names: list[str]
     train: np.ndarray  # indices, where the data set has a split of its own
     test: np.ndarray
+
+
+def image_files(paths: Sequence[Path]) -> Images:
+    """Returns images that lie in files of their own."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(os.fsencode(path) + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+    return Images(len(paths), lambda i: read_file(paths[i]), lambda i: str(paths[i]), digest.digest())
+
+
+def prepared(name: str, data_dir: str) -> TransferData:
+    """Opens a data set of TFDS by its name, as training does, and puts its splits together.
+
+    Raises:
+      UserError: an unknown set, one that is not prepared, or fewer than two classes with images.
+    """
+    data = sources.prepared_data(name, sources.expanded(data_dir))
+    records = sources.open_split(data, "all", "--data_root")
+
+    def label_and_digest(i: int) -> tuple[int, bytes]:
+        record = records[i]
+        return record["label"], hashlib.sha256(record["image"]).digest()
+
+    labels, digests = zip(*parallel_map(label_and_digest, range(len(records))), strict=True)
+    images = Images(
+        len(records), lambda i: records[i]["image"], records.describe, hashlib.sha256(b"".join(digests)).digest()
+    )
+    if len(set(labels)) < 2:
+        raise UserError(f"--data_root={name} has images of fewer than two classes; name another data set.")
+    return TransferData(images, np.array(labels), data.class_names, np.zeros(0, int), np.zeros(0, int))
 
 
 def folder(root: Path) -> TransferData:
@@ -40,7 +78,7 @@ def folder(root: Path) -> TransferData:
         labels += [names.index(entry.name)] * len(files)
     if len(set(labels)) < 2:
         raise UserError(f"--data_root={root} has images of fewer than two classes; lay it out as <class>/<image>.")
-    return TransferData(paths, np.array(labels), names, np.zeros(0, int), np.zeros(0, int))
+    return TransferData(image_files(paths), np.array(labels), names, np.zeros(0, int), np.zeros(0, int))
 
 
 def voc(root: Path, train_list: str, test_list: str) -> TransferData:
@@ -70,7 +108,7 @@ def voc(root: Path, train_list: str, test_list: str) -> TransferData:
         )
     count = len(labels[train_list])
     rows = np.array([row for of_images in labels.values() for row in of_images.values()])
-    return TransferData(paths, rows, names, np.arange(count), np.arange(count, len(paths)))
+    return TransferData(image_files(paths), rows, names, np.arange(count), np.arange(count, len(paths)))
 
 
 def _lines(path: Path) -> list[tuple[str, int]]:
