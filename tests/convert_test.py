@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 from tests.command import as_flags, help_of, run_main, run_module
 from tests.random_weights import ODD, some_weights
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
+from vgg_jax import features
 from vgg_jax.checkpoints import load_variables
+from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.transplant import read_donor, start_from
@@ -220,3 +222,24 @@ def test_a_run_starts_from_a_file(net_config, tmp_path):
     )
     description = json.loads((tmp_path / "w" / "dataset.json").read_text())
     assert description["mean_rgb"] != ODD.mean_rgb().tolist()
+
+
+@pytest.mark.slow
+def test_activations_are_normalised_over_a_directory(images, tmp_path):
+    source, dest = tmp_path / "d.safetensors", tmp_path / "normalized.safetensors"
+    save_weights(source, some_weights())
+    directory = images / "validation"
+    status, _, err = run_module("vgg_jax.convert", source, dest, f"--normalize_activations={directory}")
+    assert status == 0, err
+    before, after = load_weights(source), load_weights(dest)
+    files = list(directory.rglob("*.jpg"))
+    crops = np.stack([center_crop(file.read_bytes(), before.training_scales[0], before.crop) for file in files])
+    maps = features.activations(features.from_weights(after), crops, ("relu2_1", "score_map"))
+    means = np.asarray(maps["relu2_1"].mean((0, 1, 2)))
+    np.testing.assert_allclose(means[means > 0], 1, rtol=1e-3)
+    scores = features.activations(features.from_weights(before), crops, ("score_map",))["score_map"]
+    np.testing.assert_allclose(maps["score_map"], scores, rtol=1e-3, atol=1e-3 * np.abs(scores).max())
+    status, _, err = run_module(
+        "vgg_jax.convert", source, tmp_path / "x.safetensors", f"--normalize_activations={tmp_path / 'none'}"
+    )
+    assert (status, "there are no images; name a directory of some" in err) == (2, True)

@@ -7,17 +7,20 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from tests.command import run_module
 from tests.random_weights import some_weights
 from vgg_jax import features
+from vgg_jax.data import sources
 from vgg_jax.data.crops import rescaled
-from vgg_jax.evaluation import transfer_data
+from vgg_jax.evaluation import linear_probe, transfer_data
 from vgg_jax.evaluation.descriptors import descriptors, normalized
 from vgg_jax.evaluation.linear_svm import (
     average_precision,
     caltech_splits,
+    fitted_svm,
     multi_label,
     need_scikit_learn,
     single_label,
@@ -114,11 +117,11 @@ def test_the_descriptor_that_tells_classes_apart_is_chosen_and_recall_is_by_clas
     good = normalized(np.eye(3)[labels] + 0.1 * rng.normal(size=(120, 3)))
     noise = normalized(rng.normal(size=(120, 3)))
     ((train, test),) = caltech_splits(labels, "abc", 12, 50, 1, 0)
-    outcome = single_label({"noise": noise, "good": good}, labels, train, test, 0)
+    outcome = single_label({"noise": noise, "good": good}, labels, train, test, 0, fitted_svm)
     assert outcome.descriptor == "good"
     assert outcome.score == pytest.approx(outcome.by_class.mean())
     assert outcome.score > 0.95
-    chance = single_label({"noise": noise}, labels, train, test, 0).score
+    chance = single_label({"noise": noise}, labels, train, test, 0, fitted_svm).score
     assert 0.1 < chance < 0.6
 
 
@@ -130,15 +133,43 @@ def test_average_precision_is_the_interpolated_one():
     assert average_precision(scores, is_true, points=11) == pytest.approx((4 * 1 + 7 * 3 / 4) / 11)
 
 
-def test_several_labels_and_those_that_do_not_count():
+@pytest.mark.parametrize("fit", [fitted_svm, linear_probe.fit])
+def test_several_labels_and_those_that_do_not_count(fit):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((200, 3)) < 0.4, 1, -1)
     features_ = labels + 0.3 * rng.normal(size=labels.shape)
     features_[150:, 1] *= -1  # wrong, but hard to say
     labels[150:, 1] = 0
-    outcome = multi_label({"x": normalized(features_)}, labels, np.arange(100), np.arange(100, 200), 0, points=0)
+    outcome = multi_label({"x": normalized(features_)}, labels, np.arange(100), np.arange(100, 200), 0, fit)
     assert outcome.score > 0.9
     assert outcome.by_class.shape == (3,)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("c", [1.0, 100.0])
+def test_logistic_regression_by_optax_is_scikit_learns(classes, c):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, 90) * 2 + 5
+    features_ = normalized(np.eye(10)[labels] + 0.5 * rng.normal(size=(90, 10))).astype(np.float32)
+    found = linear_probe.fit(features_, labels, c)
+    wanted = linear_model.LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(features_, labels)
+    logits = wanted.decision_function(features_)
+    np.testing.assert_allclose(found.decision_function(features_), logits, atol=0.01 * np.abs(logits).max())
+    assert found.predict(features_).tolist() == wanted.predict(features_).tolist()
+
+
+def test_a_set_of_tfds_is_its_images(images, tmp_path):
+    made = sources.prepared_data("folder", epath.Path(tmp_path), str(images))
+    name = made.name.replace("/1.0.0", ":1.0.0")
+    listed, found = transfer_data.folder(images), transfer_data.prepared(name, str(tmp_path))
+
+    def contents(data):
+        return sorted((data.images.encoded(i), data.class_names[k]) for i, k in enumerate(data.labels))
+
+    assert contents(found) == contents(listed)
+    again = transfer_data.prepared(name, str(tmp_path))
+    assert found.images.digest == again.images.digest != listed.images.digest
 
 
 def voc_kit(root, photos):

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 from vgg_jax import cli
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vgg_jax.weights.file import Weights
 
 flags = cli.Flags()
@@ -54,6 +56,10 @@ _TRAINING_SCALES = flags.DEFINE_string(
 _NUM_CLASSES = flags.DEFINE_integer(
     "num_classes", 0, "Keep the body and replace the head by a random one for so many classes, to be fine-tuned.",
     lower_bound=0, upper_bound=2**20,
+)  # fmt: skip
+_NORMALIZE_ACTIVATIONS = flags.DEFINE_string(
+    "normalize_activations", "", "A directory of images over which each channel's mean activation becomes 1, as style transfer "
+    "prefers; logits stay as they are."
 )  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", 0, "Of the new head.", lower_bound=0, upper_bound=2**32 - 1)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace DEST where it exists.")
@@ -91,6 +97,8 @@ def main(arguments: list[str]) -> None:
         before = weights.num_classes
         weights = imports.with_new_head(weights, _NUM_CLASSES.value, _SEED.value)
         print(f"new head: {_NUM_CLASSES.value} classes in place of {before}, random; fine-tune it with init_from")
+    if _NORMALIZE_ACTIVATIONS.value:
+        weights = _with_normalized_activations(weights, Path(_NORMALIZE_ACTIVATIONS.value).expanduser())
     if _CLASS_NAMES.value:
         weights = imports.with_class_names(weights, _listing(_CLASS_NAMES.value), _CLASS_NAMES.value)
 
@@ -190,6 +198,44 @@ def _read(source: Path) -> Weights:
         f"{parameters:,} parameters, crop {weights.crop}, S {' to '.join(map(str, weights.training_scales))}, {classes}"
     )
     return weights
+
+
+def _with_normalized_activations(weights: Weights, directory: Path) -> Weights:
+    """Scales kernels so that each channel's mean activation over a directory's images is 1, and logits stay as they are.
+
+    The images, in any directories below, are seen at S in their central crop (`features.with_normalized_activations`).
+
+    Raises:
+      UserError: no image there, one that cannot be read, or another network than a VGG without normalisation layers.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from vgg_jax import features
+    from vgg_jax.data.crops import center_crop
+    from vgg_jax.data.decode import DecodeError, read_file
+    from vgg_jax.data.folder import files_below, is_named_like_a_picture
+    from vgg_jax.data.parallel import parallel_map, progress
+    from vgg_jax.exceptions import UserError
+    from vgg_jax.weights.preprocessing import Preprocessing
+
+    paths = [path for path in files_below(directory) if is_named_like_a_picture(path)] if directory.is_dir() else []
+    if not paths:
+        raise UserError(f"--normalize_activations={directory}: there are no images; name a directory of some.")
+
+    def pixels(path: Path) -> np.ndarray:
+        try:
+            return center_crop(read_file(path), weights.training_scales[0], weights.crop)
+        except (OSError, DecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}; leave it out.") from error
+
+    crops = progress(parallel_map(pixels, paths), len(paths), "activations")
+    backbone = features.with_normalized_activations(features.from_weights(weights), map(jnp.asarray, crops))
+    return weights._replace(
+        params=jax.device_get(backbone.params),
+        preprocessing=Preprocessing("RGB", 255.0, tuple(backbone.mean_rgb.tolist()), (1.0, 1.0, 1.0)),
+        source=f"{weights.source}; mean activations 1 over {len(paths):,} images of {directory}",
+    )
 
 
 def _check_digest(source: Path, digest: str) -> None:

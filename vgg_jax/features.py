@@ -27,7 +27,7 @@ from vgg_jax.exceptions import UserError
 from vgg_jax.models import Network
 from vgg_jax.models.description import endpoint_names, lengths
 from vgg_jax.weights import containers, hub
-from vgg_jax.weights.file import folded_params, load_weights, make_model
+from vgg_jax.weights.file import Weights, folded_params, load_weights, make_model
 
 
 @flax.struct.dataclass
@@ -57,7 +57,11 @@ def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
     Raises:
       UserError: the file cannot be read.
     """
-    weights = load_weights(hub.weights_file(source))
+    return from_weights(load_weights(hub.weights_file(source)), dtype)
+
+
+def from_weights(weights: Weights, dtype: str = "float32") -> Backbone:
+    """Returns the backbone of weights that are in memory."""
     return Backbone(
         params=jax.tree.map(jnp.asarray, folded_params(weights)),
         mean_rgb=jnp.asarray(weights.preprocessing.mean_rgb()),

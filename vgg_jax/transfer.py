@@ -6,7 +6,7 @@
 
 A descriptor is a layer's activations, computed densely over the whole image and its mirror image, averaged over space, of length 1.
 Linear support vector machines tell classes apart; the network stays as it is. DIR is a folder <class>/<image> or
-<split>/<class>/<image>, whose splits are put together, or a VOC development kit. Descriptors are kept: the same command goes on
+<split>/<class>/<image>, whose splits are put together, a VOC development kit, or tfds:NAME. Descriptors are kept: the same command goes on
 after Ctrl-C, and other settings of the classifiers take seconds.
 """
 
@@ -26,7 +26,9 @@ _WEIGHTS = flags.DEFINE_list(
     "weights", [], "Files of weights (python -m vgg_jax.convert), or names of published ones; the descriptors of several "
     "are stacked."
 )  # fmt: skip
-_DATA_ROOT = flags.DEFINE_string("data_root", "", "The folder of images, or the VOC kit's VOC2007 or VOC2012.")
+_DATA_ROOT = flags.DEFINE_string(
+    "data_root", "", "The folder of images, the VOC kit's VOC2007 or VOC2012, or tfds:NAME for a prepared set of TFDS."
+)  # fmt: skip
 _PROTOCOL = flags.DEFINE_enum(
     "protocol", "caltech", ["caltech", "voc"], "caltech: mean class recall over random splits; voc: mean average precision "
     "of the kit's own split, scales averaged."
@@ -40,6 +42,11 @@ _TEST_IMAGES = flags.DEFINE_integer("test_images", 50, "Of each class, at most, 
 _SPLITS = flags.DEFINE_integer("splits", 3, "Random splits, for caltech.", lower_bound=1)
 _TRAIN_LIST = flags.DEFINE_string("train_list", "trainval", "The kit's list to train on, for voc.")
 _TEST_LIST = flags.DEFINE_string("test_list", "test", "The kit's list to test on, for voc; VOC2012 publishes val.")
+_CLASSIFIER = flags.DEFINE_enum(
+    "classifier", "svm", ["svm", "logistic"], "svm: scikit-learn's linear support vector machines, as the paper; logistic: "
+    "logistic regression by optax on JAX's device, for many images."
+)  # fmt: skip
+_DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Where a TFDS set lies (config.data.dir).")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the splits, and of the fifth by which C is chosen.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string("output", "transfer", "A directory for descriptors and results.json.")
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -67,10 +74,17 @@ def main(arguments: list[str]) -> None:
 
     from vgg_jax import features
     from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu
-    from vgg_jax.evaluation import linear_svm, transfer_data
+    from vgg_jax.evaluation import linear_probe, linear_svm, transfer_data
     from vgg_jax.files import write_json
 
-    linear_svm.need_scikit_learn()
+    fit = {"svm": linear_svm.fitted_svm, "logistic": linear_probe.fit}[_CLASSIFIER.value]
+    if _CLASSIFIER.value == "svm":
+        linear_svm.need_scikit_learn()
+    tfds_name = _DATA_ROOT.value.removeprefix("tfds:") if _DATA_ROOT.value.startswith("tfds:") else ""
+    if tfds_name and _PROTOCOL.value == "voc":
+        cli.fail(
+            f"--data_root={_DATA_ROOT.value} --protocol=voc: give the kit's directory, whose lists the protocol is of."
+        )
     root, is_voc = Path(_DATA_ROOT.value).expanduser(), _PROTOCOL.value == "voc"
     keep_compiled()
     warn_of_unseen_gpu()
@@ -80,7 +94,7 @@ def main(arguments: list[str]) -> None:
         data = transfer_data.voc(root, _TRAIN_LIST.value, _TEST_LIST.value)
         splits = [(data.train, data.test)]
     else:
-        data = transfer_data.folder(root)
+        data = transfer_data.prepared(tfds_name, _DATA_DIR.value) if tfds_name else transfer_data.folder(root)
         counts = (_TRAIN_IMAGES.value, _TEST_IMAGES.value, _SPLITS.value, _SEED.value)
         splits = linear_svm.caltech_splits(data.labels, data.class_names, *counts)
     print(f"{root}: {data.images.num_images:,} images, {len(data.class_names)} classes", flush=True)
@@ -89,7 +103,7 @@ def main(arguments: list[str]) -> None:
     evaluate = functools.partial(linear_svm.multi_label, points=points) if is_voc else linear_svm.single_label
     outcomes = []
     for number, (train, test) in enumerate(splits, 1):
-        outcomes.append(evaluate(candidates, data.labels, train, test, _SEED.value + number))
+        outcomes.append(evaluate(candidates, data.labels, train, test, _SEED.value + number, fit))
         last = outcomes[-1]
         what = "mean average precision" if is_voc else f"split {number}: mean class recall"
         print(
@@ -106,6 +120,7 @@ def main(arguments: list[str]) -> None:
     results = {
         "weights": _WEIGHTS.value,
         "protocol": _PROTOCOL.value,
+        "classifier": _CLASSIFIER.value,
         "data": str(root),
         "scales": scales,
         "classes": list(data.class_names),

@@ -15,6 +15,9 @@ from vgg_jax.exceptions import UserError
 C_VALUES = (0.1, 1.0, 10.0, 100.0)  # of which the best on a fifth of the training images is taken
 HELD_OUT = 0.2  # share of the training images by which hyper-parameters are chosen (Paper, Appendix B)
 Candidates = dict[str, np.ndarray]  # name of a descriptor -> [N, D]
+Fit = Callable[
+    [np.ndarray, np.ndarray, float], Any
+]  # features [N, D], labels [N] and C -> what has scikit-learn's methods
 
 
 class Outcome(NamedTuple):
@@ -56,15 +59,16 @@ def caltech_splits(
 
 
 def single_label(
-    candidates: Candidates, labels_N: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+    candidates: Candidates, labels_N: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int, fit: Fit
 ) -> Outcome:
-    """Trains one classifier against the rest for each class, and returns the mean class recall on the test images.
+    """Trains a classifier that tells all classes apart, and returns the mean class recall on the test images.
 
     Args:
       candidates: descriptors, of which one is chosen together with C.
       labels_N: int.
       train, test: indices.
       seed: of the fifth of `train` that hyper-parameters are chosen by, so many of each class.
+      fit: `fitted_svm`, or `linear_probe.fit`.
     """
     rng = np.random.default_rng(seed)
     groups = [rng.permutation(train[labels_N[train] == k]) for k in np.unique(labels_N[train])]
@@ -72,7 +76,7 @@ def single_label(
     rest = np.setdiff1d(train, held)
 
     def recalls(features: np.ndarray, c: float, fit_on: np.ndarray, on: np.ndarray) -> np.ndarray:
-        predicted = _fitted(features[fit_on], labels_N[fit_on], c).predict(features[on])
+        predicted = fit(features[fit_on], labels_N[fit_on], c).predict(features[on])
         return np.array([(predicted[labels_N[on] == k] == k).mean() for k in np.unique(labels_N[on])])
 
     name, c = _chosen(candidates, lambda features, c: recalls(features, c, rest, held).mean())
@@ -81,7 +85,13 @@ def single_label(
 
 
 def multi_label(
-    candidates: Candidates, labels_NxK: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int, points: int = 0
+    candidates: Candidates,
+    labels_NxK: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    seed: int,
+    fit: Fit,
+    points: int = 0,
 ) -> Outcome:
     """Trains a classifier for each class, and returns the mean average precision on the test images.
 
@@ -90,6 +100,7 @@ def multi_label(
       labels_NxK: 1 where a class is there, -1 where not, 0 where that is hard to say: such images do not count.
       train, test: indices.
       seed: of the fifth of `train` that hyper-parameters are chosen by.
+      fit: as for `single_label`.
       points: see `average_precision`.
     """
     held = np.random.default_rng(seed).permutation(train)[: max(1, round(HELD_OUT * len(train)))]
@@ -100,7 +111,7 @@ def multi_label(
         for k in range(labels_NxK.shape[1]):
             known, counted = (part[labels_NxK[part, k] != 0] for part in (fit_on, on))
             if len(np.unique(labels_NxK[known, k])) == 2 and (labels_NxK[counted, k] == 1).any():
-                scores = _fitted(features[known], labels_NxK[known, k], c).decision_function(features[counted])
+                scores = fit(features[known], labels_NxK[known, k], c).decision_function(features[counted])
                 found[k] = average_precision(scores, labels_NxK[counted, k] == 1, points)
         return found
 
@@ -134,7 +145,8 @@ def _chosen(candidates: Candidates, score: Callable[[np.ndarray, float], Any]) -
     return tried[int(np.argmax(scores))]
 
 
-def _fitted(features_NxD: np.ndarray, labels_N: np.ndarray, c: float) -> Any:
+def fitted_svm(features_NxD: np.ndarray, labels_N: np.ndarray, c: float) -> Any:
+    """Fits linear support vector machines, one class against the rest; raises UserError without scikit-learn."""
     svm = need_scikit_learn()
     # "auto": the primal problem where there are more images than features, by much the faster one with a large C.
     return svm.LinearSVC(C=c, dual="auto", tol=1e-3, random_state=0).fit(features_NxD, labels_N)
