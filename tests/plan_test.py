@@ -50,6 +50,10 @@ def test_frames_are_the_best_there_are():
     # No more frames than are needed to come within 2 %.
     assert bucket_lengths(np.array([100, 101]), lambda length: length) == [101]
     assert bucket_lengths(np.array([100, 150]), lambda length: length) == [100, 150]
+    # Nor one that saves less than it costs: 100 images that are 50 pixels shorter save 5,000.
+    lengths = np.repeat([100, 150], 100)
+    assert bucket_lengths(lengths, lambda length: length, overhead=4_999) == [100, 150]
+    assert bucket_lengths(lengths, lambda length: length, overhead=5_001) == [150]
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 300])

@@ -1,4 +1,4 @@
-"""Plans an evaluation pass, in NumPy alone: which images go through the devices together, padded to which shape.
+"""Plans an evaluation pass, on the host alone: which images go through the devices together, padded to which shape.
 
 Real photographs have hundreds of shapes, and each would be a compilation. After rescaling, their shorter side is Q. So a
 bucket is Q rows by some columns; a portrait image is transposed together with the network's kernels
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from vgg_jax.data.crops import rescaled_size
@@ -21,6 +22,9 @@ from vgg_jax.models.description import halo, head_kernel, lengths, total_stride
 MAX_BUCKETS = 8  # a scale, so compilations: 24 at three scales
 _CROP_BUCKETS = 4  # a scale, to cut crops from: cheap to compile, and padding costs nothing there
 _GOOD_ENOUGH = 0.02  # of padding; more buckets are not worth compiling
+# Multiply-adds that a device could do while one more shape is compiled: 1 to 2 s at some 30 * 10^9 a second in a narrow net
+# on two cores, and about as long at a thousand times as many on an accelerator.
+_CPU_COMPILATION_MACS, _COMPILATION_MACS = 5e10, 5e13
 MAX_PIXELS = 2**28  # of a rescaled image, 768 MiB as bytes; a larger one is skipped
 
 
@@ -85,7 +89,13 @@ def skipped_images(eval_pass: EvalPass, sizes_Nx2: np.ndarray) -> np.ndarray:
 
 
 def plan_pass(
-    eval_pass: EvalPass, network: Network, sizes_Nx2: np.ndarray, indices: np.ndarray, batch_size: int, devices: int
+    eval_pass: EvalPass,
+    network: Network,
+    sizes_Nx2: np.ndarray,
+    indices: np.ndarray,
+    batch_size: int,
+    devices: int,
+    compilation_macs: float = 0,
 ) -> list[Job]:
     """Returns jobs that hold every image once, those of long images last.
 
@@ -97,6 +107,8 @@ def plan_pass(
       batch_size: images of the crop's size that the model sees at once, over all devices: mirror images and crops all
         count; a larger image counts proportionally. At least one image a device.
       devices: that share a batch.
+      compilation_macs: that all of them could do while one shape is compiled, of `compilation_macs_of`; few images have
+        few buckets.
     """
     scale, crop, seen = eval_pass.scale, eval_pass.crop, eval_pass.images_seen()
     crop_macs, crops_at_once = macs(network, crop, crop), devices * max(1, batch_size // (seen * devices))
@@ -122,7 +134,9 @@ def plan_pass(
         return devices * max(1, batch_size * crop**2 // (seen * scale * length * devices))
 
     jobs = []
-    for bucket in buckets(rescaled_Nx2, short, lambda length: macs(network, scale, length), at_once):
+    for bucket in buckets(
+        rescaled_Nx2, short, lambda length: macs(network, scale, length), at_once, overhead=compilation_macs / seen
+    ):
         needed = seen * sum(macs(network, scale, int(lengths_N[i])) for i in bucket.indices)
         jobs.append(Job("dense", bucket, bucket.batch_size * seen * macs(network, *bucket.shape), needed))
     for index in long:
@@ -135,21 +149,29 @@ def plan_pass(
     return jobs
 
 
+def compilation_macs_of(mesh: jax.sharding.Mesh) -> float:
+    """Returns the multiply-adds that a mesh's devices could do while one shape is compiled for them, roughly."""
+    return mesh.size * (_CPU_COMPILATION_MACS if mesh.devices.flat[0].platform == "cpu" else _COMPILATION_MACS)
+
+
 def macs(network: Network, height: int, width: int) -> int:
     """Returns the multiply-adds for one image, densely (at 224x224: Paper Table 2's networks take 7.6 to 19.6 * 10^9)."""
     return description.macs(network.layers, height, width, network.kernels)
 
 
-def bucket_lengths(lengths_N: np.ndarray, cost: Callable[[int], int], most: int = MAX_BUCKETS) -> list[int]:
+def bucket_lengths(
+    lengths_N: np.ndarray, cost: Callable[[int], int], most: int = MAX_BUCKETS, overhead: float = 0
+) -> list[int]:
     """Returns the lengths of buckets that pad a set of images with the least computation, ascending.
 
     The best of all choices, by dynamic programming over the sorted lengths; no more buckets than it takes to bring
-    padding below 2 %.
+    padding below 2 %, and none that saves less than `overhead`.
 
     Args:
       lengths_N: the images' longer sides, pixels.
       cost: of an image in a bucket of a length.
       most: buckets at most.
+      overhead: of a bucket, in the unit of `cost`.
     """
     unique, counts = np.unique(lengths_N, return_counts=True)
     costs = np.array([cost(int(length)) for length in unique], np.float64)
@@ -159,14 +181,17 @@ def bucket_lengths(lengths_N: np.ndarray, cost: Callable[[int], int], most: int 
     best[0] = 0
     impossible = np.triu_indices(len(best))
     chosen: list[np.ndarray] = []  # chosen[k][j]: how many lengths the buckets before the last one take
+    totals_by_count: list[float] = []
     while len(chosen) < min(most, len(unique)):
         # Row j, column i: the last bucket holds lengths i to j - 1, so it is as long as length j - 1.
         totals = best[None, :] + (images[:, None] - images[None, :]) * np.concatenate([[0], costs])[:, None]
         totals[impossible] = np.inf
         chosen.append(totals.argmin(1))
         best = totals.min(1)
+        totals_by_count.append(float(best[-1]) + overhead * len(chosen))
         if best[-1] <= (1 + _GOOD_ENOUGH) * least:
             break
+    chosen = chosen[: int(np.argmin(totals_by_count)) + 1]
     lengths, end = [], len(unique)
     for split in reversed(chosen):
         lengths.append(int(unique[end - 1]))
@@ -180,6 +205,7 @@ def buckets(
     cost: Callable[[int], int],
     batch_size: Callable[[int], int],
     most: int = MAX_BUCKETS,
+    overhead: float = 0,
 ) -> list[Bucket]:
     """Returns batches that hold every image once.
 
@@ -192,12 +218,13 @@ def buckets(
       cost: of an image in a bucket of a length.
       batch_size: images of a batch in a bucket of a length.
       most: shapes at most.
+      overhead: of a shape, in the unit of `cost`.
     """
     if not len(indices):
         return []
     heights, widths = sizes_Nx2[indices].T
     lengths, scale = np.maximum(heights, widths), int(np.minimum(heights, widths)[0])
-    shapes = np.array(bucket_lengths(lengths, cost, most))
+    shapes = np.array(bucket_lengths(lengths, cost, most, overhead))
     batches = []
     for transposed in (False, True):
         remaining = np.flatnonzero((heights > widths) == transposed)

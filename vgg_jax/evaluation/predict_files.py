@@ -18,7 +18,7 @@ from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file, size_of
 from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
-from vgg_jax.evaluation.plan import plan_pass, skipped_images
+from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import DEFAULT_BATCH, Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError, writing_to
@@ -228,5 +228,7 @@ def _pass_probs(
     largest = 1 if eval_pass.method != "dense" else -(-width * height // eval_pass.crop**2)
     devices, enough = trained.mesh.shape["data"], len(records) * eval_pass.images_seen() * largest
     batch_size = batch_size_for(trained, batch_size or min(enough, DEFAULT_BATCH * devices))
-    jobs = plan_pass(eval_pass, compiled.network, sizes, indices, batch_size, devices)
+    jobs = plan_pass(
+        eval_pass, compiled.network, sizes, indices, batch_size, devices, compilation_macs_of(compiled.trained.mesh)
+    )
     return run_jobs(compiled, eval_pass, jobs, records, trained.config.data.threads, EvalStats())
