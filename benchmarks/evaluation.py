@@ -47,12 +47,12 @@ def arguments():
     return parser.parse_args()
 
 
-def random_model(args, mesh):
+def random_model(configuration, width, crop, mesh):
     config = default_config()
-    config.model.configuration, config.model.width_multiplier = args.configuration, args.width
-    config.model.fc_width, config.image.crop = round(4096 * args.width), args.crop
+    config.model.configuration, config.model.width_multiplier = configuration, width
+    config.model.fc_width, config.image.crop = round(4096 * width), crop
     model = make_model(config)
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, args.crop, args.crop, 3), np.float32))
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, crop, crop, 3), np.float32))
     variables = jax.device_put(variables, replicated(mesh))
     names = [str(i) for i in range(config.model.num_classes)]
     return TrainedModel(Path(), Path(), config, model, variables, "", names, names, IMAGENET_STATISTICS, mesh)
@@ -98,7 +98,7 @@ def main():
     args = arguments()
     root = Path(os.environ.get("VGG_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data")) / "caltech101-30"
     records = open_split(prepared_data("folder", expanded(args.data_dir), str(root)), "val", "split")
-    trained, stats = random_model(args, make_mesh()), EvalStats()
+    trained, stats = random_model(args.configuration, args.width, args.crop, make_mesh()), EvalStats()
     sizes = Split("", "val", records, [], Console(quiet=True)).index(args.threads).sizes
     everything, rng = np.arange(len(records)), np.random.default_rng(0)
     compiled = CompiledSteps(trained, stats)

@@ -1,18 +1,25 @@
 """Time of steps here and in torch, on this machine; Markdown on standard output.
 
-    python -m benchmarks.peers [--rows=ResNet-20] [--rounds=7] [--torch=eager,channels_last]
+    python -m benchmarks.peers [--rows=ResNet-20] [--rounds=7] [--torch=eager,channels_last,compiled]
 
 Every contestant is a process of its own that holds its compiled step. They take turns, `--rounds` times, each for as many steps as
 fill about two seconds; a ratio is the median over the rounds of torch's time over ours, so above 1 we are faster. A training step
 is forward, backward and update (momentum, L2); ours is the step as shipped where nothing is logged, with augmentation, loss and
 errors. torch's networks
-are built from the same descriptions. Run it on a machine that does nothing else.
+are built from the same descriptions.
+
+A dense evaluation is a process of its own each time, from encoded images to probabilities, compilation included; torch's is
+a loop over images, each at its own size, with its mirror image. They are Caltech-101's, found through VGG_JAX_PICTURES. Run
+all of it on a machine that does nothing else.
 """
 
+import io
 import multiprocessing
+import os
 import resource
 import statistics
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +47,12 @@ ROWS = {
     "ResNet-50, training": Row("ResNet-50", 224, 8),
     "D, inference of 1": Row("D", 224, 1, trains=False),
     "D, inference of 8": Row("D", 224, 8, trains=False),
+}
+SCALE = 256  # Q of dense evaluations
+EVALUATIONS = {  # images, networks as for steps
+    "narrow A, dense, 100 images": (100, Row("A", 224, 64, trains=False, width=1 / 8, fc_width=512)),
+    "narrow A, dense, 1,000 images": (1000, Row("A", 224, 64, trains=False, width=1 / 8, fc_width=512)),
+    "D, dense, 30 images": (30, Row("D", 224, 8, trains=False)),
 }
 PEERS = ("eager", "channels_last", "compiled")  # compiled: torch.compile, channels last
 
@@ -113,8 +126,62 @@ def torchs(row, kind):
     return train
 
 
-def torch_network(torch, layers, row):
-    """Returns the torch module of a described network."""
+def our_evaluation(row, count):
+    """Returns the function of no arguments that evaluates so many images."""
+    from benchmarks.evaluation import random_model
+    from vgg_jax.console import Console
+    from vgg_jax.data.sources import expanded, open_split, prepared_data
+    from vgg_jax.evaluation.passes import EvalPass
+    from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass
+    from vgg_jax.evaluation.run import CompiledSteps, EvalStats, run_jobs
+    from vgg_jax.evaluation.split import Split
+    from vgg_jax.sharding import make_mesh
+
+    data = prepared_data("folder", expanded("~/tensorflow_datasets"), str(pictures()))
+    records = open_split(data, f"val[:{count}]", "split")
+    trained, stats = random_model(row.configuration, row.width, row.crop, make_mesh()), EvalStats()
+
+    def evaluate():
+        sizes = Split("", "val", records, [], Console(quiet=True)).index(os.cpu_count()).sizes
+        compiled, dense = CompiledSteps(trained, stats), EvalPass("dense", SCALE, row.crop, True)
+        costs = (row.batch_size, 1, compilation_macs_of(trained.mesh))
+        jobs = plan_pass(dense, compiled.network, sizes, np.arange(len(records)), *costs)
+        for _ in run_jobs(compiled, dense, jobs, records, os.cpu_count(), stats):
+            pass
+
+    return evaluate
+
+
+def torchs_evaluation(row, count):
+    """Returns the function of no arguments that evaluates so many images, one after another."""
+    import torch
+    from PIL import Image
+
+    from vgg_jax.data.crops import rescaled_size
+    from vgg_jax.models import describe
+
+    torch.set_num_threads(multiprocessing.cpu_count())
+    net = torch_network(torch, describe(row.configuration, row.crop), row, is_dense=True).eval()
+    encoded = [file.read_bytes() for file in sorted((pictures() / "val").rglob("*.jpg"))[:count]]
+
+    def evaluate():
+        with torch.inference_mode():
+            for content in encoded:
+                image = Image.open(io.BytesIO(content)).convert("RGB")
+                image = np.asarray(image.resize(rescaled_size(*image.size, SCALE), Image.Resampling.BILINEAR))
+                x = torch.tensor(image).permute(2, 0, 1).float().sub(120)
+                net(torch.stack([x, x.flip(-1)])).mean((2, 3)).softmax(1).mean(0).numpy()
+
+    return evaluate
+
+
+def pictures():
+    place = Path(os.environ.get("VGG_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data"))
+    return place / "caltech101-30"
+
+
+def torch_network(torch, layers, row, is_dense=False):
+    """Returns the torch module of a described network; densely, its FC layers are convolutions."""
     from vgg_jax.models.description import with_inputs
 
     class Described(torch.nn.Module):
@@ -135,7 +202,10 @@ def torch_network(torch, layers, row):
                     part = torch.nn.MaxPool2d(layer.kernel, layer.stride, layer.padding, ceil_mode=layer.is_ceil)
                 elif layer.kind in ("fc", "head"):
                     channels[layer.name] = row.num_classes if layer.kind == "head" else row.fc_width
-                    part = torch.nn.Linear(c * layer.kernel**2, channels[layer.name])
+                    if is_dense:
+                        part = torch.nn.Conv2d(c, channels[layer.name], layer.kernel)
+                    else:
+                        part = torch.nn.Linear(c * layer.kernel**2, channels[layer.name])
                 else:
                     continue
                 self.parts[layer.name] = part
@@ -145,7 +215,7 @@ def torch_network(torch, layers, row):
             for layer, (first, *others) in with_inputs(layers):
                 x = outputs[first]
                 if layer.name in self.parts:
-                    x = self.parts[layer.name](x.flatten(1) if layer.is_fully_connected else x)
+                    x = self.parts[layer.name](x.flatten(1) if layer.is_fully_connected and not is_dense else x)
                 elif layer.kind == "relu":
                     x = torch.relu(x)
                 elif layer.kind == "mean":
@@ -167,6 +237,29 @@ def data(row):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (row.batch_size, row.crop, row.crop, 3)).astype(np.uint8)
     return images, rng.integers(0, row.num_classes, row.batch_size).astype(np.int32)
+
+
+def evaluator(row, count, kind, pipe):
+    """Evaluates once, and says how long it took and how much memory."""
+    evaluate = our_evaluation(row, count) if kind == "ours" else torchs_evaluation(row, count)
+    began = time.monotonic()
+    evaluate()
+    pipe.send((time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def measure_evaluation(row, count, rounds):
+    """Returns seconds by contestant, one for each round, and peak memory, MiB."""
+    context = multiprocessing.get_context("spawn")
+    times, memory = {"ours": [], "eager": []}, {}
+    for _ in range(rounds):
+        for kind, its in times.items():
+            pipe, child = context.Pipe()
+            process = context.Process(target=evaluator, args=(row, count, kind, child), daemon=True)
+            process.start()
+            seconds, memory[kind] = pipe.recv()
+            its.append(seconds)
+            process.join()
+    return times, memory
 
 
 def contestant(row, kind, pipe):
@@ -214,15 +307,23 @@ def main(arguments):
     print("| step | ours, s | " + " | ".join(f"torch {kind}, s | ratio" for kind in _TORCH.value) + " | peak MiB |")
     print("| --- | --- |" + " --- | --- |" * len(_TORCH.value) + " --- |")
     for name, row in ROWS.items():
-        if _ROWS.value not in name:
+        if _ROWS.value in name:
+            print_row(f"{name}, batch {row.batch_size}", *measure(row, kinds, _ROUNDS.value), kinds)
+    for name, (count, row) in EVALUATIONS.items():
+        if _ROWS.value in name:
+            print_row(name, *measure_evaluation(row, count, max(1, _ROUNDS.value // 2)), kinds)
+
+
+def print_row(name, times, memory, kinds):
+    cells = [f"{statistics.median(times['ours']):.4f}"]
+    for kind in kinds[1:]:
+        if kind not in times:
+            cells += ["", ""]
             continue
-        times, memory = measure(row, kinds, _ROUNDS.value)
-        cells = [f"{statistics.median(times['ours']):.4f}"]
-        for kind in _TORCH.value:
-            ratios = [theirs / own for theirs, own in zip(times[kind], times["ours"], strict=True)]
-            cells += [f"{statistics.median(times[kind]):.4f}", f"{statistics.median(ratios):.2f}"]
-        peaks = ", ".join(f"{memory[kind]:,.0f}" for kind in kinds)
-        print(f"| {name}, batch {row.batch_size} | " + " | ".join(cells) + f" | {peaks} |", flush=True)
+        ratios = [theirs / own for theirs, own in zip(times[kind], times["ours"], strict=True)]
+        cells += [f"{statistics.median(times[kind]):.4f}", f"{statistics.median(ratios):.2f}"]
+    peaks = ", ".join(f"{memory[kind]:,.0f}" for kind in kinds if kind in memory)
+    print(f"| {name} | " + " | ".join(cells) + f" | {peaks} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
         "90 training and 31 validation images, 3 classes",
         "conv1_1/kernel",
         "memory a device",
+        "first step after",
     ):
         assert promised in out
     for promised in (
@@ -72,6 +73,8 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
         found
     )
     assert found["steps"] == 34  # ceil(3 * 90 / 8)
+    assert found["starts"] == 1
+    assert 0 < found["startup_seconds"] < found["seconds"]
     lines = metrics(run)
     assert [line["step"] for line in lines if "val/loss" in line] == [12, 23, 34]  # ends of epochs of 11.25 steps
     training = [line for line in lines if "train/loss" in line]
@@ -300,6 +303,7 @@ def test_a_lengthened_run_keeps_its_best_checkpoint(tiny_config, tmp_path, monke
         assert str(directory) == result["best_checkpoint"]
         best.append((result["best_top1_error"], result["best_step"]))
     assert best == [(0.5, 12), (0.5, 12), (0.5, 12), (0.4, 57)]
+    assert result["starts"] == 4
 
 
 def test_a_disk_that_fills_up_is_said_to_be_full(tiny_config, tmp_path, monkeypatch):

@@ -38,6 +38,8 @@ class Progress:
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
     sums: dict[str, dict[str, float]] | None = None  # of `metrics.TrainMetrics`
     is_warm: bool = False  # whether the training error has been below `schedule.warmup_error`
+    starts: int = 0
+    startup_seconds: float = 0.0  # of `seconds`, from each start to its first step taken
 
 
 class Restored(NamedTuple):

@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from vgg_jax import diagnostics
+from vgg_jax.checkpoints import Progress
 from vgg_jax.console import Console, duration
 from vgg_jax.exceptions import writing_to
 from vgg_jax.files import FREE_SPACE, write_text
@@ -117,6 +118,14 @@ class TrainMetrics:
     def resume_clock(self) -> None:
         """Starts the clock, at the beginning and after anything that is not training."""
         self._started, self._waited, self._timed_steps = time.monotonic(), 0.0, 0
+
+    def started(self, metrics: dict[str, jax.Array], began: float, progress: Progress) -> None:
+        """Waits for the first step since a start, prints how long that took, and adds it to the run's progress."""
+        jax.block_until_ready(metrics)
+        took = time.monotonic() - began
+        progress.starts, progress.startup_seconds = progress.starts + 1, progress.startup_seconds + took
+        again = f"; {progress.starts} starts took {duration(progress.startup_seconds)}" if progress.starts > 1 else ""
+        self._console.print(f"first step after {took:.1f} s{again}")
 
     @contextlib.contextmanager
     def waiting_for_input(self) -> Iterator[None]:

@@ -94,6 +94,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         checkpoint_due = _every(config.checkpoint_every_steps or math.inf, run.total_steps)
         seconds_before, finished = progress.seconds, schedules.is_finished(config, progress.plateau)
         console.start(step, run.total_steps)
+        first = step + 1
         while step < run.total_steps and not finished:
             with metrics.waiting_for_input():
                 batch = next(train_batches)
@@ -102,6 +103,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             train_step = steps.train_with_norms if metrics.is_logged(step) else steps.train
             with jax.transfer_guard("disallow"):
                 state, step_metrics = train_step(state, batch, lr)
+            if step == first:
+                metrics.started(step_metrics, began, progress)
             metrics.add(step, step_metrics)
             stopping = stop.after(step)
             if not (evaluation_due(step) or checkpoint_due(step) or stopping):
@@ -242,6 +245,8 @@ def _summary(
         "epochs": round(epochs, 4),
         "stopped_by": "plateau" if finished else "num_epochs",
         "seconds": round(progress.seconds, 1),
+        "starts": progress.starts,
+        "startup_seconds": round(progress.startup_seconds, 1),
         "lr_drops": schedules.lr_drops(run.config, epochs, progress.plateau),
         "best_top1_error": progress.best_top1_error,
         "best_step": progress.best_step,

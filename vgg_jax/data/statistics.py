@@ -23,8 +23,9 @@ def color_statistics(records: Sequence[dict[str, Any]], threads: int | None = No
     """
 
     def moments(index: int) -> tuple[np.ndarray, np.ndarray]:
-        pixels = decode(records[index]["image"]).reshape(-1, 3).astype(np.float64)
-        return pixels.mean(0), pixels.T @ pixels / len(pixels)
+        # Planes one after another are summed twice as fast as pixels; sums of integers are exact either way.
+        planes_3xN = decode(records[index]["image"]).reshape(-1, 3).T.astype(np.float64, order="C")
+        return planes_3xN.mean(1), planes_3xN @ planes_3xN.T / planes_3xN.shape[1]
 
     total = len(records)
     first, second = np.zeros(3), np.zeros((3, 3))
