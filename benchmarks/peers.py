@@ -1,6 +1,7 @@
 """Time of steps here and in torch, on this machine; Markdown on standard output.
 
     python -m benchmarks.peers [--rows=ResNet-20] [--rounds=7] [--torch=eager,channels_last,compiled]
+    python -m benchmarks.peers --gpu --torch=compiled       # bfloat16, as benchmarks/peers_gpu.sh does
 
 Every contestant is a process of its own that holds its compiled step. They take turns, `--rounds` times, each for as many steps as
 fill about two seconds; a ratio is the median over the rounds of torch's time over ours, so above 1 we are faster. A training step
@@ -24,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.torch_network import torch_network
 from vgg_jax import cli
 
 
@@ -37,6 +39,7 @@ class Row(NamedTuple):
     width: float = 1.0
     fc_width: int = 4096
     num_classes: int = 1000
+    dtype: str = "float32"  # bfloat16: torch's automatic mixed precision
 
 
 ROWS = {
@@ -47,6 +50,11 @@ ROWS = {
     "ResNet-50, training": Row("ResNet-50", 224, 8),
     "D, inference of 1": Row("D", 224, 1, trains=False),
     "D, inference of 8": Row("D", 224, 8, trains=False),
+}
+GPU_ROWS = {
+    f"{net}, training, bfloat16, {batch}": Row(net, 224, batch, dtype="bfloat16")
+    for net in "DE"
+    for batch in (128, 256)
 }
 SCALE = 256  # Q of dense evaluations
 EVALUATIONS = {  # images, networks as for steps
@@ -59,6 +67,7 @@ PEERS = ("eager", "channels_last", "compiled")  # compiled: torch.compile, chann
 flags = cli.Flags()
 _ROWS = flags.DEFINE_string("rows", "", "Part of the names of the rows to time; default: all.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Of taking turns.", 1)
+_GPU = flags.DEFINE_bool("gpu", False, "The rows of a GPU in place of a CPU's.")
 _TORCH = flags.DEFINE_list("torch", ["eager", "channels_last"], f"Which of {', '.join(PEERS)}.")
 
 
@@ -76,7 +85,7 @@ def ours(row):
     config, mesh = default_config(), make_mesh()
     config.model.configuration, config.model.num_classes = row.configuration, row.num_classes
     config.model.width_multiplier, config.model.fc_width = row.width, row.fc_width
-    config.image.crop, config.batch_size = row.crop, row.batch_size
+    config.image.crop, config.batch_size, config.model.dtype = row.crop, row.batch_size, row.dtype
     shapes = state_shapes(config, mesh)
     state, (images, labels) = init_state(config, shapes), data(row)
     if row.trains:
@@ -107,21 +116,28 @@ def torchs(row, kind):
     torch.set_num_threads(multiprocessing.cpu_count())
     net = torch_network(torch, describe(row.configuration, row.crop), row)
     memory_format = torch.contiguous_format if kind == "eager" else torch.channels_last
-    net = net.to(memory_format=memory_format).train(row.trains)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = net.to(device, memory_format=memory_format).train(row.trains)
     if kind == "compiled":
         net.compile()
     images, labels = data(row)
-    images = torch.tensor(images).permute(0, 3, 1, 2).float().sub(120).contiguous(memory_format=memory_format)
+    images = (
+        torch.tensor(images).permute(0, 3, 1, 2).float().sub(120).contiguous(memory_format=memory_format).to(device)
+    )
     if not row.trains:
         with torch.inference_mode():
             return lambda: net(images)
-    labels = torch.tensor(labels).long()
+    labels = torch.tensor(labels).long().to(device)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
 
     def train():
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=row.dtype == "bfloat16"):
+            loss = torch.nn.functional.cross_entropy(net(images), labels)
+        loss.backward()
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return train
 
@@ -178,59 +194,6 @@ def torchs_evaluation(row, count):
 def pictures():
     place = Path(os.environ.get("VGG_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data"))
     return place / "caltech101-30"
-
-
-def torch_network(torch, layers, row, is_dense=False):
-    """Returns the torch module of a described network; densely, its FC layers are convolutions."""
-    from vgg_jax.models.description import with_inputs
-
-    class Described(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.parts = torch.nn.ModuleDict()
-            channels = {"images": 3}
-            for layer, (first, *_) in with_inputs(layers):
-                c = channels[first]
-                channels[layer.name] = outputs = layer.scaled_channels(row.width) if layer.channels else c
-                if layer.kind == "conv":
-                    part = torch.nn.Conv2d(
-                        c, outputs, layer.kernel, layer.stride, layer.padding, groups=layer.groups, bias=layer.has_bias
-                    )
-                elif layer.kind == "batch_norm":
-                    part = torch.nn.BatchNorm2d(c)
-                elif layer.kind == "pool":
-                    part = torch.nn.MaxPool2d(layer.kernel, layer.stride, layer.padding, ceil_mode=layer.is_ceil)
-                elif layer.kind in ("fc", "head"):
-                    channels[layer.name] = row.num_classes if layer.kind == "head" else row.fc_width
-                    if is_dense:
-                        part = torch.nn.Conv2d(c, channels[layer.name], layer.kernel)
-                    else:
-                        part = torch.nn.Linear(c * layer.kernel**2, channels[layer.name])
-                else:
-                    continue
-                self.parts[layer.name] = part
-
-        def forward(self, images):
-            outputs = {"images": images}
-            for layer, (first, *others) in with_inputs(layers):
-                x = outputs[first]
-                if layer.name in self.parts:
-                    x = self.parts[layer.name](x.flatten(1) if layer.is_fully_connected and not is_dense else x)
-                elif layer.kind == "relu":
-                    x = torch.relu(x)
-                elif layer.kind == "mean":
-                    x = x.mean((2, 3))
-                elif layer.kind == "dropout":
-                    x = torch.nn.functional.dropout(x, training=self.training)
-                elif layer.kind == "add":
-                    x = x + outputs[others[0]]
-                elif layer.kind == "zero_pad":
-                    added = layer.scaled_channels(row.width) - x.shape[1]
-                    x = torch.nn.functional.pad(x[:, :, :: layer.stride, :: layer.stride], (0, 0, 0, 0, 0, added))
-                outputs[layer.name] = x
-            return x
-
-    return Described()
 
 
 def data(row):
@@ -304,18 +267,53 @@ def main(arguments):
     if arguments or set(_TORCH.value) - set(PEERS):
         cli.fail(f"--torch={','.join(_TORCH.value)}: there are {', '.join(PEERS)}; nothing else is expected.")
     kinds = ("ours", *_TORCH.value)
-    print("| step | ours, s | " + " | ".join(f"torch {kind}, s | ratio" for kind in _TORCH.value) + " | peak MiB |")
-    print("| --- | --- |" + " --- | --- |" * len(_TORCH.value) + " --- |")
-    for name, row in ROWS.items():
+    print(f"a matrix product of 4,096 x 4,096: {_in_own_process(matrix_product) / 1e9:,.0f} GFLOP/s\n")
+    print(
+        "| step | ours, s | GFLOP/s | " + " | ".join(f"torch {kind}, s | ratio" for kind in kinds[1:]) + " | peak MiB |"
+    )
+    print("| --- | --- | --- |" + " --- | --- |" * len(_TORCH.value) + " --- |")
+    for name, row in (GPU_ROWS if _GPU.value else ROWS).items():
         if _ROWS.value in name:
-            print_row(f"{name}, batch {row.batch_size}", *measure(row, kinds, _ROUNDS.value), kinds)
-    for name, (count, row) in EVALUATIONS.items():
+            times, memory = measure(row, kinds, _ROUNDS.value)
+            rate = _in_own_process(flops, row) / statistics.median(times["ours"]) / 1e9
+            print_row(f"{name}, batch {row.batch_size}", f"{rate:,.0f}", times, memory, kinds)
+    for name, (count, row) in ({} if _GPU.value else EVALUATIONS).items():
         if _ROWS.value in name:
-            print_row(name, *measure_evaluation(row, count, max(1, _ROUNDS.value // 2)), kinds)
+            print_row(name, "", *measure_evaluation(row, count, max(1, _ROUNDS.value // 2)), kinds)
 
 
-def print_row(name, times, memory, kinds):
-    cells = [f"{statistics.median(times['ours']):.4f}"]
+def _in_own_process(function, *arguments):
+    """Returns what it returns; this process keeps no device's memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def matrix_product():
+    """Returns the FLOP/s of a large one, the best of five, by torch."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, seconds = torch.ones(4096, 4096, device=device, dtype=torch.bfloat16 if device == "cuda" else None), []
+    for _ in range(5):
+        began = time.monotonic()
+        (x @ x)[0, 0].item()
+        seconds.append(time.monotonic() - began)
+    return 2 * 4096**3 / min(seconds)
+
+
+def flops(row):
+    """Returns those of a step's convolutions and FC layers; a gradient is two more products of each."""
+    from vgg_jax.models import make_network
+    from vgg_jax.models.summary import layer_rows, summary
+
+    network = make_network(
+        row.configuration, row.crop, num_classes=row.num_classes, width_multiplier=row.width, fc_width=row.fc_width
+    )
+    return (6 if row.trains else 2) * row.batch_size * summary(layer_rows(network))["macs"]
+
+
+def print_row(name, rate, times, memory, kinds):
+    cells = [f"{statistics.median(times['ours']):.4f}", rate]
     for kind in kinds[1:]:
         if kind not in times:
             cells += ["", ""]
