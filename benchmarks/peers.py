@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.torch_network import torch_network
+from benchmarks.torch_network import torch_lpips, torch_network
 from vgg_jax import cli
 
 
@@ -42,6 +42,7 @@ class Row(NamedTuple):
     dtype: str = "float32"  # bfloat16: torch's automatic mixed precision
 
 
+LPIPS = "LPIPS, a pair of 256 x 256"
 ROWS = {
     "A, training": Row("A", 224, 8),
     "D, training": Row("D", 224, 8),
@@ -50,6 +51,7 @@ ROWS = {
     "ResNet-50, training": Row("ResNet-50", 224, 8),
     "D, inference of 1": Row("D", 224, 1, trains=False),
     "D, inference of 8": Row("D", 224, 8, trains=False),
+    LPIPS: Row("D", 256, 1, trains=False),
 }
 GPU_ROWS = {
     f"{net}, training, bfloat16, {batch}": Row(net, 224, batch, dtype="bfloat16")
@@ -62,6 +64,7 @@ EVALUATIONS = {  # images, networks as for steps
     "narrow A, dense, 1,000 images": (1000, Row("A", 224, 64, trains=False, width=1 / 8, fc_width=512)),
     "D, dense, 30 images": (30, Row("D", 224, 8, trains=False)),
 }
+CHANNELS = (64, 128, 256, 512, 512)  # of LPIPS's layers
 PEERS = ("eager", "channels_last", "compiled")  # compiled: torch.compile, channels last
 
 flags = cli.Flags()
@@ -74,7 +77,9 @@ _TORCH = flags.DEFINE_list("torch", ["eager", "channels_last"], f"Which of {', '
 def ours(row):
     """Returns the function of no arguments that takes a step."""
     import jax
+    import jax.numpy as jnp
 
+    from vgg_jax import features
     from vgg_jax.augment import IMAGENET_STATISTICS, normalize
     from vgg_jax.compilation import compile_step
     from vgg_jax.config import default_config
@@ -99,6 +104,10 @@ def ours(row):
 
         return train
     model, variables, images = make_model(config), state.variables, jax.device_put(images)
+    if row == ROWS[LPIPS]:
+        backbone, heads = features.Backbone(variables["params"], jnp.zeros(3), model), tuple(map(jnp.ones, CHANNELS))
+        compiled = compile_step(features.lpips, backbone, heads, images, images[:, ::-1])
+        return lambda: jax.block_until_ready(compiled(backbone, heads, images, images[:, ::-1]))
 
     def logits(variables, images):
         return model.apply(variables, normalize(images, IMAGENET_STATISTICS))[0]
@@ -124,9 +133,11 @@ def torchs(row, kind):
     images = (
         torch.tensor(images).permute(0, 3, 1, 2).float().sub(120).contiguous(memory_format=memory_format).to(device)
     )
+    if row == ROWS[LPIPS]:
+        heads = [torch.ones(channels) for channels in CHANNELS]
+        return torch.inference_mode()(lambda: torch_lpips(net, heads, images, images.flip(2)))
     if not row.trains:
-        with torch.inference_mode():
-            return lambda: net(images)
+        return torch.inference_mode()(lambda: net(images))
     labels = torch.tensor(labels).long().to(device)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
 
@@ -275,8 +286,8 @@ def main(arguments):
     for name, row in (GPU_ROWS if _GPU.value else ROWS).items():
         if _ROWS.value in name:
             times, memory = measure(row, kinds, _ROUNDS.value)
-            rate = _in_own_process(flops, row) / statistics.median(times["ours"]) / 1e9
-            print_row(f"{name}, batch {row.batch_size}", f"{rate:,.0f}", times, memory, kinds)
+            rate = f"{_in_own_process(flops, row) / statistics.median(times['ours']) / 1e9:,.0f}"
+            print_row(f"{name}, batch {row.batch_size}", "" if name == LPIPS else rate, times, memory, kinds)
     for name, (count, row) in ({} if _GPU.value else EVALUATIONS).items():
         if _ROWS.value in name:
             print_row(name, "", *measure_evaluation(row, count, max(1, _ROUNDS.value // 2)), kinds)

@@ -1,5 +1,6 @@
-"""torch's networks of the same descriptions."""
+"""torch's networks of the same descriptions, and LPIPS on one."""
 
+from vgg_jax.features import LPIPS_LAYERS
 from vgg_jax.models.description import with_inputs
 
 
@@ -32,7 +33,7 @@ def torch_network(torch, layers, row, is_dense=False):
                     continue
                 self.parts[layer.name] = part
 
-        def forward(self, images):
+        def forward(self, images, endpoints=()):
             outputs = {"images": images}
             for layer, (first, *others) in with_inputs(layers):
                 x = outputs[first]
@@ -50,6 +51,17 @@ def torch_network(torch, layers, row, is_dense=False):
                     added = layer.scaled_channels(row.width) - x.shape[1]
                     x = torch.nn.functional.pad(x[:, :, :: layer.stride, :: layer.stride], (0, 0, 0, 0, 0, added))
                 outputs[layer.name] = x
+                if endpoints and layer.name == endpoints[-1]:
+                    return [outputs[name] for name in endpoints]
             return x
 
     return Described()
+
+
+def torch_lpips(net, heads, x, y):
+    """Returns LPIPS of images [B, 3, H, W] (Zhang et al. 2018), each seen by itself as in the package of that name."""
+    distance = 0
+    for of_x, of_y, head in zip(net(x, LPIPS_LAYERS), net(y, LPIPS_LAYERS), heads, strict=True):
+        a, b = (maps / (maps.square().sum(1, keepdim=True).sqrt() + 1e-10) for maps in (of_x, of_y))
+        distance = distance + ((a - b).square() * head[:, None, None]).sum(1).mean((1, 2))
+    return distance
