@@ -72,6 +72,17 @@ def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
     assert open_dataset(folder_config).statistics.mean_rgb[0] == 77.0
 
 
+def test_statistics_of_a_folder_come_from_its_check(folder_config, tmp_path, monkeypatch):
+    """To the last bit, though the records are in another order, and nothing is decoded a second time."""
+    records = open_dataset(folder_config).train
+    wanted = color_statistics(records)
+    folder_config.data.dir = str(tmp_path / "again")
+    monkeypatch.setattr("vgg_jax.data.sources.color_statistics", None)
+    found = open_dataset(folder_config).statistics
+    np.testing.assert_array_equal(found.mean_rgb, wanted.mean_rgb)
+    np.testing.assert_array_equal(found.color_vectors, wanted.color_vectors)
+
+
 def test_statistics_do_not_depend_on_threads(folder_config):
     records = open_dataset(folder_config).train
     one, many = (color_statistics(records, threads=n) for n in (1, 5))

@@ -191,8 +191,11 @@ def is_plain_jpeg(encoded: bytes) -> bool:
     return read_header(encoded).components in (1, 3)
 
 
-def check(encoded: bytes) -> None:
+def check(encoded: bytes) -> np.ndarray | None:
     """Decodes an image to find out whether it is whole and sound; stricter than `decode`, which continues where it can.
+
+    Returns:
+      What `decode` returns, where that is at hand.
 
     Without simplejpeg, stray bytes among a JPEG's pixels are not found: Pillow does not say.
 
@@ -203,16 +206,15 @@ def check(encoded: bytes) -> None:
     header = read_header(encoded)
     if not header.components:
         _verify_with_pillow(encoded)
-        _decode_with_pillow(encoded)
-        return
+        return _decode_with_pillow(encoded)
     if simplejpeg is None:
         if b"\xff\xd9" not in encoded[header.pixels_at :]:
             raise DecodeError("JPEG without an end marker")
-        _decode_with_pillow(encoded)
-        return
+        return _decode_with_pillow(encoded)
+    is_cmyk = header.components == 4
     try:
         with _large_ones_in_turn(header.size):
-            simplejpeg.decode_jpeg(encoded, "CMYK" if header.components == 4 else "RGB", strict=True)
+            pixels: np.ndarray = simplejpeg.decode_jpeg(encoded, "CMYK" if is_cmyk else "RGB", strict=True)
     except ValueError as error:
         reason = str(error)
         if _DAMAGE.match(reason):
@@ -220,6 +222,8 @@ def check(encoded: bytes) -> None:
         if b"\xff\xd9" not in encoded[header.pixels_at :]:
             raise DecodeError("JPEG without an end marker") from error
         _decode_with_pillow(encoded)  # a harmless oddity, or a kind that Pillow alone reads, or nothing at all
+        return None
+    return None if is_cmyk else pixels
 
 
 # libjpeg-turbo's warnings that mean lost or wrong pixels. Stray bytes before the markers of the header are harmless.

@@ -9,11 +9,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from etils import epath
 
 from vgg_jax.data import prepared
-from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file
+from vgg_jax.data.decode import SUFFIXES, DecodeError, check, decode, read_file
 from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.statistics import moments
 from vgg_jax.exceptions import UserError, printable
 
 NO_CLASS = -1  # label of images of a class that `train` lacks
@@ -125,19 +127,30 @@ def sizes(listing: Listing) -> list[int]:
     return [file.stat().st_size for file in _files(listing)]
 
 
-def faults(root: Path, listing: Listing) -> dict[str, str]:
-    """Decodes every image of a folder: path below the root -> what is wrong, for every file that is no sound image."""
+def inspect(root: Path, listing: Listing) -> tuple[dict[str, str], dict[Path, np.ndarray]]:
+    """Decodes every image of a folder, once.
+
+    Returns:
+      path below the root -> what is wrong, for every file that is no sound image; file -> `statistics.moments` of the others.
+    """
     files = _files(listing)
 
-    def fault(file: Path) -> tuple[str, str] | None:
+    def of_file(file: Path) -> str | np.ndarray:
         try:
-            check(read_file(file))
+            encoded = read_file(file)
+            pixels = check(encoded)
+            return moments(decode(encoded) if pixels is None else pixels)
         except (DecodeError, OSError) as error:
-            return str(file.relative_to(root)), printable(str(error))
-        return None
+            return printable(str(error))
 
-    checked = progress(parallel_map(fault, files), len(files), "checking")
-    return dict(fault for fault in checked if fault)
+    inspected = zip(files, progress(parallel_map(of_file, files), len(files), "checking"), strict=True)
+    bad, sound = dict[str, str](), dict[Path, np.ndarray]()
+    for file, result in inspected:
+        if isinstance(result, str):
+            bad[str(file.relative_to(root))] = result
+        else:
+            sound[file] = result
+    return bad, sound
 
 
 def _files(listing: Listing) -> list[Path]:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shlex
-import urllib.parse
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +24,7 @@ from vgg_jax.data import builtin, cifar, folder, prepared
 from vgg_jax.data.disk import SKIPPED, need_space, writable
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared
 from vgg_jax.data.records import Part, Records
-from vgg_jax.data.statistics import color_statistics, load_statistics, save_statistics
+from vgg_jax.data.statistics import color_statistics, file_name, from_moments, load_statistics, save_statistics
 from vgg_jax.exceptions import UserError, did_you_mean, first_line, printable
 from vgg_jax.files import write_json
 
@@ -250,7 +249,7 @@ def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatisti
     """Returns mean RGB and colour vectors of a split: ImageNet's customary ones, or computed once and cached."""
     if data.name.startswith("imagenet2012/"):
         return IMAGENET_STATISTICS
-    path = data.directory / f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
+    path = data.directory / file_name(split)
     if path.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed again
             return load_statistics(path)
@@ -274,7 +273,7 @@ def _prepared_folder(
         print(folder.left_out_line(root, listing.left_out), flush=True)
     sizes = folder.sizes(listing)
     need_space(data_dir, sum(sizes), "--config.data.dir=DIR")
-    bad = folder.faults(root, listing)
+    bad, moments = folder.inspect(root, listing)
     if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} of {len(sizes)} files are not valid images; repair or remove them and start again, or "
@@ -283,6 +282,9 @@ def _prepared_folder(
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())
         )
     made = folder.prepare(root, listing, data_dir, bad)
+    for split, classes in listing.splits.items():
+        if of_split := [moments[file] for files in classes.values() for file in files if file in moments]:
+            save_statistics(made.directory / file_name(split), from_moments(of_split))
     if bad:
         write_json(Path(made.directory) / SKIPPED, bad)
     return made

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,21 +23,22 @@ def color_statistics(records: Sequence[dict[str, Any]], threads: int | None = No
       records: each with the encoded image under "image".
       threads: images decoded at once; None: one for every core.
     """
+    of_images = parallel_map(lambda i: moments(decode(records[i]["image"])), range(len(records)), threads)
+    return from_moments(list(progress(of_images, len(records), "mean and colour vectors (once)")))
 
-    def moments(index: int) -> tuple[np.ndarray, np.ndarray]:
-        # Planes one after another are summed twice as fast as pixels; sums of integers are exact either way.
-        planes_3xN = decode(records[index]["image"]).reshape(-1, 3).T.astype(np.float64, order="C")
-        return planes_3xN.mean(1), planes_3xN @ planes_3xN.T / planes_3xN.shape[1]
 
-    total = len(records)
-    first, second = np.zeros(3), np.zeros((3, 3))
-    # Added in the order of the records, so that the sum is the same to the last bit for any number of threads.
-    all_moments = parallel_map(moments, range(total), threads)
-    for mean, square in progress(all_moments, total, "mean and colour vectors (once)"):
-        first += mean
-        second += square
-    mean = first / total
-    return ColorStatistics(mean.astype(np.float32), _color_vectors(second / total - np.outer(mean, mean)))
+def moments(pixels_HxWx3: np.ndarray) -> np.ndarray:
+    """Returns means of RGB and of their products over an image, [12] float64."""
+    # Planes one after another are summed three times as fast as pixels; sums of integers are exact either way.
+    planes_3xN = pixels_HxWx3.reshape(-1, 3).T.astype(np.float64, order="C")
+    return np.concatenate([planes_3xN.mean(1), (planes_3xN @ planes_3xN.T / planes_3xN.shape[1]).ravel()])
+
+
+def from_moments(of_images: Sequence[np.ndarray]) -> ColorStatistics:
+    """Returns the statistics of images of these `moments`, in any order the same to the last bit."""
+    total = np.array([math.fsum(column) for column in zip(*of_images, strict=True)]) / len(of_images)
+    mean, square = total[:3], total[3:].reshape(3, 3)
+    return ColorStatistics(mean.astype(np.float32), _color_vectors(square - np.outer(mean, mean)))
 
 
 def class_weights(records: Sequence[dict[str, Any]], num_classes: int) -> np.ndarray:
@@ -56,6 +59,11 @@ def _color_vectors(covariance: np.ndarray) -> np.ndarray:
     # An axis may point either way; its draw is symmetric, but runs should agree: most positive component sums win.
     axes = axes * np.where(axes.sum(0) < 0, -1.0, 1.0)
     return (axes * np.sqrt(variances.clip(0)))[:, ::-1].astype(np.float32)  # the largest first
+
+
+def file_name(split: str) -> str:
+    """Returns the name under which a split's statistics lie next to the prepared data."""
+    return f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
 
 
 def save_statistics(path: epath.Path, statistics: ColorStatistics) -> None:
