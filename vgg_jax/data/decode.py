@@ -194,10 +194,10 @@ def is_plain_jpeg(encoded: bytes) -> bool:
 def check(encoded: bytes) -> np.ndarray | None:
     """Decodes an image to find out whether it is whole and sound; stricter than `decode`, which continues where it can.
 
-    Returns:
-      What `decode` returns, where that is at hand.
-
     Without simplejpeg, stray bytes among a JPEG's pixels are not found: Pillow does not say.
+
+    Returns:
+      [H, W, 3] uint8, as `decode` does, where that is at hand; else None.
 
     Raises:
       DecodeError: as `decode`, or a JPEG that lacks bytes, has some too many among its pixels, or has no end marker,
