@@ -67,3 +67,23 @@ class Reference:
     def ten_crop(self, file, q):
         """Corners and centre (Krizhevsky et al. 2012, §4.1)."""
         return self.multi_crop(file, q, ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)))
+
+    def square_crop(self, file, q):
+        """Of the left, central and right square: corners, centre and all of it, each mirrored (Szegedy et al. 2014, §7)."""
+        image, found = self.image(file, q), []
+        mean = np.array([120, 110, 100], np.float32)
+        is_upright = image.shape[0] > image.shape[1]
+        if is_upright:
+            image = image.swapaxes(0, 1)
+        for left in (0, (image.shape[1] - q) // 2, image.shape[1] - q):
+            square = image[:, left : left + q]
+            far, middle = q - 64, (q - 64) // 2
+            places = ((0, 0), (0, far), (far, 0), (far, far), (middle, middle))
+            views = [square[y : y + 64, x : x + 64] for y, x in places]
+            whole = Image.fromarray((square + mean).round().astype(np.uint8)).resize((64, 64), Image.BILINEAR)
+            views.append(np.asarray(whole, np.float32) - mean)
+            if is_upright:
+                views = [view.swapaxes(0, 1) for view in views]
+            found += [softmax(self.map(v)[:, 0, 0]) for view in views for v in (view, view[:, ::-1])]
+        assert len(found) == 36
+        return np.mean(found, 0)

@@ -160,6 +160,7 @@ def test_where_anything_differs_the_paper_has_no_figure():
         ("resnet_cifar:plain-56", {}, "center_crop", "-"),
         ("alexnet", {}, "ten_crop", "40.7/18.2"),
         ("googlenet", {}, "center_crop", "-/10.07"),
+        ("googlenet", {}, "square_crop", "-/7.89"),
         ("vgg16_bn", {}, "ten_crop", "-"),
     ],
 )
@@ -167,7 +168,7 @@ def test_figures_of_the_other_papers_stand_beside_their_own_recipes(file, option
     config = config_of(file)
     for key, value in options.items():
         config[key.partition(".")[0]][key.partition(".")[2]] = value
-    kind = "multi" if protocol == "dense" else "single"
+    kind = "multi" if protocol in ("dense", "square_crop") else "single"
     data, split = ("cifar10/3.0.2", "test") if "cifar" in file else ("imagenet2012/5.1.0", "validation")
     model = network_name(config), paper.training_scales(config)
     found = paper.published([model], protocol, kind, data, split)
@@ -175,13 +176,27 @@ def test_figures_of_the_other_papers_stand_beside_their_own_recipes(file, option
     assert paper.published([model], protocol, kind, data, "train") is None
 
 
+def test_several_nets_of_a_kind_fused_have_their_figures():
+    """Krizhevsky et al. 2012, Table 1; Szegedy et al. 2014, Table 3."""
+    for model, count, protocol, scales, figure in (
+        (("GoogLeNet", "area"), 7, "square_crop", "multi", "-/6.67"),
+        (("GoogLeNet", "area"), 7, "ten_crop", "single", "-/7.62"),
+        (("AlexNet", "S=256"), 5, "ten_crop", "single", "38.1/16.4"),
+    ):
+        assert paper.published([model] * count, protocol, scales, "imagenet2012", "validation").text("/") == figure
+        assert paper.published([model] * (count - 1), protocol, scales, "imagenet2012", "validation") is None
+
+
 def test_test_scales_are_the_other_papers():
-    """He et al. 2015, §3.4: shorter sides 224, 256, 384, 480, 640; ten crops at 256; AlexNet's at 256."""
+    """He et al. 2015, §3.4: shorter sides 224, 256, 384, 480, 640; ten crops at 256; AlexNet's at 256; Szegedy et al. §7."""
     config = config_of("resnet50")
     assert scales_of(config, "dense", "multi") == [224, 256, 384, 480, 640]
     assert eval_passes(config, "ten_crop", "") == [EvalPass("ten_crop", 256, 224, True)]
     assert eval_passes(config, "ten_crop", "")[0].images_seen() == 10
     assert eval_passes(config_of("alexnet"), "ten_crop", "") == [EvalPass("ten_crop", 256, 227, True)]
+    squares = eval_passes(config_of("googlenet"), "square_crop", "")
+    assert [one.scale for one in squares] == [256, 288, 320, 352]
+    assert sum(one.images_seen() for one in squares) == 144
 
 
 @pytest.mark.parametrize(

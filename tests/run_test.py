@@ -122,11 +122,17 @@ def test_an_extreme_image_is_computed_in_tiles_with_bounded_memory(net_config, t
         dense, _, stats = computed(trained, records, DENSE, 16)
         crops, _, _ = computed(trained, records, CROPS, 16)
         ten, _, _ = computed(trained, records, CROPS._replace(method="ten_crop"), 16)
+        squares, _, _ = computed(trained, records, CROPS._replace(method="square_crop"), 16)
     finally:
         run_lib.compile_step = compiled
     assert max(max(shape) for shape in shapes) < 1000
     assert stats.computed < 1.5 * stats.needed
-    for whole, function in ((dense, reference.dense), (crops, reference.multi_crop), (ten, reference.ten_crop)):
+    for whole, function in (
+        (dense, reference.dense),
+        (crops, reference.multi_crop),
+        (ten, reference.ten_crop),
+        (squares, reference.square_crop),
+    ):
         for key, found in zip(whole.keys, whole.probs, strict=True):
             close(found, function(root / "validation" / key, 73))
 

@@ -15,14 +15,14 @@ _WEIGHTS = flags.DEFINE_multi_string(
     "data is ImageNet's validation split unless --data_name, --data_root, --data_dir or --split say otherwise."
 )  # fmt: skip
 _PROTOCOL = flags.DEFINE_enum(
-    "protocol", "dense", ["center_crop", "ten_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged: one crop; corners and centre; the "
-    "class score map of the whole image (Paper 3.2); 5 x 5 crops (Paper 4.3); both. All but center_crop also over the "
+    "protocol", "dense", ["center_crop", "ten_crop", "dense", "multi_crop", "square_crop", "dense+multi_crop"], "What is averaged: one crop; corners and centre; the "
+    "class score map of the whole image (Paper 3.2); 5 x 5 crops (Paper 4.3); the 144 crops of GoogLeNet; the map and 5 x 5 crops. All but center_crop also over the "
     "mirror image."
 )  # fmt: skip
 _SCALES = flags.DEFINE_string(
     "scales", "", "Test scales Q, the shorter side in pixels: `single` (Q = S; the middle, for jitter), `multi` (S - 32, "
-    "S, S + 32 at crop 224; the ends and the middle, for jitter), or numbers: 256,384,512. Default: multi where there "
-    "are 5 x 5 crops, else single."
+    "S, S + 32 at crop 224; the ends and the middle, for jitter), or numbers: 256,384,512. Default: multi for "
+    "multi_crop and square_crop, else single."
 )  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", "", "The split to evaluate on. Default: the run's validation split.")
 _DATA_NAME = flags.DEFINE_string("data_name", "", "Another data set: builtin, folder, or a TFDS name.")

@@ -34,8 +34,8 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Or a run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP."
 )
 _PROTOCOL = flags.DEFINE_enum(
-    "protocol", "dense", ["center_crop", "ten_crop", "dense", "multi_crop", "dense+multi_crop"], "What is averaged, as in evaluate: "
-    "one crop; corners and centre; the class score map of the whole image (Paper 3.2); 5 x 5 crops (Paper 4.3); both."
+    "protocol", "dense", ["center_crop", "ten_crop", "dense", "multi_crop", "square_crop", "dense+multi_crop"], "What is averaged, as in evaluate: "
+    "one crop; corners and centre; the class score map of the whole image (Paper 3.2); 5 x 5 crops (Paper 4.3); the 144 crops of GoogLeNet; the map and 5 x 5 crops."
 )  # fmt: skip
 _SCALES = flags.DEFINE_string(
     "scales",

@@ -110,6 +110,30 @@ def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
     return image[top : top + crop, left : left + crop]
 
 
+def square_crops(encoded: bytes, scale: int, crop: int) -> np.ndarray:
+    """Returns crops of the squares at both ends and in the middle of `rescaled` (Szegedy et al. 2014, §7).
+
+    Of each square the corners and the centre, and the square itself, resized.
+
+    Returns:
+      [18, crop, crop, 3] uint8 RGB.
+
+    Raises:
+      DecodeError: as `decode`.
+    """
+    image = rescaled(encoded, scale)
+    height, width, _ = image.shape
+    corners = [(top, left) for top in (0, scale - crop) for left in (0, scale - crop)]
+    corners.append(((scale - crop) // 2,) * 2)
+    crops = []
+    for margin in (0, (max(height, width) - scale) // 2, max(height, width) - scale):
+        top, left = (margin, 0) if height > width else (0, margin)
+        square = image[top : top + scale, left : left + scale]
+        crops += [square[top : top + crop, left : left + crop] for top, left in corners]
+        crops.append(_resize(square, (0, 0, scale, scale), (crop, crop)))
+    return np.stack(crops)
+
+
 def rescaled(encoded: bytes, scale: int) -> np.ndarray:
     """Returns the whole image, decoded exactly and rescaled to a shorter side of `scale` pixels (Paper §3.2).
 

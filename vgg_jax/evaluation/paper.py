@@ -62,7 +62,7 @@ FUSION: dict[str, TopKError] = {
 }
 # The submission's seven models fused, dense, each at its three scales: Paper Table 6.
 SEVEN_NETS = TopKError(24.7, 7.5)
-# Of the networks around: (network, training scales, protocol, scales) -> error. He et al. 2015, Tables 2 (ResNet-18), 3 (ten
+# Of the networks around, also several of a kind fused: (network, training scales, protocol, scales) -> error. He et al. 2015, Tables 2 (ResNet-18), 3 (ten
 # crops), 4 (dense) and 6 (CIFAR-10, a crop as large as the image); Krizhevsky et al. 2012, Table 1; Szegedy et al. 2014, Table 3.
 _OTHERS = """
 Plain-18                       | jitter | ten_crop    | single | 27.94 | -
@@ -87,6 +87,11 @@ ResNet-110                     | CIFAR  | center_crop | single | 6.43  | -
 AlexNet                        | S=256  | ten_crop    | single | 40.7  | 18.2
 GoogLeNet                      | area   | center_crop | single | -     | 10.07
 GoogLeNet                      | area   | ten_crop    | single | -     | 9.15
+GoogLeNet                      | area   | square_crop | multi  | -     | 7.89
+5 x AlexNet                    | S=256  | ten_crop    | single | 38.1  | 16.4
+7 x GoogLeNet                  | area   | center_crop | single | -     | 8.09
+7 x GoogLeNet                  | area   | ten_crop    | single | -     | 7.62
+7 x GoogLeNet                  | area   | square_crop | multi  | -     | 6.67
 """
 
 
@@ -140,9 +145,11 @@ def published(
     data_set = ("cifar10", "test") if ("CIFAR" in (s for _, s in keys)) else ("imagenet2012", "validation")
     if len(keys) < len(models) or (data.split("/")[0], split) != data_set:
         return None
-    if len(keys) == 1:
-        if (other := OTHERS.get((*keys[0], protocol, scales))) is not None:
+    if len(set(keys)) == 1:
+        network = keys[0][0] if len(keys) == 1 else f"{len(keys)} x {keys[0][0]}"
+        if (other := OTHERS.get((network, keys[0][1], protocol, scales))) is not None:
             return other
+    if len(keys) == 1:
         if protocol == "dense":
             return {"single": SINGLE_SCALE, "multi": MULTI_SCALE}.get(scales, {}).get(keys[0])
         jitter = keys[0][1] == "jitter" and scales == "multi"

@@ -15,6 +15,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "ten_crop": ("ten_crop",),  # Krizhevsky et al. 2012 §4.1
     "dense": ("dense",),  # Paper §3.2
     "multi_crop": ("multi_crop",),  # Paper §4.3
+    "square_crop": ("square_crop",),  # 144 crops at four scales, Szegedy et al. 2014 §7
     "dense+multi_crop": ("dense", "multi_crop"),  # Paper §4.3
 }
 GRID = 5  # rows and columns of the regular grid of crops: 5 x 5 x 2 mirrored x 3 scales = 150 (Paper §4.3)
@@ -23,6 +24,9 @@ GRID_CELLS = {
     "multi_crop": tuple((row, column) for row in range(GRID) for column in range(GRID)),
     "ten_crop": ((0, 0), (0, 4), (2, 2), (4, 0), (4, 4)),
 }
+# Of the squares at an image's ends and in its middle: corners, centre and the square itself, resized.
+_SQUARE_CROPS = 3 * 6
+SQUARE_SCALES = (256, 288, 320, 352)  # at crop 224 (Szegedy et al. 2014, §7): 4 x 18 x 2 mirrored = 144
 # ResNets are tested densely at shorter sides of these, at crop 224 (He et al. 2015, §3.4).
 RESNET_SCALES = (224, 256, 384, 480, 640)
 
@@ -32,14 +36,18 @@ LARGEST_SCALE = int(KEYS["image.eval_scale"].greatest)  # Q, pixels
 class EvalPass(NamedTuple):
     """One method at one scale: the unit in which probabilities are computed, cached and averaged."""
 
-    method: str  # center_crop, ten_crop, dense or multi_crop
+    method: str  # center_crop, ten_crop, dense, multi_crop or square_crop
     scale: int  # Q, pixels
     crop: int  # height and width of the model's crop, pixels
     mirrored: bool  # whether the mirror image counts too
 
+    def crops(self) -> int:
+        """Returns the number of crops that are cut from an image; 1 where it is seen whole."""
+        return _SQUARE_CROPS if self.method == "square_crop" else len(GRID_CELLS.get(self.method, "1"))
+
     def images_seen(self) -> int:
         """Returns the number of images that the model sees for each one of the split."""
-        return len(GRID_CELLS.get(self.method, "1")) * (2 if self.mirrored else 1)
+        return self.crops() * (2 if self.mirrored else 1)
 
 
 def eval_passes(config: ConfigDict, protocol: str, scales: str) -> list[EvalPass]:
@@ -53,7 +61,7 @@ def eval_passes(config: ConfigDict, protocol: str, scales: str) -> list[EvalPass
     Raises:
       UserError: as `test_scales`.
     """
-    spec = scales or ("multi" if "multi_crop" in PROTOCOLS[protocol] else "single")
+    spec = scales or ("multi" if {"multi_crop", "square_crop"} & set(PROTOCOLS[protocol]) else "single")
     return [
         EvalPass(method, scale, config.image.crop, mirrored=method != "center_crop")
         for method in PROTOCOLS[protocol]
@@ -66,8 +74,8 @@ def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
 
     Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where validation takes it, ten crops at
     the least S.
-    Multi (Paper §4.2): S - 32, S, S + 32, or the ends and the middle of the range for jitter; for ResNets RESNET_SCALES. At
-    another crop all pixels are times crop / 224.
+    Multi (Paper §4.2): S - 32, S, S + 32, or the ends and the middle of the range for jitter; for ResNets RESNET_SCALES,
+    for square crops SQUARE_SCALES. At another crop all pixels are times crop / 224.
 
     Args:
       config: the model's.
@@ -106,6 +114,8 @@ def paper_scales(config: ConfigDict, method: str, kind: str) -> list[int]:
     """Returns the paper's Q in pixels, ascending, whether or not the crop fits; arguments as of `test_scales`."""
     low, high, offset = config.image.scale_min, config.image.scale_max, scaled_length(32, config.image.crop)
     middle = (low + high + 1) // 2
+    if kind == "multi" and method == "square_crop":
+        return [scaled_length(scale, config.image.crop) for scale in SQUARE_SCALES]
     if kind == "multi" and config.model.configuration.startswith("ResNet") and low < high:
         return [scaled_length(scale, config.image.crop) for scale in RESNET_SCALES]
     if kind == "multi":

@@ -59,7 +59,7 @@ class Tile(NamedTuple):
 class Job(NamedTuple):
     """Images that go through the devices together, and how."""
 
-    kind: str  # center_crop, dense, grid (crops cut on the device), host_grid (on the host), tiles
+    kind: str  # center_crop, square_crop, dense, grid (crops cut on the device), host_grid (on the host), tiles
     bucket: Bucket
     macs: int  # with padding and empty slots
     needed: int  # without
@@ -116,9 +116,9 @@ def plan_pass(
     def crop_job(kind: str, bucket: Bucket) -> Job:
         return Job(kind, bucket, bucket.batch_size * seen * crop_macs, len(bucket.indices) * seen * crop_macs)
 
-    if eval_pass.method == "center_crop":
+    if eval_pass.method in ("center_crop", "square_crop"):
         chunks = [indices[i : i + crops_at_once] for i in range(0, len(indices), crops_at_once)]
-        return [crop_job("center_crop", Bucket(chunk, (crop, crop), crops_at_once, False)) for chunk in chunks]
+        return [crop_job(eval_pass.method, Bucket(chunk, (crop, crop), crops_at_once, False)) for chunk in chunks]
 
     rescaled_Nx2 = rescaled_sizes(sizes_Nx2, scale)
     lengths_N = rescaled_Nx2.max(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.compilation import compile_step
-from vgg_jax.data.crops import center_crop, rescaled
+from vgg_jax.data.crops import center_crop, rescaled, square_crops
 from vgg_jax.data.decode import DecodeError
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Records
@@ -47,14 +48,18 @@ class EvalStats:
 
 
 class CompiledSteps:
-    """The compiled functions of one model: what is compiled for one pass serves the others."""
+    """The compiled functions of one model: what is compiled for one pass serves the others.
+
+    One thread compiles, in the order of requests, which is the same in every process.
+    """
 
     def __init__(self, trained: TrainedModel, stats: EvalStats):
         self.trained, self.network = (
             trained,
             network_of(trained.model.layers, trained.variables["params"]),
         )
-        self._stats, self._compiled = stats, dict[Any, Callable]()
+        self._stats, self._compiled = stats, dict[Any, Future[Callable]]()
+        self._compiler = ThreadPoolExecutor(1, "compiler")
         self._variables = {False: trained.variables}
 
     def variables(self, transposed: bool) -> dict:
@@ -74,16 +79,37 @@ class CompiledSteps:
           arguments: arrays.
           out_shardings: of the result.
         """
+        began = time.perf_counter()
+        compiled = self.compile(name, step, *arguments, out_shardings=out_shardings).result()
+        self._stats.compile_seconds += time.perf_counter() - began
+        return compiled(*arguments)
+
+    def compile(self, name: str, step: Callable, *arguments: Any, out_shardings: Any = None) -> Future[Callable]:
+        """Starts to compile a step, unless it is compiled for such shapes; arguments are arrays or jax.ShapeDtypeStruct."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments)
         key = name, *(leaf.shape for leaf in jax.tree.leaves(shapes))
         if key not in self._compiled:
-            began = time.perf_counter()
             out_shardings = out_shardings or replicated(self.trained.mesh)
-            self._compiled[key] = compile_step(step, *shapes, out_shardings=out_shardings)
+            self._compiled[key] = self._compiler.submit(compile_step, step, *shapes, out_shardings=out_shardings)
             self._stats.compilations += 1
             self._stats.shapes += not name.startswith("cut")
-            self._stats.compile_seconds += time.perf_counter() - began
-        return self._compiled[key](*arguments)
+        return self._compiled[key]
+
+    def compile_dense(self, shape: tuple[int, int], batch_size: int) -> None:
+        """Starts to compile dense evaluation in buckets of a shape."""
+        batch, all_devices = batch_sharding(self.trained.mesh), replicated(self.trained.mesh)
+        self.compile(
+            "dense",
+            steps.make_dense(self.trained.model, self.trained.statistics),
+            self.trained.variables,
+            jax.ShapeDtypeStruct((batch_size, *shape, 3), np.uint8, sharding=batch),
+            jax.ShapeDtypeStruct((batch_size, 2), np.int32, sharding=batch),
+            jax.ShapeDtypeStruct((), np.bool_, sharding=all_devices),
+        )
+
+    def cancel(self) -> None:
+        """Leaves alone what nobody has begun to compile."""
+        self._compiled = {key: future for key, future in self._compiled.items() if not future.cancel()}
 
     def put(self, local: np.ndarray) -> jax.Array:
         """Returns an array, split over the devices by its first axis, of which this process has its share."""
@@ -128,9 +154,15 @@ def run_jobs(
     """
     batched = [job for job in jobs if not job.is_long]
     ahead = 2 * max((len(job.bucket.indices) for job in batched), default=0)
-    yield from _run(compiled, eval_pass, batched, records, threads, ahead, stats)
-    # Long images are large: one at a time.
-    yield from _run(compiled, eval_pass, [job for job in jobs if job.is_long], records, 1, 1, stats)
+    try:
+        for job in batched:  # while the first images are decoded, and the first shapes computed
+            if job.kind == "dense":
+                compiled.compile_dense(job.bucket.shape, job.bucket.batch_size)
+        yield from _run(compiled, eval_pass, batched, records, threads, ahead, stats)
+        # Long images are large: one at a time.
+        yield from _run(compiled, eval_pass, [job for job in jobs if job.is_long], records, 1, 1, stats)
+    finally:
+        compiled.cancel()
 
 
 def _run(
@@ -200,6 +232,8 @@ def _prepared(eval_pass: EvalPass, job: Job, encoded: bytes) -> np.ndarray:
     crop = eval_pass.crop
     if job.kind == "center_crop":
         return center_crop(encoded, eval_pass.scale, crop)[None]
+    if job.kind == "square_crop":
+        return square_crops(encoded, eval_pass.scale, crop)
     image = rescaled(encoded, eval_pass.scale)
     if job.kind == "host_grid":  # a long image would not fit the devices, but its crops do
         rows, columns = (steps.grid_offsets(side, crop) for side in image.shape[:2])
@@ -210,8 +244,7 @@ def _prepared(eval_pass: EvalPass, job: Job, encoded: bytes) -> np.ndarray:
 
 
 def _run_crops(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
-    count = len(GRID_CELLS.get(eval_pass.method, "1"))
-    local = np.zeros((bucket.batch_size // jax.process_count(), count, *bucket.shape, 3), np.uint8)
+    local = np.zeros((bucket.batch_size // jax.process_count(), eval_pass.crops(), *bucket.shape, 3), np.uint8)
     for row, crops in zip(local, images, strict=False):
         row[:] = crops
     return _crops(compiled, eval_pass, compiled.put(local))
@@ -269,6 +302,7 @@ def _run_tiles(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, ima
 # How a job's images become probabilities [batch_size, K].
 _START: dict[str, Callable[[CompiledSteps, EvalPass, Bucket, list[np.ndarray]], jax.Array]] = {
     "center_crop": _run_crops,
+    "square_crop": _run_crops,
     "dense": _run_dense,
     "grid": _run_grid,
     "host_grid": _run_crops,
