@@ -23,6 +23,7 @@ from vgg_jax.state import EMA, TrainState, checksum, leaf_names
 from vgg_jax.workdir import CHECKPOINTS, checkpoint_steps
 
 _STATE, _PROGRESS = "state", "progress"
+_LEAST_SLICE = 2**24  # bytes of an array that one of several devices writes
 _CHECKSUMS = "checksums"  # key in the saved progress: of the state's arrays by name, and of the progress itself
 _DAMAGED = ".damaged"  # suffix of a checkpoint that was set aside
 
@@ -75,7 +76,14 @@ class Checkpoints:
         self._directory = (workdir / CHECKPOINTS).absolute()  # Orbax needs absolute paths
         self._policy = _LatestAndBest()
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=(_STATE, _PROGRESS))
+        # Devices that hold the same array share the work only where it is large: each slice is a program to compile.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_SLICE)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        handlers = {
+            _STATE: ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            _PROGRESS: ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def path(self, step: int) -> Path:
         return self._directory / str(step)
@@ -100,7 +108,7 @@ class Checkpoints:
         self._policy.best_step = progress.best_step
         content = dataclasses.asdict(progress)
         content |= {_CHECKSUMS: {**_state_checksums(state), _PROGRESS: _sha256(content)}}
-        args = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state), _PROGRESS: ocp.args.JsonSave(content)})
+        args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _PROGRESS: ocp.args.JsonSave(content)})
         try:
             self._manager.save(step, args=args, force=True)
         except Exception as error:
@@ -158,7 +166,8 @@ class Checkpoints:
             )
         if not checksums:
             raise ValueError("It has no checksums.")
-        args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(shapes)})
+        restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
+        args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeRestore(shapes, restore_args=restore_args)})
         state = self._manager.restore(step, args=args)[_STATE]
         _compare(_state_checksums(state), checksums)
         return state, Progress(**content | {"plateau": Plateau(**content["plateau"])})
