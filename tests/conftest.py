@@ -7,6 +7,12 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Programs of tests run a few times: optimised little, they compile in a third of the time. Tests of whole runs take
+# AS_USERS_HAVE_IT away again.
+LITTLE_OPTIMISED = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+os.environ["XLA_FLAGS"] = LITTLE_OPTIMISED
 # What one test has compiled another need not compile again: neither in the programs that tests start, nor in pytest's other
 # workers, nor the next time. A bounded cache is a locked one, so that no two processes meet in a file.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
