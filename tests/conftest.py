@@ -7,12 +7,10 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Programs of tests run a few times: optimised little, they compile in a third of the time. Tests of whole runs take
-# AS_USERS_HAVE_IT away again.
-LITTLE_OPTIMISED = (
+# Programs of tests run a few times: optimised little, they compile in a third of the time. See `fully_optimised`.
+os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
-os.environ["XLA_FLAGS"] = LITTLE_OPTIMISED
 # What one test has compiled another need not compile again: neither in the programs that tests start, nor in pytest's other
 # workers, nor the next time. A bounded cache is a locked one, so that no two processes meet in a file.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
@@ -75,6 +73,12 @@ def tiny_config(images, prepared):
     config.data.dir = str(prepared)
     config.data.threads = 2
     return config
+
+
+@pytest.fixture
+def fully_optimised(monkeypatch):
+    """Programs that this test starts compile as a user's do."""
+    monkeypatch.setenv("XLA_FLAGS", "")
 
 
 @pytest.fixture(scope="session")

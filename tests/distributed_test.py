@@ -133,13 +133,6 @@ def test_processes_train_as_one_and_a_run_goes_on_on_any_number_of_devices(confi
     assert errors(tmp_path / "two") == errors(tmp_path / "one")
     assert json.loads((tmp_path / "two" / "summary.json").read_text()).keys() == summary.keys()
 
-    # 4 x 1, to the end.
-    config.sharding = "replicated"
-    for status, err in ended(start_processes(4, 1, *flags(config, tmp_path / "whole"))):
-        assert status == 0, err
-    agree(losses(tmp_path / "whole"), one, 20)
-    assert errors(tmp_path / "whole") == errors(tmp_path / "one")
-
     # 4 x 1, with pairs of processes that see the same images. SIGTERM to one of them stops all after one step.
     config.sharding, config.model_parallel = "fc_model_parallel", 2
     processes = start_processes(4, 1, *flags(config, tmp_path / "four"))
@@ -152,7 +145,7 @@ def test_processes_train_as_one_and_a_run_goes_on_on_any_number_of_devices(confi
     assert 7 <= saved < 20
     assert losses(tmp_path / "four") == pytest.approx(one[:saved], rel=1e-4)
 
-    for devices, sharding, parallel in ((1, "replicated", 1), (2, "fsdp", 1), (8, "fc_model_parallel", 4)):
+    for devices, sharding, parallel in ((1, "replicated", 1), (8, "fc_model_parallel", 4)):
         workdir = shutil.copytree(tmp_path / "four", tmp_path / f"four-{devices}")
         config.sharding, config.model_parallel = sharding, parallel
         status, out, err = run_main(*flags(config, workdir), devices=devices)

@@ -21,6 +21,7 @@ def test_it_is_stored_without_outputs_and_without_an_address_that_is_not_known()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fully_optimised")
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

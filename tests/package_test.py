@@ -43,6 +43,7 @@ def test_every_package_of_the_source_is_in_the_wheel():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fully_optimised")
 def test_a_wheel_does_everything_in_an_empty_directory(tmp_path):
     def done(*command, **environment):
         result = subprocess.run(

@@ -38,8 +38,8 @@ def metrics(workdir):
 
 @pytest.fixture
 def longer(tiny_config):
-    """405 steps, a checkpoint every 4 and a line at each: time enough to be killed at any of the first 160."""
-    tiny_config.num_epochs = 36.0
+    """203 steps, a checkpoint every 4 and a line at each: time enough to be killed at any of the first 100."""
+    tiny_config.num_epochs = 18.0
     tiny_config.log_every_steps = 1
     return tiny_config
 
@@ -119,7 +119,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(longer, tmp_path):
     wanted = summary(tmp_path / "whole")
     rng = random.Random()
     for i in range(3):
-        workdir, step = tmp_path / f"killed{i}", rng.randint(1, 160)
+        workdir, step = tmp_path / f"killed{i}", rng.randint(1, 100)
         process = start_main(*flags(longer, workdir))
         wait_for_step(process, workdir, step)
         time.sleep(rng.uniform(0, 0.1))
@@ -318,6 +318,7 @@ def test_a_disk_that_fills_up_is_said_to_be_full(tiny_config, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fully_optimised")
 def test_real_photographs_are_learnt(tiny_config, real_pictures, tmp_path):
     root = real_pictures / "imagenette-5k"
     if not root.is_dir():
