@@ -102,10 +102,10 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
     [
         "A-LRN",
         "B-5x5",
-        "D",
+        pytest.param("D", marks=pytest.mark.slow),
         "A-GAP",
         "ResNet-18",
-        "ResNet-20",
+        pytest.param("ResNet-20", marks=pytest.mark.slow),
         pytest.param("AlexNet", marks=pytest.mark.slow),
         pytest.param("GoogLeNet", marks=pytest.mark.slow),
     ],

@@ -23,7 +23,7 @@ def test_help_answers_without_loading_jax():
         (("--worckdir=x",), "Unknown command line flag 'worckdir'. Did you mean: workdir"),
         (
             ("--workdir=x", "--protocol=sparse"),
-            "value should be one of <center_crop|ten_crop|dense|multi_crop|dense+multi_crop>",
+            "value should be one of <center_crop|ten_crop|dense|multi_crop|square_crop|dense+multi_crop>",
         ),
         (("--workdir=/nowhere",), "error: /nowhere: there is no such directory or file; give a training run's workdir"),
     ],

@@ -42,6 +42,7 @@ def test_activations_are_the_nets_on_its_own_input(backbone):
         assert float(jnp.std(wanted[name])) > 0
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_leading_axes_give_the_same(backbone):
     images = pixels(2, 3, 40, 36)
     wanted = features.activations(backbone, images[1, 2], LAYERS)  # one image, smaller than the crop
@@ -54,6 +55,7 @@ def test_jit_vmap_and_leading_axes_give_the_same(backbone):
         np.testing.assert_allclose(mapped[layer][2], wanted[layer], atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
     """Selvaraju et al. 2017, §3.1: the last map weighted by the head's kernel, divided by its places, and its negative part cut off."""
     model, variables = small("A", 64, {"head": "gap"})
@@ -220,6 +222,7 @@ def test_average_pooling_takes_the_means_of_what_the_layer_before_gives(backbone
     assert np.abs(maps["relu2_1"] - plain["relu2_1"]).max() > 1
 
 
+@pytest.mark.slow
 def test_normalised_activations_have_a_mean_of_one_and_the_same_logits(backbone):
     batches = [pixels(2, 64, 64), pixels(2, 64, 64, seed=1)]
     normalized = features.with_normalized_activations(backbone, batches)

@@ -53,6 +53,7 @@ def test_probabilities_are_the_models(configuration, description, tmp_path):
         assert found.max() - found.min() > 0.01
 
 
+@pytest.mark.slow
 def test_a_trunk_gives_its_last_map(tmp_path):
     weights = some_weights("D")
     trunk = {name: leaves for name, leaves in weights.params.items() if name.startswith("conv")}

@@ -69,6 +69,7 @@ def test_threads_and_devices_do_not_matter(tiny_config, dataset):
     assert digests(tiny_config, train_examples(tiny_config, dataset.train), 6, devices=8) == whole
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_batches_where_no_flags_were_parsed(tiny_config, dataset):
     whole = digests(tiny_config, train_examples(tiny_config, dataset.train), 20)
     tiny_config.data.processes = 2

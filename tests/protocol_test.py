@@ -101,6 +101,7 @@ def test_a_net_whose_crop_is_as_large_as_s_is_evaluated(net_config, tmp_path):
     assert [(row["scales"], row["images"]) for row in summary["rows"]] == [("64", 10)]
 
 
+@pytest.mark.slow
 def test_views_that_are_not_of_the_same_pictures_are_computed_anew(run, capsys):
     wanted = evaluate(request(run, scales="64,73"), quiet=True)["rows"]
     (file,) = run.glob("evaluation/7/*/dense-Q64.npz")

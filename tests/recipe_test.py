@@ -72,6 +72,7 @@ def test_both_take_turns_and_none_changes_nothing():
     np.testing.assert_allclose(targets[2], [0.1 / 6] * 2 + [0.9 + 0.1 / 6] + [0.1 / 6] * 3, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_cross_entropy_of_the_smoothed_target(tiny_config):
     """With a zero learning rate and no dropout: (1 - s) times the plain loss plus s times the mean over the classes."""
     tiny_config.model.dropout_rate, tiny_config.optimizer.learning_rate = 0.0, 1e-12
@@ -192,6 +193,7 @@ def today(config):
     return config
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_all_states_and_1_device_is_8(tiny_config):
     config = today(tiny_config)
     wanted = None

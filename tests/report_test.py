@@ -100,6 +100,7 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
     assert kept.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_most_thorough_evaluation_of_the_checkpoint_is_shown(trained):
     evaluate(Request((str(trained),), protocol="center_crop"), quiet=True)
     evaluate(Request((str(trained),), protocol="dense", scales="multi"), quiet=True)
@@ -132,6 +133,7 @@ def test_confusion_best_and_worst_by_hand():
     assert predictions.surest_wrong(found, 1) == [4]
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_hardest_are_shown(net_config, tmp_path):
     net_config.model.num_classes = 25
     names = [*CLASS_NAMES[:3], *(f"other_{i}" for i in range(22))]
@@ -192,6 +194,7 @@ def test_filters_are_drawn_as_they_are():
     assert pixels[0, 24, 3] == 0  # between the two
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_says_how_far_it_is(trained):
     (trained / "summary.json").unlink()
     with open(trained / "metrics.jsonl", "a") as file:
@@ -221,6 +224,7 @@ def test_a_run_that_has_only_begun_has_a_page(trained):
     assert "Not evaluated yet." in text
 
 
+@pytest.mark.slow
 def test_without_the_pictures_the_rest_is_made(trained, net_config, tmp_path):
     evaluate(Request((str(trained),), protocol="dense"), quiet=True)
     config = json.loads((trained / "config.json").read_text())
@@ -391,6 +395,7 @@ def test_what_does_not_go_together_gets_one_sentence(trained, net_config, tmp_pa
     assert not list(tmp_path.glob("*.html*"))
 
 
+@pytest.mark.slow
 def test_a_broken_evaluation_is_noted_and_left_out(trained):
     evaluate(Request((str(trained),), protocol="dense"), quiet=True)
     (results,) = trained.glob("evaluation/7/*/results-dense-*.json")
@@ -451,6 +456,7 @@ def faults(tab, page):
     return found
 
 
+@pytest.mark.slow
 def test_in_a_browser(trained, net_config, tmp_path):
     other = logged(make_run(tmp_path / "other", net_config, seed=1))
     whole = reproduction(tmp_path / "whole", lambda workdir: make_run(workdir, net_config))

@@ -36,6 +36,7 @@ def test_the_table(tiny_config):
     assert shapes.params["conv2_1"]["kernel"].sharding.spec == PartitionSpec()
 
 
+@pytest.mark.slow
 def test_parameters_are_born_sharded_and_the_same(tiny_config):
     tiny_config.sharding = "fsdp"
     tiny_config.model.width_multiplier = 1 / 8

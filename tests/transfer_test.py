@@ -56,7 +56,8 @@ def alone(backbone, path, layer, scale):
     return np.mean([v.mean((0, 1)) for v in both], 0)
 
 
-@pytest.mark.parametrize("batch_size", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [8, 1])
 def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_path, batch_size):
     backbone = features.load(weights_file)
     found = descriptors(backbone, LAYERS, transfer_data.image_files(photos), 64, tmp_path, batch_size)

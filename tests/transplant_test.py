@@ -129,6 +129,7 @@ def test_what_does_not_fit_is_refused_by_layer_and_shape_unless_left_out(tiny_co
         transplant({"params": filled(shapes_of(tiny_config, "A", classes=5), 1)}, {"params": donor}, ["fc8"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["replicated", "fsdp", "fc_model_parallel"])
 def test_it_works_on_sharded_parameters(tiny_config, tmp_path, sharding):
     tiny_config.model.width_multiplier = 1 / 8

@@ -136,6 +136,7 @@ def test_sizes_are_arguments():
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_nearly_the_same_and_gives_float32_logits():
     model, variables = small("D")
     x = photos(2, 64, 64)
