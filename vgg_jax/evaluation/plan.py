@@ -22,9 +22,9 @@ from vgg_jax.models.description import halo, head_kernel, lengths, total_stride
 MAX_BUCKETS = 8  # a scale, so compilations: 24 at three scales
 _CROP_BUCKETS = 4  # a scale, to cut crops from: cheap to compile, and padding costs nothing there
 _GOOD_ENOUGH = 0.02  # of padding; more buckets are not worth compiling
-# Multiply-adds that a device could do while one more shape is compiled: 1 to 2 s at some 30 * 10^9 a second in a narrow net
+# Multiply-adds that a device could do while one more shape is compiled: 1.5 s at some 18 * 10^9 a second in a narrow net
 # on two cores, and about as long at a thousand times as many on an accelerator.
-_CPU_COMPILATION_MACS, _COMPILATION_MACS = 5e10, 5e13
+_CPU_COMPILATION_MACS, _COMPILATION_MACS = 2.5e10, 5e13
 MAX_PIXELS = 2**28  # of a rescaled image, 768 MiB as bytes; a larger one is skipped
 
 
