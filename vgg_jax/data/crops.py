@@ -115,6 +115,11 @@ def square_crops(encoded: bytes, scale: int, crop: int) -> np.ndarray:
 
     Of each square the corners and the centre, and the square itself, resized.
 
+    Args:
+      encoded: the image's bytes.
+      scale: side of the squares in pixels.
+      crop: side of the crops in pixels, at most `scale`.
+
     Returns:
       [18, crop, crop, 3] uint8 RGB.
 

@@ -62,8 +62,9 @@ FUSION: dict[str, TopKError] = {
 }
 # The submission's seven models fused, dense, each at its three scales: Paper Table 6.
 SEVEN_NETS = TopKError(24.7, 7.5)
-# Of the networks around, also several of a kind fused: (network, training scales, protocol, scales) -> error. He et al. 2015, Tables 2 (ResNet-18), 3 (ten
-# crops), 4 (dense) and 6 (CIFAR-10, a crop as large as the image); Krizhevsky et al. 2012, Table 1; Szegedy et al. 2014, Table 3.
+# Of the networks around, also several of a kind fused: (network, training scales, protocol, scales) -> error. He et al. 2015,
+# Tables 2 (ResNet-18), 3 (ten crops), 4 (dense) and 6 (CIFAR-10, a crop as large as the image); Krizhevsky et al. 2012, Table 1;
+# Szegedy et al. 2014, Table 3.
 _OTHERS = """
 Plain-18                       | jitter | ten_crop    | single | 27.94 | -
 Plain-34                       | jitter | ten_crop    | single | 28.54 | 10.02
