@@ -619,7 +619,7 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path):
     with pytest.raises(UserError, match="no regular file"):
         read(tmp_path / "pipe")
     with pytest.raises(UserError, match="no regular file"):
-        containers.sha256(tmp_path / "pipe")
+        containers.sha256_and_md5(tmp_path / "pipe")
 
 
 def test_without_h5py_one_is_told_how_to_get_it(tmp_path, monkeypatch):

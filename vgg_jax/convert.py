@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
         weights = imports.with_class_names(weights, _listing(_CLASS_NAMES.value), _CLASS_NAMES.value)
 
     dest = _write(weights, dest)
-    print(f"written: {dest}, {dest.stat().st_size:,} bytes, sha256 {containers.sha256(dest)[0]}")
+    print(f"written: {dest}, {dest.stat().st_size:,} bytes, sha256 {containers.sha256_and_md5(dest)[0]}")
 
 
 def _write(weights: Weights, dest: Path) -> Path:
@@ -179,7 +179,7 @@ def _read(source: Path) -> Weights:
     else:
         from vgg_jax.weights import containers, imports
 
-        digests = imports.Digests(*containers.sha256(source, also_md5=True))
+        digests = imports.Digests(*containers.sha256_and_md5(source))
         print(f"read: {source}, {source.stat().st_size:,} bytes, sha256 {digests.sha256}", flush=True)
         _check_digest(source, digests.sha256)
         weights, what = imports.import_weights(

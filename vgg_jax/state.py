@@ -173,5 +173,5 @@ def params_sha256(params: dict, model_state: dict | None = None) -> str:
         for path, leaf in sorted(leaves, key=lambda item: jax.tree_util.keystr(item[0])):
             array = np.asarray(replicate(leaf))
             digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics
-from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import default_config, network_title
 from vgg_jax.exceptions import UserError
 from vgg_jax.files import read_json
@@ -57,6 +56,8 @@ def load_trained(source: str | Path, dtype: str = "", averages: bool = True) -> 
 
 
 def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
+    from vgg_jax.checkpoints import load_variables  # here, since Orbax takes a third of a second, and weights need none
+
     workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
     if not workdir.is_dir():
         raise UserError(

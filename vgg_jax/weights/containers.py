@@ -82,24 +82,26 @@ def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Tens
     raise WeightsError(f"it is of an unknown kind ({beginning}); known are {KINDS}")
 
 
-def sha256(path: Path, also_md5: bool = False) -> tuple[str, str]:
-    """Returns the SHA-256 of a file and, if requested, its MD5 (else ""), as hexadecimal digits.
+def sha256_and_md5(path: Path) -> tuple[str, str]:
+    """Returns a file's SHA-256 and, of HDF5, whose MD5 Keras publishes, its MD5 (else ""), as hexadecimal digits.
 
     Raises:
       UserError: it cannot be read.
     """
-    digest, other = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    digest, md5 = hashlib.sha256(), None
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no regular file; give a file of weights.")
     try:
         with open(path, "rb") as file:
+            if file.peek(8).startswith(keras_file.START):
+                md5 = hashlib.md5(usedforsecurity=False)  # it takes twice the time of SHA-256
             while block := file.read(2**20):
                 digest.update(block)
-                if also_md5:
-                    other.update(block)
+                if md5:
+                    md5.update(block)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; give a file of weights.") from error
-    return digest.hexdigest(), other.hexdigest() if also_md5 else ""
+    return digest.hexdigest(), md5.hexdigest() if md5 else ""
 
 
 def to_params(contents: TensorFile, layout: str, configuration: str, size: layouts.Size) -> dict:
@@ -117,10 +119,20 @@ def to_params(contents: TensorFile, layout: str, configuration: str, size: layou
         kernel, bias = source.names(configuration)[layer]
         form = layouts.kernel_layout(source, layer)
         params[layer] = {
-            "kernel": np.ascontiguousarray(form.to_hwio(read_array(contents, kernel), shape)),
+            "kernel": _in_one_piece(form.to_hwio(read_array(contents, kernel), shape)),
             "bias": np.ascontiguousarray(read_array(contents, bias).reshape(shape[3])),
         }
     return params
+
+
+def _in_one_piece(kernel_hxwxCxF: np.ndarray) -> np.ndarray:
+    """Returns a kernel in memory of its own order; copies a few output channels at a time, whose rows the caches hold."""
+    if kernel_hxwxCxF.flags.c_contiguous:
+        return kernel_hxwxCxF
+    copy = np.empty(kernel_hxwxCxF.shape, kernel_hxwxCxF.dtype)
+    for start in range(0, copy.shape[-1], 64):
+        copy[..., start : start + 64] = kernel_hxwxCxF[..., start : start + 64]
+    return copy
 
 
 def read_array(contents: TensorFile, name: str) -> np.ndarray:

@@ -99,7 +99,7 @@ def weights_file(source: str | os.PathLike) -> Path:
     fetched = fetch(name)
     if is_own(fetched):
         return fetched
-    digests = imports.Digests(*containers.sha256(fetched, also_md5=True))
+    digests = imports.Digests(*containers.sha256_and_md5(fetched))
     path = cache_dir() / ("-".join([*re.findall(r"[\w.]+", name), digests.sha256[:8]]) + SUFFIX)
     if path.is_file():
         try:
@@ -119,11 +119,11 @@ def _say(line: str) -> None:
 
 def _fault(path: Path, source: Source) -> str:
     """Returns the fault of a fetched file, "" for none."""
-    sha256, md5 = containers.sha256(path, also_md5=bool(source.md5))
+    sha256, md5 = containers.sha256_and_md5(path)
     if not sha256.startswith(source.sha256):
         return f"has the SHA-256 {sha256}, but {source.sha256}... was published"
     if source.md5 and md5 != source.md5:
-        return f"has the MD5 {md5}, but {source.md5} was published"
+        return f"has {f'the MD5 {md5}' if md5 else 'no HDF5 in it'}, but the MD5 {source.md5} was published"
     return ""
 
 
@@ -182,7 +182,7 @@ def _from_hub(name: str) -> Path:
         ) from error
     # The hub's client keeps a large file under its published SHA-256, which it does not compare with the bytes.
     published = path.resolve().name
-    if re.fullmatch("[0-9a-f]{64}", published) and (digest := containers.sha256(path)[0]) != published:
+    if re.fullmatch("[0-9a-f]{64}", published) and (digest := containers.sha256_and_md5(path)[0]) != published:
         raise UserError(
             f"{name}: {path} has the SHA-256 {digest}, but {published} was published; delete {path.resolve()} and try again."
         )
