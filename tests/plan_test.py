@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.networks import COLUMNS, PUBLISHED, shapes_of
-from vgg_jax.evaluation.plan import bucket_lengths, buckets, macs, network_of, tile_length, tiles
+from vgg_jax.evaluation.passes import EvalPass
+from vgg_jax.evaluation.plan import bucket_lengths, buckets, macs, network_of, plan_pass, tile_length, tiles
 from vgg_jax.models import describe, make_network
 from vgg_jax.models.vgg import TABLE_1
 
@@ -75,6 +76,18 @@ def test_a_plan_holds_every_picture_once_and_wastes_slots_only_at_its_ends(count
     for slots in empty.values():
         assert not any(slots[:-1])
     assert buckets(sizes, wanted[:0], lambda length: length, lambda length: 8) == []
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 1), (12, 13), (100, 113), (6400, 6700)])
+@pytest.mark.parametrize("method", ["center_crop", "ten_crop", "multi_crop", "dense"])
+def test_few_images_have_few_empty_slots_and_many_large_batches(method, count, most):
+    network = network_of(describe("D"), shapes_of(make_network("D")))
+    sizes = np.tile([(500, 375)] * 5 + [(375, 500)], (1067, 1))[:count]
+    jobs = plan_pass(EvalPass(method, 256, 224, True), network, sizes, np.arange(count), batch_size=512, devices=1)
+    assert sorted(np.concatenate([job.bucket.indices for job in jobs])) == list(range(count))
+    assert sum(job.bucket.batch_size for job in jobs) <= most
+    largest = {"center_crop": 256, "ten_crop": 51, "multi_crop": 10, "dense": 512 * 224**2 // (2 * 256 * 341)}[method]
+    assert max(job.bucket.batch_size for job in jobs) == largest or count < 6400
 
 
 @pytest.mark.parametrize("name", TABLE_1)

@@ -8,6 +8,7 @@ tiles that overlap as far as the network sees.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from vgg_jax.models.description import halo, head_kernel, lengths, total_stride
 
 MAX_BUCKETS = 8  # a scale, so compilations: 24 at three scales
 _CROP_BUCKETS = 4  # a scale, to cut crops from: cheap to compile, and padding costs nothing there
-_GOOD_ENOUGH = 0.02  # of padding; more buckets are not worth compiling
+_GOOD_ENOUGH = 0.02  # of padding or empty slots; more buckets are not worth compiling
+_SMALLER_BATCHES = 0.1  # of the work, that they must save
 # Multiply-adds that a device could do while one more shape is compiled: 1.5 s at some 18 * 10^9 a second in a narrow net
 # on two cores, and about as long at a thousand times as many on an accelerator.
 _CPU_COMPILATION_MACS, _COMPILATION_MACS = 2.5e10, 5e13
@@ -99,17 +101,41 @@ def plan_pass(
 ) -> list[Job]:
     """Returns jobs that hold every image once, those of long images last.
 
+    An empty slot costs as much as a full one, so that batches are smaller than they may be where there are few images.
+
     Args:
       eval_pass: what is computed.
       network: of `network_of`.
       sizes_Nx2: (width, height) of all images of the split.
       indices: [n] int, of the images to compute, none of them skipped.
-      batch_size: images of the crop's size that the model sees at once, over all devices: mirror images and crops all
+      batch_size: images of the crop's size that the model sees at once at most, over all devices: mirror images and crops all
         count; a larger image counts proportionally. At least one image a device.
       devices: that share a batch.
       compilation_macs: that all of them could do while one shape is compiled, of `compilation_macs_of`; few images have
         few buckets.
     """
+    plans = []
+    while not plans or batch_size >= devices:
+        jobs = _jobs(eval_pass, network, sizes_Nx2, indices, batch_size, devices, compilation_macs)
+        plans.append((sum(job.macs for job in jobs), jobs))
+        slots = sum(job.bucket.batch_size for job in jobs if not job.is_long)
+        if slots - sum(len(job.bucket.indices) for job in jobs if not job.is_long) <= _GOOD_ENOUGH * slots:
+            break
+        batch_size = min(batch_size - 1, int(0.8 * batch_size))
+    least = min(total for total, _ in plans)
+    return next(jobs for total, jobs in plans if total <= (1 + _SMALLER_BATCHES) * least)
+
+
+def _jobs(
+    eval_pass: EvalPass,
+    network: Network,
+    sizes_Nx2: np.ndarray,
+    indices: np.ndarray,
+    batch_size: int,
+    devices: int,
+    compilation_macs: float,
+) -> list[Job]:
+    """Returns `plan_pass`'s jobs with batches as large as they may be."""
     scale, crop, seen = eval_pass.scale, eval_pass.crop, eval_pass.images_seen()
     crop_macs, crops_at_once = macs(network, crop, crop), devices * max(1, batch_size // (seen * devices))
 
@@ -133,12 +159,11 @@ def plan_pass(
     def at_once(length: int) -> int:
         return devices * max(1, batch_size * crop**2 // (seen * scale * length * devices))
 
+    macs_of = functools.cache(lambda length: macs(network, scale, int(length)))
     jobs = []
-    for bucket in buckets(
-        rescaled_Nx2, short, lambda length: macs(network, scale, length), at_once, overhead=compilation_macs / seen
-    ):
-        needed = seen * sum(macs(network, scale, int(lengths_N[i])) for i in bucket.indices)
-        jobs.append(Job("dense", bucket, bucket.batch_size * seen * macs(network, *bucket.shape), needed))
+    for bucket in buckets(rescaled_Nx2, short, macs_of, at_once, overhead=compilation_macs / seen):
+        needed = seen * sum(macs_of(lengths_N[i]) for i in bucket.indices)
+        jobs.append(Job("dense", bucket, bucket.batch_size * seen * macs_of(bucket.shape[1]), needed))
     for index in long:
         length, count = int(lengths_N[index]), at_once(strip)
         batches = -(-2 * len(tiles(network, length, strip)) // count)
