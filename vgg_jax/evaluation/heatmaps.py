@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vgg_jax import features
-from vgg_jax.augment import normalize
-from vgg_jax.compilation import compile_step
+from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.data.crops import rescaled, rescaled_size
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.records import Records
 from vgg_jax.evaluation.results import top5_classes
 from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.models import Layers
+from vgg_jax.models import Layers, Network
 from vgg_jax.models.description import head_kernel, total_stride
 
 _SIDE = 320  # shorter side of a panel, pixels
@@ -62,25 +61,28 @@ def classes_to_draw(probs_K: np.ndarray, label: int) -> list[tuple[str, int]]:
     )
 
 
+def on_one_device(trained: TrainedModel) -> dict:
+    """Returns a model's variables as one of this process's devices holds them; nothing is copied."""
+    return jax.tree.map(lambda x: x.addressable_data(0), trained.variables)
+
+
 def score_map(trained: TrainedModel, variables: dict, image_HxWx3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the class score map [h, w, K] of one image, float32, and its probabilities [K].
 
     Args:
       trained: any model.
-      variables: its variables, on the host.
+      variables: of `on_one_device`.
       image_HxWx3: uint8, rescaled, no side smaller than the crop.
     """
-    # Only a few images are drawn, so each has its own compilation and no bucket.
-    shape = jax.ShapeDtypeStruct((1, *image_HxWx3.shape), jnp.uint8)
-
-    def forward(variables: dict, images: jax.Array) -> Any:
-        images = normalize(images, trained.statistics)
-        logits, maps = trained.model.apply(variables, images, endpoints=("score_map",))
-        return maps["score_map"][0], jax.nn.softmax(logits)[0]
-
-    shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    scores, probs_K = compile_step(forward, shapes, shape)(variables, image_HxWx3[None])
+    scores, probs_K = _score_map(trained.model, trained.statistics, variables, image_HxWx3[None])
     return np.asarray(scores), np.asarray(probs_K)
+
+
+# Only a few images are drawn, so each shape has its own compilation and no bucket.
+@functools.partial(jax.jit, static_argnames="model")
+def _score_map(model: Network, statistics: ColorStatistics, variables: dict, images: jax.Array) -> Any:
+    logits, maps = model.apply(variables, normalize(images, statistics), endpoints=("score_map",))
+    return maps["score_map"][0], jax.nn.softmax(logits)[0]
 
 
 def grad_cam(
@@ -92,18 +94,15 @@ def grad_cam(
       trained, variables, image_HxWx3: as for `score_map`.
       classes: of `classes_to_draw`.
     """
-    numbers = jnp.array([index for _, index in classes])
-    shape = jax.ShapeDtypeStruct((len(classes), *image_HxWx3.shape), jnp.uint8)
-
-    def maps(variables: dict, images: jax.Array) -> jax.Array:
-        state = {name: tree for name, tree in variables.items() if name != "params"}
-        mean_rgb = jnp.asarray(trained.statistics.mean_rgb)
-        backbone = features.Backbone(variables["params"], mean_rgb, trained.model, state)
-        return features.grad_cam(backbone, images, numbers)[0]
-
-    shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    found = compile_step(maps, shapes, shape)(variables, np.stack([image_HxWx3] * len(classes)))
+    images, numbers = np.stack([image_HxWx3] * len(classes)), np.array([index for _, index in classes])
+    found = _grad_cam(trained.model, trained.statistics.mean_rgb, variables, images, numbers)
     return np.moveaxis(np.asarray(found), 0, -1)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _grad_cam(model: Network, mean_rgb: jax.Array, variables: dict, images: jax.Array, classes: jax.Array) -> jax.Array:
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    return features.grad_cam(features.Backbone(variables["params"], mean_rgb, model, state), images, classes)[0]
 
 
 def draw(

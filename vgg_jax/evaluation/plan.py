@@ -114,7 +114,7 @@ def plan_pass(
       compilation_macs: that all of them could do while one shape is compiled, of `compilation_macs_of`; few images have
         few buckets.
     """
-    plans = []
+    plans: list[tuple[int, list[Job]]] = []
     while not plans or batch_size >= devices:
         jobs = _jobs(eval_pass, network, sizes_Nx2, indices, batch_size, devices, compilation_macs)
         plans.append((sum(job.macs for job in jobs), jobs))

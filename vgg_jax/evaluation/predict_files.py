@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from vgg_jax.console import Console
 from vgg_jax.data.crops import rescaled_size
 from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file, size_of
 from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
+from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass, skipped_images
@@ -132,12 +132,12 @@ def predict(
     if not readable:
         return [], failures
     records: Any = _Files(readable)
-    variables = jax.device_get(trained.variables) if maps else {}
-    predictions: dict[int, Prediction] = {}
-    for i, probs_K in _probs(trained, passes, protocol, records, sizes, batch_size, console):
+    variables = heatmaps.on_one_device(trained) if maps else {}
+
+    def finished(item: tuple[int, np.ndarray]) -> tuple[int, Prediction | Failure]:
+        i, probs_K = item
         if not np.isfinite(probs_K).all():
-            failures.append(Failure(readable[i], "the model's scores of it are not finite"))
-            continue
+            return i, Failure(readable[i], "the model's scores of it are not finite")
         drawn = ""
         if maps and (image := heatmaps.image_for_map(records, i, largest.scale)) is not None:
             # The maps are of the image at one scale, not mirrored; the probabilities next to them are the predicted ones.
@@ -152,9 +152,18 @@ def predict(
                     numbers = [index for _, index in classes]
                     npz = drawn.removesuffix(".png") + ".npz"
                     np.savez(npz, classes=np.array(numbers), score_map=scores[..., numbers], grad_cam=cams)
-        (classes,) = results.top5_classes(probs_K[None])
-        predictions[i] = Prediction(readable[i], classes, probs_K[classes], drawn)
-        done(predictions[i])
+        (likeliest,) = results.top5_classes(probs_K[None])
+        return i, Prediction(readable[i], likeliest, probs_K[likeliest], drawn)
+
+    predictions: dict[int, Prediction] = {}
+    probs = _probs(trained, passes, protocol, records, sizes, batch_size, console)
+    # Maps are made in a thread, while the images that follow are computed.
+    for i, result in parallel_map(finished, probs, threads=1, ahead=2) if maps else map(finished, probs):
+        if isinstance(result, Failure):
+            failures.append(result)
+        else:
+            predictions[i] = result
+            done(result)
     return [predictions[i] for i in sorted(predictions)], failures
 
 

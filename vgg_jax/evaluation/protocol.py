@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from vgg_jax.config import network_name, network_title, scale_text
@@ -238,7 +237,7 @@ def _draw_maps(
 ) -> list[str]:
     """Draws score maps of images spread evenly over the split."""
     directory = Path(request.maps).expanduser()
-    variables = jax.device_get(trained.variables)
+    variables = heatmaps.on_one_device(trained)
     drawn = []
     with writing_to(directory, "choose another --maps"):
         for index in heatmaps.spread(len(first.keys), request.num_maps):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -176,7 +175,7 @@ def map_scale(trained: TrainedModel) -> int:
 
 def score_maps(predictions: Predictions, trained: TrainedModel, split: Split, count: int) -> list[dict[str, Any]]:
     """Draws score maps of the true and of the predicted, or the second, class; of images spread evenly over the split."""
-    variables, scale = jax.device_get(trained.variables), map_scale(trained)
+    variables, scale = heatmaps.on_one_device(trained), map_scale(trained)
     drawn = []
     for index in heatmaps.spread(len(predictions.keys), count + 2)[1:-1]:
         pixels = heatmaps.image_for_map(split.records, index, scale)
