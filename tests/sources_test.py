@@ -18,7 +18,7 @@ from PIL import Image
 from vgg_jax.config import default_config
 from vgg_jax.data import prepared
 from vgg_jax.data.sources import expanded, open_dataset, open_split
-from vgg_jax.data.statistics import color_statistics
+from vgg_jax.data.statistics import color_statistics, moments
 from vgg_jax.exceptions import UserError
 
 
@@ -81,6 +81,15 @@ def test_statistics_of_a_folder_come_from_its_check(folder_config, tmp_path, mon
     found = open_dataset(folder_config).statistics
     np.testing.assert_array_equal(found.mean_rgb, wanted.mean_rgb)
     np.testing.assert_array_equal(found.color_vectors, wanted.color_vectors)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (16, 16, 3), (333, 500, 3)])
+@pytest.mark.parametrize("darkest", [0, 255])
+def test_moments_are_exact(shape, darkest):
+    pixels = np.random.default_rng(0).integers(darkest, 256, shape).astype(np.uint8)
+    wide = pixels.reshape(-1, 3).astype(np.int64)
+    sums = np.concatenate([wide.sum(0), (wide.T @ wide).ravel()])
+    np.testing.assert_array_equal(moments(pixels), sums / len(wide))
 
 
 def test_statistics_do_not_depend_on_threads(folder_config):
