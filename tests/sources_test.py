@@ -260,6 +260,7 @@ def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_con
     shutil.copy(root / "train" / "arrow" / "000.jpg", deep / "000.jpg")
     (deep / "round").symlink_to(root / "train" / "arrow")  # back up: must end
     (root / "train" / "arrow" / "gone.jpg").symlink_to("/nowhere.jpg")
+    (root / "train" / "arrow" / "itself.jpg").symlink_to("itself.jpg")
     shutil.copy(root / "train" / "arrow" / "000.jpg", root / "train" / "loose.jpg")
     (root / "labels.csv").write_text("")
     (root / "annotations" / "xml").mkdir(parents=True)
@@ -271,8 +272,8 @@ def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_con
     names = [dataset.train[i]["file_name"].decode() for i in range(91)]
     assert names.count("arrow/camera/2024/000.jpg") == 1
     line = (
-        f"5 files and directories in {root} left out: labels.csv, all, annotations, train/arrow/gone.jpg (a dangling link), "
-        "train/loose.jpg\n"
+        f"6 files and directories in {root} left out: labels.csv, all, annotations, train/arrow/gone.jpg (a dangling link), "
+        "train/arrow/itself.jpg (a dangling link), ...\n"
     )
     assert line in capsys.readouterr().out
 

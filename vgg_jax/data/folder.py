@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ _NAMED = 5  # of what is left out, at most, in its line
 class Listing(NamedTuple):
     """The contents of a folder, everything sorted by name."""
 
-    splits: dict[str, dict[str, list[Path]]]  # split -> class -> files
+    splits: dict[str, dict[str, list[os.DirEntry[str]]]]  # split -> class -> files
     left_out: list[Path]  # what is in no class, dangling links, and directories that are no split
 
     def class_names(self) -> list[str]:
@@ -46,32 +46,34 @@ def list_folder(root: Path) -> Listing:
     if not root.is_dir():
         raise UserError(f"config.data.root is {str(root)!r}, and there is no such directory.")
     layout = f"{root} should be laid out as <split>/<class>/<image>"
-    splits: dict[str, dict[str, list[Path]]] = {}
-    left_out: list[Path] = []
-    directories = [entry for entry in _visible(root) if entry.is_dir()]
-    left_out += [entry for entry in _visible(root) if not entry.is_dir()]
-    for split in directories:
+    splits: dict[str, dict[str, list[os.DirEntry[str]]]] = {}
+    entries = _visible(root)
+    left_out = [entry for entry in entries if not _is(entry.is_dir)]
+    for split in entries:
+        if not _is(split.is_dir):
+            continue
         if not re.fullmatch(r"[\w-]+", split.name, re.ASCII) or split.name == "all":
             left_out.append(split)
             continue
         classes, loose = {}, []
         for entry in _visible(split):
-            if entry.is_dir():
-                files = list(files_below(entry))
-                classes[printable(entry.name)] = [file for file in files if file.is_file()]
-                loose += [file for file in files if not file.is_file()]
+            if _is(entry.is_dir):
+                inside = list(_entries_below(entry))
+                classes[printable(entry.name)] = [file for file in inside if _is(file.is_file)]
+                loose += [file for file in inside if not _is(file.is_file)]
             else:
                 loose.append(entry)
         files = [file for files_of_class in classes.values() for file in files_of_class]
-        if not classes or (files and not any(file.suffix == "" or is_named_like_a_picture(file) for file in files)):
+        if not classes or (files and not any(_may_be_a_picture(Path(file.name)) for file in files)):
             left_out.append(split)
             continue
         splits[split.name] = classes
         left_out += loose
     if not splits:
-        seen = (
-            f", and what is there is no split with classes: {_named(root, left_out)}" if left_out else ", but is empty"
-        )
+        seen = ", but is empty"
+        if left_out:
+            listed = _named(root, [Path(entry) for entry in left_out])
+            seen = f", and what is there is no split with classes: {listed}"
         raise UserError(f"config.data.root: {layout}{seen}.")
     for name, classes in splits.items():
         if empty := [kind for kind, files_of_class in classes.items() if not files_of_class]:
@@ -79,26 +81,47 @@ def list_folder(root: Path) -> Listing:
                 f"config.data.root: no image in {', '.join(str(root / name / kind) for kind in empty)}; "
                 "put some there, or remove the empty class."
             )
-    return Listing(splits, left_out)
+    return Listing(splits, [Path(entry) for entry in left_out])
 
 
 def files_below(directory: Path) -> Iterator[Path]:
     """Yields all files below a directory, by name, but those that start with a dot; a link back to a directory above is
     not followed."""
-    above = {os.path.realpath(directory)}
+    return map(Path, _entries_below(directory))
 
-    def walk(directory: Path, above: set[str]) -> Iterator[Path]:
+
+def _entries_below(directory: os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
+    """Yields `files_below` as the system lists them, which for 100,000 files takes a fifth of the time."""
+
+    def walk(directory: os.PathLike[str], above: set[str]) -> Iterator[os.DirEntry[str]]:
         for entry in _visible(directory):
-            if not entry.is_dir():
+            if not _is(entry.is_dir):
                 yield entry
             elif (real := os.path.realpath(entry)) not in above:
                 yield from walk(entry, above | {real})
 
-    yield from walk(directory, above)
+    yield from walk(directory, {os.path.realpath(directory)})
+
+
+def _visible(directory: os.PathLike[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Returns whether an entry is of a kind; a link that leads nowhere, or in a circle, is of none."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def is_named_like_a_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
+
+
+def _may_be_a_picture(path: Path) -> bool:
+    return path.suffix == "" or is_named_like_a_picture(path)
 
 
 def left_out_line(root: Path, left_out: Sequence[Path]) -> str:
@@ -127,33 +150,38 @@ def sizes(listing: Listing) -> list[int]:
     return [file.stat().st_size for file in _files(listing)]
 
 
-def inspect(root: Path, listing: Listing) -> tuple[dict[str, str], dict[Path, np.ndarray]]:
+def inspect(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Decodes every image of a folder, once.
 
     Returns:
-      path below the root -> what is wrong, for every file that is no sound image; file -> `statistics.moments` of the others.
+      path below the root -> what is wrong, for every file that is no sound image; likewise `statistics.moments` of the others.
     """
     files = _files(listing)
 
-    def of_file(file: Path) -> str | np.ndarray:
+    def of_file(file: os.DirEntry[str]) -> str | np.ndarray:
         try:
-            encoded = read_file(file)
+            encoded = read_file(Path(file))
             pixels = check(encoded)
             return moments(decode(encoded) if pixels is None else pixels)
         except (DecodeError, OSError) as error:
             return printable(str(error))
 
     inspected = zip(files, progress(parallel_map(of_file, files), len(files), "checking"), strict=True)
-    bad, sound = dict[str, str](), dict[Path, np.ndarray]()
+    bad, sound = dict[str, str](), dict[str, np.ndarray]()
     for file, result in inspected:
         if isinstance(result, str):
-            bad[str(file.relative_to(root))] = result
+            bad[path_below(root, file)] = result
         else:
-            sound[file] = result
+            sound[path_below(root, file)] = result
     return bad, sound
 
 
-def _files(listing: Listing) -> list[Path]:
+def path_below(root: Path, file: os.DirEntry[str]) -> str:
+    """Returns a file's path below the root of its folder."""
+    return file.path[len(str(root)) :].lstrip("/")
+
+
+def _files(listing: Listing) -> list[os.DirEntry[str]]:
     return [file for classes in listing.splits.values() for files in classes.values() for file in files]
 
 
@@ -164,7 +192,7 @@ def listing_digest(root: Path, listing: Listing) -> str:
         for files in classes.values():
             for file in files:
                 status = file.stat()
-                name = os.fsencode(file.relative_to(root))
+                name = os.fsencode(path_below(root, file))
                 digest.update(name + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:10]
 
@@ -186,10 +214,10 @@ def prepare(root: Path, listing: Listing, data_dir: epath.Path, skip: Collection
     labels = {name: label for label, name in enumerate(listing.class_names())}
     splits = {
         split: [
-            _entry(file, root / split, labels.get(kind, NO_CLASS))
+            _entry(Path(file), root / split, labels.get(kind, NO_CLASS))
             for kind, files in classes.items()
             for file in files
-            if str(file.relative_to(root)) not in skip
+            if path_below(root, file) not in skip
         ]
         for split, classes in listing.splits.items()
     }
@@ -204,7 +232,3 @@ def _entry(file: Path, split: Path, label: int) -> prepared.Entry:
         file.stat().st_size,
         lambda: {"image": read_file(file), "label": label, "file_name": name.encode()},
     )
-
-
-def _visible(directory: Path) -> list[Path]:
-    return sorted(entry for entry in directory.iterdir() if not entry.name.startswith("."))

@@ -283,7 +283,8 @@ def _prepared_folder(
         )
     made = folder.prepare(root, listing, data_dir, bad)
     for split, classes in listing.splits.items():
-        if of_split := [moments[file] for files in classes.values() for file in files if file in moments]:
+        names = [folder.path_below(root, file) for files in classes.values() for file in files]
+        if of_split := [moments[name] for name in names if name in moments]:
             save_statistics(made.directory / file_name(split), from_moments(of_split))
     if bad:
         write_json(Path(made.directory) / SKIPPED, bad)
