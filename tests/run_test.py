@@ -6,6 +6,8 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -262,3 +264,31 @@ def test_two_processes_compute_what_one_does(run, net_config, tmp_path):
         alone, together = kept(run, f"*/{name}"), kept(other, f"*/{name}")
         assert together["keys"].tolist() == alone["keys"].tolist()
         close(together["probs"], alone["probs"])
+
+
+def test_shapes_are_compiled_ahead_in_order_and_those_that_nobody_waits_for_are_left_alone(
+    run, net_config, monkeypatch
+):
+    begun, may_end = [], threading.Semaphore(0)
+
+    def compile_step(*arguments, **_):
+        shape = arguments[2].shape  # of the step, the variables, the images, and more
+        begun.append(shape)
+        may_end.acquire(timeout=60)
+        return lambda *_: np.zeros((shape[0], 3), np.float32)
+
+    monkeypatch.setattr(run_lib, "compile_step", compile_step)
+    trained, records = net_on(run, 1), records_of(net_config)
+    compiled, sizes = CompiledSteps(trained, EvalStats()), split_of(records).index(2).sizes
+    jobs = plan_pass(DENSE, compiled.network, sizes, np.arange(len(records)), 1, 1)
+    shapes = list(dict.fromkeys((job.bucket.batch_size, *job.bucket.shape, 3) for job in jobs if job.kind == "dense"))
+    stream = run_jobs(compiled, DENSE, jobs, records, 2, EvalStats())
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, stream)
+        may_end.release(2)  # the second job is begun before the first is fetched
+        assert first.result(timeout=60).indices.tolist() == jobs[0].bucket.indices.tolist()
+    stream.close()
+    may_end.release(len(shapes))
+    compiled._compiler.shutdown()
+    assert begun == shapes[: len(begun)]
+    assert len(begun) <= 3 < len(shapes)

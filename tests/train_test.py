@@ -154,9 +154,10 @@ def test_a_signal_saves_and_says_how_to_go_on(longer, tmp_path, number):
     assert "Traceback" not in err
     last = max(line["step"] for line in metrics(tmp_path / "run"))
     assert (tmp_path / "run" / "checkpoints" / str(last)).is_dir()  # the very step, not the last regular one
-    status, out, _ = run_main(*flags(longer, tmp_path / "run"))
-    assert status == 0
-    assert f"continuing from {tmp_path}/run/checkpoints/{last}" in out
+    if number == signal.SIGTERM:  # a whole run more, so for one of them
+        status, out, _ = run_main(*flags(longer, tmp_path / "run"))
+        assert status == 0
+        assert f"continuing from {tmp_path}/run/checkpoints/{last}" in out
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config, tmp_path):
