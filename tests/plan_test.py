@@ -90,6 +90,12 @@ def test_few_images_have_few_empty_slots_and_many_large_batches(method, count, m
     assert max(job.bucket.batch_size for job in jobs) == largest or count < 6400
 
 
+def test_a_long_image_has_no_more_crops_computed_than_its_own():
+    network = network_of(describe("D"), shapes_of(make_network("D")))
+    (job,) = plan_pass(EvalPass("multi_crop", 256, 224, True), network, np.array([(4000, 300)]), np.arange(1), 512, 1)
+    assert (job.kind, job.macs) == ("host_grid", job.needed)
+
+
 @pytest.mark.parametrize("name", TABLE_1)
 @pytest.mark.parametrize("crop", [64, 224])
 def test_strips_keep_every_column_once_and_see_no_cut(name, crop):

@@ -128,6 +128,28 @@ def test_scores_that_are_not_finite_are_a_failure(run, photos):
     assert (done, [failure.reason for failure in failures]) == ([], ["the model's scores of it are not finite"] * 2)
 
 
+@pytest.mark.parametrize("maps", [True, False])
+def test_what_is_computed_before_a_failure_is_shown_and_the_rest_is_closed(run, photos, tmp_path, monkeypatch, maps):
+    happened = []
+
+    def probs(*_):
+        try:
+            yield 0, np.array([0.5, 0.3, 0.2], np.float32)
+            raise UserError("the second image is gone.")
+        finally:
+            happened.append("closed")
+
+    monkeypatch.setattr("vgg_jax.evaluation.predict_files._probs", probs)
+    paths = sorted(photos.glob("validation/*/*"))[:2]
+    with pytest.raises(UserError, match="gone"):
+        predict(
+            load_trained(run), paths, "dense", maps=str(tmp_path / "maps") if maps else "",
+            done=lambda prediction: happened.append(prediction.path),
+        )  # fmt: skip
+    assert sorted(map(str, happened)) == sorted(["closed", str(paths[0])])
+    assert len(list(tmp_path.glob("maps/*.png"))) == maps
+
+
 def test_a_device_a_pipe_and_a_sparse_file_are_failures(run, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "sparse.jpg").touch()

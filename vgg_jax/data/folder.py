@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -109,11 +110,13 @@ def _visible(directory: os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 
 def _is(kind: Callable[[], bool]) -> bool:
-    """Returns whether an entry is of a kind; a link that leads nowhere, or in a circle, is of none."""
+    """Returns whether an entry is of a kind; a link in a circle, or to below a file, is of none."""
     try:
         return kind()
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            return False
+        raise
 
 
 def is_named_like_a_picture(path: Path) -> bool:
@@ -191,7 +194,7 @@ def listing_digest(root: Path, listing: Listing) -> str:
     for classes in listing.splits.values():
         for files in classes.values():
             for file in files:
-                status = file.stat()
+                status = os.stat(file)  # as it is now, while an entry's own is kept from its first time
                 name = os.fsencode(path_below(root, file))
                 digest.update(name + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:10]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ _SIDE = 320  # shorter side of a panel, pixels
 _LONGEST_PANEL = 4  # times that, the longer side at most
 LONGEST = 8  # times Q: longer images are not drawn
 _GAP = 12
+_KEPT = 8  # programs, each of one shape
 # Colours from the lowest to the highest score: dark blue, blue, grey, orange, red.
 _COLORS = np.array([[20, 30, 110], [60, 120, 210], [190, 190, 190], [245, 160, 50], [200, 20, 20]], np.float64)
 
@@ -74,15 +75,21 @@ def score_map(trained: TrainedModel, variables: dict, image_HxWx3: np.ndarray) -
       variables: of `on_one_device`.
       image_HxWx3: uint8, rescaled, no side smaller than the crop.
     """
-    scores, probs_K = _score_map(trained.model, trained.statistics, variables, image_HxWx3[None])
+    forward = _forward(trained.model, image_HxWx3.shape)
+    scores, probs_K = forward(variables, trained.statistics, image_HxWx3[None])
     return np.asarray(scores), np.asarray(probs_K)
 
 
-# Only a few images are drawn, so each shape has its own compilation and no bucket.
-@functools.partial(jax.jit, static_argnames="model")
-def _score_map(model: Network, statistics: ColorStatistics, variables: dict, images: jax.Array) -> Any:
-    logits, maps = model.apply(variables, normalize(images, statistics), endpoints=("score_map",))
-    return maps["score_map"][0], jax.nn.softmax(logits)[0]
+# Only a few images are drawn, so each shape has its own compilation and no bucket; of many shapes not all are kept.
+@functools.lru_cache(_KEPT)
+def _forward(model: Network, shape: tuple[int, ...]) -> Callable[..., Any]:
+    del shape
+
+    def forward(variables: dict, statistics: ColorStatistics, images: jax.Array) -> Any:
+        logits, maps = model.apply(variables, normalize(images, statistics), endpoints=("score_map",))
+        return maps["score_map"][0], jax.nn.softmax(logits)[0]
+
+    return jax.jit(forward)
 
 
 def grad_cam(
@@ -95,14 +102,19 @@ def grad_cam(
       classes: of `classes_to_draw`.
     """
     images, numbers = np.stack([image_HxWx3] * len(classes)), np.array([index for _, index in classes])
-    found = _grad_cam(trained.model, trained.statistics.mean_rgb, variables, images, numbers)
+    found = _cams(trained.model, images.shape)(variables, trained.statistics.mean_rgb, images, numbers)
     return np.moveaxis(np.asarray(found), 0, -1)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _grad_cam(model: Network, mean_rgb: jax.Array, variables: dict, images: jax.Array, classes: jax.Array) -> jax.Array:
-    state = {name: tree for name, tree in variables.items() if name != "params"}
-    return features.grad_cam(features.Backbone(variables["params"], mean_rgb, model, state), images, classes)[0]
+@functools.lru_cache(_KEPT)
+def _cams(model: Network, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
+    del shape
+
+    def cams(variables: dict, mean_rgb: jax.Array, images: jax.Array, classes: jax.Array) -> jax.Array:
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+        return features.grad_cam(features.Backbone(variables["params"], mean_rgb, model, state), images, classes)[0]
+
+    return jax.jit(cams)
 
 
 def draw(

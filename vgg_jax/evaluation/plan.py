@@ -115,8 +115,10 @@ def plan_pass(
         few buckets.
     """
     plans: list[tuple[int, list[Job]]] = []
+    rescaled_Nx2 = np.zeros_like(sizes_Nx2)
+    rescaled_Nx2[indices] = rescaled_sizes(sizes_Nx2[indices], eval_pass.scale)
     while not plans or batch_size >= devices:
-        jobs = _jobs(eval_pass, network, sizes_Nx2, indices, batch_size, devices, compilation_macs)
+        jobs = _jobs(eval_pass, network, rescaled_Nx2, indices, batch_size, devices, compilation_macs)
         plans.append((sum(job.macs for job in jobs), jobs))
         slots = sum(job.bucket.batch_size for job in jobs if not job.is_long)
         if slots - sum(len(job.bucket.indices) for job in jobs if not job.is_long) <= _GOOD_ENOUGH * slots:
@@ -129,13 +131,13 @@ def plan_pass(
 def _jobs(
     eval_pass: EvalPass,
     network: Network,
-    sizes_Nx2: np.ndarray,
+    rescaled_Nx2: np.ndarray,
     indices: np.ndarray,
     batch_size: int,
     devices: int,
     compilation_macs: float,
 ) -> list[Job]:
-    """Returns `plan_pass`'s jobs with batches as large as they may be."""
+    """Returns `plan_pass`'s jobs with batches as large as they may be; sizes are of `rescaled_sizes`."""
     scale, crop, seen = eval_pass.scale, eval_pass.crop, eval_pass.images_seen()
     crop_macs, crops_at_once = macs(network, crop, crop), devices * max(1, batch_size // (seen * devices))
 
@@ -146,14 +148,13 @@ def _jobs(
         chunks = [indices[i : i + crops_at_once] for i in range(0, len(indices), crops_at_once)]
         return [crop_job(eval_pass.method, Bucket(chunk, (crop, crop), crops_at_once, False)) for chunk in chunks]
 
-    rescaled_Nx2 = rescaled_sizes(sizes_Nx2, scale)
     lengths_N = rescaled_Nx2.max(-1)
     strip = tile_length(network, scale)
     is_long = lengths_N[indices] > strip
     short, long = indices[~is_long], indices[is_long]
     if eval_pass.method in GRID_CELLS:
         grids = buckets(rescaled_Nx2, short, lambda length: length, lambda _: crops_at_once, _CROP_BUCKETS)
-        alone = [Bucket(np.array([index]), (crop, crop), crops_at_once, False) for index in long]
+        alone = [Bucket(np.array([index]), (crop, crop), devices, False) for index in long]
         return [crop_job("grid", bucket) for bucket in grids] + [crop_job("host_grid", bucket) for bucket in alone]
 
     def at_once(length: int) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,10 @@ from vgg_jax.console import Console
 from vgg_jax.data.crops import rescaled_size
 from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file, size_of
 from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
-from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass, skipped_images
-from vgg_jax.evaluation.run import DEFAULT_BATCH, Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
+from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError, writing_to
 
@@ -113,7 +113,7 @@ def predict(
       maps: a directory for score maps, see `heatmaps.draw`; "" draws none.
       grad_cam: draw Grad-CAM next to them, and write both as arrays, NAME.npz: classes [n], score_map and grad_cam [h, w, n].
       console: shows progress.
-      done: is called with each prediction as soon as it is made, in whatever order is cheapest.
+      done: is called with each prediction as soon as it is made, in whatever order is cheapest; with maps, once the next is computed.
 
     Returns:
       Predictions and failures, each in the order of the images.
@@ -156,14 +156,26 @@ def predict(
         return i, Prediction(readable[i], likeliest, probs_K[likeliest], drawn)
 
     predictions: dict[int, Prediction] = {}
+    drawing: deque[Future[tuple[int, Prediction | Failure]]] = deque()
+
+    def collect(at_most: int) -> None:
+        while drawing and (drawing[0].done() or len(drawing) > at_most):
+            i, result = drawing.popleft().result()
+            if isinstance(result, Failure):
+                failures.append(result)
+            else:
+                predictions[i] = result
+                done(result)
+
     probs = _probs(trained, passes, protocol, records, sizes, batch_size, console)
     # Maps are made in a thread, while the images that follow are computed.
-    for i, result in parallel_map(finished, probs, threads=1, ahead=2) if maps else map(finished, probs):
-        if isinstance(result, Failure):
-            failures.append(result)
-        else:
-            predictions[i] = result
-            done(result)
+    with ThreadPoolExecutor(1) as pool, contextlib.closing(probs):
+        try:
+            for item in probs:
+                drawing.append(pool.submit(finished, item))
+                collect(2 if maps else 0)
+        finally:  # what is computed is shown, whatever is wrong with the next
+            collect(0)
     return [predictions[i] for i in sorted(predictions)], failures
 
 
@@ -199,7 +211,7 @@ def _probs(
     sizes: np.ndarray,
     batch_size: int,
     console: Console,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Generator[tuple[int, np.ndarray], None, None]:
     """Yields (number of an image, [K] float64: the mean over methods of the means over scales), each once it is complete.
 
     All passes advance together, a batch of each in turn. The order of images is much the same in all of them.
@@ -231,13 +243,9 @@ def _probs(
 def _pass_probs(
     compiled: CompiledSteps, eval_pass: EvalPass, records: Any, sizes: np.ndarray, batch_size: int
 ) -> Iterator[Chunk]:
-    # No larger batches than there are images, because an empty slot costs as much as a full one.
-    trained, indices = compiled.trained, np.arange(len(records))
-    width, height = max(rescaled_size(int(width), int(height), eval_pass.scale) for width, height in sizes)
-    largest = 1 if eval_pass.method != "dense" else -(-width * height // eval_pass.crop**2)
-    devices, enough = trained.mesh.shape["data"], len(records) * eval_pass.images_seen() * largest
-    batch_size = batch_size_for(trained, batch_size or min(enough, DEFAULT_BATCH * devices))
+    mesh, indices = compiled.trained.mesh, np.arange(len(records))
+    batch_size = batch_size_for(compiled.trained, batch_size)
     jobs = plan_pass(
-        eval_pass, compiled.network, sizes, indices, batch_size, devices, compilation_macs_of(compiled.trained.mesh)
+        eval_pass, compiled.network, sizes, indices, batch_size, mesh.shape["data"], compilation_macs_of(mesh)
     )
-    return run_jobs(compiled, eval_pass, jobs, records, trained.config.data.threads, EvalStats())
+    return run_jobs(compiled, eval_pass, jobs, records, compiled.trained.config.data.threads, EvalStats())
