@@ -160,7 +160,8 @@ def predict(
 
     def collect(at_most: int) -> None:
         while drawing and (drawing[0].done() or len(drawing) > at_most):
-            i, result = drawing.popleft().result()
+            i, result = drawing[0].result()  # Ctrl-C may come while it is waited for
+            drawing.popleft()
             if isinstance(result, Failure):
                 failures.append(result)
             else:
