@@ -44,17 +44,16 @@ class Row(NamedTuple):
 
 LPIPS = "LPIPS, a pair of 256 x 256"
 ROWS = {
-    "A, training": Row("A", 224, 8),
-    "D, training": Row("D", 224, 8),
-    "quickstart, training": Row("A", 48, 32, width=0.25, fc_width=256, num_classes=10),
-    "ResNet-20, training": Row("ResNet-20", 32, 128, num_classes=10),
-    "ResNet-50, training": Row("ResNet-50", 224, 8),
+    **{f"{net}, training of {batch}": Row(net, 224, batch) for batch in (8, 32) for net in "AD"},
+    "quickstart, training of 32": Row("A", 48, 32, width=0.25, fc_width=256, num_classes=10),
+    "ResNet-20, training of 128": Row("ResNet-20", 32, 128, num_classes=10),
+    "ResNet-50, training of 8": Row("ResNet-50", 224, 8),
     "D, inference of 1": Row("D", 224, 1, trains=False),
     "D, inference of 8": Row("D", 224, 8, trains=False),
     LPIPS: Row("D", 256, 1, trains=False),
 }
 GPU_ROWS = {
-    f"{net}, training, bfloat16, {batch}": Row(net, 224, batch, dtype="bfloat16")
+    f"{net}, bfloat16, training of {batch}": Row(net, 224, batch, dtype="bfloat16")
     for net in "DE"
     for batch in (128, 256)
 }
@@ -287,7 +286,7 @@ def main(arguments):
         if _ROWS.value in name:
             times, memory = measure(row, kinds, _ROUNDS.value)
             rate = f"{_in_own_process(flops, row) / statistics.median(times['ours']) / 1e9:,.0f}"
-            print_row(f"{name}, batch {row.batch_size}", "" if name == LPIPS else rate, times, memory, kinds)
+            print_row(name, "" if name == LPIPS else rate, times, memory, kinds)
     for name, (count, row) in ({} if _GPU.value else EVALUATIONS).items():
         if _ROWS.value in name:
             print_row(name, "", *measure_evaluation(row, count, max(1, _ROUNDS.value // 2)), kinds)

@@ -144,3 +144,17 @@ def test_a_fully_connected_layer_is_a_matrix_product(dtype):
         gradients = [mode(function, argnums=(0, 1))(params, x) for function in (ours, plain)]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), *gradients)
         assert jax.tree.map(lambda a: a.dtype, gradients[0]) == jax.tree.map(lambda a: a.dtype, gradients[1])
+
+
+def test_gradients_of_kernels_are_made_row_by_row_on_tpus_alone():
+    layer = FullyConnected(6, (3, 2))
+    x = jnp.ones((4, 3, 2, 5))
+    params = layer.init(jax.random.key(1), x)["params"]
+    step = jax.jit(jax.grad(lambda params, x: layer.apply({"params": params}, x).sum(), argnums=(0, 1))).trace(
+        params, x
+    )
+    products = {
+        platform: step.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.dot_general")
+        for platform in ("tpu", "cpu", "cuda")
+    }
+    assert products == {"tpu": 6, "cpu": 2, "cuda": 2}  # the result itself is not needed

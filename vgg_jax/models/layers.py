@@ -236,11 +236,16 @@ def _product(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array) -> jax.Array:
 
 @_product.defjvp
 def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
-    # The gradient is made row by row of the kernel: between devices it is then reduced in parts that fit a TPU's vector
-    # memory, alongside other layers' work; fc6's in one piece, 200 MB, could not be.
-    (x, kernel), (dx, dkernel) = primals, tangents
-    rows = zip(*(_rows(array, axis) for array, axis in ((x, 1), (kernel, 0), (dx, 1), (dkernel, 0))), strict=True)
-    return _product(x, kernel), sum(_product(dx_i, k_i) + _product(x_i, dk_i) for x_i, k_i, dx_i, dk_i in rows)
+    # On TPUs the gradient is made row by row of the kernel: between devices it is then reduced in parts that fit a TPU's
+    # vector memory, alongside other layers' work; fc6's in one piece, 200 MB, could not be. Elsewhere rows cost copies.
+    def by_rows(x: jax.Array, kernel: jax.Array, dx: jax.Array, dkernel: jax.Array) -> jax.Array:
+        parts = zip(*(_rows(array, axis) for array, axis in ((x, 1), (kernel, 0), (dx, 1), (dkernel, 0))), strict=True)
+        return sum(whole(*row) for row in parts)  # type: ignore[return-value]
+
+    def whole(x: jax.Array, kernel: jax.Array, dx: jax.Array, dkernel: jax.Array) -> jax.Array:
+        return _product(dx, kernel) + _product(x, dkernel)
+
+    return _product(*primals), lax.platform_dependent(*primals, *tangents, tpu=by_rows, default=whole)
 
 
 def _rows(array: jax.Array, axis: int) -> list[jax.Array]:
