@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.nn.initializers import glorot_uniform, normal
 
-from vgg_jax.models.layers import BatchNorm, FullyConnected, local_response_norm, max_pool, max_pool_2x2
+from vgg_jax.models.layers import BatchNorm, Convolution, FullyConnected, local_response_norm, max_pool, max_pool_2x2
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 4), (2, 2, 3, 1)])
@@ -144,6 +145,29 @@ def test_a_fully_connected_layer_is_a_matrix_product(dtype):
         gradients = [mode(function, argnums=(0, 1))(params, x) for function in (ours, plain)]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), *gradients)
         assert jax.tree.map(lambda a: a.dtype, gradients[0]) == jax.tree.map(lambda a: a.dtype, gradients[1])
+
+
+@pytest.mark.parametrize("settings", [(3, 1, 1, 1, True), (5, 2, 2, 2, True), (7, 2, 3, 1, False)])
+def test_a_convolution_is_flaxs(settings):
+    size, stride, padding, groups, use_bias = settings
+    inits = {"kernel_init": glorot_uniform(), "bias_init": normal()}
+    ours = Convolution(6, *settings, **inits)
+    theirs = nn.Conv(6, (size, size), (stride, stride), padding, feature_group_count=groups, use_bias=use_bias, **inits)
+    x = jax.random.normal(jax.random.key(0), (2, 13, 16, 4))
+    variables = ours.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(jax.random.key(1), x))
+    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [Convolution(8, 1), FullyConnected(8)])
+def test_the_gradient_of_a_bias_in_bfloat16_is_not_lost_in_the_sum(layer):
+    layer = layer.clone(dtype=jnp.bfloat16)
+    x = jnp.zeros((8, 80, 80, 2))
+    params = layer.init(jax.random.key(0), x)["params"]
+    weights = (jax.random.normal(jax.random.key(1), (8, 80, 80, 8)) + 0.25).astype(jnp.bfloat16)
+    gradient = jax.grad(lambda params: (weights * layer.apply({"params": params}, x)).astype(jnp.float32).sum())(params)
+    wanted = np.asarray(weights).astype(np.float64).sum((0, 1, 2))
+    np.testing.assert_allclose(gradient["bias"], wanted, rtol=1e-5)
 
 
 def test_gradients_of_kernels_are_made_row_by_row_on_tpus_alone():

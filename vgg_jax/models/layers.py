@@ -186,6 +186,66 @@ def local_response_norm(
     return (x_BxHxWxC * (k + alpha * sums) ** -beta).astype(x_BxHxWxC.dtype)
 
 
+class Convolution(nn.Module):
+    """A convolution, as flax's but for the gradient of its bias, which is summed in float32 where the rest is bfloat16.
+
+    Parameters: kernel [size, size, C / groups, features]; bias [features], where it has one.
+
+    Attributes:
+      features: output channels.
+      size, stride, padding: of the kernel's rows and columns alike; padding with zeros on every side.
+      groups: of channels that do not see each other.
+      use_bias: whether it has a bias.
+      kernel_init, bias_init, dtype, param_dtype: as in `FullyConnected`.
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = zeros
+    bias_init: Initializer = zeros
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x_BxHxWxC.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
+        y = lax.conv_general_dilated(
+            x_BxHxWxC.astype(self.dtype),
+            kernel,
+            (self.stride,) * 2,
+            ((self.padding,) * 2,) * 2,
+            dimension_numbers=_NHWC,
+            feature_group_count=self.groups,
+        )
+        if not self.use_bias:
+            return y
+        return _add_bias(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype))
+
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@jax.custom_jvp
+def _add_bias(x_BxHxWxF: jax.Array, bias_F: jax.Array) -> jax.Array:
+    """Adds a bias to all places, in x's dtype; its gradient is summed in the bias's own.
+
+    In bfloat16 a sum over a batch's places loses most of what it adds up: numbers much smaller than the sum so far change
+    nothing any more.
+    """
+    return x_BxHxWxF + bias_F.astype(x_BxHxWxF.dtype)
+
+
+@_add_bias.defjvp
+def _add_bias_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x, _), (dx, dbias) = primals, tangents
+    return _add_bias(*primals), dx + jnp.broadcast_to(dbias, x.shape).astype(x.dtype)
+
+
 class FullyConnected(nn.Module):
     """A fully connected layer over a whole map, kept as a convolution kernel (Paper §3.2).
 
@@ -219,13 +279,12 @@ class FullyConnected(nn.Module):
                 "they are smaller than the crop."
             )
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
-        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(self.dtype)
         x = x_BxHxWxC.astype(self.dtype)
         if (h, w) == shape[:2]:
             x = _product(x, kernel).reshape(b, 1, 1, self.features)
         else:
-            x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return x + bias
+            x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_NHWC)
+        return _add_bias(x, self.param("bias", self.bias_init, (self.features,), self.param_dtype))
 
 
 @jax.custom_jvp

@@ -13,7 +13,7 @@ from jax.nn.initializers import Initializer, constant, zeros
 
 from vgg_jax.models.description import Layer, Layers, endpoint_names, needed, with_inputs
 from vgg_jax.models.initializers import PRESETS
-from vgg_jax.models.layers import BatchNorm, FullyConnected, local_response_norm, max_pool, max_pool_2x2
+from vgg_jax.models.layers import BatchNorm, Convolution, FullyConnected, local_response_norm, max_pool, max_pool_2x2
 
 
 class Network(nn.Module):
@@ -140,7 +140,7 @@ class Network(nn.Module):
     def _layer(self, layer: Layer, x: jax.Array, others: list[jax.Array], train: bool) -> jax.Array:
         common: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype, "name": layer.name}
         if layer.kind == "conv":
-            return self._convolution(layer, x.shape[-1])(x)
+            return self._convolution(layer, x.shape[-1], common)(x)
         if layer.kind == "batch_norm":
             return BatchNorm(use_running_average=not train, **common)(x)
         if layer.kind == "lrn":
@@ -152,7 +152,8 @@ class Network(nn.Module):
         if layer.kind == "pool":
             return max_pool(x, layer.kernel, layer.stride, layer.padding, layer.padding_after)
         if layer.kind == "mean_pool":
-            return nn.avg_pool(x, (layer.kernel,) * 2, (layer.stride,) * 2)
+            # Windows are summed in float32, as all sums are.
+            return nn.avg_pool(x.astype(jnp.float32), (layer.kernel,) * 2, (layer.stride,) * 2).astype(x.dtype)
         if layer.kind == "add":
             return x + others[0]
         if layer.kind == "concat":
@@ -177,23 +178,11 @@ class Network(nn.Module):
         is_own = layer.initial_bias and bias_init is zeros
         return kernel_init, constant(layer.initial_bias) if is_own else bias_init
 
-    def _convolution(self, layer: Layer, inputs: int) -> nn.Conv:
+    def _convolution(self, layer: Layer, inputs: int, common: dict[str, Any]) -> Convolution:
         size, channels, groups = layer.kernel, layer.scaled_channels(self.width_multiplier), layer.groups
         fans = size**2 * inputs // groups, size**2 * channels // groups
-        kernel_init, bias_init = self._initializers(layer, *fans)
-        return nn.Conv(
-            channels,
-            (size, size),
-            (layer.stride, layer.stride),
-            padding=((layer.padding,) * 2,) * 2,
-            feature_group_count=groups,
-            use_bias=layer.has_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            name=layer.name,
-        )
+        settings = (size, layer.stride, layer.padding, groups, layer.has_bias)
+        return Convolution(channels, *settings, *self._initializers(layer, *fans), **common)
 
 
 def _mean(x_BxHxWxC: jax.Array, sizes_Bx2: jax.Array | None) -> jax.Array:
