@@ -53,6 +53,7 @@ def test_norms_by_block_are_those_of_the_gradient_and_the_update(tiny_config):
     assert sum(name.startswith("gradient_norm/") for name in metrics) == 8
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_whole_batch_at_once(tiny_config):
     tiny_config.model.dropout_rate = 0.0
     whole_losses, whole = some_steps(tiny_config, 3, with_state=True)
