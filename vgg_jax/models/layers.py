@@ -189,6 +189,8 @@ def local_response_norm(
 class Convolution(nn.Module):
     """A convolution, as flax's but for the gradient of its bias, which is summed in float32 where the rest is bfloat16.
 
+    Takes [B, H, W, C] and returns [B, h, w, features] in `dtype`, h = (H + 2 padding - size) // stride + 1.
+
     Parameters: kernel [size, size, C / groups, features]; bias [features], where it has one.
 
     Attributes:
