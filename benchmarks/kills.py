@@ -1,4 +1,4 @@
-"""Kills every command at random moments: the same command continues, and ends with what an uninterrupted one ends with.
+"""Kills training, preparing, evaluating and reporting at random moments: the same command continues, and ends with what an uninterrupted one ends with.
 
     python -m benchmarks.kills --workdir=DIR [--kills=60] [--seed=0]
 

@@ -6,7 +6,7 @@
 The argument is the configuration of the model that `init_from` names: a run's workdir, one of its checkpoints, or a weights
 file. Its layers are taken over but for a head of other classes. The folder is laid out <split>/<class>/<image>.
 
-    --config.optimizer.lr_factors='conv1_*=0,conv2_*=0,conv*=0.1,fc8=10'   # the first two blocks frozen, the others slow
+    --config.optimizer.lr_factors='conv1_*=0,conv2_*=0,conv*=0.1,classifier=10'   # the first two blocks frozen, the others slow
     --config.optimizer.lr_factors='conv*=0'                                # FC layers alone, as in Paper §4.4
     --config.init_layers='conv*'                                           # only convolutions are taken over
     --config.image.crop=64 --config.image.scale_min=73 --config.image.scale_max=73   # a model of another crop
@@ -30,7 +30,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.checkpoint_every_steps = 0
     config.log_every_steps = 20
     config.optimizer.learning_rate = 1e-3  # that of the paper's later stages (Paper §3.1)
-    config.optimizer.lr_factors = "fc8=10"  # the new head starts at random, all else does not
+    config.optimizer.lr_factors = "classifier=10"  # the new head starts at random, all else does not
     config.plateau.patience = 2
     config.plateau.min_improvement = 0.002
     config.plateau.max_drops = 2

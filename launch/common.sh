@@ -47,7 +47,7 @@ usage() {
 #   DATA            directory of prepared data in BUCKET, copied to each machine; none for the built-in data
 #   BOOT_DISK_GB    default 300, which holds ImageNet; not of launch/tpu_queue.sh
 #   MAX_HOURS       default 24: after these the machines are deleted, whatever has become of the launcher
-#   TRIES           default 5: how often they are rented again after they were taken away
+#   TRIES           default 5: how often they are rented in all, where they are taken away
 #   CAPACITY_TRIES  default 20: how often they are asked for where there is no capacity
 # --dry-run prints every command and runs none. More: docs/launch.md
 

@@ -7,7 +7,7 @@
 #   GPUS    which, as 0,1,2,3; default: all
 #   NAME    of the run, which is written to runs/NAME; default: the configuration's. The same NAME continues with the run
 #   DATA    directory of prepared data; none for the built-in data
-#   TRIES   default 5: how often it is begun again after a crash
+#   TRIES   default 5: how often it is begun in all, where it crashes
 #   PYTHON  an interpreter that has all that is needed; default: .venv/bin/python, in which the commit is installed
 #
 # --dry-run prints every command and runs none. More: docs/launch.md

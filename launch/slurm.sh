@@ -9,7 +9,7 @@
 #   TIME          the longest time, as SLURM writes it; two minutes before its end the run saves itself and is queued again
 #   NAME          of the run; default: the configuration's. The same NAME continues with the run
 #   DATA          directory of prepared data that all nodes see; none for the built-in data
-#   TRIES         default 5: how often the job is queued again after its time, a preemption or a crash
+#   TRIES         default 5: how often the job runs in all, where its time, a preemption or a crash ends it
 #   CPUS          cores of each process; default 8
 #   PARTITION, ACCOUNT, QOS  of SLURM, where it asks for them
 #   PYTHON        an interpreter that has all that is needed; default: one is installed in SHARED/code/COMMIT
@@ -60,4 +60,4 @@ trap 'rm -f "$SAID"' EXIT
 JOB=$(sbatch "${OPTIONS[@]}" "$CODE/launch/slurm_job.sh" "${TRAIN_FLAGS[@]}" 2>"$SAID") ||
   fail "SLURM did not take the job: $(tail -n 1 "$SAID")" 1
 JOB=${JOB%%;*}
-say "submitted as job $JOB; log: $SHARED/logs/$NAME-$JOB.log; run: $SHARED/runs/$NAME. To stop it: scancel --signal=TERM $JOB (it saves), scancel $JOB"
+say "submitted as job $JOB; log: $SHARED/logs/$NAME-$JOB.log; run: $SHARED/runs/$NAME. To stop it: scontrol update JobId=$JOB Requeue=0 && scancel --signal=TERM $JOB (it saves, and is not queued again)"

@@ -25,7 +25,8 @@ case $status in
   *)
     if ((attempt < TRIES)); then
       echo "training ended with status $status; the job is queued again and continues from the last checkpoint"
-      scontrol requeue "$SLURM_JOB_ID"
+      scontrol requeue "$SLURM_JOB_ID" ||
+        echo "error: SLURM does not queue the job again; submit again to continue from the last checkpoint." >&2
     else
       echo "error: gave up after $TRIES tries, the last of which ended with status $status; submit again to continue from the last checkpoint." >&2
     fi

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import KEYS, default_config, eval_scale, flatten, network_name
+from vgg_jax.config import KEYS, default_config, eval_scale, flatten, lr_factors, network_name
 from vgg_jax.exceptions import UserError
 from vgg_jax.reproduction.plan import split_config
 from vgg_jax.schedules import Plateau, learning_rate
@@ -55,6 +55,29 @@ def test_the_argument_chooses_the_training_scale(argument, scales, q, rate):
 def test_an_unknown_argument_is_refused():
     with pytest.raises(UserError, match="'S=300'.*write S=256, S=384 or S=jitter"):
         importlib.import_module("configs.vgg16").get_config("S=300")
+
+
+@pytest.mark.parametrize("network", ["D", "ResNet-50", "GoogLeNet"])
+@pytest.mark.parametrize("head", ["fc", "gap"])
+def test_any_network_can_be_fine_tuned(network, head):
+    config = importlib.import_module("configs.finetune").get_config(network)
+    config.data.root, config.init_from = str(REPOSITORY), "runs/mine"
+    config.model.head = head if network == "D" else "fc"
+    validate(config, num_devices=8)
+    layer = "fc8" if (network, head) == ("D", "fc") else "fc"
+    assert lr_factors(config) == [(layer, 10.0)]
+
+
+@pytest.mark.parametrize(("key", "value"), [("ema_decay", 0.99), ("optimizer.name", "adamw")])
+def test_averages_in_bfloat16_are_refused(key, value):
+    config = changed(key, value)
+    config.model.dtype = "bfloat16"
+    validate(config, num_devices=8)
+    config.model.param_dtype = "bfloat16"
+    with pytest.raises(
+        UserError, match=r"config.model.param_dtype is 'bfloat16', in which the averages of .* say --config"
+    ):
+        validate(config, num_devices=8)
 
 
 def test_every_configuration_file_is_valid_on_eight_devices():

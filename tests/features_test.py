@@ -1,5 +1,7 @@
 """The backbone: its activations are the model's, its losses are their formulas, and all of it is pure."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,6 +222,26 @@ def test_average_pooling_takes_the_means_of_what_the_layer_before_gives(backbone
     np.testing.assert_allclose(maps["pool1"], before.reshape(1, 32, 2, 40, 2, -1).mean((2, 4)), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(before, plain["relu1_2"], rtol=1e-5, atol=1e-3)
     assert np.abs(maps["relu2_1"] - plain["relu2_1"]).max() > 1
+
+
+def test_average_pooling_is_refused_where_pooling_has_padding(backbone):
+    model, variables = small("ResNet-18", 64)
+    residual = features.Backbone(
+        variables["params"], backbone.mean_rgb, model, {"batch_stats": variables["batch_stats"]}
+    )
+    with pytest.raises(UserError, match="where pooling has no padding, as in VGGs"):
+        features.with_average_pooling(residual)
+
+
+@pytest.mark.slow
+def test_means_of_many_images_in_bfloat16_are_not_lost_in_the_sum():
+    model, variables = small("A", 32)
+    backbone = features.Backbone(variables["params"], jnp.zeros(3), model.clone(dtype=jnp.bfloat16))
+    image = pixels(1, 32, 32)
+    normalized = features.with_normalized_activations(backbone, itertools.repeat(image, 1000))
+    means = np.float32(features.activations(normalized, image, ("relu1_1",))["relu1_1"]).mean((0, 1, 2))
+    assert (means > 0).any()
+    np.testing.assert_allclose(means[means > 0], 1, rtol=0.03)
 
 
 @pytest.mark.slow

@@ -242,6 +242,14 @@ def test_slurm_s_job_goes_on_so_many_times(status, restarts, queued_again, sente
     ]
 
 
+def test_slurm_s_job_says_where_it_is_not_queued_again(cloud):
+    cloud.plays({"srun": [{"status": 143}], "scontrol": [{"status": 1}]})  # after scontrol update Requeue=0
+    process = job(cloud)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert out.splitlines()[-1].startswith("error: SLURM does not queue the job again; submit again")
+
+
 def test_slurm_s_job_outlives_the_signal_that_training_saves_at(cloud):
     cloud.plays({"srun": [{"shell": "sleep 0.6; exit 143"}]})
     process = job(cloud)

@@ -37,7 +37,7 @@ def test_ten_steps_and_two_drops_are_krizhevskys_update(mask):
 def test_layers_have_their_own_rates():
     config = default_config()
     config.model.configuration = "A"
-    config.optimizer.lr_factors = "fc8=10, conv1_*=0,conv*=0.5"
+    config.optimizer.lr_factors = "classifier=10, conv1_*=0,conv*=0.5"
     layers = {"conv1_1": 0.0, "conv2_1": 0.5, "fc6": 1.0, "fc8": 10.0}
     rng = np.random.RandomState(1)
     params = {layer: {"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for layer in layers}

@@ -276,8 +276,9 @@ def test_a_narrow_terminal_shows_the_time_left(tiny_config):
     for step in range(1, 8):
         window.add(
             step,
-            {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3, "update_ratio/fc6": 1e-3},
+            {"loss": 1.5, "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3, "update_ratio/fc6": 1e-3 * step},
         )
+    assert window.sums()["norms"] == {"update_ratio/fc6": 5e-3}  # of the step that is logged; no other is fetched
     assert len(lines) == 6
     for line in lines:
         assert re.match(r"at most \d+ s left \| epoch ", line)

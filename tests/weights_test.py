@@ -585,16 +585,19 @@ def test_a_prefix_of_all_names_is_recognised_and_said(rename, said, tmp_path):
     assert said in what
 
 
-@pytest.mark.parametrize("writer", [write_pth, write_old_pth])
-def test_a_state_dictionary_within_a_checkpoint_is_recognised_and_said(writer, tmp_path):
+@pytest.mark.parametrize(
+    ("writer", "key"),
+    [(write_old_pth, "state_dict"), *((write_pth, key) for key in ("state_dict", "model_state_dict", "model", "net"))],
+)
+def test_a_state_dictionary_within_a_checkpoint_is_recognised_and_said(writer, key, tmp_path):
     params = random_params()
     tensors = {f"module.{name}": array for name, array in as_laid_out(params, "torchvision").items()}
     shapes = {name: array.shape for name, array in tensors.items()}
     body = pickled(shapes, view_metadata=b"N" if writer is write_old_pth else b"")
-    path = writer(tmp_path / "a.pth", tensors, nested(body))
+    path = writer(tmp_path / "a.pth", tensors, nested(body, key))
     weights, what = import_weights(path, NO_DIGESTS, preprocessing_flag="caffe")
     assert equal(weights.params, params)
-    assert "under 'state_dict', names without 'module.'" in what
+    assert f"under {key!r}, names without 'module.'" in what
 
 
 def test_files_of_other_kinds_are_called_by_their_names(tmp_path):

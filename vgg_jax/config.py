@@ -101,7 +101,7 @@ KEYS: dict[str, Key] = {
     "optimizer.name": Key("momentum", choices=OPTIMIZERS),  # the paper's, or AdamW (Loshchilov & Hutter 2019)
     "optimizer.clip_norm": Key(0.0, 0, 1e6),  # largest norm of the gradient over all parameters; 0: any
     "optimizer.learning_rate": Key(1e-2, 1e-12, 1e6),  # at the start (Paper §3.1)
-    # Factors on it by layer, the first that fits counts: "fc8=10,conv1_*=0,conv*=0.1"; 0 freezes, layers not named have 1.
+    # Factors on it by layer, the first that fits counts: "classifier=10,conv1_*=0,conv*=0.1"; 0 freezes, layers not named have 1.
     "optimizer.lr_factors": Key(""),
     "optimizer.momentum": Key(0.9, 0, 0.9999),  # (Paper §3.1)
     "optimizer.l2": Key(5e-4, 0, 1),  # weight decay that joins the gradient (Paper §3.1); of AdamW the decoupled one
@@ -236,6 +236,8 @@ def init_from(config: ConfigDict) -> str:
 def lr_factors(config: ConfigDict) -> list[tuple[str, float]]:
     """Returns `optimizer.lr_factors` as (pattern of a layer's name, factor on the learning rate), in its order.
 
+    "classifier" stands for the last layer, whatever it is called.
+
     Raises:
       UserError: anything but `pattern=factor` with commas between, or a pattern that fits no layer.
     """
@@ -243,6 +245,7 @@ def lr_factors(config: ConfigDict) -> list[tuple[str, float]]:
     layers = layer_names(network_layers(config))
     for part in filter(None, text.split(",")):
         pattern, _, number = (word.strip() for word in part.partition("="))
+        pattern = layers[-1] if pattern == "classifier" else pattern
         try:
             factor = float(number)
         except ValueError:
@@ -250,7 +253,7 @@ def lr_factors(config: ConfigDict) -> list[tuple[str, float]]:
         if not 0 <= factor <= _LARGEST_LR_FACTOR:
             raise UserError(
                 f"config.optimizer.lr_factors is {text!r}, in which {part!r} is not layer=factor with a factor from 0 to "
-                f'{_LARGEST_LR_FACTOR:g}; write for example "fc8=10,conv*=0.1".'
+                f'{_LARGEST_LR_FACTOR:g}; write for example "classifier=10,conv*=0.1".'
             )
         if not fnmatch.filter(layers, pattern):
             raise UserError(

@@ -101,10 +101,17 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
 
 
 def with_average_pooling(backbone: Backbone) -> Backbone:
-    """Returns the backbone with means in place of maxima in its pooling layers, which style transfer prefers (Gatys et al. 2016)."""
-    layers = tuple(
-        layer._replace(kind="mean_pool") if layer.kind == "pool" else layer for layer in backbone.model.layers
-    )
+    """Returns the backbone with means in place of maxima in its pooling layers, which style transfer prefers (Gatys et al. 2016).
+
+    Raises:
+      UserError: a network whose pooling has padding, over which there is no mean.
+    """
+    layers = backbone.model.layers
+    if any(layer.kind == "pool" and (layer.padding or layer.padding_after) for layer in layers):
+        raise UserError(
+            "means can take the place of maxima where pooling has no padding, as in VGGs; this network's has."
+        )
+    layers = tuple(layer._replace(kind="mean_pool") if layer.kind == "pool" else layer for layer in layers)
     return dataclasses.replace(backbone, model=backbone.model.clone(layers=layers))
 
 
@@ -128,9 +135,12 @@ def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array])
         )
     names = [layer.name for layer in layers if layer.kind == "conv"]
     relus = [name.replace("conv", "relu") for name in names]
-    means = jax.jit(
-        lambda x, b: {layer: maps.mean(tuple(range(maps.ndim - 1))) for layer, maps in activations(b, x, relus).items()}
-    )
+
+    @jax.jit
+    def means(x: jax.Array, backbone: Backbone) -> dict[str, jax.Array]:
+        maps = activations(backbone, x, relus)
+        return {layer: y.astype(jnp.float32).mean(tuple(range(y.ndim - 1))) for layer, y in maps.items()}
+
     total: dict[str, Any] = dict.fromkeys(relus, 0.0)
     count = 0
     for x in images:

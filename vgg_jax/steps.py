@@ -147,10 +147,12 @@ def _microbatched(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]
 
         # Microbatch i takes images i, i + count, ...: every device keeps the images it holds.
         split = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), (images, labels))
-        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
+        # Sums are float32: in bfloat16 a microbatch's share would soon be too small to change them.
+        zero = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), (0.0, state.params))
         ((loss, grads), model_state), logits = jax.lax.scan(
             accumulate, (zero, state.model_state), (jnp.arange(count), *split)
         )
+        grads = jax.tree.map(lambda total, x: total.astype(x.dtype), grads, state.params)
         return (loss, logits.swapaxes(0, 1).reshape(images.shape[0], -1), model_state), grads
 
     return microbatched_grad

@@ -112,6 +112,12 @@ def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"config.model_parallel is {parallel}, which does not divide config.model.fc_width, "
         f"{config.model.fc_width}; {math.gcd(config.model.fc_width, num_devices)} would do.",
     )
+    yield (
+        config.model.param_dtype == "bfloat16" and bool(config.ema_decay or config.optimizer.name == "adamw"),
+        "config.model.param_dtype is 'bfloat16', in which the averages of config.ema_decay, "
+        f"{config.ema_decay:g}, and config.optimizer.name, {config.optimizer.name!r}, would not move; say "
+        "--config.model.param_dtype=float32 (--config.model.dtype=bfloat16 computes in bfloat16 all the same).",
+    )
     parts = num_devices // parallel * config.accumulation_steps
     below = config.batch_size // parts * parts
     microbatches = f" x {config.accumulation_steps} accumulation steps" if config.accumulation_steps > 1 else ""

@@ -1,4 +1,4 @@
-"""Layers that flax does not have in the form needed: pooling, batch normalisation, LRN, FC layers over a map.
+"""Layers that flax does not have in the form needed: pooling, batch normalisation, LRN, convolutions, FC layers over a map.
 
 Maps are [batch, height, width, channels]; B, H, W, C and K (classes) are used for sizes in names below.
 """
@@ -6,6 +6,7 @@ Maps are [batch, height, width, channels]; B, H, W, C and K (classes) are used f
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -232,20 +233,14 @@ class Convolution(nn.Module):
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@jax.custom_jvp
 def _add_bias(x_BxHxWxF: jax.Array, bias_F: jax.Array) -> jax.Array:
-    """Adds a bias to all places, in x's dtype; its gradient is summed in the bias's own.
+    """Adds a bias to all places, in x's dtype; its gradient is summed in float32.
 
     In bfloat16 a sum over a batch's places loses most of what it adds up: numbers much smaller than the sum so far change
     nothing any more.
     """
-    return x_BxHxWxF + bias_F.astype(x_BxHxWxF.dtype)
-
-
-@_add_bias.defjvp
-def _add_bias_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x, _), (dx, dbias) = primals, tangents
-    return _add_bias(*primals), dx + jnp.broadcast_to(dbias, x.shape).astype(x.dtype)
+    # The gradient of a broadcast is a sum, in the dtype that is broadcast.
+    return x_BxHxWxF + jnp.broadcast_to(bias_F.astype(jnp.float32), x_BxHxWxF.shape).astype(x_BxHxWxF.dtype)
 
 
 class FullyConnected(nn.Module):
@@ -292,7 +287,9 @@ class FullyConnected(nn.Module):
 @jax.custom_jvp
 def _product(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array) -> jax.Array:
     """Returns [B, F]: a map of the kernel's own size, times the kernel."""
-    return x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1) @ kernel_HxWxCxF.reshape(-1, kernel_HxWxCxF.shape[-1])
+    *shape, features = kernel_HxWxCxF.shape
+    size = math.prod(shape)
+    return x_BxHxWxC.reshape(x_BxHxWxC.shape[0], size) @ kernel_HxWxCxF.reshape(size, features)
 
 
 @_product.defjvp

@@ -189,7 +189,8 @@ def _mean(x_BxHxWxC: jax.Array, sizes_Bx2: jax.Array | None) -> jax.Array:
     """Returns the means [B, C] over each image's true size."""
     if sizes_Bx2 is None:
         return x_BxHxWxC.mean((1, 2))
-    return _mask(x_BxHxWxC, sizes_Bx2).sum((1, 2)) / sizes_Bx2.prod(-1, keepdims=True).astype(x_BxHxWxC.dtype)
+    sums = _mask(x_BxHxWxC.astype(jnp.float32), sizes_Bx2).sum((1, 2))
+    return (sums / sizes_Bx2.prod(-1, keepdims=True)).astype(x_BxHxWxC.dtype)
 
 
 def _mask(x_BxHxWxC: jax.Array, sizes_Bx2: jax.Array | None, outside: float = 0) -> jax.Array:

@@ -143,7 +143,7 @@ _NESTED = (
     "state_dict",
     "model_state_dict",
     "model",
-    "model",
+    "net",
 )  # where training scripts put it, next to the optimizer's state
 
 
