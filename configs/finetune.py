@@ -7,7 +7,7 @@ The argument is the configuration of the model that `init_from` names: a run's w
 file. Its layers are taken over but for a head of other classes. The folder is laid out <split>/<class>/<image>.
 
     --config.optimizer.lr_factors='conv1_*=0,conv2_*=0,conv*=0.1,classifier=10'   # the first two blocks frozen, the others slow
-    --config.optimizer.lr_factors='conv*=0'                                # FC layers alone, as in Paper §4.4
+    --config.optimizer.lr_factors='conv*=0'       # FC layers alone, as in Paper §4.4; 'conv*=0,bn*=0' keeps statistics as well
     --config.init_layers='conv*'                                           # only convolutions are taken over
     --config.image.crop=64 --config.image.scale_min=73 --config.image.scale_max=73   # a model of another crop
 
@@ -18,12 +18,16 @@ the width that was trained on the Imagenette subset at crop 64; two shared CPU c
 from ml_collections import ConfigDict
 
 from vgg_jax.config import default_config
+from vgg_jax.models import paper_crop
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     config = default_config()
     config.start_required = True
     config.model.configuration = argument or "D"
+    config.image.crop = paper_crop(config.model.configuration)
+    if config.image.crop < 224:  # CIFAR's networks see whole images
+        config.image.scale_min = config.image.scale_max = config.image.crop
     config.data.name = "folder"
     config.batch_size = 32  # folders of one's own are small
     config.num_epochs = 20.0

@@ -71,3 +71,6 @@ def test_networks_with_batch_normalisation_stand_larger_updates_and_get_other_re
     assert "changes the weights of fc by 50%" in text
     assert "learning_rate=0.01), or a warm-up (--config.schedule.warmup_epochs=1)" in text
     assert "net A" not in text
+    config.model.configuration, config.image.crop = "AlexNet", 227  # which shares no layer with net A
+    assert "init=glorot, a lower rate" in str(diagnostics.diverged(config_of("he", 0.1), 3, math.nan))
+    assert "net A" not in str(diagnostics.diverged(config, 3, math.nan))

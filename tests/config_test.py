@@ -57,14 +57,15 @@ def test_an_unknown_argument_is_refused():
         importlib.import_module("configs.vgg16").get_config("S=300")
 
 
-@pytest.mark.parametrize("network", ["D", "ResNet-50", "GoogLeNet"])
+@pytest.mark.parametrize("network", ["D", "ResNet-50", "ResNet-20", "GoogLeNet", "AlexNet"])
 @pytest.mark.parametrize("head", ["fc", "gap"])
 def test_any_network_can_be_fine_tuned(network, head):
     config = importlib.import_module("configs.finetune").get_config(network)
     config.data.root, config.init_from = str(REPOSITORY), "runs/mine"
     config.model.head = head if network == "D" else "fc"
     validate(config, num_devices=8)
-    layer = "fc8" if (network, head) == ("D", "fc") else "fc"
+    layer = "fc8" if network == "AlexNet" or (network, head) == ("D", "fc") else "fc"
+    assert config.image.crop == {"AlexNet": 227, "ResNet-20": 32}.get(network, 224)
     assert lr_factors(config) == [(layer, 10.0)]
 
 

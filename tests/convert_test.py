@@ -18,6 +18,7 @@ from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.transplant import read_donor, start_from
+from vgg_jax.weights.exports import to_stablehlo
 from vgg_jax.weights.file import folded_params, load_weights, make_model, save_weights
 
 
@@ -146,6 +147,12 @@ def test_a_program_and_a_new_head_from_the_command_line(tmp_path):
     assert "new head: 7 classes in place of 5, random" in out
     program = jax.export.deserialize(bytearray((tmp_path / "a.stablehlo").read_bytes()))
     assert program.call(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 7)
+    weights = some_weights("A")
+    trunk = {name: leaves for name, leaves in weights.params.items() if name.startswith("conv")}
+    weights = weights._replace(params=trunk, description={"head": "none"}, class_names=None)
+    features = jax.export.deserialize(bytearray(to_stablehlo(weights))).call(np.full((2, 64, 64, 3), 9, np.uint8))
+    assert features.shape == (2, 32)
+    assert np.abs(features.sum(1) - 1).min() > 0.01  # they are no probabilities
 
 
 # Starting from a file.

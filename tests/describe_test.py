@@ -49,6 +49,9 @@ def test_networks_side_by_side_and_one_layer_by_layer():
     assert re.search(r"138,357,544 +15,236,136 +25,557,032", out)
     assert re.search(r"7 x 7 x 512 +7 x 7 x 512 +7 x 7 x 2048", out)
     assert "three 3x3 see 7x7 with 27 C^2 weights; one 7x7 has 49 C^2 (81% more than the stack)" in out
+    status, out, _ = run("AlexNet", "ResNet-20")  # of images of 227 and 32 pixels
+    assert re.search(r"60,965,224 +", out)
+    assert re.search(r"6 x 6 x 256 +8 x 8 x 64", out)
     status, out, _ = run("D")
     assert re.search(r"conv1_1 +3x3/1 +224 x 224 x 64", out)
     assert re.search(r"fc6 +7x7/1 +1 x 1 x 4096 +102,764,544", out)

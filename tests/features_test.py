@@ -118,6 +118,11 @@ def test_lpips_says_what_does_not_fit(backbone, tmp_path):
     good = {f"lin{i}.model.1.weight": np.full((1, c, 1, 1), i, np.float32) for i, c in enumerate(sizes)}
     heads = features.load_lpips_heads(write_pth(tmp_path / "vgg.pth", good))
     assert [(head.shape[0], float(head[0])) for head in heads] == [(c, i) for i, c in enumerate(sizes)]
+    model, variables = small("C", 64)
+    with pytest.raises(UserError, match="LPIPS is of configuration D, and this backbone is of another network"):
+        features.lpips(
+            features.Backbone(variables["params"], jnp.zeros(3), model), heads, pixels(64, 64), pixels(64, 64)
+        )
     with pytest.raises(UserError, match="relu1_2 has 4 channels and its head is for 64; heads of VGG-16 go with"):
         features.lpips(backbone, heads, pixels(64, 64), pixels(64, 64))
     with pytest.raises(UserError, match="cannot be compared; make them of one shape"):
@@ -222,6 +227,16 @@ def test_average_pooling_takes_the_means_of_what_the_layer_before_gives(backbone
     np.testing.assert_allclose(maps["pool1"], before.reshape(1, 32, 2, 40, 2, -1).mean((2, 4)), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(before, plain["relu1_2"], rtol=1e-5, atol=1e-3)
     assert np.abs(maps["relu2_1"] - plain["relu2_1"]).max() > 1
+
+
+@pytest.mark.slow
+def test_googlenets_last_maps_are_all_branches_and_its_auxiliary_classifiers_do_not_count():
+    model, variables = small("GoogLeNet", 224, {"auxiliary": True})
+    backbone = features.Backbone(variables["params"], jnp.zeros(3), model)
+    image = pixels(160, 160)
+    found = [features.grad_cam(backbone, image, jnp.int32(2), layer)[0] for layer in ("", "concat5b", "relu5b_pool")]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
 
 
 def test_average_pooling_is_refused_where_pooling_has_padding(backbone):

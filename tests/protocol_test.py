@@ -10,7 +10,7 @@ import pytest
 
 from tests.evaluations import close, kept, request
 from tests.reference import Reference, softmax
-from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
+from tests.runs import CLASS_NAMES, SIZES, make_run, random_params, records_of, varied_pictures
 from vgg_jax.data.pipeline import batches, eval_examples
 from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
 from vgg_jax.evaluation.protocol import evaluate
@@ -174,6 +174,8 @@ def test_nets_of_other_classes_are_not_fused(run, net_config, tmp_path):
     refused(
         "trained on different classes \\(3 and 3; 'cross' is in one of them only\\) and cannot be fused", run, other
     )
+    other = make_run(tmp_path / "order", net_config, class_names=CLASS_NAMES[2::-1])
+    refused("have their classes in different orders and cannot be fused", run, other)
 
 
 def test_data_that_do_not_fit_are_named(run, tmp_path):

@@ -117,7 +117,10 @@ def test_a_run_of_another_shape_or_data_does_not_stand_for_a_stage(tiny_config, 
     assert (step.summary["steps"], step.steps) == (7, 7)
     shared.optimizer.learning_rate = 1e-4  # how it was trained is its own
     assert planned_runs(stages, shared, plan, tmp_path, STAGES)[0].summary
-    shared.model.fc_width = 8
+    shared.model.batch_norm = True
+    with pytest.raises(UserError, match="model.batch_norm is True, there it is False"):
+        planned_runs(stages, shared, plan, tmp_path, STAGES)
+    shared.model.batch_norm, shared.model.fc_width = False, 8
     with pytest.raises(
         UserError, match=r"holds a run that is not stage A-256 of this plan: model.fc_width is 8, there it is 16"
     ):

@@ -194,6 +194,8 @@ def test_test_scales_are_the_other_papers():
     assert eval_passes(config, "ten_crop", "") == [EvalPass("ten_crop", 256, 224, True)]
     assert eval_passes(config, "ten_crop", "")[0].images_seen() == 10
     assert eval_passes(config_of("alexnet"), "ten_crop", "") == [EvalPass("ten_crop", 256, 227, True)]
+    assert scales_of(config_of("alexnet"), "dense", "multi") == [227, 256, 288]
+    assert scales_of(config_of("resnet_cifar"), "multi_crop", "multi") == [32, 37]
     squares = eval_passes(config_of("googlenet"), "square_crop", "")
     assert [one.scale for one in squares] == [256, 288, 320, 352]
     assert sum(one.images_seen() for one in squares) == 144

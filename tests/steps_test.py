@@ -85,6 +85,19 @@ def test_accumulation_draws_dropout_anew_for_each_part(tiny_config):
     assert np.abs(np.subtract(first, some_steps(tiny_config, 3))).max() > 1e-4
 
 
+def test_frozen_normalisation_keeps_its_statistics(tiny_config):
+    tiny_config.model.batch_norm, tiny_config.optimizer.lr_factors = True, "bn1_1=0,conv1_1=0"
+    before = init_state(tiny_config, state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1])))
+    _, after = some_steps(tiny_config, 2, with_state=True)
+    for layer in ("bn1_1", "bn2_1"):
+        for of_layer in (lambda s: s.params, lambda s: s.model_state["batch_stats"]):
+            same = [
+                np.array_equal(*pair)
+                for pair in zip(*(jax.tree.leaves(of_layer(s)[layer]) for s in (before, after)), strict=True)
+            ]
+            assert same == [layer == "bn1_1"] * 2, layer
+
+
 def test_norms_are_left_out_where_nobody_asks_for_them(tiny_config):
     shapes = state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1]))
     state, batch = init_state(tiny_config, shapes), one_batch(8, 32)

@@ -26,7 +26,8 @@ from vgg_jax.evaluation.linear_svm import (
     single_label,
 )
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import make_network
+from vgg_jax.models import describe, make_network
+from vgg_jax.models.description import last_features
 from vgg_jax.transfer import paper_name
 from vgg_jax.weights.file import save_weights
 
@@ -54,6 +55,27 @@ def alone(backbone, path, layer, scale):
     image = rescaled(path.read_bytes(), scale).astype(np.float32)
     both = [np.asarray(features.activations(backbone, v, (layer,))[layer]) for v in (image, image[:, ::-1])]
     return np.mean([v.mean((0, 1)) for v in both], 0)
+
+
+def test_last_features_are_those_of_all_branches():
+    for configuration, whole, of_map in (
+        ("D", "relu7", "relu5_3"),
+        ("AlexNet", "relu7", "relu5"),
+        ("GoogLeNet", "concat5b", "concat5b"),
+        ("ResNet-18", "relu5_2", "relu5_2"),
+    ):
+        layers = describe(configuration)
+        assert (last_features(layers), last_features(layers, is_map=True)) == (whole, of_map)
+
+
+def test_descriptors_of_another_dtype_and_of_the_score_map(weights_file, photos, tmp_path):
+    images = transfer_data.image_files(photos[:2])
+    for dtype in ("float32", "bfloat16"):
+        backbone = features.load(weights_file, dtype)
+        found = descriptors(backbone, ("score_map",), images, 64, tmp_path)["score_map"]
+        wanted = np.stack([alone(backbone, path, "score_map", 64) for path in photos[:2]])
+        np.testing.assert_allclose(found, wanted, rtol=0.05, atol=0.05 * np.abs(wanted).max())
+    assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
 @pytest.mark.slow

@@ -74,6 +74,9 @@ def variables_of(config, configuration, seed, **description):
         (("A", {}), ("A", {"batch_norm": True}), {"bn"}),
         (("A", {"batch_norm": True}), ("A", {"batch_norm": True, "head": "gap"}), {"fc"}),
         (("A", {"head": "gap"}), ("B", {"head": "gap"}), {"conv1_2", "conv2_2", "conv4", "conv5", "fc"}),
+        (("A", {}), ("D", {"head": "gap"}), {"conv1_2", "conv2_2", "conv3_3", "conv4", "conv5", "fc"}),
+        (("A", {"head": "gap"}), ("D", {}), {"conv1_2", "conv2_2", "conv3_3", "conv4", "conv5", "fc"}),
+        (("A", {"batch_norm": True}), ("D", {"batch_norm": True}), {"conv1_2", "conv2_2", "conv3_3", "conv4", "conv5"}),
         (("ResNet-18", {}), ("ResNet-18", {}), {}),
         (
             ("ResNet-18", {}),
@@ -92,6 +95,21 @@ def test_networks_that_share_layers_share_all_of_them_with_their_statistics(tiny
             assert (layer not in chosen) == is_random, layer
             source = new if is_random else donor
             jax.tree.map(np.testing.assert_array_equal, leaves, source[collection][layer])
+
+
+def test_convolutions_are_not_taken_without_their_normalisation(tiny_config):
+    donor, new = variables_of(tiny_config, "A", 0, batch_norm=True), variables_of(tiny_config, "A", 1)
+    with pytest.raises(UserError, match="has batch normalisation, without which .* say --config.model.batch_norm=True"):
+        transplant(new, donor, chosen_layers(new["params"], donor["params"], ""))
+    assert transplant(new, donor, ["fc7"])["params"]["fc7"] is not new["params"]["fc7"]
+
+
+def test_an_average_that_starts_from_a_donor_has_its_own_memory(tiny_config):
+    tiny_config.ema_decay = 0.9
+    state = init_state(tiny_config, state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1])))
+    state = state.with_variables(variables_of(tiny_config, "A", 0))
+    after = jax.jit(lambda x: x, donate_argnums=0)(state)  # as a step takes it
+    jax.tree.map(np.testing.assert_array_equal, after.averages, after.variables)
 
 
 def test_layers_by_name_and_pattern(tiny_config):
@@ -116,7 +134,7 @@ def test_what_does_not_fit_is_refused_by_layer_and_shape_unless_left_out(tiny_co
     new = filled(shapes_of(tiny_config, "A", crop=32), 1)
     with pytest.raises(
         UserError,
-        match=r"does not fit: fc6/kernel is \[2, 2, 32, 16\] there and \[1, 1, 32, 16\] here.*init_layers=-fc6$",
+        match=r"does not fit: fc6/kernel is \[2, 2, 32, 16\] there and \[1, 1, 32, 16\] here. Is config.image.crop as it is there\? .*init_layers=-fc6$",
     ):
         transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, ""))
     found = transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, "-fc6"))["params"]

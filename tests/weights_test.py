@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from tests.networks import small
 from tests.random_weights import ODD, some_weights
 from tests.weights_files import (
     NARROW,
@@ -184,6 +185,17 @@ def test_preprocessing_is_taken_where_it_is_known_and_asked_for_where_not(tmp_pa
 
 
 # Heads and names.
+
+
+def test_a_new_head_of_googlenet_is_that_of_its_auxiliary_classifiers_too(tmp_path):
+    _, variables = small("GoogLeNet", 224, {"auxiliary": True})
+    drawn = {"params": variables["params"], "crop": 224, "training_scales": (256, 256), "fc_width": 24}
+    weights = some_weights("GoogLeNet", description={"auxiliary": True}, **drawn)
+    save_weights(tmp_path / "a.safetensors", with_new_head(weights, 10, seed=0))
+    params = load_weights(tmp_path / "a.safetensors").params
+    assert {name: params[name]["bias"].shape for name in ("fc", "aux1_fc2", "aux2_fc2")} == dict.fromkeys(
+        ("fc", "aux1_fc2", "aux2_fc2"), (10,)
+    )
 
 
 def test_a_new_head_leaves_the_body(tmp_path):

@@ -149,11 +149,12 @@ def _write(weights: Weights, dest: Path) -> Path:
         from vgg_jax.weights.exports import PLATFORMS, to_stablehlo
 
         program = to_stablehlo(weights)
+        result = f"probabilities [b, {weights.num_classes}]" if weights.num_classes else "features [b, C]"
         with write_atomically(dest, ANOTHER_PLACE) as unfinished:
             unfinished.write_bytes(program)
         print(
             f"jax.export.deserialize(bytearray(open({str(dest)!r}, 'rb').read())).call(images): uint8 RGB [b, {weights.crop}, "
-            f"{weights.crop}, 3] -> probabilities [b, {weights.num_classes}], on {', '.join(PLATFORMS)}"
+            f"{weights.crop}, 3] -> {result}, on {', '.join(PLATFORMS)}"
         )
         print("JAX promises to read it for six months; docs/weights.md says more. Keep the weights next to it.")
     elif _TO.value == "hf":

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from vgg_jax.models.summary import LayerRow
 
 flags = cli.Flags()
-_CROP = flags.DEFINE_integer("crop", 224, "Height and width of the image, pixels.", lower_bound=8)
+_CROP = flags.DEFINE_integer(
+    "crop", None, "Height and width of the image, pixels. Default: what each network was published for.", lower_bound=8
+)
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", 1000, "Classes.", lower_bound=2)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _DRAW = flags.DEFINE_string("draw", "", "A PNG to draw one network into.")

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import has_batch_norm, lr_factors
 from vgg_jax.exceptions import UserError
+from vgg_jax.models import is_vgg
 
 # Steps after which a loss that is still ln K is no longer a slow start.
 STEPS_TO_LEAVE_CHANCE = 200
@@ -78,4 +79,5 @@ def _remedies(config: ConfigDict) -> str:
     if has_batch_norm(config):
         return f"Try {lower}, or a warm-up (--config.schedule.warmup_epochs=1); in a new --workdir."
     preset = "" if config.model.init == "glorot" else "--config.model.init=glorot, "
-    return f"Try {preset}{lower}, or start from a trained net A (--config.init_from=DIR); in a new --workdir."
+    net_a = ", or start from a trained net A (--config.init_from=DIR)" if is_vgg(config.model.configuration) else ""
+    return f"Try {preset}{lower}{net_a}; in a new --workdir."

@@ -12,6 +12,7 @@ grad and vmap; `backbone` is a pytree, so it can be an argument of a jitted func
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import Network
-from vgg_jax.models.description import endpoint_names, lengths
+from vgg_jax.models import Network, describe
+from vgg_jax.models.description import endpoint_names, last_features, lengths, needed
 from vgg_jax.weights import containers, hub
 from vgg_jax.weights.file import Weights, folded_params, load_weights, make_model
 
@@ -101,11 +102,7 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
 
 
 def with_average_pooling(backbone: Backbone) -> Backbone:
-    """Returns the backbone with means in place of maxima in its pooling layers, which style transfer prefers (Gatys et al. 2016).
-
-    Raises:
-      UserError: a network whose pooling has padding, over which there is no mean.
-    """
+    """Returns the backbone with means in place of maxima in its pooling layers, which style transfer prefers (Gatys et al. 2016)."""
     layers = backbone.model.layers
     if any(layer.kind == "pool" and (layer.padding or layer.padding_after) for layer in layers):
         raise UserError(
@@ -135,17 +132,14 @@ def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array])
         )
     names = [layer.name for layer in layers if layer.kind == "conv"]
     relus = [name.replace("conv", "relu") for name in names]
-
-    @jax.jit
-    def means(x: jax.Array, backbone: Backbone) -> dict[str, jax.Array]:
-        maps = activations(backbone, x, relus)
-        return {layer: y.astype(jnp.float32).mean(tuple(range(y.ndim - 1))) for layer, y in maps.items()}
-
+    mean = functools.partial(jnp.mean, dtype=jnp.float32)
+    means = jax.jit(
+        lambda x, b: {name: mean(y, tuple(range(y.ndim - 1))) for name, y in activations(b, x, relus).items()}
+    )
     total: dict[str, Any] = dict.fromkeys(relus, 0.0)
     count = 0
-    for x in images:
+    for count, x in enumerate(images, 1):
         total = {layer: total[layer] + mean for layer, mean in means(x, backbone).items()}
-        count += 1
     if not count:
         raise UserError("there is no image to normalise activations by.")
     params, before = dict(backbone.params), jnp.ones(3)
@@ -165,16 +159,15 @@ def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array])
 
 
 def _check_size(backbone: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:
-    """Raises UserError where images are too small for the last of the layers."""
+    """Raises UserError where images are too small for the layers."""
     network = backbone.model.layers
-    names = [network[-1].name if layer == "score_map" else layer for layer in layers]
-    last = max(("images", *(layer.name for layer in network)).index(name) for name in names)
+    # Without auxiliary classifiers, which may want larger images.
+    used = needed(network, [network[-1].name if layer == "score_map" else layer for layer in layers])
 
     def fits(length: int) -> bool:
-        return min(lengths(network[:last], length).values()) > 0
+        return min(rows for name, rows in lengths(network, length).items() if name in used) > 0
 
-    least = next(length for length in itertools.count(1) if fits(length))
-    if min(size) < least:
+    if min(size) < (least := next(filter(fits, itertools.count(1)))):
         raise UserError(
             f"images of {size[0]} x {size[1]} pixels are too small for {', '.join(layers)}; they must be at least "
             f"{least} x {least}."
@@ -209,7 +202,7 @@ def grad_cam(
       backbone: with a classifier.
       images: [..., H, W, 3], RGB on 0 to 255, no side smaller than the crop.
       classes: [...] int; None for the likeliest of each image.
-      layer: an endpoint that is a map; "" for the last ReLU of a convolution.
+      layer: an endpoint that is a map; "" for the last before the classifier.
 
     Returns:
       The maps [..., h, w] float32, at least 0, and the classes [...] int32.
@@ -220,8 +213,7 @@ def grad_cam(
     network = backbone.model
     if network.layers[-1].kind != "head":
         raise UserError("Grad-CAM explains a class, and this is a trunk, without a classifier; take a whole model.")
-    maps = [x.name for x in network.layers if x.kind == "relu" and x.block < 6]
-    layer = layer or maps[-1]
+    layer = layer or last_features(network.layers, is_map=True)
     outer = images.shape[:-3]
     activation = activations(backbone, images, (layer,))[layer]
     x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
@@ -282,10 +274,13 @@ def lpips(
       [...] float32, or with `spatial` [..., H, W].
 
     Raises:
-      UserError: images of two shapes, or heads of another width than the layers.
+      UserError: images of two shapes, another network, or heads of another width than the layers.
     """
     if x.shape != y.shape:
         raise UserError(f"images of {list(x.shape)} and {list(y.shape)} cannot be compared; make them of one shape.")
+    trunk, wanted = ([x for x in layers if x.block < 6] for layers in (backbone.model.layers, describe("D")))
+    if trunk[: len(wanted) - 1] != wanted[:-1]:  # pool5 is not looked at
+        raise UserError("LPIPS is of configuration D, and this backbone is of another network; load D.")
     maps = activations(backbone, jnp.stack([x, y]), LPIPS_LAYERS)
     total: Any = 0.0
     for layer, head in zip(LPIPS_LAYERS, heads, strict=True):

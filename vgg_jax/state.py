@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import network_layers
 from vgg_jax.models import Network
-from vgg_jax.optimizer import make_optimizer
+from vgg_jax.optimizer import lr_factor, make_optimizer
 from vgg_jax.sharding import RULES, bytes_a_device, make_mesh, replicate, tree_shardings
 
 EMA = "ema"  # key in `TrainState.opt_state`
@@ -45,14 +45,17 @@ class TrainState:
     def with_variables(self, variables: dict) -> TrainState:
         """Returns the state with other parameters and model state."""
         model_state = {name: tree for name, tree in variables.items() if name != "params"}
-        opt_state = self.opt_state if self.averages is None else {**self.opt_state, EMA: variables}
+        # A step is given the memory of the whole state, so the average has arrays of its own.
+        averages = {} if self.averages is None else {EMA: jax.tree.map(jnp.copy, variables)}
+        opt_state = {**self.opt_state, **averages}
         return dataclasses.replace(self, params=variables["params"], model_state=model_state, opt_state=opt_state)
 
 
 def make_model(config: ConfigDict) -> Network:
     """Returns the network that a configuration describes."""
+    layers = network_layers(config)
     return Network(
-        layers=network_layers(config),
+        layers=layers,
         num_classes=config.model.num_classes,
         width_multiplier=config.model.width_multiplier,
         fc_width=config.model.fc_width,
@@ -61,6 +64,7 @@ def make_model(config: ConfigDict) -> Network:
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
         crop=config.image.crop,
+        frozen=tuple(x.name for x in layers if x.kind == "batch_norm" and not lr_factor(config, x.name)),
     )
 
 

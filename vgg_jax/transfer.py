@@ -76,6 +76,7 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu
     from vgg_jax.evaluation import linear_probe, linear_svm, transfer_data
     from vgg_jax.files import write_json
+    from vgg_jax.models.description import last_features
 
     fit = {"svm": linear_svm.fitted_svm, "logistic": linear_probe.fit}[_CLASSIFIER.value]
     if _CLASSIFIER.value == "svm":
@@ -89,7 +90,9 @@ def main(arguments: list[str]) -> None:
     keep_compiled()
     warn_of_unseen_gpu()
     backbones = [features.load(source, _DTYPE.value) for source in _WEIGHTS.value]
-    layers = _LAYERS.value or [_last_relu(backbone) for backbone in backbones][:1]
+    # Of each candidate the layer of every network.
+    choices = [(layer,) * len(backbones) for layer in _LAYERS.value]
+    choices = choices or [tuple(last_features(backbone.model.layers) for backbone in backbones)]
     if is_voc:
         data = transfer_data.voc(root, _TRAIN_LIST.value, _TEST_LIST.value)
         splits = [(data.train, data.test)]
@@ -98,7 +101,10 @@ def main(arguments: list[str]) -> None:
         counts = (_TRAIN_IMAGES.value, _TEST_IMAGES.value, _SPLITS.value, _SEED.value)
         splits = linear_svm.caltech_splits(data.labels, data.class_names, *counts)
     print(f"{root}: {data.images.num_images:,} images, {len(data.class_names)} classes", flush=True)
-    candidates = {layer: _descriptors(backbones, layers, layer, scales, data.images, is_voc) for layer in layers}
+    candidates = {
+        " + ".join(dict.fromkeys(choice)): _descriptors(backbones, choices, number, scales, data.images, is_voc)
+        for number, choice in enumerate(choices)
+    }
     points = 11 if root.name == "VOC2007" else 0  # of VOC's precision, by the year
     evaluate = functools.partial(linear_svm.multi_label, points=points) if is_voc else linear_svm.single_label
     outcomes = []
@@ -141,29 +147,21 @@ def paper_name(backbone: Any) -> str:
 
 
 def _descriptors(
-    backbones: list[Any], layers: list[str], layer: str, scales: list[int], images: Any, is_averaged: bool
+    backbones: list[Any], choices: list[tuple[str, ...]], number: int, scales: list[int], images: Any, is_averaged: bool
 ) -> np.ndarray:
-    """Returns the descriptors of a layer: of several scales averaged or stacked, of several networks stacked, of length 1."""
+    """Returns the descriptors of a choice, computing those of all of them: of several scales averaged or stacked, of several networks stacked, of length 1."""
     import numpy as np
 
     from vgg_jax.evaluation.descriptors import descriptors, normalized
 
-    parts = []
-    for backbone in backbones:
+    parts, directory = [], Path(_OUTPUT.value).expanduser() / "descriptors"
+    for backbone, layers in zip(backbones, zip(*choices, strict=True), strict=True):
         of_scales = [
-            normalized(
-                descriptors(
-                    backbone, layers, images, scale, Path(_OUTPUT.value).expanduser() / "descriptors", _BATCH_SIZE.value
-                )[layer]
-            )
+            normalized(descriptors(backbone, layers, images, scale, directory, _BATCH_SIZE.value)[layers[number]])
             for scale in scales
         ]
         parts += [normalized(np.mean(of_scales, 0))] if is_averaged else of_scales
     return normalized(np.concatenate(parts, 1))
-
-
-def _last_relu(backbone: Any) -> str:
-    return [layer.name for layer in backbone.model.layers if layer.kind == "relu"][-1]
 
 
 def _whole_numbers(words: list[str]) -> list[int]:

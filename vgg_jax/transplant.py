@@ -161,9 +161,12 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
     else:
         common, is_vgg = set(params) & set(donor), "conv1_1" in params and "conv1_1" in donor
         of_net_a = is_vgg and _convolutions(params) != _convolutions(donor)
-        # With global average pooling neither has fc6 to fc8.
-        of_both = common if _classes(donor) is None else set(params) | set(donor)
+        # With global average pooling, or as a trunk, one of them or both are without fc6 to fc8.
+        of_both = common if "fc6" not in params or "fc6" not in donor else set(params) | set(donor)
         chosen = set(NET_A_LAYERS) & of_both if of_net_a else common
+        chosen |= {
+            f"bn{name.removeprefix('conv')}" for name in chosen
+        } & common  # normalisation stays with its convolution
         if _classes(params) != _classes(donor):
             chosen -= set(_HEADS)
     chosen -= {name for word in excluded for name in fnmatch.filter(names, word)}
@@ -195,6 +198,11 @@ def transplant(variables: dict, donor: dict, layers: Iterable[str], source: str 
 
 
 def _check_shapes(variables: dict, donor: dict, layers: list[str], source: str) -> None:
+    if "batch_stats" in donor and "batch_stats" not in variables and any(name.startswith("conv") for name in layers):
+        raise UserError(
+            f"config.init_from: {source} has batch normalisation, without which its convolutions mean nothing, and this network "
+            "has none; say --config.model.batch_norm=True."
+        )
     here, there = _shapes(variables, layers), _shapes(donor, layers)
     present = {name.partition("/")[0] for name in (*here, *there)}
     missing = [f"{layer}/kernel" for layer in layers if layer not in present]
@@ -206,6 +214,8 @@ def _check_shapes(variables: dict, donor: dict, layers: list[str], source: str) 
     if different:
         wrong = dict.fromkeys(text.partition("/")[0] for text in different)
         remedy = f"To leave what does not fit random: --config.init_layers={','.join('-' + layer for layer in wrong)}"
+        if [len({tuple(s["fc6/kernel"][:2]) for s in (here, there) if "fc6/kernel" in s})] == [2]:
+            remedy = f"Is config.image.crop as it is there? {remedy}"
         if len(wrong) > 4:
             remedy = "Is the width another? config.model.width_multiplier and fc_width must be as they are there."
             different[4:] = [f"and {len(different) - 4} more"]

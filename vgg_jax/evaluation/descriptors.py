@@ -125,7 +125,7 @@ def _step(backbone: Backbone, layers: Sequence[str]) -> Any:
         of_layers: Any = lengths(network.layers, sizes)  # type: ignore[arg-type]  # rows and columns of each layer's output
         means = {}
         for layer in layers:
-            places: Any = of_layers[layer]
+            places: Any = of_layers[network.layers[-1].name if layer == "score_map" else layer]
             means[layer] = maps[layer].astype(jnp.float32).sum((1, 2)) / places.prod(-1, keepdims=True)
         return {layer: mean.reshape(pair.shape[0], 2, -1).mean(1) for layer, mean in means.items()}
 
@@ -154,7 +154,9 @@ def _read(images: Images, i: int, function: Callable[[bytes], Any]) -> Any:
 
 def _open(backbone: Backbone, layer: str, images: Images, scale: int, directory: Path) -> np.memmap:
     """Returns the kept descriptors of a layer, mapped into memory; rows that are not computed yet are NaN."""
-    digest = hashlib.sha256(params_sha256(backbone.params, backbone.model_state).encode() + images.digest)
+    parameters = params_sha256(backbone.params, backbone.model_state)
+    network = backbone.model  # the same parameters may be computed with in another way
+    digest = hashlib.sha256(f"{parameters}{network.layers}{jnp.dtype(network.dtype)}".encode() + images.digest)
     file = directory / f"{layer}-Q{scale}-{digest.hexdigest()[:12]}.npy"
     image = jax.ShapeDtypeStruct((scale, scale, 3), jnp.float32)
     activations: Any = jax.eval_shape(lambda x: features.activations(backbone, x, (layer,)), image)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import KEYS, eval_scale, scaled_length
 from vgg_jax.exceptions import UserError, quoted
+from vgg_jax.models import is_vgg
 
 # protocol -> the methods whose probabilities it averages.
 PROTOCOLS: dict[str, tuple[str, ...]] = {
@@ -118,6 +119,9 @@ def paper_scales(config: ConfigDict, method: str, kind: str) -> list[int]:
         return [scaled_length(scale, config.image.crop) for scale in SQUARE_SCALES]
     if kind == "multi" and config.model.configuration.startswith("ResNet") and low < high:
         return [scaled_length(scale, config.image.crop) for scale in RESNET_SCALES]
+    if kind == "multi" and low == high:
+        least = low - offset if is_vgg(config.model.configuration) else max(config.image.crop, low - offset)
+        return sorted({least, low, low + offset})
     if kind == "multi":
-        return [low - offset, low, low + offset] if low == high else [low, middle, high]
+        return [low, middle, high]
     return [{"center_crop": eval_scale(config), "ten_crop": low}.get(method, middle)]

@@ -147,6 +147,11 @@ def _check_same_classes(first: TrainedModel, other: TrainedModel) -> None:
     if first.class_names == other.class_names:
         return
     only = sorted(set(first.class_names) ^ set(other.class_names))
+    if not only:
+        raise UserError(
+            f"the models in {first.workdir} and {other.workdir} have their classes in different orders and cannot be fused; "
+            "name those of one anew, in the other's order."
+        )
     raise UserError(
         f"the models in {first.workdir} and {other.workdir} were trained on different classes ({len(first.class_names)} and "
         f"{len(other.class_names)}; {only[0]!r} is in one of them only) and cannot be fused; give runs on the same data."

@@ -23,6 +23,7 @@ __all__ = [
     "describe",
     "is_vgg",
     "make_network",
+    "paper_crop",
 ]
 
 CONFIGURATIONS = (
@@ -34,10 +35,18 @@ CONFIGURATIONS = (
 )
 
 
+def paper_crop(configuration: str) -> int:
+    """Returns the height and width of the images that a network was published for, pixels."""
+    if configuration == "AlexNet":
+        return 227
+    depth = configuration.partition("-")[2]
+    return 32 if depth in map(str, CIFAR_DEPTHS) else 224
+
+
 @functools.cache
 def describe(
     configuration: str,
-    crop: int = 224,
+    crop: int | None = None,
     batch_norm: bool = False,
     head: str = "fc",
     shortcut: str = "",
@@ -48,7 +57,7 @@ def describe(
 
     Args:
       configuration: one of CONFIGURATIONS.
-      crop: height and width of training images, pixels.
+      crop: height and width of training images, pixels; None: `paper_crop`.
       batch_norm, head: of a VGG, see `vgg.vgg`.
       shortcut, bottleneck_stride: of a ResNet, see `resnet.resnet`.
       auxiliary: of GoogLeNet, see `predecessors.googlenet`.
@@ -56,6 +65,7 @@ def describe(
     Raises:
       ValueError: an unknown configuration or value, or a crop too small for it.
     """
+    crop = crop or paper_crop(configuration)
     for value, known in (
         (batch_norm, (False, True)),
         (auxiliary, (False, True)),
@@ -83,7 +93,7 @@ def is_vgg(configuration: str) -> bool:
 
 
 def make_network(
-    configuration: str = "D", crop: int = 224, description: dict[str, Any] | None = None, **attributes: Any
+    configuration: str = "D", crop: int | None = None, description: dict[str, Any] | None = None, **attributes: Any
 ) -> Network:
     """Returns the module of a network.
 
@@ -92,4 +102,5 @@ def make_network(
       description: its other arguments.
       attributes: see `Network`.
     """
+    crop = crop or paper_crop(configuration)
     return Network(layers=describe(configuration, crop, **(description or {})), crop=crop, **attributes)

@@ -115,6 +115,11 @@ def needed(layers: Layers, names: Iterable[str]) -> set[str]:
     return found
 
 
+def last_features(layers: Layers, is_map: bool = False) -> str:
+    """Returns the name of the last activations before the classifier; with `is_map` before all FC layers over a map."""
+    return [x.name for x in layers if x.kind in ("relu", "concat") and (x.block < 6 or not is_map)][-1]
+
+
 def auxiliary_heads(layers: Layers) -> tuple[str, ...]:
     """Returns the names of the auxiliary classifiers' last layers."""
     return tuple(layer.name for layer in layers[:-1] if layer.kind == "head")

@@ -35,6 +35,7 @@ class Network(nn.Module):
       dtype: of the computation; logits are float32.
       param_dtype: of the parameters.
       crop: height and width of training images, pixels.
+      frozen: names of normalisation layers that keep their running averages, and use them in training too.
     """
 
     layers: Layers
@@ -46,6 +47,7 @@ class Network(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
     crop: int = 224
+    frozen: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -142,7 +144,7 @@ class Network(nn.Module):
         if layer.kind == "conv":
             return self._convolution(layer, x.shape[-1], common)(x)
         if layer.kind == "batch_norm":
-            return BatchNorm(use_running_average=not train, **common)(x)
+            return BatchNorm(use_running_average=not train or layer.name in self.frozen, **common)(x)
         if layer.kind == "lrn":
             return local_response_norm(x)
         if layer.kind == "relu":

@@ -23,7 +23,14 @@ from vgg_jax.workdir import checkpoint_steps
 
 # What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
 _STANDS_FOR_STAGE = (
-    *("model.configuration", "model.num_classes", "model.width_multiplier", "model.fc_width"),
+    *(
+        "model.configuration",
+        "model.num_classes",
+        "model.width_multiplier",
+        "model.fc_width",
+        "model.batch_norm",
+        "model.head",
+    ),
     *("image.crop", "image.scale_min", "image.scale_max", "data.name", "data.train_split", "data.val_split"),
 )
 
@@ -184,6 +191,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _check_stands_for(stage: Stage, config: ConfigDict, workdir: Path) -> None:
     there = config_lib.flatten(ConfigDict(_read(workdir / "config.json") or {}))
+    if there:  # an old run lacks what came later
+        there = config_lib.flatten(config_lib.default_config()) | there
     here = config_lib.flatten(config)
     different = [
         f"{key} is {here[key]}, there it is {there.get(key)}"

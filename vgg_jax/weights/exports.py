@@ -12,9 +12,10 @@ import numpy as np
 from jax import export
 
 from vgg_jax import __version__
+from vgg_jax.config import default_config, flatten, network_title
 from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.files import ANOTHER_PLACE, write_atomically
-from vgg_jax.models import NO_HEAD
+from vgg_jax.models import NO_HEAD, is_vgg
 from vgg_jax.weights import preprocessing, state_dicts
 from vgg_jax.weights.file import SUFFIX, Weights, folded_params, folded_variables, make_model, save_weights
 from vgg_jax.weights.layouts import LAYOUTS, kernel_layout
@@ -115,6 +116,8 @@ def torchvision_name(weights: Weights) -> str:
 def to_stablehlo(weights: Weights) -> bytes:
     """Returns a program for jax.export.deserialize: uint8 RGB crops [b, crop, crop, 3] -> probabilities [b, K] float32.
 
+    Of a trunk it returns the means [b, C] of the last map.
+
     Parameters and preprocessing are inside; nothing of this project is needed to run it.
 
     Raises:
@@ -127,29 +130,29 @@ def to_stablehlo(weights: Weights) -> bytes:
         )
     model, variables, mean = make_model(weights), folded_variables(weights), weights.preprocessing.mean_rgb()
 
-    def probabilities(images_BxHxWx3: jax.Array) -> jax.Array:
+    def program(images_BxHxWx3: jax.Array) -> jax.Array:
         logits, _ = model.apply(variables, images_BxHxWx3.astype(jnp.float32) - mean)
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(logits) if weights.num_classes else logits
 
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, weights.crop, weights.crop, 3), jnp.uint8)
-    return bytes(export.export(jax.jit(probabilities), platforms=PLATFORMS)(images).serialize())
+    return bytes(export.export(jax.jit(program), platforms=PLATFORMS)(images).serialize())
 
 
+_PAPER = '"Very Deep Convolutional Networks for Large-Scale Image Recognition" ([arXiv 1409.1556](https://arxiv.org/abs/1409.1556)): '
 _CARD = """---
 library_name: vgg-jax
 pipeline_tag: image-classification
 tags:
 - image-classification
-- vgg
+- {family}
 - jax
 - flax
 ---
 
 # {title}
 
-"Very Deep Convolutional Networks for Large-Scale Image Recognition" ([arXiv 1409.1556](https://arxiv.org/abs/1409.1556)),
-configuration {configuration}, written by vgg_jax {version}.
+{paper}{title}, written by vgg_jax {version}.
 
 | what | value |
 | --- | --- |
@@ -176,10 +179,12 @@ def write_hub_folder(folder: Path, weights: Weights) -> Path:
     Raises:
       UserError: it cannot be written.
     """
-    expected = weights.preprocessing
+    expected, described = weights.preprocessing, {f"model.{name}": value for name, value in weights.description.items()}
+    title = network_title(flatten(default_config()) | {"model.configuration": weights.configuration} | described)
     card = _CARD.format(
-        title=f"VGG, configuration {weights.configuration}",
-        configuration=weights.configuration,
+        title=title,
+        family=title.replace("-", " ").split()[0].lower(),
+        paper=_PAPER if is_vgg(weights.configuration) else "",
         version=__version__,
         parameters=sum(array.size for layer in weights.params.values() for array in layer.values()),
         crop=weights.crop,

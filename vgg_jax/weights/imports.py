@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import NO_HEAD
+from vgg_jax.models.description import auxiliary_heads
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing, state_dicts
 from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, load_own
@@ -137,19 +138,21 @@ def import_weights(
 
 
 def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
-    """Replaces the last layer by one for other classes, drawn at random as at the start of training (`glorot`)."""
+    """Replaces the last layer, of auxiliary classifiers too, by one for other classes, drawn as at the start of training (`glorot`)."""
     if not weights.num_classes:
         raise UserError(
             f"--num_classes={num_classes} is for a model with a head, and this is a trunk; fine-tune from it with "
             "--config.init_from, which adds one."
         )
-    name = weights.layers[-1].name
-    width = weights.params[name]["kernel"].shape[2]
-    kernel_init, bias_init = PRESETS["glorot"](width, num_classes)
-    kernel = kernel_init(jax.random.key(seed), (1, 1, width, num_classes), jnp.float32)
-    head = jax.device_get({"kernel": kernel, "bias": bias_init(jax.random.key(seed), (num_classes,), jnp.float32)})
+    params, key = dict(weights.params), jax.random.key(seed)
+    for name in (weights.layers[-1].name, *auxiliary_heads(weights.layers)):
+        width = params[name]["kernel"].shape[2]
+        kernel_init, bias_init = PRESETS["glorot"](width, num_classes)
+        kernel = kernel_init(key, (1, 1, width, num_classes), jnp.float32)
+        params[name] = jax.device_get({"kernel": kernel, "bias": bias_init(key, (num_classes,), jnp.float32)})
+        key = jax.random.fold_in(key, 1)
     return weights._replace(
-        params={**weights.params, name: head},
+        params=params,
         class_names=None,
         class_titles=None,
         source=f"{weights.source}; a new head of {num_classes} classes, seed {seed}",
