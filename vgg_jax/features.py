@@ -136,20 +136,18 @@ def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array])
     means = jax.jit(
         lambda x, b: {name: mean(y, tuple(range(y.ndim - 1))) for name, y in activations(b, x, relus).items()}
     )
-    total: dict[str, Any] = dict.fromkeys(relus, 0.0)
-    count = 0
-    for count, x in enumerate(images, 1):
-        total = {layer: total[layer] + mean for layer, mean in means(x, backbone).items()}
-    if not count:
+    found = [means(x, backbone) for x in images]
+    if not found:
         raise UserError("there is no image to normalise activations by.")
+    of_all = jax.tree.map(lambda *of_each: jnp.mean(jnp.stack(of_each), 0), *found)
     params, before = dict(backbone.params), jnp.ones(3)
     for layer in layers:
         if not layer.has_kernel:
             continue
         leaves, after = params[layer.name], jnp.float32(1)
         if layer.kind == "conv":
-            mean = total[layer.name.replace("conv", "relu")] / count
-            after = jnp.where(mean > 0, mean, 1)
+            activation = of_all[layer.name.replace("conv", "relu")]
+            after = jnp.where(activation > 0, activation, 1)
         params[layer.name] = {
             "kernel": leaves["kernel"] * before[:, None] / after,
             "bias": leaves["bias"] / after,
