@@ -36,12 +36,15 @@ run "$PYTHON" -c 'import jax; raise SystemExit(jax.default_backend() != "gpu")' 
 # Signals are for training, which saves; this script waits for it.
 # shellcheck disable=SC2329 # called by the traps
 forward() { [[ -z ${CHILD:-} ]] || kill -TERM "$CHILD" 2>/dev/null || true; }
-trap forward TERM INT
+trap forward TERM INT HUP
 
 wait_for_training() {
   printf '+ %s%s\n' "${GPUS:+CUDA_VISIBLE_DEVICES=$(quoted "$GPUS") }" "$(quoted "$@")"
   ((DRY_RUN)) && return
+  # In a group of its own, so that Ctrl-C comes from here and not from the terminal too: a second signal would kill.
+  set -m
   "$@" &
+  set +m
   CHILD=$!
   while :; do
     STATUS=0

@@ -90,6 +90,7 @@ forward() {
 }
 trap 'forward INT' INT
 trap 'forward TERM' TERM
+trap 'forward HUP' HUP
 trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
 
 # With job control each process has a group of its own, so that Ctrl-C comes from here and not from the terminal too.

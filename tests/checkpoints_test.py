@@ -157,6 +157,17 @@ def test_a_checkpoint_damaged_in_any_of_its_files_is_never_used(state, tmp_path,
     assert fallen_back >= 3  # data, their manifest, the progress
 
 
+def test_the_same_checkpoint_can_be_damaged_twice(state, tmp_path):
+    saved(tmp_path, state, 3, 5, best=3)
+    for aside in (["5.damaged"], ["5.damaged", "5.damaged-2"]):
+        for path in (tmp_path / "checkpoints" / "5").glob("state/manifest*"):
+            path.write_bytes(b"spoilt")
+        restored = Checkpoints(tmp_path).restore(shapes_of(state))
+        assert (restored.step, names(tmp_path)) == (3, ["3", *aside])
+        assert f"is damaged and now called {aside[-1]}" in restored.warnings[0]
+        saved(tmp_path, state, 5, best=3)
+
+
 def test_where_all_are_damaged_it_is_said_and_nothing_is_moved(state, tmp_path):
     saved(tmp_path, state, 3, 5, best=3)
     for path in (tmp_path / "checkpoints").glob("*/state/manifest*"):

@@ -107,6 +107,20 @@ def test_another_archive_is_refused_and_runs_nothing(contents, sentence, tmp_pat
     assert not (tmp_path / "hostile-was-here").exists()
 
 
+@pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
+def test_a_damaged_archive_is_refused(kind, tmp_path):
+    with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as tar:
+        member = tarfile.TarInfo("data_batch_1.bin")
+        member.size = 1_000_000
+        tar.addfile(member, io.BytesIO(np.random.default_rng(0).bytes(member.size)))
+    path = tmp_path / f"a.tar.{kind}"
+    whole = path.read_bytes()
+    for place in range(len(whole) // 8, len(whole), len(whole) // 8):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) * 40 + whole[place + 40 :])
+        with pytest.raises(UserError, match="is not one of CIFAR-10's archives as published"):
+            cifar.prepare(path, epath.Path(tmp_path / "data"))
+
+
 def test_an_archive_that_is_cut_short_is_refused(tmp_path):
     path = python_archive(tmp_path / "archive.tar.gz")
     path.write_bytes(path.read_bytes()[:5000])

@@ -77,7 +77,7 @@ def test_where_nobody_says_where_it_is_the_users_or_of_several_processes_the_wor
     assert keep[1] == []
 
 
-@pytest.mark.parametrize("what", ["a file", "full", "another user's"])
+@pytest.mark.parametrize("what", ["a file", "full", "another user's", "no home"])
 def test_a_directory_that_cannot_be_used_is_warned_of_and_done_without(tmp_path, keep, monkeypatch, what):
     directory, reason = tmp_path / "vgg_jax" / "compiled", "Not a directory"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -86,6 +86,9 @@ def test_a_directory_that_cannot_be_used_is_warned_of_and_done_without(tmp_path,
     elif what == "full":
         monkeypatch.setattr(compilation, "_LEAST_FREE", 2**62)
         reason = "No space left on device"
+    elif what == "no home":
+        monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-knows/cache")
+        directory, reason = "~/.cache", "the home directory is unknown"
     else:
         monkeypatch.setattr(os, "getuid", lambda: 12345)
         reason = "it is another user's"

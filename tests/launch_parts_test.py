@@ -1,6 +1,7 @@
 """What runs on the machines that launchers reach: launch/node.sh, SLURM's job, the GPUs of a box."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -275,6 +276,42 @@ def test_the_gpus_of_a_box_go_on_after_a_crash(statuses, returned, times, cloud)
     assert cloud.calls("trainer -m") == times * [
         f"trainer -m vgg_jax.main {CONFIG} --config.data.dir=/data --workdir=runs/vgg16"
     ]
+
+
+# As training does, which a second signal kills.
+_SAVES = """
+import os, signal, time
+received = []
+numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+def handle(number, frame):
+    received.append(number)
+    for each in numbers:
+        signal.signal(each, signal.SIG_DFL)
+for number in numbers:
+    signal.signal(number, handle)
+while not received:
+    time.sleep(0.02)
+time.sleep(0.3)
+print("saved", flush=True)
+os._exit(143)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["gpus.sh", "local.sh"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_training_gets_one_signal_of_the_terminal_and_is_waited_for(launcher, number, cloud):
+    cloud.plays({"trainer.* -m": [{"shell": f"exec {sys.executable} -c {shlex.quote(_SAVES)}"}]})
+    flags = ["-n", "1", "--", CONFIG] if launcher == "local.sh" else ["--", CONFIG]
+    process = cloud.start(launcher, {"PYTHON": "trainer", "PORT": "1234"}, *flags)
+    while not cloud.calls("trainer"):
+        time.sleep(0.02)
+    while not [call for call in cloud.calls("trainer") if " -m " in call]:
+        time.sleep(0.02)
+    time.sleep(0.3)  # until it has its traps
+    os.killpg(process.pid, number)  # as a terminal does, to all in its group
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 143, out
+    assert out.splitlines()[-1] == "saved"
 
 
 def test_the_gpus_of_a_box_that_jax_does_not_see(cloud):

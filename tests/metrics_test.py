@@ -1,6 +1,7 @@
 """metrics.jsonl and its cut back, lengths of time, JSON files that are whole or not there."""
 
 import json
+import os
 
 import pytest
 
@@ -50,6 +51,21 @@ def test_damaged_lines_are_dropped_with_one_warning(tmp_path):
     log.close()
     assert said == [f"WARNING: 7 lines of {tmp_path}/metrics.jsonl are damaged and left out."]
     assert lines(tmp_path / "metrics.jsonl") == [*good, {"step": 6, "train/loss": 1.0}]
+
+
+def test_what_is_no_regular_file_stays_what_it_is(tmp_path):
+    target, link, pipe = tmp_path / "target.json", tmp_path / "link.json", tmp_path / "pipe"
+    target.write_text("1")
+    link.symlink_to(target)
+    write_json(link, {"a": 1})
+    assert link.is_symlink()
+    assert json.loads(target.read_text()) == {"a": 1}
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, {"a": 2})
+    assert pipe.is_fifo()
+    assert json.loads(os.read(reader, 100)) == {"a": 2}
+    os.close(reader)
 
 
 def test_json_is_whole_or_not_there(tmp_path):

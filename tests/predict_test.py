@@ -179,6 +179,7 @@ def test_a_run_serves_as_well_as_a_file(weights, run, photos):
 def test_files_folders_and_patterns(photos, tmp_path):
     all_of = sorted(photos.rglob("*.png"))
     assert list_images([str(photos)]) == all_of
+    assert list_images(["~backup.jpg"]) == [Path("~backup.jpg")]  # as an editor names it, not somebody's home
     assert list_images([str(photos / "**" / "00[12].png")]) == [p for p in all_of if p.stem in ("001", "002")]
     assert list_images([str(all_of[3]), str(photos)]) == [all_of[3], *(p for p in all_of if p != all_of[3])]
     (tmp_path / "odd[1].png").write_bytes(b"")

@@ -1,6 +1,8 @@
 """Records are parsed as protobuf parses them."""
 
 import random
+import re
+import resource
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -8,6 +10,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from vgg_jax.data.records import _parse, _parse_fast, serialized
 from vgg_jax.data.sources import open_dataset
+from vgg_jax.exceptions import UserError
 
 
 def example(label=(3,), image=(bytes(range(256)) * 9,), name=(b"a.jpg",), **others):
@@ -63,6 +66,35 @@ def test_what_is_written_is_what_protobuf_reads(label):
     assert serialized(record) == tf_example_pb2.Example.FromString(serialized(record)).SerializeToString(
         deterministic=True
     )
+
+
+def test_as_many_files_may_be_open_as_a_data_set_has(tiny_config):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        open_dataset(tiny_config)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("open() failed: Too many open files", "let more be open, as with `ulimit -n 4096`."),
+        ("open() failed: Permission denied", "The file is not there or may not be read; mend that"),
+        ("CRC", "The file has changed since it was prepared: bring it back from a copy"),
+    ],
+)
+def test_what_cannot_be_read_has_the_remedy_for_its_reason(tiny_config, monkeypatch, reason, remedy):
+    records = open_dataset(tiny_config).train
+
+    def fails(_):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(records, "_source", type("Source", (), {"__getitem__": lambda self, i: fails(i)})())
+    with pytest.raises(UserError, match=re.escape(f"cannot be read: {reason}. ") + ".*" + re.escape(remedy)):
+        records[0]
 
 
 def test_what_is_prepared_is_plain(tiny_config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -174,7 +175,8 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> str:
         path = self.path(step)
-        aside = path.with_name(path.name + _DAMAGED)
+        names = (f"{path.name}{_DAMAGED}{f'-{i}' if i > 1 else ''}" for i in itertools.count(1))
+        aside = next(other for other in map(path.with_name, names) if not other.exists())
         if distributed.is_primary():
             path.rename(aside)
         distributed.wait_for_all()

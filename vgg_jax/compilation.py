@@ -104,17 +104,19 @@ def keep_compiled(
     """
     settings: Any = jax.config
     used = settings.jax_compilation_cache_dir or ""
-    path = Path(directory).expanduser()
-    if directory == AUTO:
-        if used:
-            return used
-        path = workdir / COMPILED if workdir else _cache_home() / "vgg_jax" / COMPILED
+    if directory == AUTO and used:
+        return used
+    path = Path("~/.cache" if directory == AUTO else directory)
     if directory:
         try:
+            if directory == AUTO:
+                path = workdir / COMPILED if workdir else _cache_home() / "vgg_jax" / COMPILED
+            path = path.expanduser()
             _claim(path, is_ours=directory == AUTO and not workdir)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows what ~ is
+            reason = error.strerror if isinstance(error, OSError) else "the home directory is unknown"
             warn(
-                f"WARNING: compiled programs cannot be kept in {path} ({error.strerror}), so that this start and the next compile "
+                f"WARNING: compiled programs cannot be kept in {path} ({reason}), so that this start and the next compile "
                 "anew; JAX_COMPILATION_CACHE_DIR=DIR chooses another directory."
             )
             directory = ""

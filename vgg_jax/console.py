@@ -17,7 +17,7 @@ class Console:
 
     def start(self, step: int, total_steps: int) -> None:
         """Shows a progress bar, on a terminal."""
-        if sys.stderr.isatty() and not self._quiet:
+        if sys.stderr and sys.stderr.isatty() and not self._quiet:
             form = "{n_fmt}/{total_fmt} {bar:12} {desc}"
             self._bar = tqdm(initial=step, total=total_steps, bar_format=form, dynamic_ncols=True, file=sys.stderr)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ FREE_SPACE = "free some space or mend the permissions and give the same command 
 def write_atomically(path: Path, remedy: str = FREE_SPACE, *, shared: bool = False) -> Iterator[Path]:
     """Yields the path of a file to write, and renames that file to `path` once the context has ended without an error.
 
+    What is no regular file, as /dev/null, is written itself, and a link's target in its place.
+
     Args:
       path: its directory is made if need be.
       remedy: the end of the sentence where nothing can be written.
@@ -28,8 +31,12 @@ def write_atomically(path: Path, remedy: str = FREE_SPACE, *, shared: bool = Fal
     Raises:
       UserError: the disk is full, permission is missing, ... The file that was there stays.
     """
-    unfinished = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + UNFINISHED)
+    path = Path(os.path.realpath(path))
+    unfinished = path.with_name(path.name + (f".{secrets.token_hex(4)}" if shared else "") + UNFINISHED)
     with writing_to(path, remedy):
+        if path.exists() and not path.is_file():
+            yield path
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield unfinished

@@ -7,8 +7,10 @@ cifar-10-python.tar.gz holds pickles, cifar-10-binary.tar.gz a label and 3,072 b
 from __future__ import annotations
 
 import io
+import lzma
 import pickle
 import tarfile
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,12 +78,19 @@ def _batch(archive: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
             or not 0 <= labels.min() <= labels.max() < 10
         ):
             raise ValueError(f"{name} is not {_IN_BATCH:,} images of {_SIDE} x {_SIDE} in ten classes")
-    except (OSError, EOFError, tarfile.TarError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"--root={archive} is not one of CIFAR-10's archives as published ({first_line(error).rstrip('.')}); give "
             "cifar-10-python.tar.gz or cifar-10-binary.tar.gz, whole."
         ) from error
     return labels, pixels
+
+
+# What reading a damaged archive raises, compressed in any way, with a damaged pickle in it.
+_DAMAGE = (
+    *(OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, pickle.UnpicklingError),
+    *(KeyError, IndexError, AttributeError, TypeError, ValueError),
+)
 
 
 class _Unpickler(pickle.Unpickler):

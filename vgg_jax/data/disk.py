@@ -41,6 +41,8 @@ def writable(directory: os.PathLike | str) -> Iterator[None]:
     """Turns a failure to write within into a UserError that names the place of prepared data."""
     try:
         yield
+    except BrokenPipeError:  # of what is printed
+        raise
     except OSError as error:
         raise _cannot_write(directory, error.strerror or str(error)) from error
     except RuntimeError as error:  # how ArrayRecord's writer says it: "write() failed: No space left on device; ..."

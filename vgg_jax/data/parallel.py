@@ -57,7 +57,7 @@ def progress(
       done: how many of the total were done earlier.
       unit: what the items are.
     """
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         yield from tqdm(items, label, total, initial=done, unit=f" {unit}", dynamic_ncols=True)
         return
     print(f"{label}: {total:,} {unit}", flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -15,6 +17,7 @@ Record = dict[str, Any]
 
 # One record to a chunk, for random access. JPEGs do not compress further; storing them raw makes reads cheaper.
 WRITER_OPTIONS = "group_size:1,uncompressed"
+_OPEN_FILES = 65_536
 
 
 class Part(NamedTuple):
@@ -38,6 +41,7 @@ class Records(Sequence[Record]):
     """
 
     def __init__(self, parts: Sequence[Part], what: str):
+        _allow_open_files()
         self._source = ArrayRecordDataSource(parts)
         self._what, self._parts = what, parts
         self._ends = list(accumulate(part.take for part in parts))
@@ -53,10 +57,16 @@ class Records(Sequence[Record]):
             example = self._source[index]
             return _parse_fast(example) or _parse(example)
         except Exception as error:  # of several kinds, as they come out of C++
-            raise UserError(
-                f"{self.describe(index)} cannot be read: {' '.join(str(error).split())}. The file has changed since it was "
-                "prepared: bring it back from a copy, or delete its directory and prepare the data again."
-            ) from error
+            reason = " ".join(str(error).split())
+            remedy = (
+                "The file has changed since it was prepared: bring it back from a copy, or delete its directory and prepare the data "
+                "again."
+            )
+            if "Too many open files" in reason:
+                remedy = "Each file of the data set stays open: let more be open, as with `ulimit -n 4096`."
+            elif "open() failed" in reason or "Input/output error" in reason:
+                remedy = "The file is not there or may not be read; mend that and give the same command again."
+            raise UserError(f"{self.describe(index)} cannot be read: {reason}. {remedy}") from error
 
     def in_common(self, other: Records) -> int:
         """Returns how many of these records are among the other ones too, repeated ones counted each time."""
@@ -73,6 +83,15 @@ class Records(Sequence[Record]):
         part = self._parts[number]
         position = part.skip + index - (self._ends[number - 1] if number else 0)
         return f"record {index} of {self._what} (number {position} in {part.filename})"
+
+
+def _allow_open_files() -> None:
+    """Raises the number of files that this process may have open as far as it may: ImageNet's 1,088 stay open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _parse(example: bytes) -> Record:

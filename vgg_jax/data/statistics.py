@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import secrets
 import urllib.parse
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,7 @@ def file_name(split: str) -> str:
 def save_statistics(path: epath.Path, statistics: ColorStatistics) -> None:
     """Writes them as JSON, whole or not at all."""
     text = json.dumps({name: value.tolist() for name, value in statistics._asdict().items()}, indent=1)
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.unfinished")
     unfinished.write_text(text)
     unfinished.replace(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,7 +73,7 @@ def list_images(arguments: Sequence[str], warn: Callable[[str], None] = print) -
     """
     images: list[Path] = []
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = Path(os.path.expanduser(argument))  # which leaves a name as ~backup.jpg as it is
         if path.is_dir():
             files = list(files_below(path))
             matches = [file for file in files if is_named_like_a_picture(file) and file.is_file()]

@@ -109,8 +109,12 @@ def weights_file(source: str | os.PathLike) -> Path:
             _say(f"{str(error).rstrip('.')}; it is made again.")
     weights, description = imports.import_weights(fetched, digests)
     _say(f"{name}: {description}; kept as {path}")
-    save_weights(path, weights)
+    with write_atomically(path, _REMEDY, shared=True) as unfinished:
+        save_weights(unfinished, weights)
     return path
+
+
+_REMEDY = "free some space, or choose another place with VGG_JAX_CACHE"
 
 
 def _say(line: str) -> None:
@@ -129,14 +133,13 @@ def _fault(path: Path, source: Source) -> str:
 
 def _download(name: str, source: Source, path: Path) -> None:
     """Writes the file, whole and checked, or not at all."""
-    remedy = "free some space, or choose another place with VGG_JAX_CACHE"
-    with write_atomically(path, remedy, shared=True) as unfinished:
+    with write_atomically(path, _REMEDY, shared=True) as unfinished:
         with open(unfinished, "wb") as file, _connection(name, source.url) as response:
             length = int(response.headers.get("Content-Length") or 0) or None
             _say(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
             with tqdm(total=length, unit="B", unit_scale=True, disable=None, leave=False) as progress:
                 while block := response.read(2**20):
-                    with writing_to(path, remedy):  # here too, so that a full disk is not taken for the connection
+                    with writing_to(path, _REMEDY):  # here too, so that a full disk is not taken for the connection
                         file.write(block)
                     progress.update(len(block))
             if length is not None and file.tell() != length:

@@ -38,7 +38,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 
 def is_archive(path: Path) -> bool:
     """Returns whether a zip is a .keras."""
-    with contextlib.suppress(zipfile.BadZipFile, ValueError), zipfile.ZipFile(path) as archive:
+    with contextlib.suppress(zipfile.BadZipFile, ValueError, NotImplementedError), zipfile.ZipFile(path) as archive:
         return ARCHIVED in archive.namelist()
     return False
 
