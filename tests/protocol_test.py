@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from tests.runs import CLASS_NAMES, SIZES, make_run, random_params, records_of, 
 from vgg_jax.data.pipeline import batches, eval_examples
 from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
 from vgg_jax.evaluation.protocol import evaluate
+from vgg_jax.evaluation.split import cache_dir
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import make_mesh
@@ -176,6 +178,17 @@ def test_nets_of_other_classes_are_not_fused(run, net_config, tmp_path):
     )
     other = make_run(tmp_path / "order", net_config, class_names=CLASS_NAMES[2::-1])
     refused("have their classes in different orders and cannot be fused", run, other)
+
+
+def test_every_split_has_a_directory_of_its_own(run):
+    trained, plain = load_trained(run), load_trained(run, averages=False)
+    names = ("validation", "train[:90%]", "train[90%:]", "train[90:]")
+    directories = [
+        cache_dir(one, SimpleNamespace(data="a/1.0.0", name=name)) for one in (trained, plain) for name in names
+    ]
+    assert directories[0] == run / "evaluation" / "7" / "a_1.0.0-validation"
+    assert directories[4] == run / "evaluation" / "7-noaverages" / "a_1.0.0-validation"
+    assert len(set(directories)) == 8
 
 
 def test_data_that_do_not_fit_are_named(run, tmp_path):

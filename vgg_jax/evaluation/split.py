@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import time
@@ -82,8 +83,12 @@ class Split:
 
 def cache_dir(trained: TrainedModel, split: Split) -> Path:
     """Returns <workdir>/evaluation/<checkpoint>/<data>-<split>, the directory of a model's evaluations on a split."""
-    name = re.sub(r"[^\w.=-]+", "_", f"{split.data}-{split.name}")
-    return trained.workdir / "evaluation" / trained.checkpoint.name / name
+    name = f"{split.data}-{split.name}".replace("/", "_")
+    readable = re.sub(r"[^\w.=-]+", "_", name)
+    if readable != name:  # others may read the same: train[:90%] and train[90%:]
+        readable += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    checkpoint = trained.checkpoint.name + "-noaverages" * (not trained.averages)
+    return trained.workdir / "evaluation" / checkpoint / readable
 
 
 def pass_name(trained: TrainedModel, eval_pass: EvalPass) -> str:

@@ -37,6 +37,7 @@ class TrainedModel(NamedTuple):
     class_titles: list[str]  # what a person calls the classes
     statistics: ColorStatistics
     mesh: Mesh  # every device sees other images and holds all variables, however they were sharded in training
+    averages: bool = True  # whether they were asked for, see `checkpoints.load_variables`
 
 
 def load_trained(source: str | Path, dtype: str = "", averages: bool = True) -> TrainedModel:
@@ -75,7 +76,8 @@ def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
     _check_fit(workdir, checkpoint, config, variables, class_names)
     if dtype:
         config.model.dtype = dtype
-    return _placed(workdir, checkpoint, config, variables, class_names, class_names, statistics)
+    trained = _placed(workdir, checkpoint, config, variables, class_names, class_names, statistics)
+    return trained._replace(averages=averages)
 
 
 def _from_weights(source: Path, dtype: str) -> TrainedModel:

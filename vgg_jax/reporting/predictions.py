@@ -84,7 +84,8 @@ def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -
             cached = Cache(directory, name, settings, len(trained.class_names)).load()
         except (UserError, KeyError):
             return None
-        if cached is None or settings.get("params_sha256") != trained.digest:
+        found = (settings.get("params_sha256"), settings.get("data"), settings.get("split"))
+        if cached is None or found != (trained.digest, content["data"]["name"], content["data"]["split"]):
             return None
         probs[eval_pass] = cached
     first, skipped = next(iter(probs.values())), np.any([cached.skipped for cached in probs.values()], 0)
