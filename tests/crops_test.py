@@ -135,6 +135,17 @@ def test_the_centre_crop_is_central_and_that_of_the_rescaled_picture_to_the_last
     np.testing.assert_array_equal(rescaled(encoded, scale), plain)
 
 
+def test_the_centre_of_a_long_strip_is_resized_alone(monkeypatch):
+    encoded = png(np.asarray(smooth_picture(400, 300)))
+    exact = center_crop(encoded, 64, 48)
+    monkeypatch.setattr("vgg_jax.data.crops._LARGE", 0)
+    assert np.abs(center_crop(encoded, 64, 48).astype(int) - exact).max() <= 1
+    monkeypatch.undo()
+    monkeypatch.setattr("vgg_jax.data.crops.rescaled", None)  # of 256 x 5,120,000 pixels
+    strip = np.full((20_000, 1, 3), 7, np.uint8)
+    assert (center_crop(png(strip), 256, 224) == 7).all()
+
+
 def test_random_crops_reach_every_place_and_scale():
     encoded = jpeg(smooth_picture(60, 50))
     rng = np.random.default_rng(0)

@@ -17,11 +17,12 @@ from tests.weights_files import as_laid_out, random_params, write_h5, write_pth
 from vgg_jax import features
 from vgg_jax.data.builtin import render
 from vgg_jax.evaluation.protocol import Request, evaluate
+from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.transplant import read_donor
 from vgg_jax.weights import hub, imports
 from vgg_jax.weights.exports import write_hub_folder
-from vgg_jax.weights.file import load_weights
+from vgg_jax.weights.file import load_weights, save_weights
 
 COMMIT = "0123456789" * 4
 
@@ -148,6 +149,21 @@ def test_what_cannot_be_fetched_is_said_and_leaves_nothing(published, harm, sent
     assert sentence in str(raised.value)
     assert "torchvision:vgg16" in str(raised.value)
     assert not list(hub.cache_dir().iterdir())
+
+
+def test_a_name_that_needs_a_flag_is_told_which_command_has_it(tmp_path, monkeypatch):
+    path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
+    monkeypatch.setattr(hub, "fetch", lambda _: path)
+    said = "say it with --preprocessing=torchvision .*: python -m vgg_jax.convert hf://me/mine FILE.safetensors has this flag"
+    with pytest.raises(UserError, match=said):
+        hub.weights_file("hf://me/mine")
+
+
+def test_where_a_file_may_only_be_read_its_evaluations_are_kept_with_what_is_fetched(tmp_path, monkeypatch):
+    save_weights(tmp_path / "a.safetensors", some_weights())
+    assert load_trained(tmp_path / "a.safetensors").workdir == tmp_path / "a"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert load_trained(tmp_path / "a.safetensors").workdir.parent == hub.cache_dir() / "evaluations"
 
 
 def test_unknown_names_are_answered_with_those_there_are(server):

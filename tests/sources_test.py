@@ -72,6 +72,19 @@ def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
     assert open_dataset(folder_config).statistics.mean_rgb[0] == 77.0
 
 
+def test_statistics_that_cannot_be_kept_are_warned_of(folder_config, tmp_path, monkeypatch, capsys):
+    wanted = open_dataset(folder_config).statistics
+    (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
+    kept.unlink()
+
+    def fails(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("vgg_jax.data.sources.save_statistics", fails)
+    np.testing.assert_allclose(open_dataset(folder_config).statistics.mean_rgb, wanted.mean_rgb, rtol=1e-5)
+    assert f"WARNING: {kept} cannot be written (Permission denied); each start" in capsys.readouterr().err
+
+
 def test_statistics_of_a_folder_come_from_its_check(folder_config, tmp_path, monkeypatch):
     """To the last bit, though the records are in another order, and nothing is decoded a second time."""
     records = open_dataset(folder_config).train

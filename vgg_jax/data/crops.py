@@ -18,6 +18,7 @@ else:
     _BILINEAR = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
 
 Box = tuple[float, float, float, float]
+_LARGE = 2**24  # pixels of a rescaled image, 48 MiB
 
 
 def rescaled_size(width: int, height: int, scale: int) -> tuple[int, int]:
@@ -100,13 +101,16 @@ def _part(encoded: bytes, header: Header, size: tuple[float, float], box: Box) -
 
 
 def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
-    """Returns the central crop of `rescaled`, to the last bit.
+    """Returns the central crop of `rescaled`, to the last bit; of a long strip, which nobody holds whole, but for rounding.
 
     Args and result as in `random_crop`; where the margin is odd, the larger part is at the bottom or right.
     """
-    image = rescaled(encoded, scale)
-    height, width, _ = image.shape
+    header = read_header(encoded)
+    width, height = rescaled_size(*header.size, scale)
     left, top = (width - crop) // 2, (height - crop) // 2
+    if width * height > _LARGE:
+        return _part(encoded, header, (width, height), (left, top, left + crop, top + crop))
+    image = rescaled(encoded, scale)
     return image[top : top + crop, left : left + crop]
 
 

@@ -75,7 +75,7 @@ class DecodeError(ValueError):
 def decode(encoded: bytes) -> np.ndarray:
     """Decodes an image exactly, at full size.
 
-    The kind is told by the content, not by a name. Grey, palette, CMYK, YCCK and Lab images become RGB; 16 bits are
+    The kind is told by the content, not by a name. Grey, palette, CMYK, YCCK and Lab images become RGB; 16 bits of grey are
     divided by 257, numbers from 0 to 1 multiplied by 255, and rounded; transparent images are laid on white; of several
     frames the first counts. Orientation tags are ignored.
 

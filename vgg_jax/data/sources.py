@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import DATA_DIR
 from vgg_jax.data import builtin, cifar, folder, prepared
-from vgg_jax.data.disk import SKIPPED, need_space, writable
+from vgg_jax.data.disk import SKIPPED, need_space
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared
 from vgg_jax.data.records import Part, Records
 from vgg_jax.data.statistics import color_statistics, file_name, from_moments, load_statistics, save_statistics
@@ -254,8 +255,10 @@ def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatisti
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed again
             return load_statistics(path)
     statistics = color_statistics(records)
-    with writable(data.directory):
+    try:
         save_statistics(path, statistics)
+    except OSError as error:  # prepared data may lie where nothing can be written
+        print(f"WARNING: {path} cannot be written ({error.strerror}); each start computes it.", file=sys.stderr)
     return statistics
 
 

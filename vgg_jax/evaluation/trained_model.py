@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +103,10 @@ def _from_weights(source: Path, dtype: str) -> TrainedModel:
     # Colours are shifted in training only, which a file knows nothing of.
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
     variables = folded_variables(weights)
-    return _placed(source.with_suffix(""), source, config, variables, names, weights.class_titles or names, statistics)
+    workdir = source.with_suffix("")
+    if not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK):
+        workdir = hub.cache_dir() / "evaluations" / f"{workdir.name}-{params_sha256(weights.params)[:8]}"
+    return _placed(workdir, source, config, variables, names, weights.class_titles or names, statistics)
 
 
 def _placed(

@@ -107,7 +107,15 @@ def weights_file(source: str | os.PathLike) -> Path:
             return path
         except UserError as error:
             _say(f"{str(error).rstrip('.')}; it is made again.")
-    weights, description = imports.import_weights(fetched, digests)
+    try:
+        weights, description = imports.import_weights(fetched, digests)
+    except UserError as error:
+        if "--preprocessing" not in str(error):
+            raise
+        raise UserError(
+            f"{str(error).rstrip('.')}: python -m vgg_jax.convert {name} FILE{SUFFIX} has this flag, and FILE{SUFFIX} then "
+            "stands for it."
+        ) from error
     _say(f"{name}: {description}; kept as {path}")
     with write_atomically(path, _REMEDY, shared=True) as unfinished:
         save_weights(unfinished, weights)
