@@ -201,7 +201,7 @@ def test_a_repository_of_the_hub_serves_by_its_name_also_without_a_network(serve
     file = write_hub_folder(tmp_path / "folder", weights)
     card = huggingface_hub.ModelCard.load(tmp_path / "folder" / "README.md")
     assert card.data.pipeline_tag == "image-classification"
-    assert "configuration A" in card.text
+    assert "arxiv.org/abs/1409.1556)): VGG A, written by vgg_jax" in card.text
     server.files["/me/model/resolve/main/model.safetensors"] = file.read_bytes()
     render(0)[0].save(tmp_path / "image.png")
     ask = ("predict", "--weights=hf://me/model", f"--json={tmp_path / 'found.json'}", tmp_path / "image.png")

@@ -90,16 +90,19 @@ def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, t
 
 
 @pytest.mark.slow
-def test_an_interrupted_preparation_begins_anew(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_preparation_begins_anew(tmp_path, number):
     process = start_module("vgg_jax.prepare", "builtin", f"--data_dir={tmp_path}")
     while not list(tmp_path.rglob("*unfinished*")):
         time.sleep(0.05)
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in err
-    assert not list(tmp_path.rglob("dataset_info.json"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() or "unfinished" in path.name]
+    if number != signal.SIGINT:
+        return
     status, out, _ = run("builtin", f"--data_dir={tmp_path}")
     assert status == 0
     assert "train 4,000, validation 1,000 images" in out

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,26 @@ from vgg_jax.exceptions import UserError, writing_to
 UNFINISHED = ".unfinished"  # suffix of a file that is being written
 ANOTHER_PLACE = "free some space or choose another place"
 FREE_SPACE = "free some space or mend the permissions and give the same command again"
+
+
+@contextlib.contextmanager
+def cleaned_up_when_killed() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end this process as an exception does, so that what is unfinished is removed."""
+    if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
+        yield
+        return
+
+    def leave(number: int, _frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -33,7 +55,8 @@ def write_atomically(path: Path, remedy: str = FREE_SPACE, *, shared: bool = Fal
     """
     path = Path(os.path.realpath(path))
     unfinished = path.with_name(path.name + (f".{secrets.token_hex(4)}" if shared else "") + UNFINISHED)
-    with writing_to(path, remedy):
+    # A name that the next start would not take again is not left behind.
+    with writing_to(path, remedy), cleaned_up_when_killed() if shared else contextlib.nullcontext():
         if path.exists() and not path.is_file():
             yield path
             return

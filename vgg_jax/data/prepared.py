@@ -29,7 +29,7 @@ from vgg_jax.data.disk import writable
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import WRITER_OPTIONS, Record, serialized
 from vgg_jax.exceptions import UserError
-from vgg_jax.files import write_json
+from vgg_jax.files import cleaned_up_when_killed, write_json
 
 _INFO = "dataset_info.json"
 ARRAY_RECORD = "array_record"
@@ -225,7 +225,7 @@ def pack(
     The records lie in the order that TFDS gives them, by a hash of their names: parts of a split mix the classes.
     """
     lengths: dict[str, list[list[int]]] = {split: [] for split in splits}
-    with writable(on_disk(final)), _unfinished(on_disk(final)) as directory:
+    with writable(on_disk(final)), cleaned_up_when_killed(), _unfinished(on_disk(final)) as directory:
         for split, entries in splits.items():
             keys = [hashlib.md5((split + entry.name).encode(), usedforsecurity=False).digest() for entry in entries]
             order = np.array(sorted(range(len(keys)), key=keys.__getitem__), int)
