@@ -111,6 +111,7 @@ def test_what_is_not_there_exactly_once_is_an_error():
         assemble(index, np.array([True, False, False]), chunks(2, 0, 1))
 
 
+@pytest.mark.slow
 def test_an_extreme_image_is_computed_in_tiles_with_bounded_memory(net_config, tmp_path):
     # 1 x 300 pixels, which Q = 73 makes 73 x 21,900: dense, and its crops.
     root = varied_pictures(tmp_path / "long", sizes=[(1, 300), (90, 80)])

@@ -47,12 +47,13 @@ def test_parameters_are_born_sharded_and_the_same(tiny_config):
     jax.tree.map(np.testing.assert_array_equal, alone.params, split.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rules", "model_parallel"),
     [
         ("replicated", 1),
-        pytest.param("fsdp", 1, marks=pytest.mark.slow),
-        pytest.param("fc_model_parallel", 2, marks=pytest.mark.slow),
+        ("fsdp", 1),
+        ("fc_model_parallel", 2),
     ],
 )
 def test_eight_devices_are_one_device(tiny_config, rules, model_parallel):

@@ -65,13 +65,14 @@ def test_accumulation_is_the_whole_batch_at_once(tiny_config):
     np.testing.assert_allclose(some_steps(tiny_config, 3, devices=4), whole_losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_in_bfloat16_loses_no_microbatch(tiny_config):
     tiny_config.model.dropout_rate, tiny_config.model.param_dtype = 0.0, "bfloat16"
-    tiny_config.batch_size, norms = 1024, []
-    for tiny_config.accumulation_steps in (1, 1024):
+    tiny_config.batch_size, norms = 512, []
+    for tiny_config.accumulation_steps in (1, 512):
         shapes = state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1]))
         step = jax.jit(make_train_step(tiny_config, STATISTICS, make_mesh()))
-        batch = jax.tree.map(lambda x: jnp.repeat(x[:1], 1024, 0), one_batch(8, 32))  # one gradient, 1,024 times
+        batch = jax.tree.map(lambda x: jnp.repeat(x[:1], 512, 0), one_batch(8, 32))  # one gradient, 512 times
         _, metrics = step(init_state(tiny_config, shapes), batch, jnp.float32(1e-3))
         norms.append([float(value) for name, value in metrics.items() if name.startswith("gradient_norm")])
     np.testing.assert_allclose(norms[1], norms[0], rtol=0.05)
@@ -85,6 +86,7 @@ def test_accumulation_draws_dropout_anew_for_each_part(tiny_config):
     assert np.abs(np.subtract(first, some_steps(tiny_config, 3))).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_frozen_normalisation_keeps_its_statistics(tiny_config):
     tiny_config.model.batch_norm, tiny_config.optimizer.lr_factors = True, "bn1_1=0,conv1_1=0"
     before = init_state(tiny_config, state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1])))

@@ -242,7 +242,8 @@ def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
     assert train(tiny_config, tmp_path / "run", quiet=True)["steps"] == 23
 
 
-@pytest.mark.parametrize("few_params", [1e7, pytest.param(0, marks=pytest.mark.slow)])  # one training step, or two
+@pytest.mark.slow
+@pytest.mark.parametrize("few_params", [1e7, 0])  # one training step, or two
 def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config, tmp_path, monkeypatch, few_params):
     monkeypatch.setattr("vgg_jax.steps._FEW_PARAMS", few_params)
     tiny_config.num_epochs = 2.0

@@ -68,6 +68,7 @@ def test_last_features_are_those_of_all_branches():
         assert (last_features(layers), last_features(layers, is_map=True)) == (whole, of_map)
 
 
+@pytest.mark.slow
 def test_descriptors_of_another_dtype_and_of_the_score_map(weights_file, photos, tmp_path):
     images = transfer_data.image_files(photos[:2])
     for dtype in ("float32", "bfloat16"):

@@ -107,7 +107,9 @@ def test_convolutions_are_not_taken_without_their_normalisation(tiny_config):
 def test_an_average_that_starts_from_a_donor_has_its_own_memory(tiny_config):
     tiny_config.ema_decay = 0.9
     state = init_state(tiny_config, state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1])))
+    structure = jax.tree.structure(state)
     state = state.with_variables(variables_of(tiny_config, "A", 0))
+    assert jax.tree.structure(state) == structure  # to which a step is compiled
     after = jax.jit(lambda x: x, donate_argnums=0)(state)  # as a step takes it
     jax.tree.map(np.testing.assert_array_equal, after.averages, after.variables)
 

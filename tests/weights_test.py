@@ -187,6 +187,7 @@ def test_preprocessing_is_taken_where_it_is_known_and_asked_for_where_not(tmp_pa
 # Heads and names.
 
 
+@pytest.mark.slow
 def test_a_new_head_of_googlenet_is_that_of_its_auxiliary_classifiers_too(tmp_path):
     _, variables = small("GoogLeNet", 224, {"auxiliary": True})
     drawn = {"params": variables["params"], "crop": 224, "training_scales": (256, 256), "fc_width": 24}

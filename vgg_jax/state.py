@@ -45,9 +45,10 @@ class TrainState:
     def with_variables(self, variables: dict) -> TrainState:
         """Returns the state with other parameters and model state."""
         model_state = {name: tree for name, tree in variables.items() if name != "params"}
-        # A step is given the memory of the whole state, so the average has arrays of its own.
-        averages = {} if self.averages is None else {EMA: jax.tree.map(jnp.copy, variables)}
-        opt_state = {**self.opt_state, **averages}
+        opt_state = copy.copy(self.opt_state)
+        if self.averages is not None:
+            # A step is given the memory of the whole state, so the average has arrays of its own.
+            opt_state[EMA] = jax.tree.map(jnp.copy, variables)
         return dataclasses.replace(self, params=variables["params"], model_state=model_state, opt_state=opt_state)
 
 
