@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 from vgg_jax.config import KEYS, default_config, eval_scale, flatten, lr_factors, network_name
 from vgg_jax.exceptions import UserError
 from vgg_jax.reproduction.plan import split_config
-from vgg_jax.schedules import Plateau, learning_rate
+from vgg_jax.schedules import SCHEDULES, Plateau, learning_rate
 from vgg_jax.validation import validate
 
 NETS = {
@@ -213,6 +213,13 @@ def test_strange_and_missing_keys_and_types_are_named():
         config.batch_size = "many"
     with pytest.raises(UserError, match="config.batch_size is 'many'; it must be of type int"):
         validate(config, num_devices=1)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_needs_no_other_key(name):
+    config = default_config()
+    config.schedule.name = name
+    validate(config, num_devices=1)
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,13 @@ def test_sixteen_bits_big_endian():
     np.testing.assert_array_equal(decode(file.getvalue())[0, :, 0], [0, 0, 1, 255])
 
 
+@pytest.mark.parametrize("stored", [np.array([[0, 65535]], np.uint16), np.array([[0, 1]], np.float32)])
+def test_a_deep_tiff_whose_zero_is_white_is_inverted(stored):
+    file = io.BytesIO()
+    Image.fromarray(stored).save(file, "TIFF", tiffinfo={262: 0})
+    np.testing.assert_array_equal(decode(file.getvalue())[0, :, 0], [255, 0])
+
+
 def test_floats_from_0_to_1_are_multiplied_by_255():
     values = np.linspace(0, 1, 1000, dtype=np.float32).reshape(10, 100)
     np.testing.assert_array_equal(decode(encoded(values, "TIFF"))[..., 2], np.rint(values.astype(float) * 255))

@@ -115,7 +115,7 @@ KEYS: dict[str, Key] = {
     # Until the training error of an evaluation's epochs is below this fraction, the rate is a tenth of the schedule's; 1: never
     # (He 2015 §4.2: 0.8 for 110 layers).
     "schedule.warmup_error": Key(1.0, 0, 1),
-    "schedule.drop_epochs": Key("30,60,90"),  # for `steps`: epochs at which the rate drops
+    "schedule.drop_epochs": Key("30,60"),  # for `steps`: epochs at which the rate drops
     "schedule.drop_factor": Key(0.1, 1e-6, 0.9999),  # for `steps`: on the rate at each of them
     "data.name": Key("imagenet2012"),  # `builtin`, `folder`, or the name of a TFDS data set
     "data.dir": Key(DATA_DIR, may_change=True, is_local=True),  # of prepared data

@@ -90,7 +90,5 @@ def drop_epochs(config: ConfigDict) -> list[float]:
     except ValueError:
         epochs = [math.nan]
     if not all(0 < epoch < math.inf for epoch in epochs):
-        raise UserError(
-            f'config.schedule.drop_epochs is {text!r}; it must be epochs with commas between, as "30,60,90".'
-        )
+        raise UserError(f'config.schedule.drop_epochs is {text!r}; it must be epochs with commas between, as "30,60".')
     return epochs

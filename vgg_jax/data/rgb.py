@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+_PHOTOMETRIC = 262  # the tag of TIFF 6.0, section 8; 0 is WhiteIsZero
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -13,7 +15,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
       ValueError: numbers of an unknown range.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        return _deep_to_rgb(np.asarray(image), image.info.get("transparency"))
+        deep = _deep_to_rgb(np.asarray(image), image.info.get("transparency"))
+        # Pillow inverts TIFF's photometric interpretation WhiteIsZero at 8 bits alone.
+        return ImageOps.invert(deep) if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 else deep
     if image.mode == "La":  # which Pillow converts to nothing else
         image = image.convert("LA")
     if image.has_transparency_data:
