@@ -172,6 +172,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config
     assert all(step < bad for step in kept)
 
 
+@pytest.mark.slow
 def test_guessing_is_noticed_and_explained(tiny_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vgg_jax.diagnostics.STEPS_TO_LEAVE_CHANCE", 10)
     tiny_config.num_epochs = 1.0
@@ -202,6 +203,7 @@ def test_a_run_of_a_deeper_net_starts_from_net_a_with_frozen_layers(tiny_config,
     assert line["train/update_ratio/block1"] == line["train/gradient_norm/block5"] == 0 < line["train/update_ratio/fc6"]
 
 
+@pytest.mark.slow
 def test_starting_from_another_run(tiny_config, tmp_path, capsys):
     tiny_config.num_epochs = 1.0
     train(tiny_config, tmp_path / "first", quiet=True)
@@ -214,6 +216,7 @@ def test_starting_from_another_run(tiny_config, tmp_path, capsys):
     assert second["steps"] == first["steps"]
 
 
+@pytest.mark.slow
 def test_a_wrong_start_is_found_before_anything_is_packed(tiny_config, tmp_path, capsys):
     tiny_config.data.dir = str(tmp_path / "data")
     tiny_config.init_from = str(tmp_path / "nothing")
@@ -232,6 +235,7 @@ def test_a_wrong_start_is_found_before_anything_is_packed(tiny_config, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
     tiny_config.num_epochs = 1.0
     train(tiny_config, tmp_path / "run", quiet=True)
