@@ -14,6 +14,7 @@ from tests.random_weights import ODD, some_weights
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
 from vgg_jax import features
 from vgg_jax.checkpoints import load_variables
+from vgg_jax.convert import has_published_shape
 from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
@@ -135,6 +136,21 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
     assert sha256(tmp_path / "out.safetensors") == first
     status, _, err = run_module("vgg_jax.convert", run, tmp_path / "x.safetensors", "--preprocessing=caffe")
     assert (status, err.startswith("error: --preprocessing is for files")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("description", "changes", "is_said"),
+    [
+        ({}, {"width_multiplier": 1.0, "crop": 224, "fc_width": 4096}, False),
+        ({}, {"width_multiplier": 1.0, "crop": 64, "fc_width": 4096}, True),
+        ({"batch_norm": True}, {"width_multiplier": 1.0, "crop": 224, "fc_width": 16}, True),
+        ({"head": "none"}, {"width_multiplier": 1.0, "crop": 64}, False),
+        ({"head": "none"}, {}, True),
+    ],
+)
+def test_networks_that_published_classes_do_not_take_are_known(description, changes, is_said):
+    params = {"conv1_1": {}} | ({} if description.get("head") else {"fc6": {}})
+    assert has_published_shape(some_weights(description=description, **changes)._replace(params=params)) != is_said
 
 
 def test_a_program_and_a_new_head_from_the_command_line(tmp_path):

@@ -40,6 +40,14 @@ def test_errors_name_the_flags_of_the_command(net_config, tmp_path):
     status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", "--data_root=/nowhere")
     assert status == 2
     assert err.endswith("'/nowhere'; give one, laid out <split>/<class>/<image>, with --data_root=DIR.\n")
+    net_config.data.name, net_config.data.root = "builtin", ""
+    status, _, err = run_module(
+        "vgg_jax.evaluate", f"--workdir={make_run(tmp_path / 'other', net_config)}", "--data_name=folder"
+    )
+    assert status == 2
+    assert err.endswith("no folder of images ''; give one, laid out <split>/<class>/<image>, with --data_root=DIR.\n")
+    status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", f"--json={tmp_path}")
+    assert (status, err) == (2, f"error: --json={tmp_path} is a directory; name a file in it.\n")
     status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", "--data_name=imagenet2021")
     assert status == 2
     assert err.startswith("error: --data_name is 'imagenet2021', which is neither")

@@ -39,6 +39,20 @@ def test_a_hot_place_of_grad_cam_is_drawn_at_its_cell():
     np.testing.assert_allclose([rows.mean(), columns.mean()], [56 * 2.5, 152 * 2.5], atol=2)
 
 
+def test_a_long_title_ends_before_the_next_panel():
+    image, scores = np.full((128, 128, 3), 255, np.uint8), np.zeros((3, 3, 2), np.float32)
+    names = ["great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"] * 2
+    arguments = (image, scores, np.array([0.25, 0.75]), [("true", 0), ("predicted", 1)])
+    of_long, of_short = (
+        np.asarray(heatmaps.draw(*arguments, titles, describe("A", 64))) for titles in (names, ["", ""])
+    )
+    assert of_long.shape == of_short.shape
+    columns = np.nonzero((of_long != of_short).any((0, 2)))[0]
+    lefts = [12 + i * 332 for i in (1, 2)]
+    assert all(any(left <= column < left + 320 for left in lefts) for column in columns)
+    assert all(columns[(columns >= left) & (columns < left + 320)].size > 100 for left in lefts)
+
+
 def test_the_map_is_the_nets():
     model, variables = small("A")
     statistics = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))

@@ -35,6 +35,13 @@ def test_help_answers_without_loading_jax():
         assert flag in shown
 
 
+def test_a_file_without_a_suffix_has_its_evaluations_elsewhere(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    shutil.copy(weights, tmp_path / "bare")
+    assert load_trained(tmp_path / "bare").workdir.is_relative_to(tmp_path / "cache")
+    assert load_trained(weights).workdir == tmp_path / "model"
+
+
 @pytest.mark.slow
 def test_probabilities_are_those_of_a_slow_reference(run, photos):
     trained = load_trained(run)

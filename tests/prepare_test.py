@@ -1,6 +1,7 @@
 """`python -m vgg_jax.prepare`: what it makes, what it leaves out, and a sentence for every mistake."""
 
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -63,6 +64,21 @@ def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence, tmp_path):
     assert status == 2
     assert sentence in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [(), ("--train_split=training",)])
+def test_the_command_that_is_printed_names_both_splits(images, tmp_path, tiny_config, flags):
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
+    for old, new in (("train", "training"), ("validation", "dev")):
+        (root / old).rename(root / new)
+    status, out, _ = run("folder", f"--root={root}", f"--data_dir={tmp_path / 'data'}", *flags)
+    assert status == 0
+    printed = dict(word.removeprefix("--config.").split("=") for word in shlex.split(out) if "--config." in word)
+    assert (printed["data.train_split"], printed["data.val_split"]) == ("training", "dev")
+    with tiny_config.unlocked():
+        tiny_config.update_from_flattened_dict({**printed, "model.num_classes": int(printed["model.num_classes"])})
+    assert len(open_dataset(tiny_config).train) == 90
 
 
 def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, tiny_config):

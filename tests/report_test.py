@@ -17,7 +17,7 @@ from vgg_jax.data.builtin import CLASS_NAMES
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
-from vgg_jax.reporting import charts, images, predictions, runs
+from vgg_jax.reporting import charts, curves, images, predictions, runs
 from vgg_jax.reporting.page import write_page
 from vgg_jax.reporting.sections import ABSENT
 from vgg_jax.sharding import make_mesh
@@ -98,6 +98,19 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
     before = kept.stat().st_mtime_ns
     write_page([trained], None, quiet=True)
     assert kept.stat().st_mtime_ns == before
+
+
+def test_a_cosine_has_a_curve_and_no_drops(trained):
+    config = json.loads((trained / "config.json").read_text())
+    assert runs.lr_drops(runs.read_run(trained, "run")) == [(3.0, 1e-3)]
+    assert "Learning rate" not in [one.title for one in curves.run_charts(runs.read_run(trained, "run"))]
+    (trained / "config.json").write_text(json.dumps(config | {"schedule": {"name": "cosine"}}))
+    of_cosine = runs.read_run(trained, "run")
+    assert runs.lr_drops(of_cosine) == []
+    drawn = {one.title: one for one in curves.run_charts(of_cosine)}
+    assert "Learning rate" in drawn
+    assert not any('class="mark"' in one.svg for one in drawn.values())
+    assert "Dashed" not in drawn["Error"].caption
 
 
 @pytest.mark.slow
@@ -324,6 +337,7 @@ def test_a_whole_reproduction(net_config, tmp_path):
     assert "E-73, seed 1: not yet" in text
     html = page.read_text()
     assert html.count("VGG A: validation top-1 error</title>") == 1
+    assert ' thin dashed"' in html  # B-73, of the same configuration and scale as A-73
     assert html.count('<details class="run">') == 2  # finished stages of the first seed
     assert "From dense, Q = 73, checkpoint 7" in text
     # It computes nothing by itself.

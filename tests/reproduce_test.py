@@ -11,9 +11,10 @@ from configs import paper as paper_file
 from tests.command import as_flags, help_of, run_module
 from tests.runs import make_run
 from vgg_jax.config import flatten, paper_config, scaled_length
+from vgg_jax.data.sources import open_dataset
 from vgg_jax.exceptions import UserError
 from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, chosen_stages, split_config, stage_config
-from vgg_jax.reproduction.run import describe, planned_runs, write_plan
+from vgg_jax.reproduction.run import describe, planned_runs, run, write_plan
 from vgg_jax.reproduction.tables import TABLES, fill, markdown, write
 
 
@@ -125,6 +126,21 @@ def test_a_run_of_another_shape_or_data_does_not_stand_for_a_stage(tiny_config, 
         UserError, match=r"holds a run that is not stage A-256 of this plan: model.fc_width is 8, there it is 16"
     ):
         planned_runs(stages, shared, plan, tmp_path, STAGES)
+
+
+def test_a_finished_run_on_other_images_does_not_stand_for_a_stage(tiny_config, tmp_path):
+    shared, plan = plan_of(tiny_config)
+    workdir = finished(tmp_path, shared, plan, "A-256", 0)
+    steps = planned_runs(chosen_stages(STAGES, [], ["A-256"]), shared, plan, tmp_path, STAGES)
+    description = open_dataset(steps[0].config).description()
+    (workdir / "dataset.json").write_text(json.dumps(description | {"name": "prepared elsewhere"}))
+    run(steps)
+    (workdir / "dataset.json").write_text(json.dumps(description | {"train_images": 91}))
+    with pytest.raises(UserError, match=r"another run \(dataset.json\): train_images is 90, there it is 91"):
+        run(steps)
+    shared.data.name, shared.data.root = "folder", str(tmp_path / "gone")
+    steps = [step._replace(config=shared) for step in steps]
+    run(steps)  # tables are made without the images
 
 
 def test_the_plan_is_described_with_steps_and_known_times(tiny_config, tmp_path):

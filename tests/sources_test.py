@@ -188,10 +188,20 @@ def test_a_folder_of_another_layout_is_explained(folder_config, tmp_path, depth)
 
 
 def test_a_split_that_is_not_there_lists_those_that_are(folder_config):
+    refusal = "config.data.val_split is 'val'.*its splits are train, validation .*: --config.data.val_split=validation"
     folder_config.data.val_split = "val"
-    refused(
-        folder_config, "config.data.val_split is 'val'.*its splits are train, validation .*: --config.data.val_split="
-    )
+    refused(folder_config, refusal)
+
+
+def test_the_validation_split_is_not_offered_for_training(folder_config, tmp_path):
+    root = tmp_path / "renamed"
+    shutil.copytree(folder_config.data.root, root)
+    for old, new in (("train", "training"), ("validation", "val")):
+        (root / old).rename(root / new)
+    folder_config.data.root, folder_config.data.val_split = str(root), "val"
+    refused(folder_config, "config.data.train_split is 'train'.*: --config.data.train_split=training")
+    (root / "training").rename(root / "learn")  # of no such name, but the only one left
+    refused(folder_config, "config.data.train_split is 'train'.*: --config.data.train_split=learn")
 
 
 @pytest.mark.parametrize(

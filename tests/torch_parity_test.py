@@ -76,6 +76,17 @@ def test_a_pth_of_torchvisions_gives_torchs_logits(configuration, old, tmp_path)
     assert np.abs(wrong - wanted).max() > 100 * CLOSE * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_checkpoint_of_training_is_read(old, tmp_path):
+    """What torch's ImageNet example saves: other tensors lie next to the state dictionary."""
+    torch_net = randomised(TorchvisionVGG("A", **NARROW))
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    saved = {"epoch": 3, "state_dict": torch_net.state_dict(), "best_acc1": torch.tensor(0.5), "optimizer": optimizer}
+    torch.save(saved, tmp_path / "model.pth", _use_new_zipfile_serialization=not old)
+    bias = read(tmp_path / "model.pth", "torchvision").params["conv2_1"]["bias"]
+    np.testing.assert_array_equal(bias, torch_net.state_dict()["features.3.bias"].numpy())
+
+
 @pytest.mark.parametrize("configuration", ["A", "E"])
 def test_a_safetensors_of_timms_gives_torchs_logits(configuration, tmp_path):
     torch_net = randomised(TimmVGG(configuration, **NARROW))

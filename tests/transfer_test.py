@@ -1,5 +1,6 @@
 """Descriptors against the network on each image alone, splits and scores against their definitions, and the command."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -113,6 +114,15 @@ def test_what_was_computed_is_kept_and_the_rest_is_computed(weights_file, photos
     )
 
 
+def test_what_was_computed_with_another_mean_is_not_taken(weights_file, photos, tmp_path):
+    backbone, images = features.load(weights_file), transfer_data.image_files(photos[:1])
+    other = dataclasses.replace(backbone, mean_rgb=backbone.mean_rgb + 40)
+    kept = [descriptors(b, ("relu1_1",), images, 64, tmp_path / "kept")["relu1_1"] for b in (backbone, other)]
+    fresh = descriptors(other, ("relu1_1",), images, 64, tmp_path / "fresh")["relu1_1"]
+    np.testing.assert_array_equal(kept[1], fresh)
+    assert not np.array_equal(*kept)
+
+
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_kept(weights_file, photos, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(photos[0].read_bytes()[:40])
@@ -196,14 +206,14 @@ def test_a_set_of_tfds_is_its_images(images, tmp_path):
     assert found.images.digest == again.images.digest != listed.images.digest
 
 
-def voc_kit(root, photos):
+def voc_kit(root, photos, prefix=""):
     (root / "ImageSets" / "Main").mkdir(parents=True)
     (root / "JPEGImages").mkdir()
     for i, photo in enumerate(photos[:6]):
-        Image.open(photo).save(root / "JPEGImages" / f"00{i}.jpg")
+        Image.open(photo).save(root / "JPEGImages" / f"{prefix}00{i}.jpg")
     for kind, labels in (("cat", (1, -1, 1, -1, 0, 1)), ("dog", (-1, 1, -1, 1, 1, -1))):
         for listing, numbers in (("trainval", range(4)), ("test", (4, 5))):
-            lines = "".join(f"00{i} {labels[i]:2d}\n" for i in numbers)
+            lines = "".join(f"{prefix}00{i} {labels[i]:2d}\n" for i in numbers)
             (root / "ImageSets" / "Main" / f"{kind}_{listing}.txt").write_text(lines)
     return root
 
@@ -222,6 +232,8 @@ def test_a_voc_kit_is_read_by_its_lists(photos, tmp_path):
     ]
     assert data.labels.tolist() == [[1, -1], [-1, 1], [1, -1], [-1, 1], [0, 1], [1, -1]]
     assert (data.train.tolist(), data.test.tolist()) == ([0, 1, 2, 3], [4, 5])
+    with pytest.raises(UserError, match="--train_list=trainval and --test_list=trainval share 4 images"):
+        transfer_data.voc(root, "trainval", "trainval")
     (root / "JPEGImages" / "003.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of 6 images of the lists are missing, the first .*003.jpg"):
         transfer_data.voc(root, "trainval", "test")
@@ -234,8 +246,14 @@ def test_a_voc_kit_is_read_by_its_lists(photos, tmp_path):
         transfer_data.voc(root, "trainval", "test")
 
 
+@pytest.mark.parametrize(("prefix", "points"), [("", 11), ("2008_", 0)])
+def test_the_year_of_a_voc_kit_is_that_of_its_images(photos, tmp_path, prefix, points):
+    root = voc_kit(tmp_path / "renamed", photos, prefix)
+    assert transfer_data.voc(root, "trainval", "test").recall_points == points
+
+
 def test_a_folder_is_read_with_and_without_splits(photos, tmp_path):
-    for place in ("train/a", "train/b", "val/a", "val/b"):
+    for place in ("train/a", "train/b", "val/a", "val/b", "test/unlabelled"):
         (tmp_path / place).mkdir(parents=True)
         for photo in photos[:2]:
             (tmp_path / place / photo.name).write_bytes(photo.read_bytes())

@@ -122,10 +122,8 @@ def _write(weights: Weights, dest: Path) -> Path:
             f"torchvision.models.{model}({classes}).load_state_dict(safetensors.torch.load_file({str(dest)!r}){strict})"
         )
         print(f"its pixels: torchvision.transforms.Normalize(mean={list(expected.mean)}, std={list(expected.std)})")
-        if weights.width_multiplier != 1 or (weights.is_plain and (weights.fc_width, weights.crop // 32) != (4096, 7)):
-            print(
-                "this model is not of the published width and crop, so torchvision's class must be changed to take it"
-            )
+        if not has_published_shape(weights):
+            print(f"{_OTHER_SHAPE} torchvision's class must be changed to take it")
     elif _TO.value == "keras":
         from vgg_jax.weights.exports import KERAS_NETS, write_keras
 
@@ -135,6 +133,8 @@ def _write(weights: Weights, dest: Path) -> Path:
             f"keras.applications.{KERAS_NETS[weights.configuration]}(weights=None, {top}).load_weights({str(dest)!r})"
         )
         print(f"its pixels: blue first, minus {list(expected.mean)}")
+        if not has_published_shape(weights):
+            print(f"{_OTHER_SHAPE} that of keras.applications must be changed to take it")
     elif _TO.value == "onnx":
         from vgg_jax.weights.onnx_file import write_onnx
 
@@ -165,6 +165,15 @@ def _write(weights: Weights, dest: Path) -> Path:
     else:
         save_weights(dest, weights)
     return dest
+
+
+_OTHER_SHAPE = "this model is not of the published width and crop, so"
+
+
+def has_published_shape(weights: Weights) -> bool:
+    """Returns whether the published class of a network, made for crops of 224, takes its parameters."""
+    has_fc6 = "fc6" in weights.params
+    return weights.width_multiplier == 1 and (not has_fc6 or (weights.fc_width, weights.crop // 32) == (4096, 7))
 
 
 def _read(source: Path) -> Weights:

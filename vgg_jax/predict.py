@@ -74,6 +74,8 @@ def main(arguments: list[str]) -> None:
     trained = load_trained(_WEIGHTS.value or _WORKDIR.value, _DTYPE.value)
     output = Path(_JSON.value).expanduser()
     if _JSON.value:
+        if output.is_dir():
+            cli.fail(f"--json={output} is a directory; name a file in it.")
         with writing_to(output.parent, "choose another --json"):
             output.parent.mkdir(parents=True, exist_ok=True)
     console, written_at = Console(), -math.inf

@@ -66,17 +66,23 @@ def main(arguments: list[str]) -> None:
     skipped = Path(data.directory) / SKIPPED
     if skipped.exists():
         print(f"{len(json.loads(skipped.read_text()))} bad images were left out; they are listed in {skipped}")
-    if _TRAIN_SPLIT.value in data.splits or _TRAIN_SPLIT.value != "train":
-        records = sources.open_split(data, _TRAIN_SPLIT.value, "train_split")
-        statistics = sources.statistics_of(data, _TRAIN_SPLIT.value, records)
+    splits, train_split = list(data.splits), _TRAIN_SPLIT.value
+    if train_split == "train" and "train" not in splits:
+        train_split = next((split for split in splits if split.startswith("train")), "train")
+    if train_split in splits or train_split != "train":
+        records = sources.open_split(data, train_split, "train_split")
+        statistics = sources.statistics_of(data, train_split, records)
         print(f"mean RGB {', '.join(f'{value:.2f}' for value in statistics.mean_rgb)}")
     values = {"data.name": name, "data.dir": data_dir, "data.root": _ROOT.value if name == "folder" else ""}
     values["model.num_classes"] = len(data.class_names)
-    splits = list(data.splits)
-    if "validation" not in splits and splits != ["train"]:
-        values["data.val_split"] = next((split for split in ("val", "valid", "test") if split in splits), splits[-1])
-    elif splits == ["train"]:
+    others = [split for split in splits if split != train_split]
+    if splits == ["train"]:
         values |= {"data.train_split": "train[:90%]", "data.val_split": "train[90%:]"}
+    else:
+        values["data.train_split"] = train_split if train_split != "train" else ""
+        if "validation" not in splits:
+            known = (split for split in ("val", "valid", "test") if split in others)
+            values["data.val_split"] = next(known, others[-1] if others else splits[-1])
     command = ["python", "-m", "vgg_jax.main", "--config=vgg11"]
     command += [f"--config.{key}={value}" for key, value in values.items() if value != ""]
     print(f"train on it with: {shlex.join(command)}")

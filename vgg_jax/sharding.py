@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vgg_jax.exceptions import UserError
@@ -39,7 +40,9 @@ def make_mesh(model_parallel: int = 1, devices: list[jax.Device] | None = None) 
     """Returns a mesh ("data", "model") over all devices, or those given; `model_parallel` divides their number."""
     devices = devices or jax.devices()
     shape = (len(devices) // model_parallel, model_parallel)
-    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    # jax.make_mesh splits an axis of a slice on v5e alone, and finds no `model` of 2 on a v6e:4x4.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -105,13 +105,15 @@ def main(arguments: list[str]) -> None:
         " + ".join(dict.fromkeys(choice)): _descriptors(backbones, choices, number, scales, data.images, is_voc)
         for number, choice in enumerate(choices)
     }
-    points = 11 if root.name == "VOC2007" else 0  # of VOC's precision, by the year
-    evaluate = functools.partial(linear_svm.multi_label, points=points) if is_voc else linear_svm.single_label
+    evaluate = (
+        functools.partial(linear_svm.multi_label, points=data.recall_points) if is_voc else linear_svm.single_label
+    )
     outcomes = []
     for number, (train, test) in enumerate(splits, 1):
         outcomes.append(evaluate(candidates, data.labels, train, test, _SEED.value + number, fit))
         last = outcomes[-1]
-        what = "mean average precision" if is_voc else f"split {number}: mean class recall"
+        what = f"mean average precision at {data.recall_points or 'all'} recalls"
+        what = what if is_voc else f"split {number}: mean class recall"
         print(
             f"{what} {last.score:.2%}, {len(train):,} images to train on and {len(test):,} to test, {last.descriptor}, "
             f"C = {last.c:g}",
@@ -128,6 +130,7 @@ def main(arguments: list[str]) -> None:
         "protocol": _PROTOCOL.value,
         "classifier": _CLASSIFIER.value,
         "data": str(root),
+        **({"recall_points": data.recall_points} if is_voc else {}),
         "scales": scales,
         "classes": list(data.class_names),
         "outcomes": [outcome._asdict() | {"by_class": outcome.by_class.tolist()} for outcome in outcomes],
@@ -175,4 +178,4 @@ def _whole_numbers(words: list[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.run(main, flags)
+    cli.run(main, flags, key_flags={"data.dir": "--data_dir", "data.name": "--data_root"})

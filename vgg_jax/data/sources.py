@@ -7,6 +7,7 @@ a folder of images, ImageNet (`vgg_jax.data.imagenet` prepares it), and any othe
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import shlex
@@ -28,6 +29,10 @@ from vgg_jax.data.records import Part, Records
 from vgg_jax.data.statistics import color_statistics, file_name, from_moments, load_statistics, save_statistics
 from vgg_jax.exceptions import UserError, did_you_mean, first_line, printable
 from vgg_jax.files import write_json
+
+_ADVICE = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
+_NUMBER = r"(-?[\d_.]+)?(%|shard)?"
+_SLICE = re.compile(rf"[\w-]+(?:\[{_NUMBER}(:){_NUMBER}\]|\[(\d+)shard\])?")
 
 
 class Dataset(NamedTuple):
@@ -95,9 +100,6 @@ def _warnings(config: ConfigDict, train: Records, validation: Records) -> tuple[
             "some of them several times; a smaller one is usually meant."
         )
     return tuple(sentences)
-
-
-_ADVICE = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
 
 
 def expanded(directory: str) -> epath.Path:
@@ -175,10 +177,6 @@ def open_split(data: Prepared, split: str, key: str) -> Records:
     return Records(parts, f"{data.name}, {split}")
 
 
-_NUMBER = r"(-?[\d_.]+)?(%|shard)?"
-_SLICE = re.compile(rf"[\w-]+(?:\[{_NUMBER}(:){_NUMBER}\]|\[(\d+)shard\])?")
-
-
 def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
     """Returns the first record of a split, or of a part of it, and the one after the last, rounded as TFDS does."""
     shards = data.splits.get(_names(expression)[0], [])
@@ -224,9 +222,10 @@ def _check_splits(splits: Mapping[str, str], known: list[str], owner: str) -> No
     for key, split in splits.items():
         if set(_names(split)) <= {*known, "all"}:
             continue
-        advice = f"--{key}={known[-1]}"
-        if known == ["train"] and key.startswith("config.data"):
-            advice = _ADVICE
+        taken = {name for other in splits.keys() - {key} for name in _names(splits[other])}
+        free = [name for name in known if name not in taken] or known
+        nearest = difflib.get_close_matches(split, free, 1, 0.4) or free[-1:]
+        advice = _ADVICE if known == ["train"] and key.startswith("config.data") else f"--{key}={nearest[0]}"
         raise UserError(
             f"{key} is {split!r}, which {owner} does not have; its splits are {', '.join(known)} (or parts of them, as "
             f"{known[0]}[:90%]): {advice}."

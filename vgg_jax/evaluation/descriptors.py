@@ -156,7 +156,8 @@ def _open(backbone: Backbone, layer: str, images: Images, scale: int, directory:
     """Returns the kept descriptors of a layer, mapped into memory; rows that are not computed yet are NaN."""
     parameters = params_sha256(backbone.params, backbone.model_state)
     network = backbone.model  # the same parameters may be computed with in another way
-    digest = hashlib.sha256(f"{parameters}{network.layers}{jnp.dtype(network.dtype)}".encode() + images.digest)
+    mean = np.asarray(backbone.mean_rgb, np.float32).tolist()
+    digest = hashlib.sha256(f"{parameters}{mean}{network.layers}{jnp.dtype(network.dtype)}".encode() + images.digest)
     file = directory / f"{layer}-Q{scale}-{digest.hexdigest()[:12]}.npy"
     image = jax.ShapeDtypeStruct((scale, scale, 3), jnp.float32)
     activations: Any = jax.eval_shape(lambda x: features.activations(backbone, x, (layer,)), image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -164,9 +165,17 @@ def draw(
         left = _GAP + i * (panel_width + _GAP)
         canvas.paste(panel, (left, _GAP))
         for j, line in enumerate(lines):
-            pen.text((left, 2 * _GAP + size[1] + 19 * j), line, "black", font)
+            pen.text((left, 2 * _GAP + size[1] + 19 * j), shortened(line, pen, font, panel_width), "black", font)
     _draw_legend(canvas, pen, font, low, high, 2 * _GAP + size[1] + 44)
     return canvas
+
+
+def shortened(line: str, pen: ImageDraw.ImageDraw, font: Any, width: int) -> str:
+    """Returns a line that is drawn in at most `width` pixels; of a longer one the beginning, and "..."."""
+    if pen.textlength(line, font) <= width:
+        return line
+    fits = bisect.bisect(range(len(line)), width, key=lambda n: pen.textlength(line[:n] + "...", font))
+    return line[: max(fits - 1, 0)].rstrip() + "..."
 
 
 def overlay(

@@ -68,6 +68,8 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     numbers = _class_numbers(request, models[0])
     split = primary_first(lambda: open_evaluated(request, models[0], console))
     output = _output(request, models, split)
+    if output.is_dir():
+        raise UserError(f"--json={output} is a directory; name a file in it.")
     for directory, flag in ((output.parent, "--json"), (request.maps and Path(request.maps).expanduser(), "--maps")):
         if directory:
             with writing_to(directory, f"choose another {flag}"):
@@ -120,8 +122,9 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
     own = trained.config.data
     name, root = own.name, own.root
     if request.data_name or request.data_root:
-        name, root = request.data_name or "folder", request.data_root
-    if name == "folder" and not Path(root).expanduser().is_dir():
+        name = request.data_name or "folder"
+        root = request.data_root or (own.root if name == own.name else "")
+    if name == "folder" and not (root and Path(root).expanduser().is_dir()):
         raise UserError(
             f"there is no folder of images {root!r}; give one, laid out <split>/<class>/<image>, with --config.data.root=DIR."
         )

@@ -104,7 +104,7 @@ def _from_weights(source: Path, dtype: str) -> TrainedModel:
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
     variables = folded_variables(weights)
     workdir = source.with_suffix("")
-    if not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK):
+    if workdir.is_file() or not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK):
         workdir = hub.cache_dir() / "evaluations" / f"{workdir.name}-{params_sha256(weights.params)[:8]}"
     return _placed(workdir, source, config, variables, names, weights.class_titles or names, statistics)
 

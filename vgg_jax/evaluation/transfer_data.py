@@ -15,6 +15,7 @@ from vgg_jax.data.decode import read_file
 from vgg_jax.data.folder import files_below, is_named_like_a_picture
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.descriptors import Images
+from vgg_jax.evaluation.split import UNLABELLED
 from vgg_jax.exceptions import UserError
 
 
@@ -26,6 +27,7 @@ class TransferData(NamedTuple):
     class_names: list[str]
     train: np.ndarray  # indices, where the data set has a split of its own
     test: np.ndarray
+    recall_points: int = 0  # equidistant recalls of VOC's precision: 11 until 2009; 0: all recalls
 
 
 def image_files(paths: Sequence[Path]) -> Images:
@@ -41,8 +43,10 @@ def prepared(name: str, data_dir: str) -> TransferData:
     """Opens a data set of TFDS by its name, as training does, and puts its splits together.
 
     Raises:
-      UserError: an unknown set, one that is not prepared, or fewer than two classes with images.
+      UserError: a folder, an unknown set, one that is not prepared, or fewer than two classes with images.
     """
+    if name == "folder":
+        raise UserError("--data_root=tfds:folder is no data set of TFDS; give the folder itself, --data_root=DIR.")
     data = sources.prepared_data(name, sources.expanded(data_dir))
     records = sources.open_split(data, "all", "--data_root")
 
@@ -60,7 +64,7 @@ def prepared(name: str, data_dir: str) -> TransferData:
 
 
 def folder(root: Path) -> TransferData:
-    """Lists <root>/<class>/<image>, or <root>/<split>/<class>/<image>, whose splits are put together.
+    """Lists <root>/<class>/<image>, or <root>/<split>/<class>/<image>, whose splits are put together but for unlabelled ones.
 
     Raises:
       UserError: no such directory, or fewer than two classes with images.
@@ -69,7 +73,8 @@ def folder(root: Path) -> TransferData:
         raise UserError(f"--data_root={root}: there is no such directory.")
     classes = _directories(root)
     if classes and all(_directories(entry) for entry in classes):
-        classes = [kind for split in classes for kind in _directories(split)]
+        splits = [_directories(split) for split in classes]
+        classes = [kind for kinds in splits if [kind.name for kind in kinds] != [UNLABELLED] for kind in kinds]
     names = sorted({entry.name for entry in classes})
     paths, labels = [], []
     for entry in classes:
@@ -85,7 +90,7 @@ def voc(root: Path, train_list: str, test_list: str) -> TransferData:
     """Reads VOC2007 or VOC2012: JPEGImages/<name>.jpg, and ImageSets/Main/<class>_<list>.txt with lines "name 1", -1 or 0.
 
     Raises:
-      UserError: lists that are not there, that name missing images, or that are damaged.
+      UserError: lists that are not there, that share images, that name missing images, or that are damaged.
     """
     lists = root / "ImageSets" / "Main"
     suffix = f"_{train_list}.txt"
@@ -94,21 +99,32 @@ def voc(root: Path, train_list: str, test_list: str) -> TransferData:
         raise UserError(
             f"--data_root={root} has no ImageSets/Main/<class>{suffix}, as VOC2007 and VOC2012 in a development kit have."
         )
-    labels: dict[str, dict[str, np.ndarray]] = {train_list: {}, test_list: {}}
-    for listing, of_images in labels.items():
-        for k, kind in enumerate(names):
-            for image, label in _lines(lists / f"{kind}_{listing}.txt"):
-                of_images.setdefault(image, np.full(len(names), -1, np.int8))[k] = label
-    images = [image for of_images in labels.values() for image in of_images]
+    training, test = (_labels(lists, names, listing) for listing in (train_list, test_list))
+    if shared := training.keys() & test.keys():
+        raise UserError(
+            f"--train_list={train_list} and --test_list={test_list} share {len(shared):,} images; name lists that share none."
+        )
+    images = [*training, *test]
     paths = [root / "JPEGImages" / f"{image}.jpg" for image in images]
     if missing := [path for path in paths if not path.is_file()]:
         raise UserError(
             f"{len(missing)} of {len(paths)} images of the lists are missing, the first {missing[0]}; unpack the kit's images "
             "as well."
         )
-    count = len(labels[train_list])
-    rows = np.array([row for of_images in labels.values() for row in of_images.values()])
-    return TransferData(image_files(paths), rows, names, np.arange(count), np.arange(count, len(paths)))
+    rows = np.array([*training.values(), *test.values()])
+    is_of_2007 = "_" not in images[0]  # 000012; later years are part of a name, 2008_000002
+    indices = np.arange(len(paths))
+    train_indices, test_indices = indices[: len(training)], indices[len(training) :]
+    return TransferData(image_files(paths), rows, names, train_indices, test_indices, 11 if is_of_2007 else 0)
+
+
+def _labels(lists: Path, class_names: list[str], listing: str) -> dict[str, np.ndarray]:
+    """Returns the labels [K] of each image of a list."""
+    labels: dict[str, np.ndarray] = {}
+    for k, kind in enumerate(class_names):
+        for image, label in _lines(lists / f"{kind}_{listing}.txt"):
+            labels.setdefault(image, np.full(len(class_names), -1, np.int8))[k] = label
+    return labels
 
 
 def _lines(path: Path) -> list[tuple[str, int]]:

@@ -23,10 +23,11 @@ def rate_text(rate: float) -> str:
 
 
 def run_charts(run: Run) -> list[Chart]:
-    """Draws loss, error, speed, and norms by block where they are logged."""
+    """Draws loss, error, a rate that changes gradually, speed, and norms by block where they are logged."""
     x_label = "epoch" if run.steps_per_epoch() else "step"
     marks = [Mark(x, f"lr {rate_text(rate)}") for x, rate in lr_drops(run)]
     drops = " Dashed: drops of the learning rate." if marks else ""
+    is_gradual = run.config["schedule.name"] == "cosine" or run.config["schedule.warmup_epochs"] > 0
     classes = run.config["model.num_classes"]
     draw = functools.partial(chart, x_label=x_label, marks=marks)
     charts = [
@@ -49,6 +50,7 @@ def run_charts(run: Run) -> list[Chart]:
             ],
             caption=f"Cross-entropy without L2; guessing has ln {classes} = {np.log(classes):.2f}.{drops}",
         ),
+        draw("Learning rate", [Line("learning rate", run.series("train/lr"), 4)] if is_gradual else []),
         draw("Gradient norm by block", _by_block(run, "train/gradient_norm"), log=True),
         draw(
             "Update relative to parameters, by block",

@@ -114,14 +114,17 @@ def _table(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_configuration(reproduction: Reproduction) -> list[Chart]:
-    """Draws a chart for each configuration: stages in colours, seeds as thin lines, a common error axis."""
+    """Draws a chart for each configuration: stages in colours, the second of a scale dashed, seeds as thin lines, a common error axis."""
     groups: dict[str, list[Line]] = {}
     color: dict[str, int] = {}  # the same training scale has the same colour everywhere
     for stage in reproduction.stages:
         number = color.setdefault(stage.training_scale(), len(color))
-        for run in stage.runs.values():
-            line = Line(stage.name, run.series("val/top1_error"), number, "thin", dots=len(stage.runs) == 1)
-            groups.setdefault(stage.configuration, []).append(line)
+        lines = groups.setdefault(stage.configuration, [])
+        kind = "thin dashed" if any(line.color == number for line in lines) else "thin"
+        lines += [
+            Line(stage.name, run.series("val/top1_error"), number, kind, dots=len(stage.runs) == 1)
+            for run in stage.runs.values()
+        ]
     ends = [max((y for _, y in line.points), default=0.0) for lines in groups.values() for line in lines]
     top = max(ends, default=1.0) or 1.0
     charts = [

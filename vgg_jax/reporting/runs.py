@@ -92,7 +92,12 @@ def read_run(workdir: Path, name: str) -> Run:
 
 
 def lr_drops(run: Run) -> list[tuple[float, float]]:
-    """Returns (epoch or step, new rate) of each drop, at the last validation before the first line that shows it."""
+    """Returns (epoch or step, new rate) of each drop, at the last validation before the first line that shows it.
+
+    The cosine, which lowers the rate at every step, has none.
+    """
+    if run.config["schedule.name"] == "cosine":
+        return []
     unit = run.steps_per_epoch() or 1
     drops: list[tuple[float, float]] = []
     rate, before, validated = None, 0.0, None

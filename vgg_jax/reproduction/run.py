@@ -19,7 +19,7 @@ from vgg_jax.files import read_json, write_json
 from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
 from vgg_jax.train import train
 from vgg_jax.validation import validate
-from vgg_jax.workdir import checkpoint_steps
+from vgg_jax.workdir import checkpoint_steps, claim
 
 # What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
 _STANDS_FOR_STAGE = (
@@ -171,9 +171,10 @@ def run(steps: Sequence[PlannedRun], quiet: bool = False) -> None:
     """Trains what is not finished, one after another.
 
     Raises:
-      UserError: of `train`, with the stage's name.
+      UserError: of `train`, with the stage's name, or a finished run was on other data.
       Interrupted: by a signal, after saving; the same plan continues.
     """
+    _check_data([step for step in steps if step.summary is not None])
     for number, step in enumerate(steps, start=1):
         if step.summary is not None:
             continue
@@ -187,6 +188,17 @@ def run(steps: Sequence[PlannedRun], quiet: bool = False) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     return read_json(path, "mend it or move it away") if path.exists() else None
+
+
+def _check_data(finished: Sequence[PlannedRun]) -> None:
+    """Raises UserError where a run was on other data than its stage's, as far as these can be opened."""
+    datasets: dict[str, dict[str, Any]] = {}
+    for step in finished:
+        key = str(step.config.data)
+        with contextlib.suppress(UserError):  # tables are also made where the data no longer are
+            datasets[key] = datasets.get(key) or open_dataset(step.config).description()
+        if key in datasets:
+            claim(step.workdir, step.config, datasets[key], write=False)
 
 
 def _check_stands_for(stage: Stage, config: ConfigDict, workdir: Path) -> None:

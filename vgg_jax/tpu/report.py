@@ -47,6 +47,8 @@ def check(
     slice_ = parse_slice(topology)
     if destination and not destination.absolute().parent.is_dir():
         raise UserError(f"--json={destination}: there is no directory {destination.absolute().parent}; make it first.")
+    if destination and destination.is_dir():
+        raise UserError(f"--json={destination} is a directory; name a file in it.")
     configs = list(_by_sharding(config, sharding, slice_))
     devices = compiled.topology_devices(slice_)
     print(_heading(configs[0], slice_), flush=True)

@@ -102,7 +102,7 @@ def open_old(path: Path) -> Iterator[TensorFile]:
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
             raise WeightsError("its list of storages is damaged")
         storages: dict[str, Storage] = {}
-        for view in _views(value)[0].values():
+        for view in _all_views(value):
             if storages.setdefault(view.storage.key, view.storage) != view.storage:
                 raise WeightsError(f"its storage {short(view.storage.key)} has two sizes or kinds")
         if set(storages) != set(keys):
@@ -123,6 +123,18 @@ def open_old(path: Path) -> Iterator[TensorFile]:
             return file.read(storage.numel * _ITEMSIZES[storage.dtype])
 
         yield _contents("a .pth of torch, in the form before 1.6", value, num_bytes, storage_bytes)
+
+
+def _all_views(value: Any) -> Iterator[View]:
+    """Yields the tensors within a pickle's value, the optimizer's too; each list once, as it may hold itself."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, View):
+            yield item
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, dict) else item
 
 
 def _views(value: Any) -> tuple[dict[str, View], str]:
