@@ -1,6 +1,7 @@
 """Checkpoints hold all of the state, and a bad one is said to be bad."""
 
 import dataclasses
+import errno
 import json
 import re
 import shutil
@@ -166,6 +167,23 @@ def test_the_same_checkpoint_can_be_damaged_twice(state, tmp_path):
         assert (restored.step, names(tmp_path)) == (3, ["3", *aside])
         assert f"is damaged and now called {aside[-1]}" in restored.warnings[0]
         saved(tmp_path, state, 5, best=3)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError("out of memory")])
+def test_what_may_pass_by_itself_is_no_damage(state, tmp_path, monkeypatch, error):
+    saved(tmp_path, state, 1, 2, best=1)
+
+    def failing(_):
+        raise error
+
+    monkeypatch.setattr("vgg_jax.checkpoints._read_progress", failing)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        checkpoints.restore(shapes_of(state))
+    checkpoints.close()
+    with pytest.raises(type(error)):
+        load_variables(tmp_path)
+    assert names(tmp_path) == ["1", "2"]
 
 
 def test_where_all_are_damaged_it_is_said_and_nothing_is_moved(state, tmp_path):

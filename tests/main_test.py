@@ -44,6 +44,16 @@ def test_a_configuration_is_found_by_its_name_and_by_its_path(form, tmp_path):
             (QUICKSTART, "--config.bach_size=3"),
             'error: the configuration has no key \'bach_size\'. Did you mean "batch_size" instead of "bach_size"?',
         ),
+        (
+            ("-config=quickstrat",),
+            "--config=quickstrat: there is no such file, and no configuration of that name. Did you",
+        ),
+        (("--config=vgg16_today:S=384",), "configuration takes no argument; leave :S=384 out."),
+        (
+            (QUICKSTART, "--config.schedule=cosine"),
+            "error: --config.schedule=cosine: schedule is a section of keys (name, warmup_epochs, warmup_error, drop_epochs, "
+            "drop_factor); name one of them, as --config.schedule.name=cosine.",
+        ),
         ((QUICKSTART, "--config.batch_size 8"), "'--config.batch_size 8' is one word; write --config.batch_size=8"),
         ((QUICKSTART, "--config.batch_size=many"), "flag --config.batch_size=many: invalid literal for int()"),
         ((QUICKSTART, "--config.batch_size=33"), "config.batch_size is 33, which 2 devices do not divide; 32 or 34"),

@@ -7,7 +7,7 @@ import pytest
 
 from vgg_jax.config import default_config
 from vgg_jax.exceptions import UserError
-from vgg_jax.schedules import Plateau, is_finished, learning_rate, lr_drops
+from vgg_jax.schedules import Plateau, epochs_text, is_finished, learning_rate, lr_drops
 from vgg_jax.validation import validate
 
 
@@ -71,6 +71,15 @@ def test_steps_drop_at_their_epochs():
         assert lr_drops(config, epoch, Plateau()) == drops
         assert learning_rate(config, int(epoch * 10), 10.0, Plateau()) == pytest.approx(1e-2 * 0.2**drops)
     assert not is_finished(config, Plateau(plateaus=9))
+
+
+def test_epochs_that_are_said_to_be_enough_are():
+    for steps_per_epoch in (1_281_167 / 256, 4_000 / 32, 90 / 8, 50_000 / 128):
+        for step in (*range(1, 3000), *range(100_000, 100_500)):
+            text = epochs_text(step, steps_per_epoch)
+            assert step <= math.ceil(float(text) * steps_per_epoch)
+            assert float(text) == pytest.approx(step / steps_per_epoch, rel=1e-3)
+    assert epochs_text(5006, 1_281_167 / 256) == "1.0003"
 
 
 def test_cosine_goes_from_the_rate_to_zero_after_the_warm_up():

@@ -342,6 +342,31 @@ def test_real_photographs_are_learnt(tiny_config, real_pictures, tmp_path):
     assert summary(tmp_path / "run")["best_top1_error"] < 0.8  # guessing is 0.9
 
 
+@pytest.mark.slow
+def test_a_run_that_ends_where_it_was_stopped_is_evaluated_there(tiny_config, tmp_path, monkeypatch):
+    tiny_config.num_epochs, tiny_config.plateau.patience = 2.0, 1
+    with monkeypatch.context() as patch:
+        patch.setattr("vgg_jax.distributed.Stop.after", lambda _, step: step == 15)  # epochs end after 12 and 23
+        patch.setattr("vgg_jax.distributed.Stop.signum", signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            train(tiny_config, tmp_path / "run", quiet=True)
+    tiny_config.num_epochs = 15 / 11.25
+    ended = train(tiny_config, tmp_path / "run", quiet=True)
+    last = metrics(tmp_path / "run")[-1]
+    assert (ended["steps"], last["step"]) == (15, 15)
+    assert ended["final_loss"] == last["val/loss"]
+    # What is evaluated between epochs does not count as a sign of a plateau.
+    tiny_config.num_epochs = 2.0
+    train(tiny_config, tmp_path / "whole", quiet=True)
+    tiny_config.num_epochs = 17 / 11.25
+    train(tiny_config, tmp_path / "in parts", quiet=True)
+    tiny_config.num_epochs = 2.0
+    train(tiny_config, tmp_path / "in parts", quiet=True)
+    plateaus = [json.loads(next((tmp_path / name).glob("checkpoints/23/progress/metadata")).read_text())["plateau"]
+                for name in ("whole", "in parts")]  # fmt: skip
+    assert plateaus[0] == plateaus[1]
+
+
 EXTREMES = [
     (key, bound)
     for key, limits in KEYS.items()

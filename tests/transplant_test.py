@@ -186,6 +186,23 @@ def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_pat
     assert np.abs(first(same, images - mean - np.float32([8, -4, 2])) - wanted).max() > 1e-2
 
 
+def test_another_mean_of_the_data_moves_into_the_first_normalisation_where_there_is_no_bias(tiny_config, tmp_path):
+    tiny_config.model.configuration = "ResNet-20"
+    mesh = make_mesh(1, jax.devices()[:1])
+    state = init_state(tiny_config, state_shapes(tiny_config, mesh))
+    donor = read_donor(str(make_run(tmp_path / "a", tiny_config, state=state)))
+    moved = donor.mean_rgb + np.float32([40, -20, 10])
+    same, other = (start_from(donor, state.variables, mean)[0] for mean in (donor.mean_rgb, moved))
+    model, image = make_model(tiny_config), np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32)
+
+    def first(variables, mean):
+        return np.asarray(model.apply(variables, image - mean, endpoints=("relu1",))[1]["relu1"])[:, 1:-1, 1:-1]
+
+    wanted = first(same, donor.mean_rgb)
+    np.testing.assert_allclose(first(other, moved), wanted, atol=1e-4 * wanted.max())
+    assert np.abs(first(same, moved) - wanted).max() > 0.05 * wanted.max()
+
+
 NAMES = ["arrow", "crescent", "cross"]
 
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 
 class ColorStatistics(NamedTuple):
@@ -71,7 +70,6 @@ def mix(
     num_classes: int,
     mixup: float = 0.0,
     cutmix: float = 0.0,
-    smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image and label with those of another of the batch: image i with image B - 1 - i.
 
@@ -83,12 +81,11 @@ def mix(
       mixup: a of Beta(a, a), from which the share of an image's own pixels is drawn, one for the batch (Zhang et al. 2018).
       cutmix: likewise; a rectangle of the other image is pasted, and the share is that of what is left (Yun et al. 2019).
         With both, one of them is chosen with probability 1/2.
-      smoothing: share of the target that all classes have in common.
 
     Returns:
-      The images, and targets [B, K] float32 whose rows sum to 1.
+      The images, and targets [B, K] float32, the classes' shares, whose rows sum to 1.
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels_B, num_classes), smoothing)
+    targets = jax.nn.one_hot(labels_B, num_classes)
     if not (mixup or cutmix):
         return images_BxHxWx3, targets
     choice_key, share_key, place_key = jax.random.split(key, 3)

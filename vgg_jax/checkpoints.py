@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import itertools
@@ -18,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vgg_jax import distributed
-from vgg_jax.exceptions import UserError, first_line
+from vgg_jax.exceptions import UserError, as_user_error, first_line
 from vgg_jax.schedules import Plateau
 from vgg_jax.state import EMA, TrainState, checksum, leaf_names
 from vgg_jax.workdir import CHECKPOINTS, checkpoint_steps
@@ -42,6 +43,7 @@ class Progress:
     is_warm: bool = False  # whether the training error has been below `schedule.warmup_error`
     starts: int = 0
     startup_seconds: float = 0.0  # of `seconds`, from each start to its first step taken
+    last_step: int | None = None  # of `last`; None in checkpoints of earlier versions
 
 
 class Restored(NamedTuple):
@@ -139,9 +141,8 @@ class Checkpoints:
             restored = None
             try:
                 restored = self._restore(step, shapes)
-            except UserError:
-                raise
             except Exception as error:
+                _raise_unless_damaged(error)
                 damaged[step] = error
             if distributed.all_agree(restored is not None):
                 assert restored is not None
@@ -231,6 +232,7 @@ def load_variables(source: Path, averages: bool = True) -> tuple[Path, dict]:
         try:
             variables = _read_variables(path, averages)
         except Exception as error:
+            _raise_unless_damaged(error)
             errors.append(f"the checkpoint {path} cannot be read: {first_line(error)}")
         else:
             for sentence in errors:
@@ -262,10 +264,18 @@ def _best_step(directory: Path, steps: list[int]) -> int:
     for step in reversed(steps):
         try:
             progress, _ = _read_progress(directory / str(step))
-        except Exception:
+        except Exception as error:
+            _raise_unless_damaged(error)
             continue  # reading its parameters says why
         return progress["best_step"] or step
     return steps[-1]
+
+
+def _raise_unless_damaged(error: Exception) -> None:
+    """Raises an error that is of the disk or the memory rather than of the checkpoint, which the next start may read."""
+    of_disk = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    if of_disk or (not isinstance(error, OSError) and as_user_error(error)):
+        raise error
 
 
 def _read_progress(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -205,6 +205,7 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         return values(_with_configuration_files(argv))
     except absl_flags.Error as error:
+        _explain_configuration(str(error))
         text = " ".join(str(error).replace(" ?", "?").split()).rstrip(".")
         if len(text) > 600:
             text = f"{text[:200]} ... {text[-200:]}"
@@ -213,6 +214,24 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
         cause = error.args[0] if isinstance(error.args[0], KeyError) else error
         message = ". ".join(str(cause.args[0]).splitlines())
         fail(f"the configuration has no key {message}" if message.startswith("'") else message)
+
+
+def _explain_configuration(text: str) -> None:
+    """Exits with a sentence if absl's error is a traceback of a configuration file, or of a section that was given a value."""
+    if match := re.match(r"flag --config=(.*?): Error whilst parsing config file", text):
+        cause, (_, colon, argument) = text.strip().splitlines()[-1].strip(), match[1].partition(":")
+        if colon and "takes 0 positional arguments" in cause:
+            fail(f"--config={match[1]}: this configuration takes no argument; leave {colon + argument} out.")
+        fail(f"--config={match[1]} fails: {cause.rstrip('.')}. Mend it, or choose another.")
+    if match := re.match(r"flag --config\.([\w.]+)=(.*): Failed to parse .* as a ConfigDict", text):
+        from vgg_jax.config import KEYS
+
+        section, value = match[1], match[2]
+        keys = [key.removeprefix(f"{section}.") for key in KEYS if key.startswith(f"{section}.")] or ["KEY"]
+        fail(
+            f"--config.{section}={value}: {section} is a section of keys ({', '.join(keys)}); name one of them, as "
+            f"--config.{section}.{keys[0]}={value}."
+        )
 
 
 def configurations() -> dict[str, Path]:
@@ -224,12 +243,10 @@ def configurations() -> dict[str, Path]:
 
 def _with_configuration_files(argv: list[str]) -> list[str]:
     """Replaces a configuration's name after --config, as vgg19:S=384, by its file."""
-    expanded = []
+    expanded, config = [], ("--config", "-config")
     for before, argument in zip(["", *argv], argv, strict=False):
-        flag, value = (
-            ("", argument) if before == "--config" else argument.split("=", 1) if "=" in argument else ("", "")
-        )
-        if before == "--config" or flag == "--config":
+        flag, value = ("", argument) if before in config else argument.split("=", 1) if "=" in argument else ("", "")
+        if before in config or flag in config:
             name, colon, rest = value.partition(":")
             known = configurations()
             if not Path(name).is_file() and name not in known:

@@ -92,3 +92,20 @@ def drop_epochs(config: ConfigDict) -> list[float]:
     if not all(0 < epoch < math.inf for epoch in epochs):
         raise UserError(f'config.schedule.drop_epochs is {text!r}; it must be epochs with commas between, as "30,60".')
     return epochs
+
+
+def total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
+    """Returns the steps of `num_epochs`; raises UserError where they are too many to count."""
+    steps = math.ceil(config.num_epochs * steps_per_epoch)
+    if steps >= 2**31:  # the state counts them in an int32
+        raise UserError(
+            f"config.num_epochs={config.num_epochs:g} makes {steps:,} steps, more than can be counted; give less than "
+            f"{2**31 / steps_per_epoch:.3g} epochs."
+        )
+    return steps
+
+
+def epochs_text(step: int, steps_per_epoch: float) -> str:
+    """Returns a number of epochs that is not over before `step`, in as few digits as that takes, at least four."""
+    texts = (f"{step / steps_per_epoch:.{digits}g}" for digits in range(4, 18))
+    return next(text for text in texts if math.ceil(float(text) * steps_per_epoch) >= step)

@@ -64,7 +64,8 @@ def make_train_step(
     once more, up to a fifth of a step on a CPU.
 
     With `accumulation_steps` > 1 the batch is computed in that many microbatches, one after another; the update is the
-    same but for dropout's draws and rounding. `mesh` is that of the devices it will run on.
+    same but for dropout's draws, rounding, and batch normalisation, whose statistics are each microbatch's. `mesh` is that of
+    the devices it will run on.
     """
     model, optimizer = make_model(config), make_optimizer(config)
     shares = config.augment.mixup, config.augment.cutmix
@@ -73,7 +74,7 @@ def make_train_step(
 
     def mean_loss(logits_BxK: jax.Array, labels: jax.Array) -> jax.Array:
         if labels.ndim == 2:  # targets of `augment.mix`
-            losses_B = optax.softmax_cross_entropy(logits_BxK, labels)
+            losses_B = optax.softmax_cross_entropy(logits_BxK, optax.smooth_labels(labels, config.label_smoothing))
             weights_B = 1.0 if class_weights is None else labels @ class_weights
         else:
             losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels)
@@ -103,9 +104,7 @@ def make_train_step(
         labels = batch["label"]
         if mixes:
             mix_key = jax.random.fold_in(augment_key, 0)
-            images, labels = mix(
-                mix_key, images, labels, config.model.num_classes, *mixes, smoothing=config.label_smoothing
-            )
+            images, labels = mix(mix_key, images, labels, config.model.num_classes, *mixes)
         (loss, logits_BxK, model_state), grads = microbatched_grad(state, images, labels, dropout_key)
         inner = {name: part for name, part in state.opt_state.items() if name != EMA}
         updates, opt_state = optimizer.update(grads, inner, state.params, learning_rate=lr)

@@ -75,23 +75,21 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     console = Console(quiet or not distributed.is_primary())
     run = _checked(config, workdir, console)
     with contextlib.ExitStack() as stack:
-        # From here to its end, the run owns the workdir.
-        check_lock = _own_workdir(run, stack)
+        check_lock = _own_workdir(run, stack)  # from here to its end
         _keep_compiled(run)
         steps = _compile(run)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
         step, state, progress = _initial(run, checkpoints)
-        metrics_log = stack.enter_context(
-            contextlib.closing(MetricsLog(workdir, step, distributed.is_primary(), console.print))
-        )
+        metrics_log = MetricsLog(workdir, step, distributed.is_primary(), console.print)
+        stack.enter_context(contextlib.closing(metrics_log))
         stack.callback(console.close)
         metrics = TrainMetrics(config, run.steps_per_epoch, run.total_steps, metrics_log, console, progress.sums)
         train_batches = batches(config, train_examples(config, run.dataset.train), run.mesh, start=step)
         stack.enter_context(contextlib.closing(train_batches))
         stop = distributed.Stop(stack.enter_context(distributed.signals_received()))
         learning_rate = _learning_rates(run)
-        evaluation_due = _every(config.eval_every_epochs * run.steps_per_epoch, run.total_steps)
-        checkpoint_due = _every(config.checkpoint_every_steps or math.inf, run.total_steps)
+        evaluation_due = _every(config.eval_every_epochs * run.steps_per_epoch)
+        checkpoint_due = _every(config.checkpoint_every_steps or math.inf)
         seconds_before, finished = progress.seconds, schedules.is_finished(config, progress.plateau)
         console.start(step, run.total_steps)
         first = step + 1
@@ -107,19 +105,20 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                 metrics.started(step_metrics, began, progress)
             metrics.add(step, step_metrics)
             stopping = stop.after(step)
-            if not (evaluation_due(step) or checkpoint_due(step) or stopping):
+            at_end = step == run.total_steps
+            if not (evaluation_due(step) or checkpoint_due(step) or stopping or at_end):
                 continue
 
             # Nothing is saved before the last update is known to be finite.
             metrics.flush(state.params)
             check_lock()
-            if evaluation_due(step):
+            if evaluation_due(step) or at_end:
                 progress.is_warm |= metrics.error_since_evaluation(step) < config.schedule.warmup_error
-                progress = _evaluate(run, steps.evaluate, state, step, progress, metrics_log)
+                progress = _evaluate(run, steps.evaluate, state, step, progress, metrics_log, evaluation_due(step))
                 finished = schedules.is_finished(config, progress.plateau)
             progress.seconds, progress.sums = seconds_before + time.monotonic() - began, metrics.sums()
             checkpoints.save(step, state, progress)
-            if stopping and step < run.total_steps and not finished:
+            if stopping and not at_end and not finished:
                 checkpoints.wait()
                 raise Interrupted(
                     f"stopped by {signal.Signals(stop.signum).name} after step {step} of {run.total_steps}; everything is "
@@ -128,6 +127,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                 )
             metrics.resume_clock()
         checkpoints.wait()
+        if progress.last is None or progress.last_step not in (None, step):  # stopped before at what is now the end
+            progress = _evaluate(run, steps.evaluate, state, step, progress, metrics_log, False)
         summary = _summary(run, step, state, progress, finished, checkpoints)
         if distributed.is_primary():
             write_json(workdir / "summary.json", summary)
@@ -148,7 +149,7 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
         check_fit(shapes.variables, donor, config.init_layers)
     dataset = distributed.primary_first(lambda: open_dataset(config))
     steps_per_epoch = len(dataset.train) / config.batch_size
-    total_steps = _total_steps(config, steps_per_epoch)
+    total_steps = schedules.total_steps(config, steps_per_epoch)
     return _Run(config, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console)
 
 
@@ -182,7 +183,7 @@ def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Prog
     if step > run.total_steps:
         raise UserError(
             f"config.num_epochs={run.config.num_epochs:g} ends at step {run.total_steps}, but the run in {run.workdir} is "
-            f"already at step {step}; give at least {step / run.steps_per_epoch:.4g} epochs."
+            f"already at step {step}; give at least {schedules.epochs_text(step, run.steps_per_epoch)} epochs."
         )
     best = progress.best_step
     if best is not None and best not in checkpoints.steps() and progress.last is not None:
@@ -206,9 +207,18 @@ def _learning_rates(run: _Run) -> Callable[[int, Progress], jax.Array]:
 
 
 def _evaluate(
-    run: _Run, eval_step: Callable, state: TrainState, step: int, progress: Progress, metrics_log: MetricsLog
+    run: _Run,
+    eval_step: Callable,
+    state: TrainState,
+    step: int,
+    progress: Progress,
+    metrics_log: MetricsLog,
+    is_regular: bool,
 ) -> Progress:
-    """Evaluates on the validation split; returns the progress with the best and last error and the plateau."""
+    """Evaluates on the validation split; returns the progress with the best and last error and the plateau.
+
+    What is not regular does not enter the plateau, in which a longer run would not have it.
+    """
     config, images, epoch = run.config, run.dataset.validation, step / run.steps_per_epoch
     val = evaluate(
         eval_step,
@@ -217,7 +227,7 @@ def _evaluate(
         len(images),
     )
     metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
-    plateau = progress.plateau.observe(val["top1_error"], len(images), config)
+    plateau = progress.plateau.observe(val["top1_error"], len(images), config) if is_regular else progress.plateau
     best = progress.best_top1_error, progress.best_step
     if best[0] is None or val["top1_error"] <= best[0]:
         best = val["top1_error"], step
@@ -227,11 +237,13 @@ def _evaluate(
     )
     drops = schedules.lr_drops(config, epoch, plateau)
     if drops > schedules.lr_drops(config, epoch, progress.plateau):
-        rate = schedules.learning_rate(config, step, run.steps_per_epoch, plateau)
+        rate = schedules.learning_rate(config, step, run.steps_per_epoch, plateau, progress.is_warm)
         run.console.print(
             f"the error has stopped improving: learning rate now {rate:.0e} (drop {drops} of {config.plateau.max_drops})"
         )
-    return dataclasses.replace(progress, best_top1_error=best[0], best_step=best[1], last=val, plateau=plateau)
+    return dataclasses.replace(
+        progress, best_top1_error=best[0], best_step=best[1], last=val, last_step=step, plateau=plateau
+    )
 
 
 def _summary(
@@ -256,16 +268,6 @@ def _summary(
         "best_checkpoint": str(checkpoints.path(progress.best_step)),
         **environment(),
     }
-
-
-def _total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
-    steps = math.ceil(config.num_epochs * steps_per_epoch)
-    if steps >= 2**31:  # the state counts them in an int32
-        raise UserError(
-            f"config.num_epochs={config.num_epochs:g} makes {steps:,} steps, more than can be counted; give less than "
-            f"{2**31 / steps_per_epoch:.3g} epochs."
-        )
-    return steps
 
 
 def _keep_compiled(run: _Run) -> None:
@@ -294,9 +296,9 @@ def _compile(run: _Run) -> Steps:
     return steps
 
 
-def _every(steps: float, total_steps: int) -> Callable[[int], bool]:
-    """Returns the function that says whether a step reaches a multiple of `steps`, not always whole, or the end."""
-    return lambda step: step == total_steps or math.floor(step / steps) > math.floor((step - 1) / steps)
+def _every(steps: float) -> Callable[[int], bool]:
+    """Returns the function that says whether a step reaches a multiple of `steps`, not always whole."""
+    return lambda step: math.floor(step / steps) > math.floor((step - 1) / steps)
 
 
 def _facts(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def start_from(
     Args:
       donor: of `read_donor`.
       variables: of the new model; the result lies on the devices as they do.
-      mean_rgb: that the new model's pixels will be without, [3], 0 to 255. Where the donor's differs, conv1_1's bias takes
-        up the difference.
+      mean_rgb: that the new model's pixels will be without, [3], 0 to 255. Where the donor's differs, the first
+        convolution's bias takes up the difference, or the mean of its batch normalisation.
       layers: which, see `chosen_layers`.
       class_names: of the new model, in order; () where they are unknown.
 
@@ -93,11 +93,12 @@ def start_from(
     Raises:
       UserError: what `chosen_layers` and `transplant` refuse.
     """
-    source, params, donor_params = str(donor.path), variables["params"], donor.variables["params"]
-    chosen = chosen_layers(params, donor_params, layers, source)
+    source, params, donor_variables = str(donor.path), variables["params"], donor.variables
+    chosen = chosen_layers(params, donor_variables["params"], layers, source)
     first, head = (next(name for name in names if name in params) for names in (_FIRST, _HEADS))
     if first in chosen and donor.mean_rgb is not None:
-        donor_params = donor_params | {first: _for_mean(donor_params[first], donor.mean_rgb, mean_rgb)}
+        donor_variables = _for_mean(donor_variables, first, donor.mean_rgb, mean_rgb)
+    donor_params = donor_variables["params"]
     remark = ""
     if head in chosen and _classes(params) == _classes(donor_params):
         order, remark = _order_of_classes(donor.class_names, list(class_names))
@@ -111,7 +112,7 @@ def start_from(
             chosen = [name for name in chosen if name not in _HEADS or name in named]
     elif head not in chosen and _classes(params) != _classes(donor_params):
         remark = f"{_classes(donor_params) or 'no'} classes there, {_classes(params)} here"
-    copied = transplant(variables, {**donor.variables, "params": donor_params}, chosen, source)
+    copied = transplant(variables, {**donor_variables, "params": donor_params}, chosen, source)
     return copied, _report(params, chosen, source, remark)
 
 
@@ -222,17 +223,20 @@ def _check_shapes(variables: dict, donor: dict, layers: list[str], source: str) 
         raise UserError(f"config.init_from: {source} does not fit: {'; '.join(different)}. {remedy}")
 
 
-def _for_mean(layer: dict, mean_there: np.ndarray, mean_here: np.ndarray) -> dict:
-    """Returns the first convolution for pixels from which another mean was subtracted.
+def _for_mean(variables: dict, first: str, mean_there: np.ndarray, mean_here: np.ndarray) -> dict:
+    """Returns variables for pixels from which another mean was subtracted.
 
-    The bias takes up the difference of the means, which is exact but at the borders: there zero padding now stands for the
-    new mean.
+    The first convolution's bias takes up the difference of the means, or, where it has none, the mean of the batch
+    normalisation that follows. That is exact but at the borders: there zero padding now stands for the new mean.
     """
+    layer = variables["params"][first]
     difference = np.asarray(mean_here, np.float64) - np.asarray(mean_there, np.float64)
-    if not difference.any() or "bias" not in layer:  # without a bias batch normalisation follows, which learns it anew
-        return layer
-    bias = layer["bias"] + np.einsum("hwcf,c->f", layer["kernel"].astype(np.float64), difference)
-    return {"kernel": layer["kernel"], "bias": bias.astype(np.float32)}
+    shift = np.einsum("hwcf,c->f", layer["kernel"].astype(np.float64), difference).astype(np.float32)
+    if "bias" in layer:
+        return variables | {"params": variables["params"] | {first: layer | {"bias": layer["bias"] + shift}}}
+    norm, statistics = f"bn{first.removeprefix('conv')}", variables["batch_stats"]
+    shifted = statistics[norm] | {"mean": statistics[norm]["mean"] - shift}
+    return variables | {"batch_stats": statistics | {norm: shifted}}
 
 
 def _report(params: dict, chosen: list[str], source: str, remark: str) -> str:

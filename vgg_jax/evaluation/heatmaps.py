@@ -174,7 +174,7 @@ def shortened(line: str, pen: ImageDraw.ImageDraw, font: Any, width: int) -> str
     """Returns a line that is drawn in at most `width` pixels; of a longer one the beginning, and "..."."""
     if pen.textlength(line, font) <= width:
         return line
-    fits = bisect.bisect(range(len(line)), width, key=lambda n: pen.textlength(line[:n] + "...", font))
+    fits = bisect.bisect(range(len(line)), width, key=lambda n: round(pen.textlength(line[:n] + "...", font)))
     return line[: max(fits - 1, 0)].rstrip() + "..."
 
 
