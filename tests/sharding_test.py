@@ -1,5 +1,6 @@
 """Sharding is a table: what lies where, and that it changes nothing but that."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -34,6 +35,31 @@ def test_the_table(tiny_config):
     assert shapes.params["fc6"]["kernel"].sharding.spec == PartitionSpec(None, None, None, "model")
     assert shapes.params["fc6"]["kernel"].sharding.mesh.shape == {"data": 2, "model": 4}
     assert shapes.params["conv2_1"]["kernel"].sharding.spec == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("TPU v5 lite", (4, 4, 1)),
+        ("TPU v6 lite", (4, 4, 1)),
+        ("TPU v6 lite", (16, 16, 1)),
+        ("TPU v5", (2, 2, 4)),
+        ("TPU v5", (4, 4, 8)),
+    ],
+)
+def test_every_slice_has_a_mesh(kind, shape):
+    """Axes of a slice are split where none of them is `model_parallel` long."""
+    devices = [
+        SimpleNamespace(
+            platform="tpu", device_kind=kind, coords=at, core_on_chip=0, process_index=0, slice_index=0, id=i
+        )
+        for i, at in enumerate(np.ndindex(shape))
+    ]
+    with mock.patch("vgg_jax.sharding.Mesh", lambda grid, names, axis_types: grid):
+        for model_parallel in (1, 2, 4, 8):
+            grid = make_mesh(model_parallel, devices)
+            assert grid.shape == (len(devices) // model_parallel, model_parallel)
+            assert sorted(device.id for device in grid.flat) == list(range(len(devices)))
 
 
 @pytest.mark.slow
