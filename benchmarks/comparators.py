@@ -233,7 +233,7 @@ def markdown(directory, group):
                 f"| {a} less {b} | {100 * row['difference']:+.1f} ± {100 * row['interval']:.1f} | "
                 f"± {100 * row['seed_interval']:.1f} ({seeds}) |"
             )
-    lines += ["", "Gradient norms by block, seed 0, mean of the first 10 steps; of 10 steps after an epoch:", ""]
+    lines += ["", "Gradient norms by block, seed 0, of the first logged step; of the first one after an epoch:", ""]
     for name, its in runs.items():
         if its:
             start, later = gradient_norms(its[0].workdir)

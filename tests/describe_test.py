@@ -43,6 +43,19 @@ def test_figures_are_those_that_others_publish(configuration, description, giga,
     assert figures["weight_layers"] == depth
 
 
+@pytest.mark.parametrize("configuration", ["ResNet-18", "ResNet-50"])
+def test_the_pooling_of_a_resnet_is_no_projection(configuration):
+    rows = layer_rows(make_network(configuration))
+    assert {row.kind for row in rows if row.is_projection} == {"conv"}
+    assert "pool1 3x3/2" in summary(rows)["shrinks_by"]
+
+
+def test_a_sum_needs_both_branches_in_memory():
+    held = {name: summary(layer_rows(make_network(name)))["activation_bytes_forward"] for name in ("ResNet-50", "D")}
+    # At the projection's normalisation: its input and output, and the other branch. In D conv1_1 and relu1_1.
+    assert held == {"ResNet-50": 3 * 4 * 56 * 56 * 256, "D": 2 * 4 * 224 * 224 * 64}
+
+
 def test_networks_side_by_side_and_one_layer_by_layer():
     status, out, _ = run("D", "D-BN-GAP", "ResNet-50")
     assert status == 0

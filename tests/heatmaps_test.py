@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.networks import small
 from vgg_jax import features
@@ -10,6 +11,7 @@ from vgg_jax.config import default_config
 from vgg_jax.evaluation import heatmaps
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import describe
+from vgg_jax.models.description import first_center
 
 
 def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
@@ -26,6 +28,15 @@ def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
     redness = panels[2][..., 0] - panels[2][..., 2]
     rows, columns = np.nonzero(redness > redness.max() - 5)
     np.testing.assert_allclose([rows.mean(), columns.mean()], [64 * 2.5, 160 * 2.5], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("network", "crop", "first"),
+    [("D", 224, 112), ("D", 64, 32), ("ResNet-18", 224, 0.5), ("AlexNet", 227, 113.5), ("GoogLeNet", 224, 30.5)],
+)
+def test_the_first_cells_place_is_the_middle_of_what_it_sees(network, crop, first):
+    """Expected are sums of strides times half a kernel less the padding, by hand."""
+    assert first_center(describe(network, crop)) == first
 
 
 def test_a_hot_place_of_grad_cam_is_drawn_at_its_cell():

@@ -2,13 +2,15 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
+from vgg_jax.config import default_config
 from vgg_jax.console import duration
 from vgg_jax.exceptions import UserError
 from vgg_jax.files import read_json, write_json
-from vgg_jax.metrics import MetricsLog
+from vgg_jax.metrics import MetricsLog, TrainMetrics
 
 
 def lines(path):
@@ -32,6 +34,26 @@ def test_what_lies_beyond_the_checkpoint_is_cut_back(tmp_path):
         {"step": 15, "train/loss": 7.0},
     ]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("log_every", [1, 5, 20])
+def test_the_speed_is_that_of_finished_steps(log_every, monkeypatch):
+    """A step takes a second, an evaluation after every hundredth fifty."""
+    clock, written = [0.0], []
+    monkeypatch.setattr("vgg_jax.metrics.time.monotonic", lambda: clock[0])
+    config = default_config()
+    config.log_every_steps, config.batch_size = log_every, 32
+    log = SimpleNamespace(write=lambda step, values: written.append(values["train/images_per_second"]))
+    metrics = TrainMetrics(config, 100.0, 200, log, SimpleNamespace(log=lambda _: 0, progress=lambda *_: 0), None)
+    names = ("loss", "top1_error", "top5_error", "lr", "gradient_norm/fc6", "update_ratio/fc6")
+    for step in range(1, 201):
+        metrics.add(step, dict.fromkeys(names, 1e-3))  # and the one before has ended
+        clock[0] += 1
+        if step % 100 == 0:
+            metrics.flush({})
+            clock[0] += 50
+            metrics.resume_clock()
+    assert written == [pytest.approx(32)] * (200 // log_every)
 
 
 def test_a_new_run_begins_with_an_empty_file(tmp_path):

@@ -115,6 +115,23 @@ def test_weighted_losses_are_the_weighted_mean_over_images(tiny_config, smoothin
     assert loss(weights) == pytest.approx(weights @ parts, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_mixed_images_have_the_weights_of_both_classes(tiny_config, monkeypatch):
+    tiny_config.model.dropout_rate, tiny_config.augment.mixup = 0.0, 1.0
+    mesh, batch = make_mesh(1, jax.devices()[:1]), one_batch(8, 32)
+    state = init_state(tiny_config, state_shapes(tiny_config, mesh))
+
+    def loss(shares, weights):
+        shares_BxK = jnp.tile(jnp.asarray(shares, jnp.float32), (8, 1))
+        monkeypatch.setattr("vgg_jax.steps.mix", lambda key, images, *_: (images, shares_BxK))
+        step = make_train_step(tiny_config, STATISTICS, mesh, weights)
+        return float(jax.jit(step)(state, batch, np.float32(1e-9))[1]["loss"])
+
+    of_classes = [loss(np.eye(3)[k], None) for k in range(3)]
+    found = loss([0.1, 0.9, 0], np.array([10, 0.2, 7], np.float32))
+    assert found == pytest.approx(0.1 * 10 * of_classes[0] + 0.9 * 0.2 * of_classes[1], rel=1e-4)
+
+
 def ramp(side=31):
     """An image that tells where each pixel is: red its column, green its row."""
     rows, columns = np.mgrid[:side, :side]
@@ -129,8 +146,10 @@ def apply(name, strength, image=None):
 def test_trivial_augments_operations_do_what_they_are_called():
     """Müller & Hutter 2021, Table 6: the wide space."""
     image = ramp().astype(int)
-    for name in set(OPERATIONS) - {"posterize", "solarize", "autocontrast", "equalize"}:
+    for name in set(OPERATIONS) - {"autocontrast", "equalize"}:
         np.testing.assert_array_equal(apply(name, 0), image)
+    white = np.full((8, 8, 3), 255, np.uint8)
+    np.testing.assert_array_equal(apply("solarize", 0, white), white)
     moved = apply("translate_x", 0.25)  # 8 of 32 pixels
     np.testing.assert_array_equal(moved[:, :23], image[:, 8:])
     assert not moved[:, 23:].any()
@@ -143,7 +162,7 @@ def test_trivial_augments_operations_do_what_they_are_called():
     np.testing.assert_allclose(inside[..., 0][seen], 8 * wanted[seen], atol=8)
     np.testing.assert_array_equal(apply("rotate", 90 / 135), np.rot90(image))
     np.testing.assert_allclose(apply("brightness", -1), 0.01 * image, atol=1)
-    np.testing.assert_array_equal(apply("solarize", 1 - 128 / 255), np.where(image < 128, image, 255 - image))
+    np.testing.assert_array_equal(apply("solarize", 0.5), np.where(image < 128, image, 255 - image))
     np.testing.assert_array_equal(apply("posterize", 1), image & 0b11000000)
     assert apply("color", -1 / 0.99).std(-1).max() < 1
     assert apply("autocontrast", 0).max((0, 1)).tolist()[:2] == [255, 255]

@@ -142,8 +142,10 @@ def test_where_anything_differs_the_paper_has_no_figure():
         changed = config.copy_and_resolve_references()
         changed.model[key] = value
         assert paper.training_scales(changed) is None
-    config.image.scale_max = 400
-    assert paper.training_scales(config) is None
+    for key, value in (("scale_max", 400), ("area_min", 0.08), ("padding", 30)):
+        changed = config.copy_and_resolve_references()
+        changed.image[key] = value
+        assert paper.training_scales(changed) is None
 
 
 # He et al. 2015, Tables 2 to 4 and 6; Krizhevsky et al. 2012, Table 1; Szegedy et al. 2014, Table 3.

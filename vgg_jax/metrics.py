@@ -136,7 +136,6 @@ class TrainMetrics:
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes a step's metrics and processes those of the step before."""
-        self._timed_steps += 1
         if not self.is_logged(step):  # each scalar fetched costs a tenth of a millisecond
             metrics = {name: value for name, value in metrics.items() if not _is_norm(name)}
         previous, self._pending = self._pending, (step, metrics)
@@ -160,8 +159,8 @@ class TrainMetrics:
         summed = {name: _plus(self._sums[name], values) for name in ("log", "evaluation")}
         self._sums = {**summed, "norms": norms or self._sums["norms"]}
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        # Steps dispatched since the clock was started: this one and, while one is pending, the next.
-        speed = max(self._timed_steps, 1) * self._config.batch_size / elapsed
+        self._timed_steps += 1  # finished since the clock was started
+        speed = self._timed_steps * self._config.batch_size / elapsed
         waited = self._waited / elapsed
         pace = f"{speed:.0f} images/s | input wait {waited:.0%}"
         left = f"at most {duration((self._total_steps - step) * self._config.batch_size / max(speed, 1e-9))} left"

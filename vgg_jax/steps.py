@@ -73,12 +73,12 @@ def make_train_step(
     auxiliary = auxiliary_heads(model.layers)
 
     def mean_loss(logits_BxK: jax.Array, labels: jax.Array) -> jax.Array:
-        if labels.ndim == 2:  # targets of `augment.mix`
-            losses_B = optax.softmax_cross_entropy(logits_BxK, optax.smooth_labels(labels, config.label_smoothing))
-            weights_B = 1.0 if class_weights is None else labels @ class_weights
-        else:
-            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels)
-            weights_B = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
+        if labels.ndim == 2:  # shares of `augment.mix`, each with the weight and the smoothing of its class
+            targets_BxK = labels if class_weights is None else labels * class_weights
+            smoothed, s = targets_BxK.mean(-1, keepdims=True), config.label_smoothing
+            return optax.softmax_cross_entropy(logits_BxK, (1 - s) * targets_BxK + s * smoothed).mean()
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels)
+        weights_B = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
         return (weights_B * losses_B).mean()
 
     def loss_fn(params: dict, model_state: dict, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
@@ -99,11 +99,10 @@ def make_train_step(
     microbatched_grad = _microbatched(jax.value_and_grad(loss_fn, has_aux=True), config.accumulation_steps)
 
     def train_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        augment_key, dropout_key = jax.random.split(step_key(config.seed, state.step))
+        augment_key, dropout_key, mix_key = jax.random.split(step_key(config.seed, state.step), 3)
         images = augment(augment_key, batch["image"], statistics, config.augment.flip, config.augment.color_std)
         labels = batch["label"]
         if mixes:
-            mix_key = jax.random.fold_in(augment_key, 0)
             images, labels = mix(mix_key, images, labels, config.model.num_classes, *mixes)
         (loss, logits_BxK, model_state), grads = microbatched_grad(state, images, labels, dropout_key)
         inner = {name: part for name, part in state.opt_state.items() if name != EMA}

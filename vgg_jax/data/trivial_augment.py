@@ -43,7 +43,7 @@ OPERATIONS: dict[str, tuple[Callable[[Image.Image, float], Image.Image], bool]] 
     "contrast": (_enhance(ImageEnhance.Contrast), True),
     "sharpness": (_enhance(ImageEnhance.Sharpness), True),
     "posterize": (lambda image, strength: ImageOps.posterize(image, 8 - round(6 * strength)), False),
-    "solarize": (lambda image, strength: ImageOps.solarize(image, round(255 * (1 - strength))), False),
+    "solarize": (lambda image, strength: ImageOps.solarize(image, round(256 * (1 - strength))), False),
     "autocontrast": (lambda image, _: ImageOps.autocontrast(image), False),
     "equalize": (lambda image, _: ImageOps.equalize(image), False),
 }

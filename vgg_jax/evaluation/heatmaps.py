@@ -20,7 +20,7 @@ from vgg_jax.evaluation.results import top5_classes
 from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import Layers, Network
-from vgg_jax.models.description import head_kernel, total_stride
+from vgg_jax.models.description import first_center, total_stride
 
 _SIDE = 320  # shorter side of a panel, pixels
 _LONGEST_PANEL = 4  # times that, the longer side at most
@@ -154,7 +154,8 @@ def draw(
         panels.append((panel, [f"{heading}: {class_names[index]}", f"probability {probs_K[index]:.1%}"]))
         if cams_hxwxn is not None:
             cam = cams_hxwxn[..., i] / max(float(cams_hxwxn[..., i].max()), 1e-30)
-            heat = _enlarged(cam, size, [pixels / cells for pixels, cells in zip(size[::-1], cam.shape, strict=True)])
+            strides = [pixels / cells for pixels, cells in zip(size[::-1], cam.shape, strict=True)]
+            heat = _enlarged(cam, size, strides, [stride / 2 for stride in strides])
             panels.append(
                 (_blended(base, heat), ["Grad-CAM of the same", f"map of {cam.shape[0]} x {cam.shape[1]} cells"])
             )
@@ -191,9 +192,9 @@ def overlay(
       layers: the model's.
     """
     low, high = ends
-    stride, kernel = total_stride(layers), head_kernel(layers)
     zooms = [drawn / pixels for drawn, pixels in zip(image.size[::-1], seen, strict=True)]
-    heat = _enlarged(map_hxw, image.size, [stride * zoom for zoom in zooms], kernel)
+    strides, firsts = ([pixels * zoom for zoom in zooms] for pixels in (total_stride(layers), first_center(layers)))
+    heat = _enlarged(map_hxw, image.size, strides, firsts)
     return _blended(image, (heat - low) / max(high - low, 1e-9))
 
 
@@ -203,21 +204,23 @@ def _blended(image: Image.Image, heat_HxW: np.ndarray) -> Image.Image:
     return Image.fromarray((0.45 * grey + 0.55 * _colored(heat_HxW)).astype(np.uint8))
 
 
-def _enlarged(map_hxw: np.ndarray, size: tuple[int, int], strides: Sequence[float], kernel: int = 1) -> np.ndarray:
+def _enlarged(
+    map_hxw: np.ndarray, size: tuple[int, int], strides: Sequence[float], firsts: Sequence[float]
+) -> np.ndarray:
     """Enlarges a map to [size[1], size[0]] float64, bilinear between the centres of its cells.
 
     Args:
       map_hxw: the map.
       size: (width, height), drawn pixels.
       strides: drawn pixels from one cell to the next, down and across.
-      kernel: strides that a cell sees; the first begins at the edge.
+      firsts: drawn pixels from the edge to the centre of the first cell, down and across.
     """
 
-    def weights(cells: int, stride: float, length: int) -> np.ndarray:
-        cell = ((np.arange(length) + 0.5) / stride - kernel / 2).clip(0, cells - 1)
+    def weights(cells: int, stride: float, first: float, length: int) -> np.ndarray:
+        cell = ((np.arange(length) + 0.5 - first) / stride).clip(0, cells - 1)
         return np.maximum(0, 1 - np.abs(cell[:, None] - np.arange(cells)))
 
-    rows, columns = (weights(*args) for args in zip(map_hxw.shape, strides, size[::-1], strict=True))
+    rows, columns = (weights(*args) for args in zip(map_hxw.shape, strides, firsts, size[::-1], strict=True))
     return rows @ map_hxw.astype(np.float64) @ columns.T
 
 

@@ -116,6 +116,8 @@ def training_scales(config: ConfigDict) -> str | None:
         (model.width_multiplier, fc_width, model.num_classes, image.crop),
         (image.scale_min, image.scale_max),
     )
+    if bool(image.area_min) != (name == "GoogLeNet") or bool(image.padding) != (shape == (1.0, None, 10, 32)):
+        return None
     if name == "AlexNet":
         return "S=256" if (shape, scales) == ((1.0, 4096, 1000, 227), (256, 256)) else None
     if is_vgg(name):
@@ -126,7 +128,7 @@ def training_scales(config: ConfigDict) -> str | None:
     if shape != (1.0, None, 1000, 224):
         return None
     if name == "GoogLeNet":
-        return "area" if image.area_min else None
+        return "area"
     return "jitter" if scales == (256, 480) else None
 
 

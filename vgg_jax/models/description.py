@@ -133,6 +133,15 @@ def total_stride(layers: Layers) -> int:
     return strides[layers[-1].name]
 
 
+def first_center(layers: Layers) -> float:
+    """Returns where the centre of what the score map's first cell sees lies, in pixels from the image's edge."""
+    centers, strides = {"images": 0.5}, {"images": 1}
+    for layer, (first, *_) in with_inputs(layers):
+        centers[layer.name] = centers[first] + strides[first] * ((layer.kernel - 1) / 2 - layer.padding)
+        strides[layer.name] = strides[first] * layer.stride
+    return centers[layers[-1].name]
+
+
 def halo(layers: Layers) -> int:
     """Returns the number of last-map cells, from a cut of the image inwards, whose field of view crosses the cut.
 

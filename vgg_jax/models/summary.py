@@ -29,6 +29,7 @@ class LayerRow(NamedTuple):
     activation_bytes: int  # of the output, float32
     depth: int  # layers with a kernel on the longest way from the image to its output
     is_projection: bool  # of a shortcut, which the papers do not count as a layer
+    inputs: tuple[str, ...]  # layers whose outputs it reads
 
 
 def layer_rows(network: Network) -> list[LayerRow]:
@@ -39,11 +40,14 @@ def layer_rows(network: Network) -> list[LayerRow]:
     head = network.layers[-1].name
     counted = needed(network.layers, [head])
     hidden = tuple(name for name in endpoint_names(network.layers) if name in counted)
-    projections = {layer.inputs[1].replace("bn", "conv") for layer in network.layers if layer.kind == "add"}
+    shortcuts = [layer.inputs[1] for layer in network.layers if layer.kind == "add"]
+    projections = {name.replace("bn", "conv") for name in shortcuts if name.startswith("bn")}
     maps: Any = jax.eval_shape(lambda v, x: network.apply(v, x, endpoints=hidden)[1], variables, image)
     fields, strides, depths = {"images": 1}, {"images": 1}, {"images": 0}
     rows: list[LayerRow] = []
+    dropped: dict[str, str] = {}  # dropout, which is not listed, and what it reads
     for layer, inputs in with_inputs(network.layers):
+        inputs = tuple(dropped.get(name, name) for name in inputs)
         stride = strides[inputs[0]]
         sees_all = layer.kind in ("mean", "fc", "head")
         reach = (layer.kernel - 1) * stride if layer.kind in WINDOWS else 0
@@ -51,6 +55,8 @@ def layer_rows(network: Network) -> list[LayerRow]:
         strides[layer.name] = stride * layer.stride
         is_projection = layer.name in projections
         depths[layer.name] = max(depths[name] for name in inputs) + (layer.has_kernel and not is_projection)
+        if layer.kind == "dropout":
+            dropped[layer.name] = inputs[0]
         if layer.kind == "dropout" or layer.name not in counted:
             continue
         output = (1, 1, network.num_classes) if layer.kind == "head" else maps[layer.name].shape[1:]
@@ -70,6 +76,7 @@ def layer_rows(network: Network) -> list[LayerRow]:
                 _BYTES * math.prod(output),
                 depths[layer.name],
                 is_projection,
+                inputs,
             )
         )
     return rows
@@ -78,13 +85,18 @@ def layer_rows(network: Network) -> list[LayerRow]:
 def summary(rows: list[LayerRow]) -> dict[str, Any]:
     """Returns what reviewers compare, of `layer_rows`.
 
-    activation_bytes_forward is the largest sum of a layer's output and the output before it, what computing one layer after
-    another needs at least; activation_bytes_training the sum of all outputs, which the backward pass reads.
+    activation_bytes_forward is the largest sum of a layer's output and the earlier ones that it or a later layer reads, what
+    computing one layer after another needs at least; activation_bytes_training the sum of all outputs, which the backward
+    pass reads.
     """
     convolutions = [row for row in rows if row.kind == "conv"]
     last = rows[next(i for i, row in enumerate(rows) if row.kind in ("mean", "fc", "head")) - 1]
     parameters = sum(row.parameters for row in rows)
-    outputs = [row.activation_bytes for row in rows]
+    last_read = {name: i for i, row in enumerate(rows) for name in row.inputs}
+    held = [
+        row.activation_bytes + sum(other.activation_bytes for other in rows[:i] if last_read.get(other.name, 0) >= i)
+        for i, row in enumerate(rows)
+    ]
     return {
         "weight_layers": rows[-1].depth,
         "parameters": parameters,
@@ -92,8 +104,8 @@ def summary(rows: list[LayerRow]) -> dict[str, Any]:
         "macs": sum(row.macs for row in rows),
         "receptive_field": last.receptive_field,
         "last_map": list(last.output),
-        "activation_bytes_forward": max(a + b for a, b in zip([0, *outputs], outputs, strict=False)),
-        "activation_bytes_training": sum(outputs),
+        "activation_bytes_forward": max(held),
+        "activation_bytes_training": sum(row.activation_bytes for row in rows),
         "kernels": sorted({row.kernel for row in convolutions}),
         "shrinks_by": [
             f"{row.name} {row.kernel}x{row.kernel}/{row.stride}"
