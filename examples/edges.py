@@ -33,6 +33,8 @@ _OUTPUT = flags.DEFINE_string("output", "edges.png", "Where they go: white is ce
 def main(arguments: list[str]) -> None:
     if arguments:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --image=photo.jpg.")
+    if Path(_OUTPUT.value).suffix.lower() not in Image.registered_extensions():
+        cli.fail(f"--output={_OUTPUT.value} ends as no kind of picture does; write a name as edges.png.")
     trunk, sides = features.load(_WEIGHTS.value), side_outputs(Path(_SIDE_OUTPUTS.value).expanduser())
     try:
         image = decode(read_file(Path(_IMAGE.value).expanduser()))

@@ -41,6 +41,8 @@ _RATE = flags.DEFINE_float("learning_rate", 4.0, "Of Adam, pixel values on 0 to 
 def main(arguments: list[str]) -> None:
     if arguments:
         cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --content=photo.jpg.")
+    if Path(_OUTPUT.value).suffix.lower() not in Image.registered_extensions():
+        cli.fail(f"--output={_OUTPUT.value} ends as no kind of picture does; write a name as painted.png.")
     model = features.load(_WEIGHTS.value)
     if _AVERAGE_POOLING.value:
         model = features.with_average_pooling(model)

@@ -259,6 +259,17 @@ def test_without_the_pictures_the_rest_is_made(trained, net_config, tmp_path):
     assert "Learning curves" in text
 
 
+@pytest.mark.slow
+def test_a_fusions_partner_is_not_shown_as_the_run(trained, net_config, tmp_path):
+    partner = logged(make_run(tmp_path / "partner", net_config, seed=1))
+    evaluate(Request((str(trained), str(partner)), protocol="center_crop", scales="64,73"), quiet=True)
+    text = text_of(write_page([trained, partner], None, quiet=True))
+    errors = text[text.index("Test errors Every evaluation") :]
+    assert errors.count("run, 7 center crop 64 ") == 1  # at two scales and as their mean
+    assert errors.count("run, 7 center crop 73 ") == 1
+    assert errors.count("fusion of 2, 7 center crop") == 1
+
+
 def test_several_runs_side_by_side(trained, net_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net_config.optimizer.learning_rate = 0.5

@@ -325,6 +325,10 @@ def test_names_that_are_not_utf8_or_hold_control_characters(folder_config, tmp_p
 def test_another_number_of_classes_is_named_before_anything_is_packed(folder_config, tmp_path):
     folder_config.model.num_classes = 10
     refused(folder_config, "config.model.num_classes is 10, but folder has 3 classes; say --config.model.num_classes=3")
+    root = tmp_path / "one"
+    shutil.copytree(Path(folder_config.data.root) / "train" / "arrow", root / "train" / "arrow")
+    folder_config.data.root, folder_config.data.val_split = str(root), "train"
+    refused(folder_config, "has but one class; images must lie in <split>/<class>/, of two classes or more")
     assert not (tmp_path / "prepared").exists()
 
 

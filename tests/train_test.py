@@ -240,8 +240,10 @@ def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
     tiny_config.num_epochs = 1.0
     train(tiny_config, tmp_path / "run", quiet=True)
     tiny_config.num_epochs = 0.5
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     with pytest.raises(UserError, match=r"config.num_epochs=0.5 ends at step 6, .* already at step 12"):
         train(tiny_config, tmp_path / "run", quiet=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     tiny_config.num_epochs = 2.0  # longer is fine
     assert train(tiny_config, tmp_path / "run", quiet=True)["steps"] == 23
 

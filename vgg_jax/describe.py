@@ -44,12 +44,12 @@ def main(arguments: list[str]) -> None:
     rows = {name: layer_rows(_network(name)) for name in arguments}
     figures = {name: summary(its) for name, its in rows.items()}
     if _DRAW.value:
-        from vgg_jax.exceptions import writing_to
+        from vgg_jax.files import write_atomically
         from vgg_jax.reporting.network_drawing import draw
 
         path = Path(_DRAW.value).expanduser()
-        with writing_to(path, "name another file with --draw"):
-            draw(arguments[0], rows[arguments[0]]).save(path, "PNG")
+        with write_atomically(path, "name another file with --draw") as unfinished:
+            draw(arguments[0], rows[arguments[0]]).save(unfinished, "PNG")
     if _JSON.value:
         print(
             json.dumps(

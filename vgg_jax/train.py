@@ -150,6 +150,11 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
     dataset = distributed.primary_first(lambda: open_dataset(config))
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = schedules.total_steps(config, steps_per_epoch)
+    if (step := max(workdir_lib.checkpoint_steps(workdir), default=0)) > total_steps:
+        raise UserError(
+            f"config.num_epochs={config.num_epochs:g} ends at step {total_steps}, but the run in {workdir} is already at step "
+            f"{step}; give at least {schedules.epochs_text(step, steps_per_epoch)} epochs. Nothing there was changed."
+        )
     return _Run(config, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console)
 
 
@@ -180,11 +185,6 @@ def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Prog
         run.console.print(f"WARNING: {warning}")
     step, state, progress = restored.step, restored.state, restored.progress
     run.console.print(f"continuing from {checkpoints.path(step)}")
-    if step > run.total_steps:
-        raise UserError(
-            f"config.num_epochs={run.config.num_epochs:g} ends at step {run.total_steps}, but the run in {run.workdir} is "
-            f"already at step {step}; give at least {schedules.epochs_text(step, run.steps_per_epoch)} epochs."
-        )
     best = progress.best_step
     if best is not None and best not in checkpoints.steps() and progress.last is not None:
         run.console.print(

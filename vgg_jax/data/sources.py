@@ -234,10 +234,9 @@ def _check_splits(splits: Mapping[str, str], known: list[str], owner: str) -> No
 
 def _check_num_classes(num_classes: int, name: str, count: int) -> None:
     if num_classes not in (0, count):
-        raise UserError(
-            f"config.model.num_classes is {num_classes}, but {name} has {count} classes; say "
-            f"--config.model.num_classes={count}."
-        )
+        has = f"has {count} classes; say --config.model.num_classes={count}"
+        has = has if count > 1 else "has but one class; images must lie in <split>/<class>/, of two classes or more"
+        raise UserError(f"config.model.num_classes is {num_classes}, but {name} {has}.")
 
 
 def _flag(name: str, value: object) -> str:

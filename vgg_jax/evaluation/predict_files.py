@@ -23,6 +23,9 @@ from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass, skipped_imag
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.files import write_atomically
+
+_OTHER_MAPS = "choose another --maps"
 
 
 class Prediction(NamedTuple):
@@ -126,7 +129,7 @@ def predict(
     passes = eval_passes(trained.config, protocol, scales)
     directory = Path(maps).expanduser()
     if maps:
-        with writing_to(maps, "choose another --maps"):
+        with writing_to(maps, _OTHER_MAPS):
             directory.mkdir(parents=True, exist_ok=True)
     largest = max(passes, key=lambda eval_pass: eval_pass.scale)
     readable, sizes, failures = _check_images(paths, largest)
@@ -147,12 +150,15 @@ def predict(
             cams = heatmaps.grad_cam(trained, variables, image, classes) if grad_cam else None
             picture = heatmaps.draw(image, scores, probs_K, classes, trained.class_titles, trained.model.layers, cams)
             drawn = str(directory / f"{i:03d}-{readable[i].stem}.png")
-            with writing_to(drawn, "choose another --maps"):
-                picture.save(drawn)
-                if cams is not None:
-                    numbers = [index for _, index in classes]
-                    npz = drawn.removesuffix(".png") + ".npz"
-                    np.savez(npz, classes=np.array(numbers), score_map=scores[..., numbers], grad_cam=cams)
+            with write_atomically(Path(drawn), _OTHER_MAPS) as unfinished:
+                picture.save(unfinished, "PNG")
+            if cams is not None:
+                numbers = [index for _, index in classes]
+                with (
+                    write_atomically(Path(drawn).with_suffix(".npz"), _OTHER_MAPS) as unfinished,
+                    open(unfinished, "wb") as file,
+                ):
+                    np.savez(file, classes=np.array(numbers), score_map=scores[..., numbers], grad_cam=cams)
         (likeliest,) = results.top5_classes(probs_K[None])
         return i, Prediction(readable[i], likeliest, probs_K[likeliest], drawn)
 

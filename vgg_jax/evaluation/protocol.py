@@ -22,7 +22,7 @@ from vgg_jax.evaluation.run import EvalStats
 from vgg_jax.evaluation.split import UNLABELLED, Split, cache_dir, split_probs
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import write_json, write_text
+from vgg_jax.files import write_atomically, write_json, write_text
 from vgg_jax.provenance import environment
 
 
@@ -247,17 +247,18 @@ def _draw_maps(
     directory = Path(request.maps).expanduser()
     variables = heatmaps.on_one_device(trained)
     drawn = []
-    with writing_to(directory, "choose another --maps"):
-        for index in heatmaps.spread(len(first.keys), request.num_maps):
-            image = heatmaps.image_for_map(split.records, index, scale)
-            if image is None:
-                console.print(f"no score map of {first.keys[index]}: it is too long to look at")
-                continue
-            scores, probs_K = heatmaps.score_map(trained, variables, image)
-            classes = heatmaps.classes_to_draw(probs_K, int(first.labels[index]))
-            stem = re.sub(r"[^\w.=-]+", "_", str(first.keys[index]).rsplit(".", 1)[0])
-            path = directory / f"{index:06d}-{stem}.png"
-            heatmaps.draw(image, scores, probs_K, classes, trained.class_names, trained.model.layers).save(path)
-            drawn.append(str(path))
+    for index in heatmaps.spread(len(first.keys), request.num_maps):
+        image = heatmaps.image_for_map(split.records, index, scale)
+        if image is None:
+            console.print(f"no score map of {first.keys[index]}: it is too long to look at")
+            continue
+        scores, probs_K = heatmaps.score_map(trained, variables, image)
+        classes = heatmaps.classes_to_draw(probs_K, int(first.labels[index]))
+        stem = re.sub(r"[^\w.=-]+", "_", str(first.keys[index]).rsplit(".", 1)[0])
+        path = directory / f"{index:06d}-{stem}.png"
+        picture = heatmaps.draw(image, scores, probs_K, classes, trained.class_names, trained.model.layers)
+        with write_atomically(path, "choose another --maps") as unfinished:
+            picture.save(unfinished, "PNG")
+        drawn.append(str(path))
     console.print(f"{len(drawn)} score maps at Q = {scale} in {directory}")
     return drawn

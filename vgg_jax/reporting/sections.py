@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -238,10 +239,16 @@ def _machine(run: Run) -> list[tuple[str, str]]:
 
 
 def _error_rows(run: Run) -> list[dict[str, Any]]:
-    """Returns the rows of all cached evaluations, each once, with the paper's figures where results name them."""
+    """Returns the rows of all cached evaluations, each once, with the paper's figures where results name them.
+
+    Of fusions, those of the models that this run was fused with are left out.
+    """
     rows: dict[tuple, dict[str, Any]] = {}
     for path, content in run.evaluations:
-        for row in content["rows"]:
+        # The run's own come first: each pass, their means where there are several, and the mean over methods.
+        methods = Counter(str(one.get("method")) for one in content["models"][0]["passes"])
+        own = sum(count + (count > 1) for count in methods.values()) + (len(methods) > 1)
+        for row in content["rows"][:own] + [row for row in content["rows"][own:] if row["models"].startswith("fusion")]:
             published = paper.TopKError(**row["paper"]) if row.get("paper") else None
             shown = {
                 "model": row["models"],
