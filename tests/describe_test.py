@@ -89,7 +89,7 @@ def test_json_and_a_drawing(tmp_path):
         (("ResNet-50-BN",), "'ResNet-50-BN' is no network."),
         (("D", "--crop=31"), "--crop=31: a crop of 31 pixels is too small: nothing would be left of it at pool5 of D."),
         (("A", "D", "--draw=x.png"), "--draw=x.png is for one network, and 2 are named."),
-        (("A", "--draw=/nowhere/x.png"), "cannot write to /nowhere/x.png"),
+        (("A", "--draw=/dev/null/x.png"), "cannot write to /dev/null/x.png"),
     ],
 )
 def test_a_mistake_gets_a_sentence(arguments, sentence):
