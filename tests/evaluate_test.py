@@ -35,6 +35,7 @@ def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_errors_name_the_flags_of_the_command(net_config, tmp_path):
     run = make_run(tmp_path / "run", net_config)
     status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", "--data_root=/nowhere")

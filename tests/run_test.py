@@ -75,7 +75,9 @@ def test_every_device_sees_other_pictures_however_the_net_lay_in_training(net_co
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(trained.variables))
 
 
-@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 3), (64, 8), (1000, 5)])
+@pytest.mark.parametrize(
+    ("batch_size", "devices"), [pytest.param(1, 1, marks=pytest.mark.slow), (7, 3), (64, 8), (1000, 5)]
+)
 def test_every_picture_once_for_any_batch_and_number_of_devices(run, net_config, photos, by_hand, batch_size, devices):
     whole, chunks, stats = computed(net_on(run, devices), records_of(net_config), DENSE, batch_size)
     wanted = by_hand(net_config, photos)

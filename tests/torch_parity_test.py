@@ -261,7 +261,14 @@ def with_batch_norm(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["A", "E", "ResNet-18", "ResNet-34", "ResNet-50", pytest.param("ResNet-152", marks=pytest.mark.slow)]
+    "name",
+    [
+        "A",
+        "E",
+        "ResNet-18",
+        "ResNet-34",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("ResNet-50", "ResNet-152")),
+    ],
 )
 def test_batch_normalised_networks_come_from_torchvision_and_go_back(name, tmp_path):
     torch_net = with_batch_norm(name)

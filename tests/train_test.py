@@ -291,6 +291,7 @@ def test_a_narrow_terminal_shows_the_time_left(tiny_config):
         assert re.match(r"at most \d+ s left \| epoch ", line)
 
 
+@pytest.mark.slow
 def test_a_short_run_has_metrics_and_top5_error_counts_from_six_classes(tiny_config, tmp_path, capsys):
     tiny_config.num_epochs, tiny_config.log_every_steps = 1.0, 100
     train(tiny_config, tmp_path / "run")

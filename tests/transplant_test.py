@@ -186,6 +186,7 @@ def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_pat
     assert np.abs(first(same, images - mean - np.float32([8, -4, 2])) - wanted).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_another_mean_of_the_data_moves_into_the_first_normalisation_where_there_is_no_bias(tiny_config, tmp_path):
     tiny_config.model.configuration = "ResNet-20"
     mesh = make_mesh(1, jax.devices()[:1])

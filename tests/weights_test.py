@@ -660,6 +660,7 @@ def test_a_net_that_torchvision_has_not_is_not_written_for_it():
         to_torchvision(some_weights("C"))
 
 
+@pytest.mark.slow
 def test_an_exported_program_gives_the_posteriors_of_the_net():
     pytest.importorskip("flatbuffers", reason="exports, which needs flatbuffers (pip install 'vgg-jax[export]')")
     weights = some_weights("A")
