@@ -260,7 +260,8 @@ def test_without_the_pictures_the_rest_is_made(trained, net_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fusions_partner_is_not_shown_as_the_run(trained, net_config, tmp_path):
+def test_a_fusions_partner_is_not_shown_as_the_run(trained, net_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the page of several runs goes
     partner = logged(make_run(tmp_path / "partner", net_config, seed=1))
     evaluate(Request((str(trained), str(partner)), protocol="center_crop", scales="64,73"), quiet=True)
     text = text_of(write_page([trained, partner], None, quiet=True))
