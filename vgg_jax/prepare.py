@@ -89,4 +89,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, flags, key_flags={"data.dir": "--data_dir", "data.root": "--root", "data.name": "the data set"})
+    cli.run(main, flags, key_flags={"data.dir": "--data_dir", "data.root": "--root", "data.name": "NAME"})

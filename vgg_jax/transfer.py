@@ -178,4 +178,5 @@ def _whole_numbers(words: list[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.run(main, flags, key_flags={"data.dir": "--data_dir", "data.name": "--data_root"})
+    key_flags = {"data.dir": "--data_dir", "data.name=": "--data_root=tfds:", "data.name": "--data_root"}
+    cli.run(main, flags, key_flags=key_flags)

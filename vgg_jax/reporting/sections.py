@@ -245,10 +245,13 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
     """
     rows: dict[tuple, dict[str, Any]] = {}
     for path, content in run.evaluations:
-        # The run's own come first: each pass, their means where there are several, and the mean over methods.
-        methods = Counter(str(one.get("method")) for one in content["models"][0]["passes"])
-        own = sum(count + (count > 1) for count in methods.values()) + (len(methods) > 1)
-        for row in content["rows"][:own] + [row for row in content["rows"][own:] if row["models"].startswith("fusion")]:
+        shown_rows = content["rows"]
+        if len(content["models"]) > 1:
+            # The run's own come first: each pass, their means where there are several, and the mean over methods.
+            methods = Counter(one["method"] for one in content["models"][0]["passes"])
+            own = sum(count + (count > 1) for count in methods.values()) + (len(methods) > 1)
+            shown_rows = shown_rows[:own] + [row for row in shown_rows[own:] if row["models"].startswith("fusion")]
+        for row in shown_rows:
             published = paper.TopKError(**row["paper"]) if row.get("paper") else None
             shown = {
                 "model": row["models"],
