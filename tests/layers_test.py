@@ -107,6 +107,20 @@ def test_batch_normalisation_is_flaxs(dtype):
         )
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(0, 1), (50, 1), (500, 1), (5000, 1), (-5000, 1), (100, 0.01)])
+def test_batch_normalisation_of_values_far_from_0_is_that_of_float64(mean, deviation):
+    x = (mean + deviation * np.random.default_rng(0).normal(size=(8, 16, 16, 4))).astype(np.float32)
+    x[0] += deviation  # images and channels differ
+    x[..., 1] *= 2
+    module = BatchNorm(use_running_average=False)
+    y, updated = module.apply(module.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    exact = x.astype(np.float64)
+    means, variances = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+    np.testing.assert_allclose(y, (exact - means) / np.sqrt(variances + 1e-5), atol=1e-3)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * means, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * variances, rtol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [1, 4, 9])
 def test_lrn_is_krizhevskys_formula(channels):
     a = np.random.RandomState(0).normal(0, 60, (2, 3, 2, channels))
