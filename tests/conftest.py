@@ -9,11 +9,10 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Programs of tests run a few times: optimised little, they compile in a third of the time. See `fully_optimised`.
-_XLA_FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-# jaxlib aborts on a flag that it does not know, as 0.12 does not know this one.
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(_XLA_FLAGS)
+# jaxlib aborts on a flag that it does not know, as 0.12 does not know the last one.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" + (
+    " --xla_cpu_use_fusion_emitters=false" if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) else ""
+)
 # What one test has compiled another need not compile again: neither in the programs that tests start, nor in pytest's other
 # workers, nor the next time. A bounded cache is a locked one, so that no two processes meet in a file.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
