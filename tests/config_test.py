@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import KEYS, default_config, eval_scale, flatten, lr_factors, network_name
+from vgg_jax.config import KEYS, default_config, eval_scale, flatten, lr_factors, lr_factors_text, network_name
 from vgg_jax.exceptions import UserError
 from vgg_jax.reproduction.plan import split_config
 from vgg_jax.schedules import SCHEDULES, Plateau, learning_rate
@@ -66,7 +66,41 @@ def test_any_network_can_be_fine_tuned(network, head):
     validate(config, num_devices=8)
     layer = "fc8" if network == "AlexNet" or (network, head) == ("D", "fc") else "fc"
     assert config.image.crop == {"AlexNet": 227, "ResNet-20": 32}.get(network, 224)
-    assert lr_factors(config) == [(layer, 10.0)]
+    factors = lr_factors(config)
+    assert {name: factor for name, factor in factors.items() if factor != 1} == {layer: 10.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "factors", "description"),
+    [
+        (
+            "conv1_*=0,conv2_*=0,conv*=0.1,classifier=10",
+            {"bn1_1": 0, "bn2_2": 0, "bn3_1": 0.1, "conv3_1": 0.1, "fc6": 1, "fc8": 10},
+            "frozen: conv1_1 to bn2_2; x 0.1: conv3_1 to bn5_3; x 1: fc6, fc7; x 10: fc8",
+        ),
+        ("conv*=0,bn1_1=1", {"conv1_1": 0, "bn1_1": 1, "bn1_2": 0}, None),
+        ("conv1_*=0,*=0.1", {"conv1_1": 0, "bn1_1": 0.1, "bn1_2": 0.1, "fc8": 0.1}, None),
+        ("bn1_*=0", {"conv1_1": 1, "bn1_1": 0}, "frozen: bn1_1, bn1_2; x 1: conv1_1, conv1_2, conv2_1 to fc8"),
+    ],
+)
+def test_a_normalisation_has_the_factor_of_its_convolution_unless_a_pattern_matches_its_name(
+    text, factors, description
+):
+    config = changed("optimizer.lr_factors", text)
+    config.model.batch_norm = True
+    assert lr_factors(config).items() >= factors.items()
+    if description:
+        assert lr_factors_text(config) == description
+    config.optimizer.norms_follow = False
+    assert {factor for name, factor in lr_factors(config).items() if name.startswith("bn")} <= {1, 0.1, 0}
+    assert lr_factors(config)["bn5_3"] == (0.1 if "*=0.1" in text.split(",") else 1)
+
+
+@pytest.mark.parametrize("text", ["conv1=0,conv2_*=0.1"])
+def test_a_shortcuts_normalisation_follows_its_own_convolution(text):
+    config = changed("optimizer.lr_factors", text)
+    config.model.configuration = "ResNet-50"
+    assert lr_factors(config).items() >= {"bn1": 0, "bn2_1a": 0.1, "bn2_1s": 0.1, "bn3_1s": 1, "fc": 1}.items()
 
 
 @pytest.mark.parametrize(("key", "value"), [("ema_decay", 0.99), ("optimizer.name", "adamw")])
@@ -142,6 +176,9 @@ def test_every_configuration_file_is_valid_on_eight_devices():
         ("init_layers", "conv*", "there is nothing to take layers from; give --config.init_from=DIR as well"),
         ("optimizer.lr_factors", "fc8", "'fc8' is not layer=factor with a factor from 0 to 1e+06"),
         ("optimizer.lr_factors", "fc8=-1", "'fc8=-1' is not layer=factor"),
+        ("optimizer.lr_factors", "fc8=1,fc8=0", "earlier patterns decide every layer of 'fc8'"),
+        ("optimizer.lr_factors", "*=0.5,conv1_1=0", "earlier patterns decide every layer of 'conv1_1'"),
+        ("optimizer.lr_factors", "classifier=0,*=0", "which freezes every layer"),
         ("optimizer.lr_factors", "conv6*=0", "no layer of configuration D is called 'conv6*'; there are conv1_1"),
     ],
 )

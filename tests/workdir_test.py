@@ -34,6 +34,21 @@ def test_the_same_run_may_go_on_and_for_longer(run):
     assert json.loads((run / "config.json").read_text())["num_epochs"] == 100.0
 
 
+def test_a_run_of_an_earlier_version_keeps_the_factors_of_its_normalisation(run):
+    config = default_config()
+    config.model.batch_norm, config.optimizer.lr_factors = True, "conv*=0"
+    content = json.loads((run / "config.json").read_text())
+    for follow, count in ((None, 1), (False, 1), (True, 0)):
+        content["optimizer"]["norms_follow"] = follow
+        if follow is None:  # version 0.4 did not have the key
+            del content["optimizer"]["norms_follow"]
+        (run / "config.json").write_text(json.dumps(content))
+        continued, lines = workdir.continued(run, config)
+        assert (continued.optimizer.norms_follow, len(lines)) == (bool(follow), count)
+    assert config.optimizer.norms_follow
+    assert workdir.continued(run / "none", config) == (config, [])
+
+
 def test_another_run_is_refused_and_nothing_is_changed(run):
     before = (run / "config.json").read_text()
     config = default_config()

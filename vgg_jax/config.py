@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from vgg_jax.compilation import AUTO
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import BOTTLENECK_STRIDES, CONFIGURATIONS, HEADS, SHORTCUTS, Layers, describe, is_vgg
-from vgg_jax.models.description import layer_names
+from vgg_jax.models.description import layer_names, with_inputs
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.schedules import SCHEDULES
 from vgg_jax.sharding import RULES
@@ -103,6 +104,9 @@ KEYS: dict[str, Key] = {
     "optimizer.learning_rate": Key(1e-2, 1e-12, 1e6),  # at the start (Paper §3.1)
     # Factors on it by layer, the first that fits counts: "classifier=10,conv1_*=0,conv*=0.1"; 0 freezes, layers not named have 1.
     "optimizer.lr_factors": Key(""),
+    # Whether a normalisation that lr_factors does not match has the factor of its convolution. A continued run keeps its own
+    # value: False if it was begun by version 0.4 or earlier.
+    "optimizer.norms_follow": Key(True, may_change=True),
     "optimizer.momentum": Key(0.9, 0, 0.9999),  # (Paper §3.1)
     "optimizer.l2": Key(5e-4, 0, 1),  # weight decay that joins the gradient (Paper §3.1); of AdamW the decoupled one
     "optimizer.l2_mask": Key("kernels", choices=L2_MASKS),  # the parameters that decay
@@ -233,35 +237,68 @@ def init_from(config: ConfigDict) -> str:
     return "" if config.init_from == NO_INIT_FROM else config.init_from
 
 
-def lr_factors(config: ConfigDict) -> list[tuple[str, float]]:
-    """Returns `optimizer.lr_factors` as (pattern of a layer's name, factor on the learning rate), in its order.
+def lr_factors(config: ConfigDict) -> dict[str, float]:
+    """Returns the factor on the learning rate of each layer with parameters, by `optimizer.lr_factors`; 0 freezes it.
 
-    "classifier" stands for the last layer, whatever it is called.
+    The first pattern that matches a layer's name decides, and "classifier" stands for the last layer. Where
+    `optimizer.norms_follow`, a normalisation that no pattern matches takes the factor of its convolution.
 
     Raises:
-      UserError: anything but `pattern=factor` with commas between, or a pattern that fits no layer.
+      UserError: anything but `pattern=factor` with commas between, a pattern that decides no layer, or no layer that trains.
     """
-    text, factors = config.optimizer.lr_factors, []
-    layers = layer_names(network_layers(config))
-    for part in filter(None, text.split(",")):
-        pattern, _, number = (word.strip() for word in part.partition("="))
-        pattern = layers[-1] if pattern == "classifier" else pattern
-        try:
-            factor = float(number)
-        except ValueError:
-            factor = math.nan
-        if not 0 <= factor <= _LARGEST_LR_FACTOR:
-            raise UserError(
-                f"config.optimizer.lr_factors is {text!r}, in which {part!r} is not layer=factor with a factor from 0 to "
-                f'{_LARGEST_LR_FACTOR:g}; write for example "classifier=10,conv*=0.1".'
-            )
-        if not fnmatch.filter(layers, pattern):
+    text, layers = config.optimizer.lr_factors, network_layers(config)
+    names = layer_names(layers)
+    patterns = [_lr_factor(part, text, names) for part in text.split(",") if part]
+    deciding = {
+        name: next((pattern for pattern, _ in patterns if fnmatch.fnmatchcase(name, pattern)), None) for name in names
+    }
+    if config.optimizer.norms_follow:
+        for layer, (source, *_) in with_inputs(layers):
+            if layer.kind == "batch_norm":
+                deciding[layer.name] = deciding[layer.name] or deciding.get(source)
+    factors: dict[str | None, float] = {None: 1.0}
+    for pattern, factor in patterns:
+        if not fnmatch.filter(names, pattern):
             raise UserError(
                 f"config.optimizer.lr_factors is {text!r}, and no layer of configuration {config.model.configuration} is "
-                f"called {pattern!r}; there are {', '.join(layers)}."
+                f"called {pattern!r}; there are {', '.join(names)}."
             )
-        factors.append((pattern, factor))
-    return factors
+        if pattern in factors or pattern not in deciding.values():
+            raise UserError(
+                f"config.optimizer.lr_factors is {text!r}, in which earlier patterns decide every layer of {pattern!r}; "
+                "leave it out, or write it before them."
+            )
+        factors[pattern] = factor
+    if not any(factors[pattern] for pattern in deciding.values()):
+        raise UserError(f"config.optimizer.lr_factors is {text!r}, which freezes every layer; leave one that trains.")
+    return {name: factors[pattern] for name, pattern in deciding.items()}
+
+
+def _lr_factor(part: str, text: str, names: list[str]) -> tuple[str, float]:
+    """Returns the pattern and the factor of one part of `optimizer.lr_factors`, which is `text`."""
+    pattern, _, number = (word.strip() for word in part.partition("="))
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = math.nan
+    if not 0 <= factor <= _LARGEST_LR_FACTOR:
+        raise UserError(
+            f"config.optimizer.lr_factors is {text!r}, in which {part!r} is not layer=factor with a factor from 0 to "
+            f'{_LARGEST_LR_FACTOR:g}; write for example "classifier=10,conv*=0.1".'
+        )
+    return names[-1] if pattern == "classifier" else pattern, factor
+
+
+def lr_factors_text(config: ConfigDict) -> str:
+    """Returns the layers of each factor in words: "frozen: conv1_1 to bn2_2; x 0.1: conv3_1 to bn5_3; x 1: fc6, fc7"."""
+    factors = lr_factors(config)
+    spans: dict[float, list[str]] = {}
+    for factor, group in itertools.groupby(factors, factors.__getitem__):
+        first, *others = group
+        last = "" if not others else f", {others[0]}" if len(others) == 1 else f" to {others[-1]}"
+        spans.setdefault(factor, []).append(first + last)
+    labels = {factor: f"x {factor:g}" if factor else "frozen" for factor in sorted(spans)}
+    return "; ".join(f"{label}: {', '.join(spans[factor])}" for factor, label in labels.items())
 
 
 def may_change(key: str, config: ConfigDict) -> bool:

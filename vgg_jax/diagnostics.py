@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import has_batch_norm, lr_factors
+from vgg_jax.config import has_batch_norm
 from vgg_jax.exceptions import UserError
 from vgg_jax.models import is_vgg
 
@@ -39,7 +39,7 @@ def stuck(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | No
         if name.startswith("update_ratio/") and ratio <= max(1.5 * decay, 1e-8)
     ]
     cause = "A deep network often does not leave it at a rate that suits a shallow one. "
-    if unreached and not lr_factors(config):
+    if unreached and not config.optimizer.lr_factors:
         cause = f"The gradient does not reach {', '.join(unreached)}: their weights only decay (update_ratio/* in metrics.jsonl). "
     return (
         f"WARNING: at step {step} the loss is still {means['loss']:.4f}, which is guessing (ln {config.model.num_classes} = "

@@ -6,7 +6,6 @@ are scaled already, so a drop of the rate takes effect gradually.
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
 import jax
@@ -31,19 +30,15 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     return optax.named_chain(*clip, decay, rate, ("momentum", optax.trace(config.optimizer.momentum)))
 
 
-def lr_factor(config: ConfigDict, layer: str) -> float:
-    """Returns the factor on the learning rate of a layer, by `config.optimizer.lr_factors`; 0 where it is frozen."""
-    return next((factor for pattern, factor in lr_factors(config) if fnmatch.fnmatchcase(layer, pattern)), 1.0)
-
-
 def _scale_by_learning_rate(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """Scales by minus the rate in force, times the layer's factor."""
+    factors = lr_factors(config)
 
     def update(updates: Any, state: Any, params: Any = None, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
         del params
 
         def scaled(path: Any, update: jax.Array) -> jax.Array:
-            return (-learning_rate * lr_factor(config, path[-2].key) * update).astype(update.dtype)
+            return (-learning_rate * factors.get(path[-2].key, 1.0) * update).astype(update.dtype)
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 

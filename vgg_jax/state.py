@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax.config import network_layers
+from vgg_jax.config import lr_factors, network_layers
 from vgg_jax.models import Network
-from vgg_jax.optimizer import lr_factor, make_optimizer
+from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import RULES, bytes_a_device, make_mesh, replicate, tree_shardings
 
 EMA = "ema"  # key in `TrainState.opt_state`
@@ -54,7 +54,7 @@ class TrainState:
 
 def make_model(config: ConfigDict) -> Network:
     """Returns the network that a configuration describes."""
-    layers = network_layers(config)
+    layers, factors = network_layers(config), lr_factors(config)
     return Network(
         layers=layers,
         num_classes=config.model.num_classes,
@@ -65,7 +65,7 @@ def make_model(config: ConfigDict) -> Network:
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
         crop=config.image.crop,
-        frozen=tuple(x.name for x in layers if x.kind == "batch_norm" and not lr_factor(config, x.name)),
+        frozen=tuple(x.name for x in layers if x.kind == "batch_norm" and not factors[x.name]),
     )
 
 

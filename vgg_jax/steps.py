@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics, augment, mix, normalize
 from vgg_jax.compilation import compile_step
+from vgg_jax.config import lr_factors
 from vgg_jax.models import Layers, Network
 from vgg_jax.models.description import auxiliary_heads
-from vgg_jax.optimizer import lr_factor, make_optimizer
+from vgg_jax.optimizer import make_optimizer
 from vgg_jax.sharding import batch_sharding, gather_for_compute, replicated, shard_images
 from vgg_jax.state import EMA, TrainState, make_model, step_key
 
@@ -67,7 +68,7 @@ def make_train_step(
     same but for dropout's draws, rounding, and batch normalisation, whose statistics are each microbatch's. `mesh` is that of
     the devices it will run on.
     """
-    model, optimizer = make_model(config), make_optimizer(config)
+    model, optimizer, factors = make_model(config), make_optimizer(config), lr_factors(config)
     shares = config.augment.mixup, config.augment.cutmix
     mixes = shares if any(shares) or config.label_smoothing else ()
     auxiliary = auxiliary_heads(model.layers)
@@ -84,8 +85,7 @@ def make_train_step(
     def loss_fn(params: dict, model_state: dict, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
         # Frozen layers have no gradient, so nothing computes it.
         params = {
-            layer: leaves if lr_factor(config, layer) else jax.lax.stop_gradient(leaves)
-            for layer, leaves in params.items()
+            layer: leaves if factors[layer] else jax.lax.stop_gradient(leaves) for layer, leaves in params.items()
         }
         params, images = gather_for_compute(params, config.sharding, mesh), shard_images(images, mesh)
         variables = {"params": params, **model_state}

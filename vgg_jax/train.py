@@ -74,6 +74,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     distributed.check_same(_facts(config, workdir))
     console = Console(quiet or not distributed.is_primary())
     run = _checked(config, workdir, console)
+    config = run.config
     with contextlib.ExitStack() as stack:
         check_lock = _own_workdir(run, stack)  # from here to its end
         _keep_compiled(run)
@@ -140,6 +141,9 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
     """Decides what will run, where and on what data; raises UserError where it cannot."""
     validate(config, jax.device_count())
     workdir_lib.check(workdir, config)
+    config, lines = workdir_lib.continued(workdir, config)
+    for line in lines:
+        console.print(line)
     mesh = make_mesh(config.model_parallel)
     shapes = state_shapes(config, mesh)
     check_memory(config, shapes, mesh)
@@ -314,10 +318,12 @@ def _heading(run: _Run) -> str:
 
     # The overview needs dtype and shape only, so shapes serve as parameters.
     table = parameter_overview.get_parameter_overview(run.shapes.params, include_stats=False)
+    has_rates = config.optimizer.lr_factors
+    rates = f"learning rates by layer: {config_lib.lr_factors_text(config)}\n" if has_rates else ""
     return (
         f"{config_lib.network_title(config)} on {dataset.name}: {len(dataset.train):,} training and "
         f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
-        f"{table}\n"
+        f"{table}\n{rates}"
         f"S {config_lib.scale_text(config.image.scale_min, config.image.scale_max)}, crop {config.image.crop}, batch "
         f"{config.batch_size}, at most {config.num_epochs:g} epochs; {device.device_kind} x {run.mesh.size} "
         f"({config.sharding}), {config.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"

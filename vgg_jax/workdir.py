@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vgg_jax.compilation import COMPILED
-from vgg_jax.config import default_config, flatten, may_change
+from vgg_jax.config import default_config, flatten, has_batch_norm, may_change
 from vgg_jax.exceptions import UserError, differences, writing_to
 from vgg_jax.files import UNFINISHED, read_json, write_json
 
@@ -66,6 +67,22 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 f"--workdir={workdir} holds files, but no config.json, so it is no run's directory ({foreign[0]!r} is none "
                 "of a run's files); choose an empty one."
             )
+
+
+def continued(workdir: Path, config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """Returns the configuration with what a run in `workdir` keeps from its beginning, and a line for each difference."""
+    if not checkpoint_steps(workdir):
+        return config, []
+    config, stored = copy.deepcopy(config), _read(workdir / "config.json")
+    follow = stored.get("optimizer", {}).get("norms_follow", False)
+    differs = config.optimizer.norms_follow != follow
+    config.optimizer.norms_follow = follow
+    if not (differs and config.optimizer.lr_factors and has_batch_norm(config)):
+        return config, []
+    return config, [
+        "normalisation layers that config.optimizer.lr_factors does not name keep factor 1, as this run was begun "
+        "by an earlier version; new runs give them their convolution's factor."
+    ]
 
 
 def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any], write: bool = True) -> None:
