@@ -4,7 +4,9 @@ import dataclasses
 import errno
 import json
 import re
+import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -251,6 +253,25 @@ def test_a_write_that_fails_says_what_is_kept(state, tmp_path, monkeypatch):
                 UserError, match="No space left on device. Free some space .*; the last good one is .*/1."
             ):
                 call()
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_a_write_that_fails_in_the_background_is_told_without_another_one(state, tmp_path, best):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, Progress(best_step=1))
+    checkpoints.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the disk is full: a file of more bytes cannot be written
+    try:
+        checkpoints.save(2, state, Progress(best_step=best))
+        until = time.monotonic() + 20
+        with pytest.raises(UserError, match=f"could not be written .*; the last good one is {tmp_path}/checkpoints/1."):
+            while time.monotonic() < until:
+                checkpoints.check()
+                time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Checkpoints(tmp_path).restore(shapes_of(state)).step == 1
 
 
 def test_starting_from_a_checkpoint(state, tmp_path):

@@ -1,10 +1,14 @@
 """metrics.jsonl and its cut back, lengths of time, JSON files that are whole or not there."""
 
+import errno
 import json
 import os
+import struct
+import threading
 from types import SimpleNamespace
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vgg_jax.config import default_config
 from vgg_jax.console import duration
@@ -72,7 +76,59 @@ def test_damaged_lines_are_dropped_with_one_warning(tmp_path):
     log.write(6, {"train/loss": 1.0})
     log.close()
     assert said == [f"WARNING: 7 lines of {tmp_path}/metrics.jsonl are damaged and left out."]
-    assert lines(tmp_path / "metrics.jsonl") == [*good, {"step": 6, "train/loss": 1.0}]
+    infinite = good.pop() | {"train/loss": None}  # JSON has no infinity
+    assert lines(tmp_path / "metrics.jsonl") == [*good, infinite, {"step": 6, "train/loss": 1.0}]
+
+
+def no_space(_):
+    return open("/dev/full", "wb")
+
+
+def input_output_error(_):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("open_file", [no_space, input_output_error])
+def test_events_that_cannot_be_written_stop_nothing(tmp_path, monkeypatch, open_file):
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", open_file)
+    said, rows = [], [{"step": step, **{f"train/{i}": step / 7 for i in range(20)}} for step in range(1, 101)]
+
+    def train():
+        log = MetricsLog(tmp_path, 0, warn=said.append)
+        for row in rows:
+            log.write(row["step"], {name: value for name, value in row.items() if name != "step"})
+        log.close()
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert lines(tmp_path / "metrics.jsonl") == rows
+    assert len(said) == 1
+    assert said[0].startswith(f"WARNING: cannot write to {tmp_path}/tensorboard: ")
+
+
+def test_where_metrics_cannot_be_written_it_is_said(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    log._file = open("/dev/full", "a", buffering=1)
+    with pytest.raises(UserError, match="cannot write to /dev/full: No space left on device; free some space"):
+        log.write(5, {"train/loss": 1.0})
+
+
+def test_events_are_what_metrics_are(tmp_path):
+    log = MetricsLog(tmp_path, 40)
+    log.write(41, {"train/loss": 0.5, "train/lr": 0.25})
+    log.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    records, events = file.read_bytes(), []
+    while records:  # of https://www.tensorflow.org/tutorials/load_data/tfrecord: length, its CRC, content, its CRC
+        (length,) = struct.unpack_from("<Q", records)
+        events.append(Event.FromString(records[12 : 12 + length]))
+        records = records[16 + length :]
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (41, SessionLog.START)
+    values = {value.tag: value.simple_value for value in events[2].summary.value}
+    assert (events[2].step, values) == (41, {"train/loss": 0.5, "train/lr": 0.25})
 
 
 def test_what_is_no_regular_file_stays_what_it_is(tmp_path):

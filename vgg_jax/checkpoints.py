@@ -117,6 +117,11 @@ class Checkpoints:
         except Exception as error:
             raise self._write_failed(error) from error
 
+    def check(self) -> None:
+        """Raises as `save` where the last write has failed; waits for nothing."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when everything is written; raises as `save`."""
         try:
@@ -185,8 +190,9 @@ class Checkpoints:
         return f"the checkpoint {path} is damaged and now called {aside.name}: {first_line(error)}"
 
     def _write_failed(self, error: Exception) -> UserError:
-        last = self._manager.latest_step()
-        remaining = "there is no earlier checkpoint" if last is None else f"the last good one is {self.path(last)}"
+        # Orbax has already forgotten those that it would have removed after this one.
+        steps = checkpoint_steps(self._directory.parent)
+        remaining = f"the last good one is {self.path(steps[-1])}" if steps else "there is no earlier checkpoint"
         return UserError(
             f"a checkpoint could not be written to {self._directory}: {first_line(error)} Free some space or mend the "
             f"permissions and give the same command again; {remaining}."

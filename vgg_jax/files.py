@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import signal
@@ -78,7 +79,20 @@ def write_text(path: Path, text: str, remedy: str = FREE_SPACE) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON as `write_atomically` does."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Returns JSON with null for numbers that are not finite, which JSON does not have."""
+    return json.dumps(_without_nan(content), indent=indent, allow_nan=False)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    return [_without_nan(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def read_json(path: Path, remedy: str) -> Any:

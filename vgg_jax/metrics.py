@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,59 +21,108 @@ from vgg_jax import diagnostics
 from vgg_jax.checkpoints import Progress
 from vgg_jax.console import Console, duration
 from vgg_jax.exceptions import writing_to
-from vgg_jax.files import FREE_SPACE, write_text
+from vgg_jax.files import FREE_SPACE, json_text, write_text
+
+if TYPE_CHECKING:
+    from tensorboardX.record_writer import RecordWriter
+
+_FLUSH_SECONDS = 120.0  # between two writes of TensorBoard events to the disk
 
 
 class MetricsLog:
     """`metrics.jsonl`, one object a line with "step" and scalars by name, and the same as TensorBoard events.
 
     Opening it cuts back what a run wrote beyond the step it resumes from, so a step never appears twice. Damaged lines, as a
-    power cut leaves them, are dropped with one warning. With `write` False it does nothing: another process writes.
+    power cut leaves them, are dropped with one warning. Once an event cannot be written, there are no more of them until the
+    next start; one warning says so. With `write` False it does nothing: another process writes.
+
+    Raises:
+      UserError: metrics.jsonl cannot be written.
     """
 
     def __init__(self, workdir: Path, resume_step: int, write: bool = True, warn: Callable[[str], None] = print):
         self._write = write
         if not write:
             return
+        self._warn, self._directory = warn, workdir / "tensorboard"
         path = workdir / "metrics.jsonl"
         with writing_to(workdir, FREE_SPACE):
             rows, damaged = read_metrics(path)
             if damaged:
                 warn(f"WARNING: {damaged} lines of {path} are damaged and left out.")
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= resume_step))
+            write_text(path, "".join(json_text(row) + "\n" for row in rows if row["step"] <= resume_step))
             self._file = open(path, "a", buffering=1)  # flushed at every line
-            import tensorboardX  # imports torch where that is installed
+        self._events: RecordWriter | None = None
+        with self._writing_events():
+            # tensorboardX's SummaryWriter writes in a thread behind a queue: where the disk is full, the thread dies, and the
+            # full queue blocks whoever adds to it. The import takes torch along where that is installed.
+            from tensorboardX import record_writer
 
-            self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+            self._directory.mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+            self._events = record_writer.RecordWriter(str(self._directory / name))
+            for content in ({"file_version": "brain.Event:2"}, {"session_log": {"status": "START"}}):
+                self._add_event(resume_step + 1, content)  # TensorBoard drops what an earlier start wrote from there on
+            self._events.flush()
+        self._flushed = time.monotonic()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Adds one line: scalars by name, at a step."""
+        """Adds one line: scalars by name, at a step; in JSON what is not finite is null."""
         if not self._write:
             return
         with writing_to(self._file.name, FREE_SPACE):
-            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-            for name, value in scalars.items():
-                self._events.add_scalar(name, value, step)
+            self._file.write(json_text({"step": step, **scalars}) + "\n")
+        if self._events is None:
+            return
+        with self._writing_events():
+            values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
+            self._add_event(step, {"summary": {"value": values}})
+            if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
 
     def close(self) -> None:
         if not self._write:
             return
+        if self._events is not None:
+            with self._writing_events():
+                self._events.close()
         with writing_to(self._file.name, FREE_SPACE):
             self._file.close()
-            self._events.close()
+
+    def _add_event(self, step: int, content: dict[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        assert self._events is not None
+        self._events.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
+
+    @contextlib.contextmanager
+    def _writing_events(self) -> Iterator[None]:
+        """Drops the event file where writing to it fails, so that training continues."""
+        try:
+            yield
+        except OSError as error:
+            events, self._events = self._events, None
+            with contextlib.suppress(OSError):
+                if events is not None:
+                    events.close()
+            self._warn(
+                f"WARNING: cannot write to {self._directory}: {error.strerror or error}; training continues, with metrics in "
+                f"{self._file.name} alone until the next start."
+            )
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
     """Reads a `metrics.jsonl`.
 
     Returns:
-      Its rows, each {"step": int, name: float, ...}, and the number of damaged lines. A last line without its end was
-      being written and is not counted. A missing file has no rows.
+      Its rows, each {"step": int, name: float, ...} with NaN for null, and the number of damaged lines. A last line without
+      its end was being written and is not counted. A missing file has no rows.
     """
     rows, damaged = [], 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
-            row = json.loads(line)
+            row = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
             sound = type(row["step"]) is int and all(type(value) in (int, float) for value in row.values())
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False

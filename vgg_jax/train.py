@@ -105,6 +105,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             if step == first:
                 metrics.started(step_metrics, began, progress)
             metrics.add(step, step_metrics)
+            if metrics.is_logged(step):
+                checkpoints.check()
             stopping = stop.after(step)
             at_end = step == run.total_steps
             if not (evaluation_due(step) or checkpoint_due(step) or stopping or at_end):
