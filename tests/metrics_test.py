@@ -146,6 +146,16 @@ def test_what_is_no_regular_file_stays_what_it_is(tmp_path):
     os.close(reader)
 
 
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    write_json(tmp_path / "x.json", {"a": [nan, 1.5, (inf,)], "b": {"c": -inf, "d": True, "e": 2}})
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [None, 1.5, [None]],
+        "b": {"c": None, "d": True, "e": 2},
+    }
+
+
 def test_json_is_whole_or_not_there(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})

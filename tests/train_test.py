@@ -172,6 +172,30 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config
     assert all(step < bad for step in kept)
 
 
+def test_a_validation_that_is_not_finite_replaces_nothing(tiny_config, tmp_path, monkeypatch):
+    tiny_config.eval_every_epochs, tiny_config.checkpoint_every_steps = 0.2, 0
+    losses = iter([1.1, math.nan])
+    monkeypatch.setattr(
+        "vgg_jax.train.evaluate", lambda *_: {"top1_error": 0.5, "top5_error": 0.0, "loss": next(losses)}
+    )
+    with pytest.raises(UserError, match=r"has diverged: at step 5 the validation loss is nan\..*; in a new --workdir"):
+        train(tiny_config, tmp_path / "run", quiet=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+    assert [line["val/loss"] for line in metrics(tmp_path / "run") if "val/loss" in line] == [1.1]
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_weight_decay_that_explodes_is_divergence_and_leaves_json(tiny_config, tmp_path):
+    tiny_config.num_epochs, tiny_config.log_every_steps, tiny_config.checkpoint_every_steps = 1.0, 1, 0
+    tiny_config.optimizer.update({"name": "adamw", "l2": 1.0, "learning_rate": 100.0})
+    with pytest.raises(UserError, match="has diverged: at step"):
+        train(tiny_config, tmp_path / "run", quiet=True)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
 @pytest.mark.slow
 def test_guessing_is_noticed_and_explained(tiny_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vgg_jax.diagnostics.STEPS_TO_LEAVE_CHANCE", 10)
@@ -271,8 +295,8 @@ def test_what_is_not_finite_is_noticed_before_it_is_saved(tiny_config, bad):
     window = TrainMetrics(tiny_config, 11.25, 34, SimpleNamespace(), console, None)
     loss = math.nan if bad == "loss" else 1.5
     window.add(3, {"loss": jnp.float32(loss), "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3})
-    bias = [0.0, -math.inf if bad == "parameter" else 1.0]  # such a unit is dead, and the loss does not show it
-    with pytest.raises(UserError, match=f"training has diverged: at step 3 the loss is {loss:.4g} and"):
+    bias = [0.0, 1.0 if bad == "loss" else -math.inf]  # such a unit is dead, and the loss does not show it
+    with pytest.raises(UserError, match=f"training has diverged: at step 3 the loss is {loss:.4g}[.,]"):
         window.flush({"conv1_1": {"bias": jnp.array(bias)}})
 
 

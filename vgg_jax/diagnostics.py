@@ -66,11 +66,19 @@ def exploding(config: ConfigDict, step: int, means: Mapping[str, float]) -> str 
     )
 
 
-def diverged(config: ConfigDict, step: int, loss: float) -> UserError:
-    """Returns the error for a run whose loss or parameters are not finite."""
+def diverged(config: ConfigDict, step: int, loss: float, measured: str = "loss") -> UserError:
+    """Returns the error for a run whose loss or state is not finite.
+
+    Args:
+      config: the run's.
+      step: updates made.
+      loss: in nats.
+      measured: what `loss` is: "loss" of this step, or "validation loss".
+    """
+    cause = ", and a parameter or a statistic is not finite" if math.isfinite(loss) else ""
     return UserError(
-        f"training has diverged: at step {step} the loss is {loss:.4g} and the loss or a parameter is not finite. Nothing "
-        f"was saved after that; the last checkpoint is as it was. {_remedies(config)}"
+        f"training has diverged: at step {step} the {measured} is {loss:.4g}{cause}. Nothing was saved after that; the last "
+        f"checkpoint is as it was. {_remedies(config)}"
     )
 
 

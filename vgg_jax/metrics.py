@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from vgg_jax import diagnostics
@@ -159,8 +158,9 @@ class TrainMetrics:
         self.resume_clock()
 
     def sums(self) -> dict[str, dict[str, float]]:
-        """Returns the sums since the last log line and since the last evaluation, and the norms of kernels last known."""
-        return self._sums
+        """Returns the sums since the last log line and since the last evaluation, and the finite norms of kernels last known."""
+        norms = {name: value for name, value in self._sums["norms"].items() if math.isfinite(value)}
+        return self._sums | {"norms": norms}
 
     def is_logged(self, step: int) -> bool:
         """Returns whether there is a log line after this step, for which its metrics must have norms."""
@@ -193,12 +193,12 @@ class TrainMetrics:
         if previous is not None:
             self._process(*previous)
 
-    def flush(self, params: dict) -> None:
-        """Processes what is pending; raises UserError where its loss or these parameters, which it led to, are not finite."""
+    def flush(self, state: Any) -> None:
+        """Processes what is pending; raises UserError where its loss or this state, which it led to, is not finite."""
         if self._pending is not None:
             step, metrics = self._pending
             self._process(step, metrics)
-            if not _is_finite(params):
+            if not _is_finite(state):
                 raise diagnostics.diverged(self._config, step, float(metrics["loss"]))
             self._pending = None
 
@@ -251,8 +251,8 @@ def _is_norm(name: str) -> bool:
 
 
 @jax.jit
-def _is_finite(params: dict) -> jax.Array:
-    return jnp.isfinite(optax.tree.norm(params))
+def _is_finite(state: Any) -> jax.Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
 
 
 def _plus(sums: dict[str, float], values: dict[str, float]) -> dict[str, float]:

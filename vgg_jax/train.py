@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax import compilation, distributed, schedules
+from vgg_jax import compilation, diagnostics, distributed, schedules
 from vgg_jax import config as config_lib
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import Checkpoints, Progress
@@ -112,8 +112,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             if not (evaluation_due(step) or checkpoint_due(step) or stopping or at_end):
                 continue
 
-            # Nothing is saved before the last update is known to be finite.
-            metrics.flush(state.params)
+            # Nothing is saved before the last update and its validation are known to be finite.
+            metrics.flush(state)
             check_lock()
             if evaluation_due(step) or at_end:
                 progress.is_warm |= metrics.error_since_evaluation(step) < config.schedule.warmup_error
@@ -224,6 +224,9 @@ def _evaluate(
     """Evaluates on the validation split; returns the progress with the best and last error and the plateau.
 
     What is not regular does not enter the plateau, in which a longer run would not have it.
+
+    Raises:
+      UserError: the validation loss is not finite.
     """
     config, images, epoch = run.config, run.dataset.validation, step / run.steps_per_epoch
     val = evaluate(
@@ -232,6 +235,8 @@ def _evaluate(
         batches(config, eval_examples(config, images), run.mesh),
         len(images),
     )
+    if not math.isfinite(val["loss"]):
+        raise diagnostics.diverged(config, step, val["loss"], "validation loss")
     metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
     plateau = progress.plateau.observe(val["top1_error"], len(images), config) if is_regular else progress.plateau
     best = progress.best_top1_error, progress.best_step
