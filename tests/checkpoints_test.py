@@ -52,6 +52,34 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.parametrize(
+    ("error", "loss", "best"),
+    [(0.5, 1.6079, 60), (0.5, 1.5999, 60), (0.5, 1.4, 110), (0.51, 1.0, 60), (0.49, 2.0, 110)],
+)
+def test_of_equal_errors_the_best_has_least_loss_then_comes_first(error, loss, best):
+    progress = Progress()
+    progress.observe(60, {"top1_error": 0.5, "loss": 1.5999})
+    progress.observe(110, {"top1_error": error, "loss": loss})
+    expected = (0.5, 1.5999) if best == 60 else (error, loss)
+    assert (progress.best_step, progress.best_top1_error, progress.best_loss) == (best, *expected)
+    assert (progress.last_step, progress.last) == (110, {"top1_error": error, "loss": loss})
+
+
+def test_the_best_of_an_earlier_version_has_no_loss_and_stays_at_a_tie(state, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    content = dataclasses.asdict(Progress(best_top1_error=0.5, best_step=60, last={"top1_error": 0.6, "loss": 1.0}))
+    del content["best_loss"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vgg_jax.checkpoints.dataclasses.asdict", lambda _: content)
+        checkpoints.save(80, state, Progress(best_step=60))
+        checkpoints.wait()
+    progress = checkpoints.restore(shapes_of(state)).progress
+    progress.observe(110, {"top1_error": 0.5, "loss": 0.1})
+    assert progress.best_step == 60
+    progress.observe(120, {"top1_error": 0.4, "loss": 0.2})
+    assert (progress.best_step, progress.best_loss) == (120, 0.2)
+
+
 def test_everything_comes_back_bit_for_bit(state, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     progress = Progress(1.5, 0.25, 2, {"top1_error": 0.25}, Plateau(0.25, 3, 1), {"log": {"loss": 2.0}})

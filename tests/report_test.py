@@ -135,6 +135,13 @@ def some_predictions(probs, labels):
     return predictions.Predictions("dense", "73", "d", "s", Request(()), keys, np.array(labels), probs, 0.5, 0.0)
 
 
+def test_the_best_of_equal_errors_has_least_loss_then_comes_first(trained):
+    results = {60: (0.5, 1.5999), 84: (0.1, 0.7), 96: (0.1, 0.6), 108: (0.1, 0.6), 110: (0.1, 1.6)}
+    lines = [{"step": step, "val/top1_error": error, "val/loss": loss} for step, (error, loss) in results.items()]
+    (trained / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert runs.read_run(trained, "").best()["step"] == 96
+
+
 def test_confusion_best_and_worst_by_hand():
     found = some_predictions(
         [[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.5, 0.3], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.0, 0.0, 0.0]],

@@ -327,9 +327,10 @@ def test_a_short_run_has_metrics_and_top5_error_counts_from_six_classes(tiny_con
 
 @pytest.mark.slow
 def test_a_lengthened_run_keeps_its_best_checkpoint(tiny_config, tmp_path, monkeypatch):
-    errors = iter([0.5, 0.7, 0.6, 0.6, 0.4])
+    results = iter([(0.5, 1.1), (0.7, 1.0), (0.6, 1.0), (0.5, 1.6), (0.4, 1.0)])
     monkeypatch.setattr(
-        "vgg_jax.train.evaluate", lambda *_: {"top1_error": next(errors), "top5_error": 0.0, "loss": 1.0}
+        "vgg_jax.train.evaluate",
+        lambda *_: dict(zip(("top1_error", "loss"), next(results), strict=True), top5_error=0.0),
     )
     best = []
     for epochs in (1.0, 2.0, 4.0, 5.0):  # each opens the workdir again

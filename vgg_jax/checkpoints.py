@@ -44,6 +44,19 @@ class Progress:
     starts: int = 0
     startup_seconds: float = 0.0  # of `seconds`, from each start to its first step taken
     last_step: int | None = None  # of `last`; None in checkpoints of earlier versions
+    best_loss: float | None = None  # of `best_step`, which decides ties; None in checkpoints of earlier versions
+
+    def observe(self, step: int, validation: dict[str, float]) -> None:
+        """Takes a validation as the last, and as the best where its error is less, or is equal with less loss.
+
+        Args:
+          step: of the validation.
+          validation: top1_error (fraction), loss (nats) and others, all finite.
+        """
+        error, loss = validation["top1_error"], validation["loss"]
+        if self.best_top1_error is None or (error, loss) < (self.best_top1_error, self.best_loss or 0.0):
+            self.best_top1_error, self.best_loss, self.best_step = error, loss, step
+        self.last, self.last_step = validation, step
 
 
 class Restored(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import platform
@@ -117,7 +116,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             check_lock()
             if evaluation_due(step) or at_end:
                 progress.is_warm |= metrics.error_since_evaluation(step) < config.schedule.warmup_error
-                progress = _evaluate(run, steps.evaluate, state, step, progress, metrics_log, evaluation_due(step))
+                _evaluate(run, steps.evaluate, state, step, progress, metrics_log, evaluation_due(step))
                 finished = schedules.is_finished(config, progress.plateau)
             progress.seconds, progress.sums = seconds_before + time.monotonic() - began, metrics.sums()
             checkpoints.save(step, state, progress)
@@ -131,7 +130,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             metrics.resume_clock()
         checkpoints.wait()
         if progress.last is None or progress.last_step not in (None, step):  # stopped before at what is now the end
-            progress = _evaluate(run, steps.evaluate, state, step, progress, metrics_log, False)
+            _evaluate(run, steps.evaluate, state, step, progress, metrics_log, False)
         summary = _summary(run, step, state, progress, finished, checkpoints)
         if distributed.is_primary():
             write_json(workdir / "summary.json", summary)
@@ -197,7 +196,8 @@ def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Prog
             f"WARNING: the best checkpoint, {checkpoints.path(best)}, is not there; {checkpoints.path(step)} takes its place, "
             "with the error of the last evaluation."
         )
-        progress.best_top1_error, progress.best_step = progress.last["top1_error"], step
+        progress.best_top1_error, progress.best_loss = progress.last["top1_error"], progress.last["loss"]
+        progress.best_step = step
     return step, state, progress
 
 
@@ -220,8 +220,8 @@ def _evaluate(
     progress: Progress,
     metrics_log: MetricsLog,
     is_regular: bool,
-) -> Progress:
-    """Evaluates on the validation split; returns the progress with the best and last error and the plateau.
+) -> None:
+    """Evaluates on the validation split, and adds that to the progress: the best and last error and the plateau.
 
     What is not regular does not enter the plateau, in which a longer run would not have it.
 
@@ -238,23 +238,20 @@ def _evaluate(
     if not math.isfinite(val["loss"]):
         raise diagnostics.diverged(config, step, val["loss"], "validation loss")
     metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
-    plateau = progress.plateau.observe(val["top1_error"], len(images), config) if is_regular else progress.plateau
-    best = progress.best_top1_error, progress.best_step
-    if best[0] is None or val["top1_error"] <= best[0]:
-        best = val["top1_error"], step
+    drops_before = schedules.lr_drops(config, epoch, progress.plateau)
+    if is_regular:
+        progress.plateau = progress.plateau.observe(val["top1_error"], len(images), config)
+    progress.observe(step, val)
     run.console.print(
         f"validation at step {step} (epoch {epoch:.2f}): top-1 error {val['top1_error']:.2%}"
-        f"{top5_text(config, val['top5_error'], 2)}, loss {val['loss']:.4f}; best top-1 {best[0]:.2%}"
+        f"{top5_text(config, val['top5_error'], 2)}, loss {val['loss']:.4f}; best top-1 {progress.best_top1_error:.2%}"
     )
-    drops = schedules.lr_drops(config, epoch, plateau)
-    if drops > schedules.lr_drops(config, epoch, progress.plateau):
-        rate = schedules.learning_rate(config, step, run.steps_per_epoch, plateau, progress.is_warm)
+    drops = schedules.lr_drops(config, epoch, progress.plateau)
+    if drops > drops_before:
+        rate = schedules.learning_rate(config, step, run.steps_per_epoch, progress.plateau, progress.is_warm)
         run.console.print(
             f"the error has stopped improving: learning rate now {rate:.0e} (drop {drops} of {config.plateau.max_drops})"
         )
-    return dataclasses.replace(
-        progress, best_top1_error=best[0], best_step=best[1], last=val, last_step=step, plateau=plateau
-    )
 
 
 def _summary(

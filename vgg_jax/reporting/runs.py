@@ -53,9 +53,9 @@ class Run(NamedTuple):
         return [(x, y) for x, y in points if math.isfinite(y)]
 
     def best(self) -> dict[str, float] | None:
-        """Returns the validation line of least top-1 error, the later of equals, as checkpoints are chosen."""
+        """Returns the validation line of least top-1 error, of equals that of least loss, then the earlier, as checkpoints are."""
         lines = [line for line in self.metrics if "val/top1_error" in line]
-        return min(reversed(lines), key=lambda line: line["val/top1_error"], default=None)
+        return min(lines, key=lambda line: (line["val/top1_error"], line.get("val/loss", math.inf)), default=None)
 
     def median(self, name: str) -> float | None:
         values = sorted(line[name] for line in self.metrics if name in line)
