@@ -1,5 +1,6 @@
 """Whole runs: killed and resumed is uninterrupted, signals save, what cannot continue says so."""
 
+import contextlib
 import json
 import math
 import random
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from tests.command import as_flags, run_main, start_main
+from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import KEYS
+from vgg_jax.data.sources import open_dataset
 from vgg_jax.exceptions import Interrupted, UserError
 from vgg_jax.metrics import TrainMetrics
 from vgg_jax.sharding import make_mesh
@@ -270,6 +273,33 @@ def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     tiny_config.num_epochs = 2.0  # longer is fine
     assert train(tiny_config, tmp_path / "run", quiet=True)["steps"] == 23
+
+
+@pytest.mark.parametrize(
+    ("seed", "step", "sentence"),
+    [
+        (7, 3, "holds another run (config.json): seed is 0, there it is 7"),
+        (0, 900, "is already at step 900; give at least"),
+    ],
+)
+def test_what_another_start_made_before_the_lock_was_there_counts(
+    tiny_config, tmp_path, monkeypatch, seed, step, sentence
+):
+    theirs = tiny_config.copy_and_resolve_references()
+    theirs.seed = seed
+
+    @contextlib.contextmanager
+    def locked_late(directory, say):
+        workdir_lib.claim(directory, theirs, open_dataset(theirs).description())
+        (directory / "checkpoints" / str(step)).mkdir(parents=True)
+        with locked(directory, say) as check:
+            yield check
+
+    locked = workdir_lib.locked
+    monkeypatch.setattr("vgg_jax.workdir.locked", locked_late)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        train(tiny_config, tmp_path / "run", quiet=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == seed
 
 
 @pytest.mark.slow

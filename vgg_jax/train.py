@@ -155,11 +155,6 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
     dataset = distributed.primary_first(lambda: open_dataset(config))
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = schedules.total_steps(config, steps_per_epoch)
-    if (step := max(workdir_lib.checkpoint_steps(workdir), default=0)) > total_steps:
-        raise UserError(
-            f"config.num_epochs={config.num_epochs:g} ends at step {total_steps}, but the run in {workdir} is already at step "
-            f"{step}; give at least {schedules.epochs_text(step, steps_per_epoch)} epochs. Nothing there was changed."
-        )
     return _Run(config, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console)
 
 
@@ -167,12 +162,25 @@ def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
     """Makes the workdir this run's until the stack ends; returns what raises UserError once another run has taken it."""
     primary, console, dataset = distributed.is_primary(), run.console, run.dataset
     check_lock = stack.enter_context(workdir_lib.locked(run.workdir, console.print)) if primary else lambda: None
+    # What may run here is asked again: another run may have begun and ended before this one had the lock.
+    distributed.primary_first(lambda: workdir_lib.check(run.workdir, run.config))
+    _check_end(run)
     distributed.primary_first(lambda: workdir_lib.claim(run.workdir, run.config, dataset.description(), write=primary))
     distributed.check_shared(run.workdir, "--workdir")
     console.print(_heading(run))
     for warning in dataset.warnings:
         console.print(f"WARNING: {warning}")
     return check_lock
+
+
+def _check_end(run: _Run) -> None:
+    """Raises UserError where the run's checkpoints are beyond its end."""
+    if (step := max(workdir_lib.checkpoint_steps(run.workdir), default=0)) > run.total_steps:
+        epochs = run.config.num_epochs
+        raise UserError(
+            f"config.num_epochs={epochs:g} ends at step {run.total_steps}, but the run in {run.workdir} is already at step "
+            f"{step}; give at least {schedules.epochs_text(step, run.steps_per_epoch)} epochs. Nothing there was changed."
+        )
 
 
 def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Progress]:
