@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from vgg_jax.config import default_config
 from vgg_jax.console import duration
 from vgg_jax.exceptions import UserError
-from vgg_jax.files import read_json, write_json
+from vgg_jax.files import read_json, write_atomically, write_json
 from vgg_jax.metrics import MetricsLog, TrainMetrics
 
 
@@ -144,6 +144,28 @@ def test_what_is_no_regular_file_stays_what_it_is(tmp_path):
     assert pipe.is_fifo()
     assert json.loads(os.read(reader, 100)) == {"a": 2}
     os.close(reader)
+
+
+def test_two_processes_may_write_one_file_at_once(tmp_path):
+    path = tmp_path / f"{'ü' * 120}.txt"
+    with write_atomically(path) as first, write_atomically(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # which ends last
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_killed_process_left_goes_when_it_is_old(tmp_path):
+    names = {
+        f"{name}{suffix}" for name in ("old", "new") for suffix in (".0123abcd.unfinished", ".json.unfinished", "")
+    }
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        if name.startswith("old"):
+            os.utime(tmp_path / name, (0, 0))
+    write_json(tmp_path / "x.json", 1)
+    assert {entry.name for entry in tmp_path.iterdir()} == names - {"old.0123abcd.unfinished"} | {"x.json"}
 
 
 def test_json_has_null_for_what_is_not_finite(tmp_path):

@@ -171,6 +171,11 @@ def test_a_directory_belongs_to_one_plan(tiny_config, tmp_path):
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UserError, match="holds files, but no plan.json"):
         write_plan(steps, STAGES, 1, tmp_path / "other")
+    # What a kill leaves is not a file of somebody else's: the names of this version, and of earlier ones.
+    (tmp_path / "killed").mkdir()
+    for name in ("plan.json.unfinished", "plan.json.0123abcd.unfinished"):
+        (tmp_path / "killed" / name).touch()
+    write_plan(steps, STAGES, 1, tmp_path / "killed")
 
 
 def test_the_tables_have_every_figure_of_the_paper():

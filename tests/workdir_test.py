@@ -97,7 +97,8 @@ def test_a_spoilt_config_is_named(run):
 
 
 def test_a_run_that_was_killed_in_its_first_moment_begins_anew(tmp_path):
-    (tmp_path / "dataset.json.unfinished").write_text('{"na')
+    for name in ("dataset.json.unfinished", "config.json.0123abcd.unfinished"):
+        (tmp_path / name).write_text('{"na')
     (tmp_path / "lock.json").write_text("")
     workdir.check(tmp_path, default_config())
     (tmp_path / "dataset.json").write_text("{}")

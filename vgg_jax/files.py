@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
+import re
 import secrets
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vgg_jax.exceptions import UserError, writing_to
 
-UNFINISHED = ".unfinished"  # suffix of a file that is being written
+_UNFINISHED = ".unfinished"  # suffix of what is being written
+_OLD_SECONDS = 24 * 3600.0  # without a change for so long, nobody writes it any more
 ANOTHER_PLACE = "free some space or choose another place"
 FREE_SPACE = "free some space or mend the permissions and give the same command again"
+
+
+def unfinished_path(path: Path) -> Path:
+    """Returns a new name next to `path`, under which a file or directory is written before it gets that name.
+
+    Two processes never write under one name. What earlier ones left in this directory under such names is removed once it is
+    a day old.
+    """
+    _sweep(path.parent)
+    return path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}{_UNFINISHED}")  # a name has at most 255 bytes
+
+
+def is_unfinished(path: Path) -> bool:
+    """Returns whether a process was writing, or still writes, this file or directory: readers leave it out."""
+    return path.name.endswith(_UNFINISHED)
+
+
+@functools.cache  # once a process
+def _sweep(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # there is no such directory, or it is another user's
+        for path in directory.iterdir():
+            if not re.fullmatch(rf"(?s).+\.[0-9a-f]{{8}}{re.escape(_UNFINISHED)}", path.name):
+                continue
+            if time.time() - path.lstat().st_mtime < _OLD_SECONDS:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -41,27 +75,26 @@ def cleaned_up_when_killed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def write_atomically(path: Path, remedy: str = FREE_SPACE, *, shared: bool = False) -> Iterator[Path]:
+def write_atomically(path: Path, remedy: str = FREE_SPACE) -> Iterator[Path]:
     """Yields the path of a file to write, and renames that file to `path` once the context has ended without an error.
 
-    What is no regular file, as /dev/null, is written itself, and a link's target in its place.
+    What is no regular file, as /dev/null, is written itself, and a link's target in its place. Several processes may write the
+    same file at once; the last one stays.
 
     Args:
       path: its directory is made if need be.
       remedy: the end of the sentence where nothing can be written.
-      shared: several processes may write the same file at once.
 
     Raises:
       UserError: the disk is full, permission is missing, ... The file that was there stays.
     """
     path = Path(os.path.realpath(path))
-    unfinished = path.with_name(path.name + (f".{secrets.token_hex(4)}" if shared else "") + UNFINISHED)
-    # A name that the next start would not take again is not left behind.
-    with writing_to(path, remedy), cleaned_up_when_killed() if shared else contextlib.nullcontext():
+    with writing_to(path, remedy), cleaned_up_when_killed():
         if path.exists() and not path.is_file():
             yield path
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = unfinished_path(path)
         try:
             yield unfinished
             with open(unfinished, "rb") as file:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from vgg_jax.compilation import COMPILED
 from vgg_jax.config import default_config, flatten, has_batch_norm, may_change
 from vgg_jax.exceptions import UserError, differences, writing_to
-from vgg_jax.files import UNFINISHED, read_json, write_json
+from vgg_jax.files import is_unfinished, read_json, write_json
 
 CHECKPOINTS = "checkpoints"
 LOCK = "lock.json"
@@ -61,7 +61,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
             *({key: value for key, value in flat.items() if not may_change(key, config)} for flat in (old, new)),
         )
     elif workdir.is_dir() and not config_file.exists():
-        foreign = sorted({path.name.removesuffix(UNFINISHED) for path in workdir.iterdir()}.difference(_OWN))
+        foreign = sorted({path.name for path in workdir.iterdir() if not is_unfinished(path)}.difference(_OWN))
         if foreign:
             raise UserError(
                 f"--workdir={workdir} holds files, but no config.json, so it is no run's directory ({foreign[0]!r} is none "

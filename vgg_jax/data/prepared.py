@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from vgg_jax.data.disk import writable
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import WRITER_OPTIONS, Record, serialized
 from vgg_jax.exceptions import UserError
-from vgg_jax.files import cleaned_up_when_killed, write_json
+from vgg_jax.files import cleaned_up_when_killed, unfinished_path, write_json
 
 _INFO = "dataset_info.json"
 ARRAY_RECORD = "array_record"
@@ -253,7 +252,7 @@ def on_disk(directory: epath.Path | str) -> Path:
 def _unfinished(final: Path) -> Iterator[Path]:
     """Yields a new directory, renamed to the final one at the end unless another preparation was first."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    directory = final.with_name(f"{final.name}.unfinished-{secrets.token_hex(4)}")
+    directory = unfinished_path(final)
     directory.mkdir()
     try:
         yield directory

@@ -22,7 +22,7 @@ from vgg_jax.evaluation.plan import MAX_PIXELS, Bucket, buckets, rescaled_sizes
 from vgg_jax.evaluation.steps import mirrored, transpose_kernels
 from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.features import Backbone
-from vgg_jax.files import FREE_SPACE, UNFINISHED
+from vgg_jax.files import FREE_SPACE, unfinished_path
 from vgg_jax.models.description import lengths
 from vgg_jax.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import params_sha256
@@ -170,7 +170,7 @@ def _open(backbone: Backbone, layer: str, images: Images, scale: int, directory:
         pass  # none yet, or damaged
     with writing_to(directory, FREE_SPACE):
         directory.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(file.name + UNFINISHED)
+        unfinished = unfinished_path(file)
         array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
         array[:] = np.nan
         array.flush()

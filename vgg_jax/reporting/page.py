@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from vgg_jax.console import Console
 from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import write_text
+from vgg_jax.files import is_unfinished, write_text
 from vgg_jax.provenance import environment
 from vgg_jax.reporting import overviews, sections
 from vgg_jax.reporting.reproduction import Reproduction, is_reproduction, read_reproduction
@@ -100,7 +100,11 @@ def _read(directories: Sequence[Path]) -> list[Run] | Reproduction:
         if not os.access(directory, os.R_OK | os.X_OK):
             raise UserError(f"{directory} cannot be read: no permission; mend it, or leave it out of the report.")
         if not is_run(directory) and not is_reproduction(directory):
-            what = "is empty" if not any(directory.iterdir()) else "holds no config.json of a run and no plan.json"
+            what = (
+                "is empty"
+                if all(map(is_unfinished, directory.iterdir()))
+                else "holds no config.json of a run and no plan.json"
+            )
             raise UserError(
                 f"{directory} {what}, so there is nothing to report; give a run's workdir or a reproduction's directory."
             )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from vgg_jax.config import scale_text
 from vgg_jax.exceptions import UserError
+from vgg_jax.files import is_unfinished
 from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.reporting.runs import Run, is_run, read_json, read_run, state
 
@@ -73,7 +74,7 @@ def read_reproduction(directory: Path) -> Reproduction:
 
 
 def _stage_run(workdir: Path, name: str) -> tuple[Run | None, str]:
-    if not workdir.is_dir() or not any(workdir.iterdir()):
+    if not workdir.is_dir() or all(map(is_unfinished, workdir.iterdir())):
         return None, "not begun"
     if not is_run(workdir):
         return None, "no run in its directory"

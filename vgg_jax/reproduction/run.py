@@ -15,7 +15,7 @@ from vgg_jax import config as config_lib
 from vgg_jax.console import aligned, duration
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import read_json, write_json
+from vgg_jax.files import is_unfinished, read_json, write_json
 from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
 from vgg_jax.train import train
 from vgg_jax.validation import validate
@@ -148,7 +148,7 @@ def write_plan(steps: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int,
         "crop": steps[0].config.image.crop,
     }
     before = _read(directory / "plan.json")
-    if before is None and directory.is_dir() and any(directory.iterdir()):
+    if before is None and directory.is_dir() and not all(map(is_unfinished, directory.iterdir())):
         raise UserError(
             f"--workdir={directory} holds files, but no plan.json, so it is no plan's directory; choose another."
         )

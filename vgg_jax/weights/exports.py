@@ -14,7 +14,7 @@ from jax import export
 from vgg_jax import __version__
 from vgg_jax.config import default_config, flatten, network_title
 from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import ANOTHER_PLACE, write_atomically
+from vgg_jax.files import ANOTHER_PLACE, unfinished_path, write_atomically
 from vgg_jax.models import NO_HEAD, is_vgg
 from vgg_jax.weights import preprocessing, state_dicts
 from vgg_jax.weights.file import SUFFIX, Weights, folded_params, folded_variables, make_model, save_weights
@@ -193,7 +193,7 @@ def write_hub_folder(folder: Path, weights: Weights) -> Path:
         **expected._asdict(),
         source=weights.source,
     )
-    unfinished = folder.with_name(folder.name + ".unfinished")
+    unfinished = unfinished_path(folder)
     with writing_to(folder, ANOTHER_PLACE):
         try:
             unfinished.mkdir(parents=True, exist_ok=True)

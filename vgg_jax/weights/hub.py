@@ -117,7 +117,7 @@ def weights_file(source: str | os.PathLike) -> Path:
             "stands for it."
         ) from error
     _say(f"{name}: {description}; kept as {path}")
-    with write_atomically(path, _REMEDY, shared=True) as unfinished:
+    with write_atomically(path, _REMEDY) as unfinished:
         save_weights(unfinished, weights)
     return path
 
@@ -141,7 +141,7 @@ def _fault(path: Path, source: Source) -> str:
 
 def _download(name: str, source: Source, path: Path) -> None:
     """Writes the file, whole and checked, or not at all."""
-    with write_atomically(path, _REMEDY, shared=True) as unfinished:
+    with write_atomically(path, _REMEDY) as unfinished:
         with open(unfinished, "wb") as file, _connection(name, source.url) as response:
             length = int(response.headers.get("Content-Length") or 0) or None
             _say(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
