@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping
 from itertools import accumulate
@@ -22,12 +21,13 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import DATA_DIR
-from vgg_jax.data import builtin, cifar, folder, prepared
+from vgg_jax.data import builtin, folder, prepared, tfds_sets
 from vgg_jax.data.disk import SKIPPED, need_space
-from vgg_jax.data.prepared import ARRAY_RECORD, Prepared
+from vgg_jax.data.prepared import Prepared
 from vgg_jax.data.records import Part, Records
 from vgg_jax.data.statistics import color_statistics, file_name, from_moments, load_statistics, save_statistics
-from vgg_jax.exceptions import UserError, did_you_mean, first_line, printable
+from vgg_jax.data.tfds_sets import shell_flag
+from vgg_jax.exceptions import UserError, first_line, printable
 from vgg_jax.files import write_json
 
 _ADVICE = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
@@ -153,7 +153,7 @@ def prepared_data(
         return prepared.read(data_dir / builtin.NAME) or builtin.prepare(data_dir)
     if name == "folder":
         return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, num_classes, data_dir)
-    return _by_name(name, data_dir)
+    return tfds_sets.find(name, data_dir)
 
 
 def open_split(data: Prepared, split: str, key: str) -> Records:
@@ -239,11 +239,6 @@ def _check_num_classes(num_classes: int, name: str, count: int) -> None:
         raise UserError(f"config.model.num_classes is {num_classes}, but {name} {has}.")
 
 
-def _flag(name: str, value: object) -> str:
-    """Returns a flag quoted for a shell."""
-    return f"--{name}={shlex.quote(str(value))}"
-
-
 def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatistics:
     """Returns mean RGB and colour vectors of a split: ImageNet's customary ones, or computed once and cached."""
     if data.name.startswith("imagenet2012/"):
@@ -278,7 +273,7 @@ def _prepared_folder(
     if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} of {len(sizes)} files are not valid images; repair or remove them and start again, or "
-            f"leave them out with: python -m vgg_jax.prepare folder {_flag('root', root)} {_flag('data_dir', data_dir)} "
+            f"leave them out with: python -m vgg_jax.prepare folder {shell_flag('root', root)} {shell_flag('data_dir', data_dir)} "
             "--skip_bad. Nothing was prepared.\n  "
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())
         )
@@ -290,60 +285,3 @@ def _prepared_folder(
     if bad:
         write_json(Path(made.directory) / SKIPPED, bad)
     return made
-
-
-def _by_name(name: str, data_dir: epath.Path) -> Prepared:
-    data = prepared.find(name, data_dir)
-    if not data:
-        # TFDS alone knows which sets there are, which variant of each it takes without a word, and which version.
-        import tensorflow_datasets as tfds
-
-        try:
-            directory = epath.Path(tfds.builder(name, data_dir=data_dir).data_dir)
-        except tfds.core.DatasetNotFoundError:
-            known = ["builtin", "folder", *tfds.list_builders(with_community_datasets=False)]
-            raise UserError(
-                f"config.data.name is {name!r}, which is neither `builtin` nor `folder` nor a TFDS data set."
-                + did_you_mean(name, known)
-            ) from None
-        except Exception as error:
-            raise UserError(f"config.data.name: TFDS cannot open {name!r}: {error}") from error
-        data = prepared.read(directory)
-    if not data or data.file_format != ARRAY_RECORD:
-        state = f"not prepared in {data_dir}"
-        if data:
-            state = f"prepared in {data_dir}, but as {data.file_format}, not ArrayRecord"
-        elif others := prepared.versions(directory.parent):
-            variant = "/".join(directory.relative_to(data_dir).parts[:-1])
-            state = (
-                f"in {data_dir} in another version than {directory.name}: --config.data.name={variant}:{others[-1]} would take "
-                f"{'it' if len(others) == 1 else 'the last of ' + ', '.join(others)}"
-            )
-        raise UserError(
-            f"the TFDS data set {name!r} is {state}. {how_to_prepare(name, data_dir)}; or name another place with "
-            "--config.data.dir=DIR."
-        )
-    if "image" not in data.features.get("image", {}) or "classLabel" not in data.features.get("label", {}):
-        raise UserError(
-            f"the TFDS data set {name!r} is no image classification set: it needs an `image` and a class `label`, and "
-            f"has {', '.join(data.features)}."
-        )
-    return data
-
-
-def how_to_prepare(name: str, data_dir: epath.Path) -> str:
-    """Returns the command that prepares a TFDS data set as ArrayRecord, in a sentence without its end."""
-    if re.split("[:/]", name)[0] == "imagenet2012":
-        return (
-            "Prepare it from the tars of image-net.org: python -m vgg_jax.prepare imagenet2012 --tars=DIR "
-            f"{_flag('data_dir', data_dir)}"
-        )
-    if name.split(":")[0] == cifar.NAME:
-        return (
-            "Prepare it from an archive of cs.toronto.edu/~kriz/cifar.html: python -m vgg_jax.prepare cifar10 "
-            f"--root=cifar-10-python.tar.gz {_flag('data_dir', data_dir)}"
-        )
-    return (
-        "Prepare it as ArrayRecord, in an environment of its own that has TensorFlow (pip install tensorflow "
-        f"tensorflow-datasets): tfds build {shlex.quote(name)} --file_format=array_record {_flag('data_dir', data_dir)}"
-    )
