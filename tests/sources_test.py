@@ -15,11 +15,13 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
+from tests.runs import make_run
 from vgg_jax.config import default_config
 from vgg_jax.data import prepared
 from vgg_jax.data.sources import expanded, open_dataset, open_split
 from vgg_jax.data.statistics import color_statistics, moments
 from vgg_jax.exceptions import UserError
+from vgg_jax.train import train
 
 
 @pytest.fixture
@@ -53,6 +55,81 @@ def test_a_folder_is_prepared_once_and_again_when_it_changes(folder_config, tmp_
     assert (len(first.train), len(second.train)) == (90, 89)
 
 
+def swapped(root):
+    """Two images of different classes exchange their bytes."""
+    one, other = root / "train" / "arrow" / "000.jpg", root / "train" / "cross" / "002.jpg"
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+
+
+def moved(root):
+    """Two images exchange their classes."""
+    (root / "train" / "arrow" / "000.jpg").rename(root / "train" / "cross" / "000.jpg")
+    (root / "train" / "cross" / "002.jpg").rename(root / "train" / "arrow" / "002.jpg")
+
+
+def renamed(root):
+    (root / "train" / "arrow" / "000.jpg").rename(root / "train" / "arrow" / "another.jpg")
+
+
+def validation_classes_swapped(root):
+    (root / "validation" / "arrow").rename(root / "validation" / "x")
+    (root / "validation" / "cross").rename(root / "validation" / "arrow")
+    (root / "validation" / "x").rename(root / "validation" / "cross")
+
+
+@pytest.mark.parametrize("edit", [swapped, moved, renamed, validation_classes_swapped])
+def test_relabelled_images_are_other_data(folder_config, tmp_path, edit):
+    before = open_dataset(folder_config).description()
+    edit(tmp_path / "images")
+    after = open_dataset(folder_config).description()
+    changed = "validation" if edit is validation_classes_swapped else "train"
+    same = ({"train", "validation"} - {changed}).pop()
+    assert before["image_digests"][changed] != after["image_digests"][changed]
+    assert before["image_digests"][same] == after["image_digests"][same]
+
+
+@pytest.mark.slow
+def test_a_run_of_relabelled_images_is_refused_and_the_remedy_works(folder_config, tmp_path):
+    run = make_run(tmp_path / "run", folder_config)
+    (run / "dataset.json").write_text(json.dumps(open_dataset(folder_config).description()))
+    swapped(tmp_path / "images")
+    with pytest.raises(UserError, match="the images of train have changed") as caught:
+        train(folder_config, run)
+    folder_config.init_from = re.search(r"--config.init_from=(\S+)\.", str(caught.value))[1]
+    folder_config.num_epochs = 0.1
+    assert train(folder_config, tmp_path / "second", quiet=True)["steps"] == 2
+
+
+def test_digests_are_those_of_sha256sum_and_of_a_copy_elsewhere(folder_config, tmp_path):
+    digests = open_dataset(folder_config).description()["image_digests"]
+    for split, digest in digests.items():
+        printed = "cd $0 && sha256sum */* | LC_ALL=C sort | sha256sum"
+        out = subprocess.run(["sh", "-c", printed, tmp_path / "images" / split], stdout=subprocess.PIPE, check=True)
+        assert out.stdout.split()[0].decode() == digest
+    assert set(digests) == {"train", "validation"}
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    for path in (tmp_path / "elsewhere").rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    folder_config.data.root = str(tmp_path / "elsewhere")
+    assert open_dataset(folder_config).description()["image_digests"] == digests
+    folder_config.data.train_split, folder_config.data.val_split = "train[:50%]", "train[50%:]"
+    assert open_dataset(folder_config).description()["image_digests"] == {"train": digests["train"]}
+
+
+def test_data_that_version_0_4_packed_get_their_digests_once(folder_config, tmp_path, capsys):
+    digests = open_dataset(folder_config).image_digests
+    (file,) = (tmp_path / "prepared").rglob("image_digests.json")
+    for damage in (None, "[]", "{", '{"train": 7}'):
+        file.unlink() if damage is None else file.write_text(damage)
+        capsys.readouterr()
+        assert open_dataset(folder_config).image_digests == digests
+        assert "digest of train (once): 90 images" in capsys.readouterr().out
+        assert open_dataset(folder_config).image_digests == digests
+        assert capsys.readouterr().out == ""
+
+
 def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
     dataset = open_dataset(folder_config)
     files = sorted((tmp_path / "images" / "train").rglob("*.jpg"))
@@ -80,7 +157,7 @@ def test_statistics_that_cannot_be_kept_are_warned_of(folder_config, tmp_path, m
     def fails(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("vgg_jax.data.sources.save_statistics", fails)
+    monkeypatch.setattr(type(epath.Path(kept)), "write_text", fails)
     np.testing.assert_allclose(open_dataset(folder_config).statistics.mean_rgb, wanted.mean_rgb, rtol=1e-5)
     assert f"WARNING: {kept} cannot be written (Permission denied); each start" in capsys.readouterr().err
 

@@ -14,7 +14,8 @@ from vgg_jax import workdir
 from vgg_jax.config import default_config
 from vgg_jax.exceptions import UserError
 
-DATA = {"name": "a/1", "class_names": ["x", "y"], "train_images": 3}
+DATA = {"name": "a/1", "class_names": ["x", "y"], "train_images": 3, "mean_rgb": [120.5, 110.25, 100.125]}
+DIGESTS = {"train": "5f" * 32, "validation": "6a" * 32}
 
 
 @pytest.fixture
@@ -60,6 +61,20 @@ def test_another_run_is_refused_and_nothing_is_changed(run):
     with pytest.raises(UserError, match=r"\(dataset.json\): train_images is 4, there it is 3"):
         workdir.claim(run, default_config(), {**DATA, "train_images": 4})
     assert (run / "config.json").read_text() == before
+
+
+def test_other_images_are_refused_with_a_way_out(run):
+    workdir.claim(run, default_config(), DATA | {"image_digests": DIGESTS})  # of version 0.4, which had no digests
+    assert json.loads((run / "dataset.json").read_text())["image_digests"] == DIGESTS
+    workdir.claim(run, default_config(), DATA | {"name": "b/1", "image_digests": DIGESTS})
+    others = DATA | {"image_digests": DIGESTS | {"validation": "7b" * 32}, "mean_rgb": [1.0, 2.0, 3.0]}
+    with pytest.raises(UserError, match="the images of validation have changed") as caught:
+        workdir.claim(run, default_config(), others)
+    assert f"--config.init_from={run}." in str(caught.value)
+    assert "120.5" not in str(caught.value)
+    with pytest.raises(UserError, match=r"holds a run on other images \(dataset.json\): another mean_rgb\. "):
+        workdir.claim(run, default_config(), DATA | {"image_digests": DIGESTS, "mean_rgb": [1.0, 2.0, 3.0]})
+    assert json.loads((run / "dataset.json").read_text())["image_digests"] == DIGESTS
 
 
 def test_a_run_without_a_checkpoint_may_begin_anew_with_other_values(tmp_path):

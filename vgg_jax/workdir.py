@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import socket
 import threading
 import time
@@ -32,6 +33,8 @@ STALE_SECONDS = 100.0
 _LOCK_BYTES = 512  # of a fixed length, so that a reader never sees a part of it
 # Files that a run makes. A run that was killed before its config.json was there leaves no other ones.
 _OWN = ("config.json", "dataset.json", "metrics.jsonl", "summary.json", "tensorboard", CHECKPOINTS, LOCK, COMPILED)
+_COLORS = ("mean_rgb", "color_vectors")
+_NOT_SHOWN = ("name", "image_digests", *_COLORS)  # in a sentence
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -99,8 +102,7 @@ def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any], write: boo
     """
     dataset_file = workdir / "dataset.json"
     if checkpoint_steps(workdir):
-        # Prepared again, the same data may have another name.
-        _same_run(dataset_file, _read(dataset_file) | {"name": ""}, dataset | {"name": ""})
+        _same_data(dataset_file, _read(dataset_file), dataset)
     if not write:
         return
     with writing_to(workdir, "choose another --workdir"):
@@ -252,6 +254,28 @@ def _same_run(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise UserError(
             f"--workdir={file.parent} holds another run ({file.name}): {'; '.join(different)}. Choose another --workdir, "
             "or give that run's values to continue with it. Nothing there was changed."
+        )
+
+
+def _same_data(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises UserError where a run was begun on other data.
+
+    Compares the digests of all images by split, classes, numbers of images and colours, and not the name: data may have
+    been prepared again. A run of version 0.4 has no digests; the rest is compared.
+    """
+    before, now = old.get("image_digests", {}), new.get("image_digests", {})
+    changed = [split for split in now if split in before and before[split] != now[split]]
+    different = [f"the images of {' and '.join(changed)} have changed"] if changed else []
+    first, second = ({key: value for key, value in data.items() if key not in _NOT_SHOWN} for data in (new, old))
+    different += differences(first, second, "{key} is {first}, there it is {second}")
+    if not different:
+        different = [f"another {key}" for key in _COLORS if new.get(key) != old.get(key)]
+    if different:
+        workdir = file.parent
+        raise UserError(
+            f"--workdir={workdir} holds a run on other images ({file.name}): {'; '.join(different)}. To continue it, bring "
+            "the earlier images back; or train on these in another --workdir, from that run's parameters with "
+            f"--config.init_from={shlex.quote(str(workdir))}. Nothing there was changed."
         )
 
 

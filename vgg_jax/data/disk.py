@@ -1,12 +1,18 @@
-"""Disk-space checks for prepared data."""
+"""Disk space for prepared data, and the small files that are kept next to them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from etils import epath
 
 from vgg_jax.exceptions import UserError
 
@@ -56,3 +62,18 @@ def _cannot_write(directory: os.PathLike | str, reason: str) -> UserError:
         f"cannot write prepared data to {directory}: {reason}; free some space or give another place with "
         "--config.data.dir=DIR. Nothing half-written is used."
     )
+
+
+def save_json(path: epath.Path, content: Any) -> None:
+    """Writes JSON next to prepared data, on a disk or in a bucket, whole or not at all.
+
+    Prepared data may lie where nothing can be written: that is a warning.
+    """
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        unfinished.write_text(json.dumps(content, indent=1))
+        unfinished.replace(path)
+    except OSError as error:
+        print(f"WARNING: {path} cannot be written ({error.strerror}); each start computes it.", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.statistics import moments
 from vgg_jax.exceptions import UserError, printable
 
+NAME = "vgg_jax_folder"  # the first part of the name of every folder's prepared data
 NO_CLASS = -1  # label of images of a class that `train` lacks
 _NAMED = 5  # of what is left out, at most, in its line
 
@@ -189,7 +190,11 @@ def _files(listing: Listing) -> list[os.DirEntry[str]]:
 
 
 def listing_digest(root: Path, listing: Listing) -> str:
-    """Returns ten hexadecimal digits that change with any file's name, size or time of change."""
+    """Returns ten hexadecimal digits that change with any file's name, size or time of change.
+
+    A start compares these, and reads no image: where they are the same, what was packed is used. A workdir's run is
+    compared by the bytes that were packed (`prepared.image_digests`).
+    """
     digest = hashlib.sha256()
     for classes in listing.splits.values():
         for files in classes.values():
@@ -202,7 +207,7 @@ def listing_digest(root: Path, listing: Listing) -> str:
 
 def full_name(root: Path, listing: Listing) -> str:
     """Returns the name of the prepared data; the same listing always maps to the same name."""
-    return f"vgg_jax_folder/{printable(root.name)}-{listing_digest(root, listing)}/1.0.0"
+    return f"{NAME}/{printable(root.name)}-{listing_digest(root, listing)}/1.0.0"
 
 
 def prepare(root: Path, listing: Listing, data_dir: epath.Path, skip: Collection[str] = ()) -> prepared.Prepared:

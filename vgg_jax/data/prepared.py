@@ -4,6 +4,7 @@
                                             features.json        what a record holds
                                             label.labels.txt     the names of the classes, in the order of the labels
                                             <name>-<split>.array_record-00000-of-00001
+                                            image_digests.json   of what this package packed: see `image_digests`
 
 So `tfds.builder` reads what this package writes, and this package reads what `tfds build` wrote; importing TFDS takes
 seconds, and happens only where a name is asked for under which nothing is prepared.
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +27,14 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from vgg_jax.data.disk import writable
+from vgg_jax.data.disk import save_json, writable
 from vgg_jax.data.parallel import parallel_map, progress
-from vgg_jax.data.records import WRITER_OPTIONS, Record, serialized
+from vgg_jax.data.records import WRITER_OPTIONS, Part, Record, Records, serialized
 from vgg_jax.exceptions import UserError
 from vgg_jax.files import cleaned_up_when_killed, unfinished_path, write_json
 
 _INFO = "dataset_info.json"
+_DIGESTS = "image_digests.json"
 ARRAY_RECORD = "array_record"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _SHARD_BYTES = 1 << 28
@@ -57,6 +61,10 @@ class Prepared(NamedTuple):
     def counts(self) -> dict[str, int]:
         """Records by split."""
         return {split: sum(shard.num_records for shard in shards) for split, shards in self.splits.items()}
+
+    def parts(self, split: str) -> list[Part]:
+        """Returns all records of a split, file by file."""
+        return [Part(str(path), 0, count, count) for path, count in self.splits[split] if count]
 
 
 def versions(directory: epath.Path) -> list[str]:
@@ -211,6 +219,45 @@ class Entry(NamedTuple):
     record: Callable[[], Record]
 
 
+def image_digests(data: Prepared, splits: Iterable[str]) -> dict[str, str]:
+    """Returns a digest of (class, file name, bytes) of all images, by split.
+
+    It is the SHA-256 of the lines that `sha256sum CLASS/FILE` prints for a split's images, sorted. A copy of a folder has
+    the same digests, whatever the times of its files. `pack` computes them. For data that version 0.4 packed they are
+    computed once, from all records.
+    """
+    path, digests = data.directory / _DIGESTS, dict[str, str]()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # absent, or damaged: computed again
+        digests = {split: digest for split, digest in json.loads(path.read_text()).items() if isinstance(digest, str)}
+    missing = [split for split in dict.fromkeys(splits) if split not in digests]
+    for split in missing:
+        records = Records(data.parts(split), f"{data.name}, {split}")
+        lines = parallel_map(_digest_line, records)
+        digests[split] = _digest(progress(lines, len(records), f"digest of {split} (once)"))
+    if missing:
+        save_json(path, digests)
+    return {split: digests[split] for split in splits}
+
+
+def _digest_line(record: Record) -> bytes:
+    name = unicodedata.normalize("NFC", record["file_name"].decode())
+    return f"{hashlib.sha256(record['image']).hexdigest()}  {name}\n".encode()
+
+
+def _with_digest_line(record: Record) -> tuple[Record, bytes]:
+    return record, _digest_line(record)
+
+
+def _without_lines(made: Iterable[tuple[Record, bytes]], lines: list[bytes]) -> Iterator[Record]:
+    for record, line in made:
+        lines.append(line)
+        yield record
+
+
+def _digest(lines: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+
+
 def pack(
     final: epath.Path,
     name: str,
@@ -224,17 +271,21 @@ def pack(
     The records lie in the order that TFDS gives them, by a hash of their names: parts of a split mix the classes.
     """
     lengths: dict[str, list[list[int]]] = {split: [] for split in splits}
+    digests: dict[str, str] = {}
     with writable(on_disk(final)), cleaned_up_when_killed(), _unfinished(on_disk(final)) as directory:
         for split, entries in splits.items():
             keys = [hashlib.md5((split + entry.name).encode(), usedforsecurity=False).digest() for entry in entries]
             order = np.array(sorted(range(len(keys)), key=keys.__getitem__), int)
             count = max(1, round(sum(entry.num_bytes for entry in entries) / _SHARD_BYTES))
-            made = parallel_map(lambda index: entries[index].record(), order.tolist())  # noqa: B023
+            made = parallel_map(lambda index: _with_digest_line(entries[index].record()), order.tolist())  # noqa: B023
             made = progress(made, len(entries), f"packing {split}")
+            lines: list[bytes] = []
             with contextlib.closing(made):
                 for shard in plan_shards(name.split("/")[0], split, order, count):
-                    records = (next(made) for _ in shard.members)
+                    records = _without_lines(itertools.islice(made, len(shard.members)), lines)
                     lengths[split].append(write_shard(directory / shard.file, records))
+            digests[split] = _digest(lines)
+        write_json(directory / _DIGESTS, digests)
         write_description(directory, name, description, class_names, lengths, encoding)
     prepared = read(final)
     assert prepared is not None

@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import os
 import re
-import sys
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +22,7 @@ from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import DATA_DIR
 from vgg_jax.data import builtin, folder, prepared, tfds_sets
 from vgg_jax.data.disk import SKIPPED, need_space
-from vgg_jax.data.prepared import Prepared
+from vgg_jax.data.prepared import Prepared, image_digests
 from vgg_jax.data.records import Part, Records
 from vgg_jax.data.statistics import color_statistics, file_name, from_moments, load_statistics, save_statistics
 from vgg_jax.data.tfds_sets import shell_flag
@@ -43,6 +42,7 @@ class Dataset(NamedTuple):
     validation: Records
     class_names: list[str]
     statistics: ColorStatistics
+    image_digests: dict[str, str]  # of a folder's splits (`prepared.image_digests`); {} of other data sets
     warnings: tuple[str, ...] = ()  # sentences, of what is rarely meant
 
     def description(self) -> dict[str, Any]:
@@ -53,6 +53,7 @@ class Dataset(NamedTuple):
             "train_images": len(self.train),
             "validation_images": len(self.validation),
             **{key: value.tolist() for key, value in self.statistics._asdict().items()},
+            **({"image_digests": self.image_digests} if self.image_digests else {}),
         }
 
 
@@ -78,7 +79,12 @@ def open_dataset(config: ConfigDict) -> Dataset:
     train, validation = (open_split(data, split, key) for key, split in splits.items())
     _check_num_classes(config.model.num_classes, config.data.name, len(data.class_names))
     statistics = statistics_of(data, config.data.train_split, train)
-    return Dataset(data.name, train, validation, data.class_names, statistics, _warnings(config, train, validation))
+    digests = {}
+    if data.name.startswith(f"{folder.NAME}/"):
+        used = {name for split in splits.values() for name in _names(split)}
+        digests = image_digests(data, [split for split in data.splits if used & {split, "all"}])
+    warnings = _warnings(config, train, validation)
+    return Dataset(data.name, train, validation, data.class_names, statistics, digests, warnings)
 
 
 def _warnings(config: ConfigDict, train: Records, validation: Records) -> tuple[str, ...]:
@@ -248,10 +254,7 @@ def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatisti
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed again
             return load_statistics(path)
     statistics = color_statistics(records)
-    try:
-        save_statistics(path, statistics)
-    except OSError as error:  # prepared data may lie where nothing can be written
-        print(f"WARNING: {path} cannot be written ({error.strerror}); each start computes it.", file=sys.stderr)
+    save_statistics(path, statistics)
     return statistics
 
 

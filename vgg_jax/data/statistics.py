@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import secrets
 import urllib.parse
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from etils import epath
 
 from vgg_jax.augment import ColorStatistics
 from vgg_jax.data.decode import decode
+from vgg_jax.data.disk import save_json
 from vgg_jax.data.parallel import parallel_map, progress
 
 
@@ -76,11 +76,8 @@ def file_name(split: str) -> str:
 
 
 def save_statistics(path: epath.Path, statistics: ColorStatistics) -> None:
-    """Writes them as JSON, whole or not at all."""
-    text = json.dumps({name: value.tolist() for name, value in statistics._asdict().items()}, indent=1)
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    """Writes them as JSON, as `save_json` does."""
+    save_json(path, {name: value.tolist() for name, value in statistics._asdict().items()})
 
 
 def load_statistics(path: epath.Path) -> ColorStatistics:
