@@ -2,7 +2,7 @@
 
     python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=DIR    from the tars of image-net.org
     python -m vgg_jax.prepare folder --root=DIR --data_dir=DIR          <split>/<class>/<image>
-    python -m vgg_jax.prepare cifar10 --root=cifar-10-python.tar.gz     from either of the official archives
+    python -m vgg_jax.prepare cifar10 --root=cifar-10-python.tar.gz     an official archive, or extracted
     python -m vgg_jax.prepare builtin --data_dir=DIR                    the images that the package draws
     python -m vgg_jax.prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
 
@@ -23,7 +23,10 @@ _TARS = flags.DEFINE_string(
     "tars", "", "For imagenet2012: the directory with ILSVRC2012_img_train.tar and ..._val.tar."
 )
 _ROOT = flags.DEFINE_string(
-    "root", "", "For folder: a directory laid out <split>/<class>/<image> (config.data.root). For cifar10: the archive."
+    "root",
+    "",
+    "For folder: a directory laid out <split>/<class>/<image> (config.data.root). For cifar10: the archive, or the "
+    "directory that it unpacks to.",
 )
 _MD5 = flags.DEFINE_bool("md5", False, "For imagenet2012: check the MD5 sums of the tars before anything else.")
 _SKIP_BAD = flags.DEFINE_bool(

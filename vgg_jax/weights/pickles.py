@@ -1,4 +1,4 @@
-"""Reads the pickles that torch.save writes, and runs nothing: a small machine that knows their few instructions.
+"""Reads the pickles of torch.save and of CIFAR-10, and runs nothing: a small machine that knows their few instructions.
 
 Python's own unpickler imports and calls what a file names; restricting what it may import still leaves it open to
 instructions that take gigabytes. Here the standard library's disassembler (`pickletools.genops`, which carries nothing
@@ -9,7 +9,7 @@ tensors. Any other instruction, and any name that is not in the table, ends the 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from vgg_jax.weights.tensors import WeightsError, short
@@ -47,10 +47,18 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Name(NamedTuple):
+class Name(NamedTuple):
     """A global named by the pickle; never resolved."""
 
     text: str
+
+
+class Dialect(NamedTuple):
+    """The names that pickles of one kind may hold, and what is done in their place."""
+
+    calls: Mapping[str, Callable[..., Any]]  # function of the arguments, by name
+    others: Collection[str]  # names that are arguments
+    build: Callable[[Any, Any], None]  # gives an object the state that its class would get; raises WeightsError
 
 
 class _Mark:
@@ -87,13 +95,22 @@ def _parameter(data: Any, *_: Any) -> View:
     return data
 
 
-# The only names that a pickle may call, and what is done in their place.
-_CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor": _tensor,  # before torch 0.4
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-}
+def _no_state(target: Any, _: Any) -> None:
+    # A state dictionary's `_metadata`: versions of torch's own layers.
+    if not isinstance(target, dict):
+        raise WeightsError("its pickle is damaged (no dict where one should be)")
+
+
+TORCH = Dialect(
+    {
+        "collections.OrderedDict": _ordered_dict,
+        "torch._utils._rebuild_tensor": _tensor,  # before torch 0.4
+        "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_parameter": _parameter,
+    },
+    STORAGES,
+    _no_state,
+)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -103,21 +120,25 @@ _EMPTY: dict[str, type] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def read_pickle(stream: BinaryIO) -> Any:
+def read_pickle(stream: BinaryIO, dialect: Dialect = TORCH) -> Any:
     """Reads the value of one pickle; the stream then stands behind it.
 
     Args:
       stream: whose `read` and `readline` cannot give more than the caller needs to hold in memory.
+      dialect: of the file.
 
     Returns:
-      None, bool, int, float, str, tuple, list, dict, `View`, or these within one another.
+      None, bool, int, float, str, tuple, list, dict, what the dialect's calls return (`View`), or these within one
+      another. Strings of Python 2 are str, a character for each byte.
 
     Raises:
       WeightsError: anything else in it, and what.
     """
-    machine = _Machine()
+    machine = _Machine(dialect)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > _MOST_INSTRUCTIONS:
+                raise WeightsError("its pickle has far more instructions than such files need")
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)
@@ -128,6 +149,8 @@ def read_pickle(stream: BinaryIO) -> Any:
     raise WeightsError("its pickle has no end")
 
 
+# An instruction of one byte may make an object of a hundred. CIFAR-10's pickles have 50,000.
+_MOST_INSTRUCTIONS = 2**20
 # Items that calls may be given in all. A memoised list can be given again in three bytes; a VGG's calls take a thousand.
 _MOST_ARGUMENTS = 2**20
 
@@ -135,7 +158,8 @@ _MOST_ARGUMENTS = 2**20
 class _Machine:
     """A pickle's stack and memo."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._arguments = 0
@@ -186,22 +210,26 @@ class _Machine:
             self._set_items(values)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             text = argument.replace(" ", ".") if name == "GLOBAL" else ".".join([self._word(), self._word()][::-1])
-            push(_named(text))
+            push(_named(text, self._dialect))
         elif name == "REDUCE":
             arguments, called = self.pop(), self.pop()
-            if not isinstance(called, _Name) or called.text not in _CALLS or not isinstance(arguments, tuple):
+            if (
+                not isinstance(called, Name)
+                or called.text not in self._dialect.calls
+                or not isinstance(arguments, tuple)
+            ):
                 raise WeightsError("its pickle calls something that cannot be called")
             self._arguments += len(arguments) + sum(len(a) for a in arguments if isinstance(a, list | tuple))
             if self._arguments > _MOST_ARGUMENTS:
                 raise WeightsError("its pickle makes far more than any model has")
-            push(_CALLS[called.text](*arguments))
+            push(self._dialect.calls[called.text](*arguments))
         elif name == "BINPERSID":
             push(_storage(self.pop()))
-        elif name == "BUILD":  # a state dictionary's `_metadata`: versions of torch's own layers
-            self.pop()
-            self._top(dict)
+        elif name == "BUILD":
+            state = self.pop()
+            self._dialect.build(self._stack[-1], state)
         else:
-            raise WeightsError(f"its pickle has the instruction {name}, which no weights need")
+            raise WeightsError(f"its pickle has the instruction {name}, which no such file needs")
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self._stack[-1], kind):
@@ -224,19 +252,19 @@ class _Machine:
             target[key] = value
 
 
-def _named(text: str) -> _Name:
-    if text not in _CALLS and text not in STORAGES:
+def _named(text: str, dialect: Dialect) -> Name:
+    if text not in dialect.calls and text not in dialect.others:
         raise WeightsError(
-            f"it asks for {short(text)}, which is neither a tensor nor a dictionary; no code of a weights file is ever run"
+            f"it asks for {short(text)}, which is neither a tensor nor a dictionary; no code of a file is ever run"
         )
-    return _Name(text)
+    return Name(text)
 
 
 def _storage(identity: Any) -> Storage:
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
         raise WeightsError("its pickle refers to something that is no storage")
     _, kind, key, _, numel = identity[:5]
-    if not isinstance(kind, _Name) or kind.text not in STORAGES or not isinstance(key, str):
+    if not isinstance(kind, Name) or kind.text not in STORAGES or not isinstance(key, str):
         raise WeightsError("its pickle refers to a storage of an unknown kind")
     if not isinstance(numel, int) or isinstance(numel, bool) or not 0 <= numel < 2**40:
         raise WeightsError("its pickle refers to a storage of an impossible size")
