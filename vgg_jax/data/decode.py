@@ -111,10 +111,8 @@ def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], botto
     Raises:
       DecodeError: as `decode`.
     """
-    if simplejpeg is None or header.components not in (
-        1,
-        3,
-    ):  # no JPEG; or CMYK or YCCK, which need Pillow's conversion
+    # No JPEG; or CMYK or YCCK, which need Pillow's conversion.
+    if simplejpeg is None or header.components not in (1, 3):
         return _decode_with_pillow(encoded), 1.0
     width, height = header.size
     eighths = next(
