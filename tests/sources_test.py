@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.runs import make_run
 from vgg_jax.config import default_config
 from vgg_jax.data import prepared
+from vgg_jax.data.decode import decode
 from vgg_jax.data.sources import expanded, open_dataset, open_split
-from vgg_jax.data.statistics import color_statistics, moments
+from vgg_jax.data.statistics import moments, split_statistics
 from vgg_jax.exceptions import UserError
 from vgg_jax.train import train
 
@@ -144,9 +145,10 @@ def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
         vectors.T @ vectors, np.diag(np.diag(vectors.T @ vectors)), atol=1e-2
     )  # axes at right angles
     assert np.diff(np.diag(vectors.T @ vectors)).max() < 0  # the largest first
-    (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
-    kept.write_text(kept.read_text().replace(str(json.loads(kept.read_text())["mean_rgb"][0]), "77.0"))
-    assert open_dataset(folder_config).statistics.mean_rgb[0] == 77.0
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").rglob("color_statistics-train.json")}
+    assert len(times) == 1
+    open_dataset(folder_config)
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
 def test_statistics_that_cannot_be_kept_are_warned_of(folder_config, tmp_path, monkeypatch, capsys):
@@ -165,9 +167,9 @@ def test_statistics_that_cannot_be_kept_are_warned_of(folder_config, tmp_path, m
 def test_statistics_of_a_folder_come_from_its_check(folder_config, tmp_path, monkeypatch):
     """To the last bit, though the records are in another order, and nothing is decoded a second time."""
     records = open_dataset(folder_config).train
-    wanted = color_statistics(records)
+    wanted = split_statistics(records, 3).colors
     folder_config.data.dir = str(tmp_path / "again")
-    monkeypatch.setattr("vgg_jax.data.sources.color_statistics", None)
+    monkeypatch.setattr("vgg_jax.data.sources.split_statistics", None)
     found = open_dataset(folder_config).statistics
     np.testing.assert_array_equal(found.mean_rgb, wanted.mean_rgb)
     np.testing.assert_array_equal(found.color_vectors, wanted.color_vectors)
@@ -184,7 +186,7 @@ def test_moments_are_exact(shape, darkest):
 
 def test_statistics_do_not_depend_on_threads(folder_config):
     records = open_dataset(folder_config).train
-    one, many = (color_statistics(records, threads=n) for n in (1, 5))
+    one, many = (split_statistics(records, 3, threads=n).colors for n in (1, 5))
     np.testing.assert_array_equal(one.color_vectors, many.color_vectors)
 
 
@@ -332,7 +334,7 @@ def test_a_folder_of_one_split_is_to_be_shared_out(folder_config, tmp_path):
 )
 def test_what_is_rarely_meant_is_said(folder_config, train, validation, warning):
     folder_config.data.train_split, folder_config.data.val_split = train, validation
-    warnings = open_dataset(folder_config).warnings
+    warnings = [said for said in open_dataset(folder_config).warnings if "no training image in" not in said]
     assert len(warnings) == (1 if warning else 0)
     assert warning in "".join(warnings)
 
@@ -348,7 +350,10 @@ def test_statistics_of_every_expression_are_kept_apart(folder_config):
 def test_damaged_statistics_are_computed_anew(folder_config, tmp_path):
     mean = open_dataset(folder_config).statistics.mean_rgb.tolist()
     (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
-    for damage in ("", "{}", "\0\0", '{"mean_rgb": "x"}'):
+    whole = json.loads(kept.read_text())
+    without = {key: value for key, value in whole.items() if key != "sha256"}  # as version 0.4 wrote it
+    changed = [json.dumps(whole | {"mean_rgb": [77.0, *whole["mean_rgb"][1:]]}), json.dumps(without)]
+    for damage in ("", "{}", "[]", "\0\0", '{"mean_rgb": "x"}', "[" * 10**5, *changed):
         kept.write_text(damage)
         assert open_dataset(folder_config).statistics.mean_rgb.tolist() == mean
 
@@ -385,6 +390,98 @@ def test_unlabelled_pictures_beside_training_ones(folder_config, tmp_path):
     assert dataset.class_names == ["arrow", "crescent", "cross"]
     folder_config.data.val_split = "test"
     refused(folder_config, r"test has classes that .*train lacks: unlabelled")
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_unicode_forms_of_a_name_are_one_class(folder_config, tmp_path):
+    root = tmp_path / "images"
+    (root / "train" / "cross").rename(root / "train" / COMPOSED)
+    (root / "validation" / "cross").rename(root / "validation" / DECOMPOSED)
+    (root / "train" / "arrow" / "000.jpg").rename(root / "train" / "arrow" / f"{DECOMPOSED}.jpg")
+    dataset = open_dataset(folder_config)
+    assert dataset.class_names == ["arrow", COMPOSED, "crescent"]
+    assert f"arrow/{COMPOSED}.jpg" in {record["file_name"].decode() for record in dataset.train}
+    (root / "train" / DECOMPOSED).mkdir()
+    refused(folder_config, f"train has two directories of the class '{COMPOSED}', whose names differ in their Unicode")
+    (root / "train" / DECOMPOSED).rmdir()
+    shutil.copy(root / "train" / "arrow" / f"{DECOMPOSED}.jpg", root / "train" / "arrow" / f"{COMPOSED}.jpg")
+    refused(folder_config, f"train has two images 'arrow/{COMPOSED}.jpg', whose names differ in their Unicode form")
+
+
+def test_a_class_without_training_images_is_warned_of(folder_config, tmp_path):
+    root = tmp_path / "images"
+    for path in sorted((root / "train" / "arrow").iterdir())[1:]:
+        path.unlink()
+    folder_config.data.train_split, folder_config.data.val_split = "train[:90%]", "train[90%:]"
+    opened = {
+        split: open_dataset(with_split(folder_config, split)) for split in ("train[:90%]", "train[10%:]", "train")
+    }
+    for split, dataset in opened.items():
+        has_arrow = any(record["label"] == 0 for record in dataset.train)
+        warned = [sentence for sentence in dataset.warnings if "no training image in 1 class, as 'arrow'" in sentence]
+        assert len(warned) == (0 if has_arrow else 1)
+        assert all(f"config.data.train_split={split}" in sentence for sentence in warned)
+    assert len({any(record["label"] == 0 for record in dataset.train) for dataset in opened.values()}) == 2
+
+
+def with_split(config, split):
+    config.data.train_split = split
+    return config
+
+
+def test_a_flat_validation_split_is_explained(folder_config, tmp_path):
+    root = tmp_path / "images"
+    for path in sorted((root / "validation").rglob("*.jpg")):
+        path.rename(root / "validation" / f"{path.parent.name}-{path.name}")
+    for kind in ("arrow", "crescent", "cross"):
+        (root / "validation" / kind).rmdir()
+    sentence = (
+        rf"config.data.val_split is 'validation', and {root}/validation holds 31 images and no directory of a class"
+    )
+    refused(folder_config, sentence + rf"; put each image into {root}/validation/<class>/")
+
+
+def test_dim_images_of_sixteen_bits_are_warned_of_once(folder_config, tmp_path, capsys):
+    root = tmp_path / "images"
+    deep = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # 12 bits
+    Image.fromarray(deep).save(root / "train" / "arrow" / "dim.png")
+    Image.fromarray(deep).save(root / "train" / "cross" / "dim.tif")
+    Image.fromarray(deep * 16).save(root / "train" / "arrow" / "bright.png")
+    Image.fromarray((deep // 256).astype(np.uint8)).save(root / "train" / "arrow" / "dark.png")  # 8 bits, as meant
+    open_dataset(folder_config)
+    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+    assert len(warned) == 1
+    assert "2 of 125 images have 16 bits and nothing brighter than 1/16 of white, as train/arrow/dim.png" in warned[0]
+    open_dataset(folder_config)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_exif_orientations_are_ignored_with_a_line_or_applied(folder_config, tmp_path, capsys, number):
+    file = tmp_path / "images" / "train" / "arrow" / "000.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = number
+    image = Image.open(file).resize((40, 64))
+    image.save(file, exif=exif)
+    stored, turned = np.asarray(Image.open(file)), np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    datasets = {}
+    for folder_config.data.exif in (False, True):
+        datasets[folder_config.data.exif] = open_dataset(folder_config)
+    line = "1 of 121 images have an EXIF orientation, as train/arrow/000.jpg, which is ignored"
+    assert capsys.readouterr().out.count(line) == (number > 1)
+    for exif, dataset in datasets.items():
+        (encoded,) = [record["image"] for record in dataset.train if record["file_name"] == b"arrow/000.jpg"]
+        np.testing.assert_array_equal(decode(encoded), turned if exif else stored)
+    same = datasets[True].image_digests == datasets[False].image_digests
+    assert same == (number == 1)
+    assert datasets[True].name != datasets[False].name
+
+
+def test_exif_is_for_folders(folder_config):
+    folder_config.data.name, folder_config.data.exif = "builtin", True
+    refused(folder_config, "config.data.exif is for folders of images, and config.data.name is 'builtin'")
 
 
 def test_names_that_are_not_utf8_or_hold_control_characters(folder_config, tmp_path):
@@ -505,6 +602,7 @@ def test_training_on_a_folder_imports_no_tfds(images, tmp_path):
     code = f"""
 import sys
 from vgg_jax.config import default_config
+from vgg_jax.data.decode import decode
 from vgg_jax.data.sources import open_dataset
 config = default_config()
 config.data.name, config.data.root, config.data.dir = "folder", {str(images)!r}, {str(tmp_path)!r}

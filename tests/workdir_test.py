@@ -74,6 +74,7 @@ def test_other_images_are_refused_with_a_way_out(run):
     assert "120.5" not in str(caught.value)
     with pytest.raises(UserError, match=r"holds a run on other images \(dataset.json\): another mean_rgb\. "):
         workdir.claim(run, default_config(), DATA | {"image_digests": DIGESTS, "mean_rgb": [1.0, 2.0, 3.0]})
+    workdir.claim(run, default_config(), DATA | {"image_digests": DIGESTS, "mean_rgb": [120.50001, 110.25, 100.125]})
     assert json.loads((run / "dataset.json").read_text())["image_digests"] == DIGESTS
 
 

@@ -124,6 +124,7 @@ KEYS: dict[str, Key] = {
     "data.name": Key("imagenet2012"),  # `builtin`, `folder`, or the name of a TFDS data set
     "data.dir": Key(DATA_DIR, may_change=True, is_local=True),  # of prepared data
     "data.root": Key("", may_change=True, is_local=True),  # for `folder`: a directory laid out <split>/<class>/<image>
+    "data.exif": Key(False),  # for `folder`: turn images as their EXIF orientation says
     "data.train_split": Key("train"),
     "data.val_split": Key("validation"),
     "data.threads": Key(16, 1, 1024, may_change=True, is_local=True),  # that decode ahead, each a whole local batch

@@ -74,8 +74,8 @@ def main(arguments: list[str]) -> None:
         train_split = next((split for split in splits if split.startswith("train")), "train")
     if train_split in splits or train_split != "train":
         records = sources.open_split(data, train_split, "train_split")
-        statistics = sources.statistics_of(data, train_split, records)
-        print(f"mean RGB {', '.join(f'{value:.2f}' for value in statistics.mean_rgb)}")
+        colors = sources.statistics_of(data, train_split, records).colors
+        print(f"mean RGB {', '.join(f'{value:.2f}' for value in colors.mean_rgb)}")
     values = {"data.name": name, "data.dir": data_dir, "data.root": _ROOT.value if name == "folder" else ""}
     values["model.num_classes"] = len(data.class_names)
     others = [split for split in splits if split != train_split]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from vgg_jax.compilation import COMPILED
@@ -260,8 +261,8 @@ def _same_run(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 def _same_data(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raises UserError where a run was begun on other data.
 
-    Compares the digests of all images by split, classes, numbers of images and colours, and not the name: data may have
-    been prepared again. A run of version 0.4 has no digests; the rest is compared.
+    Compares the digests of all images by split, classes, numbers of images and colours (to rounding), and not the name:
+    data may have been prepared again. A run of version 0.4 has no digests; the rest is compared.
     """
     before, now = old.get("image_digests", {}), new.get("image_digests", {})
     changed = [split for split in now if split in before and before[split] != now[split]]
@@ -269,7 +270,7 @@ def _same_data(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     first, second = ({key: value for key, value in data.items() if key not in _NOT_SHOWN} for data in (new, old))
     different += differences(first, second, "{key} is {first}, there it is {second}")
     if not different:
-        different = [f"another {key}" for key in _COLORS if new.get(key) != old.get(key)]
+        different = [f"another {key}" for key in _COLORS if not _is_close(new.get(key), old.get(key))]
     if different:
         workdir = file.parent
         raise UserError(
@@ -277,6 +278,14 @@ def _same_data(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             "the earlier images back; or train on these in another --workdir, from that run's parameters with "
             f"--config.init_from={shlex.quote(str(workdir))}. Nothing there was changed."
         )
+
+
+def _is_close(first: Any, second: Any) -> bool:
+    """Returns whether two lists of numbers are the same but for rounding, in which libraries of linear algebra differ."""
+    try:
+        return first == second or bool(np.allclose(first, second, rtol=1e-4, atol=1e-3))
+    except (TypeError, ValueError):
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

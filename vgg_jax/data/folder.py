@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,16 @@ from etils import epath
 
 from vgg_jax.data import prepared
 from vgg_jax.data.decode import SUFFIXES, DecodeError, check, decode, read_file
+from vgg_jax.data.orientation import orientation, upright_image
 from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.records import Record
+from vgg_jax.data.rgb import has_16_bits
 from vgg_jax.data.statistics import moments
 from vgg_jax.exceptions import UserError, printable
 
 NAME = "vgg_jax_folder"  # the first part of the name of every folder's prepared data
 NO_CLASS = -1  # label of images of a class that `train` lacks
+_DIM = 16  # of 255: 1/16 of white
 _NAMED = 5  # of what is left out, at most, in its line
 
 
@@ -29,6 +34,7 @@ class Listing(NamedTuple):
 
     splits: dict[str, dict[str, list[os.DirEntry[str]]]]  # split -> class -> files
     left_out: list[Path]  # what is in no class, dangling links, and directories that are no split
+    flat: dict[str, int]  # of these directories, those with images and no class -> their number
 
     def class_names(self) -> list[str]:
         """Returns the classes of `train`; where there is no such split, of all."""
@@ -49,6 +55,7 @@ def list_folder(root: Path) -> Listing:
         raise UserError(f"config.data.root is {str(root)!r}, and there is no such directory.")
     layout = f"{root} should be laid out as <split>/<class>/<image>"
     splits: dict[str, dict[str, list[os.DirEntry[str]]]] = {}
+    flat: dict[str, int] = {}
     entries = _visible(root)
     left_out = [entry for entry in entries if not _is(entry.is_dir)]
     for split in entries:
@@ -60,12 +67,19 @@ def list_folder(root: Path) -> Listing:
         classes, loose = {}, []
         for entry in _visible(split):
             if _is(entry.is_dir):
-                inside = list(_entries_below(entry))
-                classes[printable(entry.name)] = [file for file in inside if _is(file.is_file)]
+                inside, kind = list(_entries_below(entry)), prepared.plain_name(entry.name)
+                if kind in classes:
+                    raise UserError(
+                        f"config.data.root: {Path(split)} has two directories of the class {kind!r}, whose names differ in "
+                        "their Unicode form; put their images together, or rename one."
+                    )
+                classes[kind] = [file for file in inside if _is(file.is_file)]
                 loose += [file for file in inside if not _is(file.is_file)]
             else:
                 loose.append(entry)
         files = [file for files_of_class in classes.values() for file in files_of_class]
+        if not classes and (images := [entry for entry in loose if is_named_like_a_picture(Path(entry.name))]):
+            flat[split.name] = len(images)
         if not classes or (files and not any(_may_be_a_picture(Path(file.name)) for file in files)):
             left_out.append(split)
             continue
@@ -83,7 +97,7 @@ def list_folder(root: Path) -> Listing:
                 f"config.data.root: no image in {', '.join(str(root / name / kind) for kind in empty)}; "
                 "put some there, or remove the empty class."
             )
-    return Listing(splits, [Path(entry) for entry in left_out])
+    return Listing(splits, [Path(entry) for entry in left_out], flat)
 
 
 def files_below(directory: Path) -> Iterator[Path]:
@@ -154,30 +168,57 @@ def sizes(listing: Listing) -> list[int]:
     return [file.stat().st_size for file in _files(listing)]
 
 
-def inspect(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+class Inspected(NamedTuple):
+    """A sound image of a folder."""
+
+    moments: np.ndarray  # of `statistics.moments`
+    is_dim: bool  # 16 bits a channel, and nothing brighter than 1/16 of white
+    is_turned: bool  # has an EXIF orientation
+
+
+def inspect(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, Inspected]]:
     """Decodes every image of a folder, once.
 
     Returns:
-      path below the root -> what is wrong, for every file that is no sound image; likewise `statistics.moments` of the others.
+      path below the root -> what is wrong, for every file that is no sound image; likewise the others.
     """
     files = _files(listing)
-
-    def of_file(file: os.DirEntry[str]) -> str | np.ndarray:
-        try:
-            encoded = read_file(Path(file))
-            pixels = check(encoded)
-            return moments(decode(encoded) if pixels is None else pixels)
-        except (DecodeError, OSError) as error:
-            return printable(str(error))
-
-    inspected = zip(files, progress(parallel_map(of_file, files), len(files), "checking"), strict=True)
-    bad, sound = dict[str, str](), dict[str, np.ndarray]()
+    inspected = zip(files, progress(parallel_map(_inspect, files), len(files), "checking"), strict=True)
+    bad, sound = dict[str, str](), dict[str, Inspected]()
     for file, result in inspected:
         if isinstance(result, str):
             bad[path_below(root, file)] = result
         else:
             sound[path_below(root, file)] = result
     return bad, sound
+
+
+def _inspect(file: os.DirEntry[str]) -> str | Inspected:
+    try:
+        encoded = read_file(Path(file))
+        checked = check(encoded)
+        pixels = decode(encoded) if checked is None else checked
+    except (DecodeError, OSError) as error:
+        return printable(str(error))
+    is_dim = bool(pixels.max() <= _DIM) and has_16_bits(encoded)
+    return Inspected(moments(pixels), is_dim, orientation(encoded) > 1)
+
+
+def warnings(inspected: Mapping[str, Inspected], exif: bool) -> list[str]:
+    """Returns a sentence for each thing that sound images of a folder have, and that is rarely meant."""
+    sentences = []
+    if dim := [path for path, image in inspected.items() if image.is_dim]:
+        sentences.append(
+            f"{len(dim):,} of {len(inspected):,} images have 16 bits and nothing brighter than 1/16 of white, as {dim[0]}: "
+            "they are nearly black; multiply their values to the full range if they hold fewer bits."
+        )
+    turned = [path for path, image in inspected.items() if image.is_turned]
+    if turned and not exif:
+        sentences.append(
+            f"{len(turned):,} of {len(inspected):,} images have an EXIF orientation, as {turned[0]}, which is ignored; apply it "
+            "with --config.data.exif=True (--exif of other commands)."
+        )
+    return sentences
 
 
 def path_below(root: Path, file: os.DirEntry[str]) -> str:
@@ -205,12 +246,14 @@ def listing_digest(root: Path, listing: Listing) -> str:
     return digest.hexdigest()[:10]
 
 
-def full_name(root: Path, listing: Listing) -> str:
+def full_name(root: Path, listing: Listing, exif: bool = False) -> str:
     """Returns the name of the prepared data; the same listing always maps to the same name."""
-    return f"{NAME}/{printable(root.name)}-{listing_digest(root, listing)}/1.0.0"
+    return f"{NAME}/{printable(root.name)}-{listing_digest(root, listing)}{'-exif' * exif}/1.0.0"
 
 
-def prepare(root: Path, listing: Listing, data_dir: epath.Path, skip: Collection[str] = ()) -> prepared.Prepared:
+def prepare(
+    root: Path, listing: Listing, data_dir: epath.Path, skip: Collection[str] = (), exif: bool = False
+) -> prepared.Prepared:
     """Packs a listed folder; bytes are stored as they are, labels follow sorted class names (NO_CLASS, see there).
 
     Args:
@@ -218,25 +261,37 @@ def prepare(root: Path, listing: Listing, data_dir: epath.Path, skip: Collection
       listing: of it.
       data_dir: where prepared data lies.
       skip: paths below the root that are left out.
+      exif: turn images as their EXIF orientation says; those become PNGs.
+
+    Raises:
+      UserError: two images of a class whose names become one.
     """
     labels = {name: label for label, name in enumerate(listing.class_names())}
     splits = {
         split: [
-            _entry(Path(file), root / split, labels.get(kind, NO_CLASS))
+            _entry(Path(file), root / split, labels.get(kind, NO_CLASS), exif)
             for kind, files in classes.items()
             for file in files
             if path_below(root, file) not in skip
         ]
         for split, classes in listing.splits.items()
     }
-    name = full_name(root, listing)
+    for split, entries in splits.items():
+        for one, other in itertools.pairwise(sorted(entry.name for entry in entries)):
+            if one == other:
+                raise UserError(
+                    f"config.data.root: {root / split} has two images {one!r}, whose names differ in their Unicode form; "
+                    "rename one."
+                )
+    name = full_name(root, listing, exif)
     return prepared.pack(data_dir / name, name, f"Images of {root.name}.", list(labels), splits)
 
 
-def _entry(file: Path, split: Path, label: int) -> prepared.Entry:
-    name = printable(str(file.relative_to(split)))
-    return prepared.Entry(
-        name,
-        file.stat().st_size,
-        lambda: {"image": read_file(file), "label": label, "file_name": name.encode()},
-    )
+def _entry(file: Path, split: Path, label: int, exif: bool) -> prepared.Entry:
+    name = prepared.plain_name(str(file.relative_to(split)))
+
+    def record() -> Record:
+        encoded = read_file(file)
+        return {"image": upright_image(encoded) if exif else encoded, "label": label, "file_name": name.encode()}
+
+    return prepared.Entry(name, file.stat().st_size, record)

@@ -30,7 +30,7 @@ from etils import epath
 from vgg_jax.data.disk import save_json, writable
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import WRITER_OPTIONS, Part, Record, Records, serialized
-from vgg_jax.exceptions import UserError
+from vgg_jax.exceptions import UserError, printable
 from vgg_jax.files import cleaned_up_when_killed, unfinished_path, write_json
 
 _INFO = "dataset_info.json"
@@ -118,7 +118,7 @@ def read(directory: epath.Path) -> Prepared | None:
 def _class_names(directory: epath.Path, features: Mapping[str, Any]) -> list[str]:
     names = directory / "label.labels.txt"
     if names.exists():
-        return names.read_text().rstrip("\n").split("\n")
+        return [plain_name(name) for name in names.read_text().rstrip("\n").split("\n")]
     label = features.get("label", {}).get("classLabel", {})
     return [str(number) for number in range(int(label.get("numClasses", 0)))]
 
@@ -239,8 +239,13 @@ def image_digests(data: Prepared, splits: Iterable[str]) -> dict[str, str]:
     return {split: digests[split] for split in splits}
 
 
+def plain_name(name: str) -> str:
+    """Returns the name of a class or a file on one line and in Unicode's form C: file systems differ in the form."""
+    return unicodedata.normalize("NFC", printable(name))
+
+
 def _digest_line(record: Record) -> bytes:
-    name = unicodedata.normalize("NFC", record["file_name"].decode())
+    name = plain_name(record["file_name"].decode())
     return f"{hashlib.sha256(record['image']).hexdigest()}  {name}\n".encode()
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,14 @@ from vgg_jax.data import builtin, folder, prepared, tfds_sets
 from vgg_jax.data.disk import SKIPPED, need_space
 from vgg_jax.data.prepared import Prepared, image_digests
 from vgg_jax.data.records import Part, Records
-from vgg_jax.data.statistics import color_statistics, file_name, from_moments, load_statistics, save_statistics
+from vgg_jax.data.statistics import (
+    SplitStatistics,
+    file_name,
+    from_moments,
+    load_statistics,
+    save_statistics,
+    split_statistics,
+)
 from vgg_jax.data.tfds_sets import shell_flag
 from vgg_jax.exceptions import UserError, first_line, printable
 from vgg_jax.files import write_json
@@ -75,6 +82,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
         config.data.root,
         splits=splits,
         num_classes=config.model.num_classes,
+        exif=config.data.exif,
     )
     train, validation = (open_split(data, split, key) for key, split in splits.items())
     _check_num_classes(config.model.num_classes, config.data.name, len(data.class_names))
@@ -83,13 +91,30 @@ def open_dataset(config: ConfigDict) -> Dataset:
     if data.name.startswith(f"{folder.NAME}/"):
         used = {name for split in splits.values() for name in _names(split)}
         digests = image_digests(data, [split for split in data.splits if used & {split, "all"}])
-    warnings = _warnings(config, train, validation)
-    return Dataset(data.name, train, validation, data.class_names, statistics, digests, warnings)
+    warnings = _warnings(config, train, validation, _absent(data.class_names, statistics.class_images))
+    return Dataset(data.name, train, validation, data.class_names, statistics.colors, digests, warnings)
 
 
-def _warnings(config: ConfigDict, train: Records, validation: Records) -> tuple[str, ...]:
-    """Says what is rarely meant: images that are trained on and validated on, or twice in an epoch; less than a batch."""
+def _absent(class_names: list[str], class_images: list[int]) -> list[str]:
+    """Returns the classes that have no image."""
+    return [name for name, count in zip(class_names, class_images, strict=False) if not count]
+
+
+def _warnings(config: ConfigDict, train: Records, validation: Records, absent: list[str]) -> tuple[str, ...]:
+    """Says what is rarely meant: images that are trained on and validated on, or twice in an epoch; less than a batch.
+
+    Args:
+      config: of the run.
+      train: its training images.
+      validation: its validation images.
+      absent: classes without training images.
+    """
     sentences = []
+    if absent:
+        sentences.append(
+            f"no training image in {'1 class' if len(absent) == 1 else f'{len(absent):,} classes'}, as {absent[0]!r} "
+            f"(config.data.train_split={config.data.train_split}), so it cannot be learnt; take a larger part of the images."
+        )
     if common := validation.in_common(train):
         sentences.append(
             f"{common:,} of the {len(validation):,} validation images are training images too (config.data.train_split="
@@ -138,6 +163,7 @@ def prepared_data(
     skip_bad: bool = False,
     splits: Mapping[str, str] | None = None,
     num_classes: int = 0,
+    exif: bool = False,
 ) -> Prepared:
     """Returns a prepared data set; prepares it first if need be.
 
@@ -147,18 +173,21 @@ def prepared_data(
       root: for `folder`: a directory laid out <split>/<class>/<image>.
       skip_bad: for `folder`: leave files out that are not valid images, and record which, rather than stop.
       splits: expressions that will be opened, by the key that they come from: checked before anything is prepared.
+      exif: for `folder`: turn images as their EXIF orientation says.
       num_classes: that all images of these splits must be of, checked as early; 0: any, and images without a label.
 
     Raises:
       UserError: as `open_dataset`.
     """
     splits = splits or {}
+    if exif and name != "folder":
+        raise UserError(f"config.data.exif is for folders of images, and config.data.name is {name!r}; leave it out.")
     if name == "builtin":
         _check_splits(splits, list(builtin.COUNTS), "the built-in set")
         _check_num_classes(num_classes, name, len(builtin.CLASS_NAMES))
         return prepared.read(data_dir / builtin.NAME) or builtin.prepare(data_dir)
     if name == "folder":
-        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, num_classes, data_dir)
+        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, num_classes, data_dir, exif)
     return tfds_sets.find(name, data_dir)
 
 
@@ -186,7 +215,7 @@ def open_split(data: Prepared, split: str, key: str) -> Records:
 def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
     """Returns the first record of a split, or of a part of it, and the one after the last, rounded as TFDS does."""
     shards = data.splits.get(_names(expression)[0], [])
-    ends = [0, *accumulate(shard.num_records for shard in shards)]
+    ends = [0, *itertools.accumulate(shard.num_records for shard in shards)]
 
     def boundary(text: str, unit: str, default: int) -> int:
         if not text:
@@ -245,46 +274,60 @@ def _check_num_classes(num_classes: int, name: str, count: int) -> None:
         raise UserError(f"config.model.num_classes is {num_classes}, but {name} {has}.")
 
 
-def statistics_of(data: Prepared, split: str, records: Records) -> ColorStatistics:
-    """Returns mean RGB and colour vectors of a split: ImageNet's customary ones, or computed once and cached."""
+def statistics_of(data: Prepared, split: str, records: Records) -> SplitStatistics:
+    """Returns the statistics of a split: ImageNet's customary mean and colour vectors, or computed once and cached."""
     if data.name.startswith("imagenet2012/"):
-        return IMAGENET_STATISTICS
+        return SplitStatistics(IMAGENET_STATISTICS, [])
     path = data.directory / file_name(split)
     if path.exists():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed again
+        # Changed, or of version 0.4, which wrote no digest: computed again, to the same bits.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return load_statistics(path)
-    statistics = color_statistics(records)
+    statistics = split_statistics(records, len(data.class_names))
     save_statistics(path, statistics)
     return statistics
 
 
 def _prepared_folder(
-    root: Path, skip_bad: bool, splits: Mapping[str, str], num_classes: int, data_dir: epath.Path
+    root: Path, skip_bad: bool, splits: Mapping[str, str], num_classes: int, data_dir: epath.Path, exif: bool
 ) -> Prepared:
     listing = folder.list_folder(root)
+    for key, split in splits.items():
+        if flat := [name for name in _names(split) if name in listing.flat]:
+            raise UserError(
+                f"{key} is {split!r}, and {root / flat[0]} holds {listing.flat[flat[0]]:,} images and no directory of a class; "
+                f"put each image into {root / flat[0]}/<class>/, or name another split."
+            )
     _check_splits(splits, list(listing.splits), f"the folder {root}")
     _check_num_classes(num_classes, "folder", len(listing.class_names()))
     if num_classes:
         folder.check_classes(root, listing, {name for split in splits.values() for name in _names(split)})
-    if there := prepared.read(data_dir / folder.full_name(root, listing)):
+    if there := prepared.read(data_dir / folder.full_name(root, listing, exif)):
         return there
     if listing.left_out:
         print(folder.left_out_line(root, listing.left_out), flush=True)
     sizes = folder.sizes(listing)
     need_space(data_dir, sum(sizes), "--config.data.dir=DIR")
-    bad, moments = folder.inspect(root, listing)
+    bad, sound = folder.inspect(root, listing)
     if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} of {len(sizes)} files are not valid images; repair or remove them and start again, or "
             f"leave them out with: python -m vgg_jax.prepare folder {shell_flag('root', root)} {shell_flag('data_dir', data_dir)} "
-            "--skip_bad. Nothing was prepared.\n  "
+            f"--skip_bad{' --exif' * exif}. Nothing was prepared.\n  "
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())
         )
-    made = folder.prepare(root, listing, data_dir, bad)
+    for sentence in folder.warnings(sound, exif):
+        print(f"WARNING: {sentence}", flush=True)
+    made = folder.prepare(root, listing, data_dir, bad, exif)
     for split, classes in listing.splits.items():
-        names = [folder.path_below(root, file) for files in classes.values() for file in files]
-        if of_split := [moments[name] for name in names if name in moments]:
-            save_statistics(made.directory / file_name(split), from_moments(of_split))
+        of_class = {
+            kind: [sound[path].moments for file in files if (path := folder.path_below(root, file)) in sound]
+            for kind, files in classes.items()
+        }
+        if of_split := list(itertools.chain.from_iterable(of_class.values())):
+            class_images = [len(of_class.get(kind, ())) for kind in made.class_names]
+            statistics = SplitStatistics(from_moments(of_split), class_images)
+            save_statistics(made.directory / file_name(split), statistics)
     if bad:
         write_json(Path(made.directory) / SKIPPED, bad)
     return made

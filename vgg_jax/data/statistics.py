@@ -1,13 +1,14 @@
-"""Mean RGB and colour vectors of a training split, computed once and stored next to the prepared data."""
+"""Mean RGB, colour vectors and classes of a training split, computed once and stored next to the prepared data."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import urllib.parse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -18,15 +19,33 @@ from vgg_jax.data.disk import save_json
 from vgg_jax.data.parallel import parallel_map, progress
 
 
-def color_statistics(records: Sequence[dict[str, Any]], threads: int | None = None) -> ColorStatistics:
+class SplitStatistics(NamedTuple):
+    """Statistics of a split."""
+
+    colors: ColorStatistics
+    class_images: list[int]  # images of each class, in the order of the labels; []: not known
+
+
+def split_statistics(
+    records: Sequence[dict[str, Any]], num_classes: int, threads: int | None = None
+) -> SplitStatistics:
     """Computes mean and principal axes of a split's RGB values in one pass; every image counts the same at any size.
 
     Args:
-      records: each with the encoded image under "image".
+      records: each with the encoded image under "image", and a "label"; negative ones are not counted.
+      num_classes: of the data set.
       threads: images decoded at once; None: one for every core.
     """
-    of_images = parallel_map(lambda i: moments(decode(records[i]["image"])), range(len(records)), threads)
-    return from_moments(list(progress(of_images, len(records), "mean and colour vectors (once)")))
+
+    def of_record(index: int) -> tuple[np.ndarray, int]:
+        record = records[index]
+        return moments(decode(record["image"])), record["label"]
+
+    of_images = parallel_map(of_record, range(len(records)), threads)
+    of_images = progress(of_images, len(records), "mean and colour vectors (once)")
+    all_moments, labels = zip(*of_images, strict=True)
+    counts = np.bincount([label for label in labels if label >= 0], minlength=num_classes)
+    return SplitStatistics(from_moments(all_moments), counts.tolist())
 
 
 def moments(pixels_HxWx3: np.ndarray) -> np.ndarray:
@@ -75,13 +94,23 @@ def file_name(split: str) -> str:
     return f"color_statistics-{urllib.parse.quote(split, safe='')}.json"
 
 
-def save_statistics(path: epath.Path, statistics: ColorStatistics) -> None:
-    """Writes them as JSON, as `save_json` does."""
-    save_json(path, {name: value.tolist() for name, value in statistics._asdict().items()})
+def save_statistics(path: epath.Path, statistics: SplitStatistics) -> None:
+    """Writes them as JSON with a digest, as `save_json` does."""
+    content = {name: value.tolist() for name, value in statistics.colors._asdict().items()}
+    content["class_images"] = statistics.class_images
+    save_json(path, content | {"sha256": _digest(content)})
 
 
-def load_statistics(path: epath.Path) -> ColorStatistics:
-    """Reads what `save_statistics` wrote."""
-    return ColorStatistics(
-        **{name: np.array(value, np.float32) for name, value in json.loads(path.read_text()).items()}
+def load_statistics(path: epath.Path) -> SplitStatistics:
+    """Reads what `save_statistics` wrote; ValueError, KeyError or TypeError where it was changed, or lacks the digest."""
+    content = json.loads(path.read_text())
+    if content.pop("sha256") != _digest(content):
+        raise ValueError("its digest does not fit")
+    class_images = content.pop("class_images")
+    return SplitStatistics(
+        ColorStatistics(**{name: np.array(value, np.float32) for name, value in content.items()}), class_images
     )
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
