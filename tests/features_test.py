@@ -30,6 +30,7 @@ def pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3)).astype(np.float32)
 
 
+@pytest.mark.every_python
 def test_activations_are_the_nets_on_its_own_input(backbone):
     """The slow way: the file's parameters as they are, on pixels prepared as the file says."""
     weights = some_weights()

@@ -1,6 +1,7 @@
 """The package as it is installed: from a wheel, without a clone, and with the versions that its files promise."""
 
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import zipfile
 
 import pytest
 
+import vgg_jax
 from tests.conftest import REPOSITORY
 from vgg_jax import __version__
 from vgg_jax.data.builtin import render
@@ -40,6 +42,26 @@ def test_every_package_of_the_source_is_in_the_wheel():
     listed = set(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     there = {".".join(file.parent.relative_to(REPOSITORY).parts) for file in (REPOSITORY / "vgg_jax").rglob("*.py")}
     assert listed == there | {"vgg_jax.configs"}
+
+
+@pytest.mark.every_python
+def test_every_module_is_imported():
+    names = [info.name for info in pkgutil.walk_packages(vgg_jax.__path__, "vgg_jax.")]
+    names.remove("vgg_jax.__main__")
+    code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *names], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(names) > 100
+
+
+def test_tests_know_the_jaxlib_that_they_run_on():
+    """jaxlib aborts on a flag in XLA_FLAGS that it does not know, so another process has to try."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

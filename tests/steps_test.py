@@ -18,6 +18,7 @@ from vgg_jax.state import init_state, make_model, state_shapes
 from vgg_jax.steps import make_eval_step, make_train_step, topk_errors
 
 
+@pytest.mark.every_python
 def test_golden_first_steps(tiny_config):
     golden = [6.083754062652588, 0.7997414469718933, 2.2366416454315186, 1.919886589050293]
     losses = some_steps(tiny_config, 4)

@@ -303,7 +303,9 @@ def test_what_another_start_made_before_the_lock_was_there_counts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("few_params", [1e7, 0])  # one training step, or two
+@pytest.mark.parametrize(
+    "few_params", [pytest.param(1e7, marks=pytest.mark.every_python, id="one step"), pytest.param(0, id="two steps")]
+)
 def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config, tmp_path, monkeypatch, few_params):
     monkeypatch.setattr("vgg_jax.steps._FEW_PARAMS", few_params)
     tiny_config.num_epochs = 2.0

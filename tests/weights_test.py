@@ -52,6 +52,7 @@ def equal(a, b):
 # The project's own file.
 
 
+@pytest.mark.every_python
 def test_what_is_written_is_read_and_twice_the_same_bytes(tmp_path):
     weights = some_weights()
     save_weights(tmp_path / "a.safetensors", weights)
