@@ -6,6 +6,7 @@ import pytest
 from tests.weights_files import (
     NARROW,
     as_laid_out,
+    kernel_shapes,
     random_params,
     write_caffemodel,
     write_h5,
@@ -16,7 +17,8 @@ from vgg_jax.exceptions import UserError
 from vgg_jax.models import make_network
 from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.weights import containers, layouts
-from vgg_jax.weights.layouts import LAYOUTS, Size, crop_of, identify, kernel_shapes
+from vgg_jax.weights.identification import identify
+from vgg_jax.weights.layouts import Size, crop_of, targets, to_variables
 from vgg_jax.weights.tensors import Tensor, WeightsError
 
 # torchvision's vgg11, 13, 16 and 19: the places of the convolutions in `features`, written down from its source.
@@ -36,7 +38,8 @@ def where(shape):
 
 def coded(layout, configuration="D", size=NARROW):
     """Another framework's tensors, written with loops over its own indices: every number tells (h, w, C, F)."""
-    tensors, table = {}, LAYOUTS[layout]
+    tensors = {}
+    table = {(target.layer, target.leaf): name for name, target in targets(layout, configuration, {}).items()}
     for layer, (h, w, c, f) in kernel_shapes(configuration, size).items():
         ours = where((h, w, c, f))
         matrix = layer.startswith("fc") and not (layout == "timm" and layer != "fc8")
@@ -56,7 +59,7 @@ def coded(layout, configuration="D", size=NARROW):
                         theirs[(slice(None), at) if matrix else (slice(None), channel, row, column)] = ours[
                             row, column, channel
                         ]
-        kernel, bias = table.names(configuration)[layer]
+        kernel, bias = table[layer, "kernel"], table[layer, "bias"]
         tensors[kernel], tensors[bias] = theirs, where((f,))
     return tensors
 
@@ -67,8 +70,9 @@ def write(layout, path, tensors):
 
 def net_in(path):
     with containers.open_tensors(path) as contents:
-        layout, configuration, size = identify(contents.tensors)
-        return layout, configuration, containers.to_params(contents, layout, configuration, size)
+        model = identify(contents.tensors)
+        params = to_variables(lambda name: containers.read_array(contents, name), model)["params"]
+        return model.framework, model.configuration, params
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "Keras", "Caffe"])
@@ -82,9 +86,9 @@ def test_every_number_comes_to_its_place(layout, tmp_path):
 
 def test_every_number_of_timms_comes_to_its_place():
     tensors = {name: Tensor(a.shape, "float32", lambda a=a: a) for name, a in coded("timm").items()}
-    layout, configuration, size = identify(tensors)
-    params = containers.to_params(containers.TensorFile("", tensors, {}), layout, configuration, size)
-    assert layout == "timm"
+    model = identify(tensors)
+    params = to_variables(lambda name: tensors[name].read(), model)["params"]
+    assert model.framework == "timm"
     for layer, shape in kernel_shapes("D", NARROW).items():
         np.testing.assert_array_equal(params[layer]["kernel"], where(shape), err_msg=layer)
 
@@ -118,7 +122,7 @@ def test_names_are_torchvisions_and_the_configuration_is_found(configuration):
     stems = [f"features.{i}" for i in TORCHVISION[configuration]] + [f"classifier.{i}" for i in (0, 3, 6)]
     assert list(tensors) == [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")]
     found = identify({name: Tensor(a.shape, "float32", lambda: None) for name, a in tensors.items()})
-    assert found == ("torchvision", configuration, NARROW)
+    assert found == ("torchvision", configuration, {}, NARROW)
 
 
 @pytest.mark.parametrize("configuration", TABLE_1)
@@ -128,7 +132,7 @@ def test_the_size_is_found_from_shapes_alone(configuration, size):
     for layer, shape in kernel_shapes(configuration, size).items():
         tensors[f"{layer}/kernel"] = Tensor(shape, "float32", lambda: None)
         tensors[f"{layer}/bias"] = Tensor(shape[3:], "float32", lambda: None)
-    layout, found, guessed = identify(tensors, configuration)
+    layout, found, _, guessed = identify(tensors, configuration)
     assert (layout, found) == ("vgg_jax", configuration)
     assert kernel_shapes(found, guessed) == kernel_shapes(configuration, size)
     assert crop_of(guessed) == 32 * size.side

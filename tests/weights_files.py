@@ -8,9 +8,15 @@ import pytest
 
 from vgg_jax.models import describe
 from vgg_jax.models.description import layer_names
-from vgg_jax.weights.layouts import LAYOUTS, Size, kernel_layout, kernel_shapes
+from vgg_jax.weights.layouts import Model, Size, from_variables, shapes
 
 NARROW = Size(width_multiplier=1 / 16, fc_width=16, num_classes=5, side=2)
+
+
+def kernel_shapes(configuration, size):
+    """The shape of every layer's kernel."""
+    params = shapes(Model("vgg_jax", configuration, {}, size))["params"]
+    return {layer: params[layer]["kernel"].shape for layer in layer_names(describe(configuration))}
 
 
 def random_params(configuration="D", size=NARROW, seed=0):
@@ -27,12 +33,8 @@ def random_params(configuration="D", size=NARROW, seed=0):
 
 def as_laid_out(params, layout, configuration="D"):
     """The tensors of another framework, by the package's own table: for tests of files, not of the table."""
-    table, tensors = LAYOUTS[layout], {}
-    for layer, (kernel, bias) in table.names(configuration).items():
-        tensors[kernel] = np.ascontiguousarray(kernel_layout(table, layer).from_hwio(params[layer]["kernel"]))
-        tensors[bias] = params[layer]["bias"]
-    assert list(table.names(configuration)) == layer_names(describe(configuration))
-    return tensors
+    tensors = from_variables({"params": params}, layout, configuration, {})
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
 # torch.save

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from vgg_jax.models.description import Layer, Layers, resolve
-from vgg_jax.models.network import Network
+from vgg_jax.models.network import Network, variable_shapes
 from vgg_jax.models.predecessors import alexnet, googlenet
 from vgg_jax.models.resnet import BOTTLENECK_STRIDES, CIFAR_DEPTHS, PLAIN_DEPTHS, SHORTCUTS, STAGES, resnet
 from vgg_jax.models.vgg import HEADS, NO_HEAD, TABLE_1, vgg
@@ -24,6 +24,7 @@ __all__ = [
     "is_vgg",
     "make_network",
     "paper_crop",
+    "variable_shapes",
 ]
 
 CONFIGURATIONS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -185,6 +186,13 @@ class Network(nn.Module):
         fans = size**2 * inputs // groups, size**2 * channels // groups
         settings = (size, layer.stride, layer.padding, groups, layer.has_bias)
         return Convolution(channels, *settings, *self._initializers(layer, *fans), **common)
+
+
+@functools.lru_cache(maxsize=16)
+def variable_shapes(network: Network) -> Any:
+    """Returns a network's variables as jax.ShapeDtypeStruct, whatever its size: neither they nor images take memory."""
+    images = jax.ShapeDtypeStruct((1, network.crop, network.crop, 3), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), images)
 
 
 def _mean(x_BxHxWxC: jax.Array, sizes_Bx2: jax.Array | None) -> jax.Array:

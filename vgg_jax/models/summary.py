@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.models.description import WINDOWS, endpoint_names, needed, with_inputs
-from vgg_jax.models.network import Network
+from vgg_jax.models.network import Network, variable_shapes
 
 _BYTES = 4  # of a float32
 
@@ -36,7 +36,7 @@ def layer_rows(network: Network) -> list[LayerRow]:
     """Returns the figures of every layer but dropout and auxiliary classifiers, in the order of computation; computes nothing."""
     crop = network.crop
     image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
-    variables: Any = jax.eval_shape(network.init, jax.random.key(0), image)
+    variables = variable_shapes(network)
     head = network.layers[-1].name
     counted = needed(network.layers, [head])
     hidden = tuple(name for name in endpoint_names(network.layers) if name in counted)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vgg_jax.exceptions import UserError
-from vgg_jax.weights import caffe_file, keras_file, layouts, safetensors_file, torch_file
+from vgg_jax.weights import caffe_file, keras_file, safetensors_file, torch_file
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 KINDS = ".safetensors, .pth of torch, .h5 and .keras of Keras, .caffemodel of Caffe"
@@ -102,37 +102,6 @@ def sha256_and_md5(path: Path) -> tuple[str, str]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; give a file of weights.") from error
     return digest.hexdigest(), md5.hexdigest() if md5 else ""
-
-
-def to_params(contents: TensorFile, layout: str, configuration: str, size: layouts.Size) -> dict:
-    """Returns a model's parameters in this project's layout, float32: {layer: {"kernel": [h, w, C, F], "bias": [F]}}.
-
-    Args:
-      contents: of `open_tensors`.
-      layout, configuration, size: of `layouts.identify`.
-
-    Raises:
-      WeightsError: a tensor of another dtype, or one that is not finite.
-    """
-    source, params = layouts.LAYOUTS[layout], {}
-    for layer, shape in layouts.kernel_shapes(configuration, size).items():
-        kernel, bias = source.names(configuration)[layer]
-        form = layouts.kernel_layout(source, layer)
-        params[layer] = {
-            "kernel": _in_one_piece(form.to_hwio(read_array(contents, kernel), shape)),
-            "bias": np.ascontiguousarray(read_array(contents, bias).reshape(shape[3])),
-        }
-    return params
-
-
-def _in_one_piece(kernel_hxwxCxF: np.ndarray) -> np.ndarray:
-    """Returns a kernel in memory of its own order; copies a few output channels at a time, whose rows the caches hold."""
-    if kernel_hxwxCxF.flags.c_contiguous:
-        return kernel_hxwxCxF
-    copy = np.empty(kernel_hxwxCxF.shape, kernel_hxwxCxF.dtype)
-    for start in range(0, copy.shape[-1], 64):
-        copy[..., start : start + 64] = kernel_hxwxCxF[..., start : start + 64]
-    return copy
 
 
 def read_array(contents: TensorFile, name: str) -> np.ndarray:

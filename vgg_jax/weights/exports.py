@@ -16,9 +16,8 @@ from vgg_jax.config import default_config, flatten, network_title
 from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.files import ANOTHER_PLACE, unfinished_path, write_atomically
 from vgg_jax.models import NO_HEAD, is_vgg
-from vgg_jax.weights import preprocessing, state_dicts
+from vgg_jax.weights import layouts, preprocessing
 from vgg_jax.weights.file import SUFFIX, Weights, folded_params, folded_variables, make_model, save_weights
-from vgg_jax.weights.layouts import LAYOUTS, kernel_layout
 from vgg_jax.weights.preprocessing import Preprocessing
 
 KERAS_NETS = {"D": "VGG16", "E": "VGG19"}
@@ -47,10 +46,8 @@ def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessi
         red, green, blue = map(float, expected.mean_rgb().astype(np.float64) / 255)
         expected = Preprocessing("RGB", 1.0, (red, green, blue), preprocessing.KNOWN["torchvision"].std)
         params = _expecting(weights, expected)
-    if weights.model_state:
-        variables = {"params": params, **weights.model_state}
-        return state_dicts.to_state_dict(variables, weights.configuration, weights.description), expected
-    return _laid_out(params, "torchvision", weights.configuration), expected
+    variables = {"params": params, **weights.model_state}
+    return layouts.from_variables(variables, "torchvision", weights.configuration, weights.description), expected
 
 
 def _expecting(weights: Weights, expected: Preprocessing) -> dict:
@@ -58,16 +55,6 @@ def _expecting(weights: Weights, expected: Preprocessing) -> dict:
     params, first = folded_params(weights), weights.layers[0].name
     kernel = preprocessing.unfold_from_conv1(params[first]["kernel"], expected)
     return {**params, first: {**params[first], "kernel": kernel}}
-
-
-def _laid_out(params: dict, framework: str, configuration: str) -> dict[str, np.ndarray]:
-    """Returns the parameters by another framework's names; a trunk's without FC layers."""
-    layout, tensors = LAYOUTS[framework], {}
-    for layer, (kernel_name, bias_name) in layout.names(configuration).items():
-        if layer in params:
-            tensors[kernel_name] = kernel_layout(layout, layer).from_hwio(params[layer]["kernel"])
-            tensors[bias_name] = params[layer]["bias"]
-    return tensors
 
 
 def write_keras(path: Path, weights: Weights) -> Preprocessing:
@@ -93,9 +80,10 @@ def write_keras(path: Path, weights: Weights) -> Preprocessing:
     blue, green, red = map(float, weights.preprocessing.mean_rgb()[::-1])
     expected = Preprocessing("BGR", 255.0, (blue, green, red), (1.0, 1.0, 1.0))
     params = weights.params if weights.preprocessing == expected else _expecting(weights, expected)
+    tensors = layouts.from_variables({"params": params}, "Keras", weights.configuration, weights.description)
     counts = {"conv2d": 0, "dense": 0}
     with write_atomically(path, ANOTHER_PLACE) as unfinished, h5py.File(unfinished, "w") as file:
-        for name, array in _laid_out(params, "Keras", weights.configuration).items():
+        for name, array in tensors.items():
             stem, leaf = name.split("/")
             kind = "conv2d" if "conv" in stem else "dense"
             number = counts[kind]
@@ -109,7 +97,7 @@ def torchvision_name(weights: Weights) -> str:
     body = {key: value for key, value in weights.description.items() if (key, value) != ("head", NO_HEAD)}
     if weights.configuration in TORCHVISION_NETS and body in ({}, {"batch_norm": True}):
         return TORCHVISION_NETS[weights.configuration] + "_bn" * bool(body)
-    is_resnet = weights.configuration in state_dicts.RESNETS and not weights.description
+    is_resnet = weights.configuration in layouts.RESNETS and not weights.description
     return weights.configuration.lower().replace("-", "") if is_resnet else ""
 
 

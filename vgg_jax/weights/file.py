@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
@@ -23,10 +22,9 @@ from safetensors.numpy import save_file
 
 from vgg_jax.exceptions import UNPRINTABLE, UserError, printable
 from vgg_jax.files import ANOTHER_PLACE, write_atomically
-from vgg_jax.models import CONFIGURATIONS, NO_HEAD, Layers, Network, describe, is_vgg, make_network
+from vgg_jax.models import CONFIGURATIONS, NO_HEAD, Layers, Network, describe, is_vgg, make_network, variable_shapes
 from vgg_jax.state import params_sha256
 from vgg_jax.weights import containers, preprocessing
-from vgg_jax.weights.layouts import LAYOUTS, SIDE_STRIDE, Size, identify, kernel_shapes
 from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
@@ -125,37 +123,6 @@ def load_own(contents: TensorFile) -> Weights:
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"its description is damaged ({short(str(error))})") from error
     description = _description(given)
-    if description["network"] or not is_vgg(description["configuration"]):
-        return _load_described(contents, description)
-    size = Size(
-        description["width_multiplier"],
-        description["fc_width"],
-        description["num_classes"],
-        description["crop"] // SIDE_STRIDE,
-    )
-    # Exactly its own names, with the shapes that the description gives; `identify` says what is missing.
-    shapes = kernel_shapes(description["configuration"], size)
-    layout, configuration, _ = identify(contents.tensors, description["configuration"])
-    for layer, (kernel, bias) in LAYOUTS[KEY].names(configuration).items():
-        for name, shape in ((kernel, shapes[layer]), (bias, shapes[layer][3:])):
-            if layout != KEY or contents.tensors[name].shape != shape:
-                raise WeightsError(
-                    f"{name} is {short(list(contents.tensors[name].shape))}, but should be {list(shape)}"
-                )
-    params = containers.to_params(contents, KEY, configuration, size)
-    if params_sha256(params) != description["params_sha256"]:
-        raise WeightsError(_ALTERED)
-    return _weights(description, params, {})
-
-
-def _weights(description: dict[str, Any], params: dict, model_state: dict) -> Weights:
-    keys = set(Weights._fields) - {"params", "description", "model_state"}
-    given = {key: description[key] for key in keys}
-    return Weights(params=params, description=description["network"], model_state=model_state, **given)
-
-
-def _load_described(contents: TensorFile, description: dict[str, Any]) -> Weights:
-    """Takes a network with batch normalisation, global average pooling or shortcuts out of an opened file."""
     network = make_network(
         description["configuration"],
         description["crop"],
@@ -164,7 +131,7 @@ def _load_described(contents: TensorFile, description: dict[str, Any]) -> Weight
         width_multiplier=description["width_multiplier"],
         fc_width=description["fc_width"],
     )
-    shapes: Any = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, network.crop, network.crop, 3)))
+    shapes = variable_shapes(network)
     expected = {
         f"{layer}/{leaf}" for of_layers in shapes.values() for layer, leaves in of_layers.items() for leaf in leaves
     }
@@ -184,7 +151,8 @@ def _load_described(contents: TensorFile, description: dict[str, Any]) -> Weight
     params = variables.pop("params")
     if params_sha256(params, variables) != description["params_sha256"]:
         raise WeightsError(_ALTERED)
-    return _weights(description, params, variables)
+    given = {key: description[key] for key in set(Weights._fields) - {"params", "description", "model_state"}}
+    return Weights(params=params, description=description["network"], model_state=variables, **given)
 
 
 def _description(given: Any) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import NO_HEAD
 from vgg_jax.models.description import auxiliary_heads
 from vgg_jax.models.initializers import PRESETS
-from vgg_jax.weights import containers, layouts, preprocessing, state_dicts
+from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, load_own
+from vgg_jax.weights.identification import identify, mapped
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 
@@ -79,13 +79,13 @@ def import_weights(
       configuration: that it must be; "" for the one that its names and shapes are those of.
       preprocessing_flag: see `preprocessing.parse`; "" where the file says it or is a published one.
       training_scales: S in pixels, one number or two with a comma; "" for what is known of it, else 256 at crop 224.
-      layers: see `layouts.mapped`, for a file with names of its own; "" for names that are known.
+      layers: see `identification.mapped`, for a file with names of its own; "" for names that are known.
 
     Returns:
       The weights, and in words what they were found to be.
 
     Raises:
-      UserError: whatever `containers.open_tensors` and `layouts.identify` refuse, or an unknown preprocessing.
+      UserError: whatever `containers.open_tensors` and `identification.identify` refuse, or an unknown preprocessing.
     """
     with containers.open_tensors(path) as contents:
         if KEY in contents.metadata:
@@ -98,29 +98,20 @@ def import_weights(
                 weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
             return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
         if layers:
-            contents = contents._replace(tensors=layouts.mapped(contents.tensors, layers))
-        described = state_dicts.identify(contents.tensors, configuration)
-        if described:
-            layout, identified, size = described.library, described.configuration, described.size
-        else:
-            layout, identified, size = layouts.identify(contents.tensors, configuration)
-            layout = _MAPPED if layers else layout
+            contents = contents._replace(tensors=mapped(contents.tensors, layers))
+        model = identify(contents.tensors, configuration)
+        layout, size = _MAPPED if layers else model.framework, model.size
         origin, known = _provenance(contents, layout, digests)
         name, expected = _expected(path, contents, preprocessing_flag, known, layout)
-        model_state: dict = {}
-        if described:
-            tensors = {name: containers.read_array(contents, name) for name in state_dicts.arrays(*described[:3])}
-            model_state = state_dicts.to_variables(tensors, described)
-            params = model_state.pop("params")
-        else:
-            params = containers.to_params(contents, KEY if layout == _MAPPED else layout, identified, size)
+        model_state = layouts.to_variables(lambda tensor: containers.read_array(contents, tensor), model)
+    params = model_state.pop("params")
     crop = layouts.crop_of(size)
     # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
     scales = training_scales or ("256,512" if known == "caffe" else "256")
     factor = 1 if training_scales else crop / 224
     weights = Weights(
         params=params,
-        configuration=identified,
+        configuration=model.configuration,
         width_multiplier=size.width_multiplier,
         fc_width=size.fc_width,
         crop=crop,
@@ -129,12 +120,12 @@ def import_weights(
         class_names=_imagenet() if known and size.num_classes == 1000 else None,
         class_titles=None,
         source=f"{origin}, {path.name}, sha256 {digests.sha256}",
-        description=described.description if described else {} if size.num_classes else {"head": NO_HEAD},
+        description=model.description,
         model_state=model_state,
     )
     kind = " with batch normalisation" * bool(model_state) + ", a trunk without classifier" * (not weights.num_classes)
     names = "names of its own" if layout == _MAPPED else f"{layout}'s layout"
-    return weights, f"{origin}: {names}, configuration {identified}{kind}, preprocessing {name}"
+    return weights, f"{origin}: {names}, configuration {model.configuration}{kind}, preprocessing {name}"
 
 
 def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
