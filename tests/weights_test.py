@@ -30,7 +30,7 @@ from tests.weights_files import (
     write_pth,
 )
 from vgg_jax.exceptions import UNPRINTABLE, UserError
-from vgg_jax.models import make_network
+from vgg_jax.models import make_network, variable_shapes
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
 from vgg_jax.weights.file import KEY, folded_params, load_weights, make_model, save_weights
@@ -81,6 +81,11 @@ def test_what_is_written_is_read_and_twice_the_same_bytes(tmp_path):
         ({"width_multiplier": 0.125}, r"conv1_1/bias is \[4\], but should be \[8\]"),
         ({"crop": 96, "training_scales": [96, 96]}, "fc6/kernel is"),
         ({"training_scales": [60, 73]}, r"has \[60, 73\] for training_scales"),
+        ({"training_scales": [64, 4097]}, r"has \[64, 4097\] for training_scales"),
+        ({"crop": 4096, "training_scales": [4096, 4096]}, "has 4096 for crop"),
+        ({"crop": 4, "training_scales": [64, 64]}, "has 4 for crop"),
+        ({"fc_width": True}, "has True for fc_width"),
+        ({"num_classes": 1, "class_names": None}, "has 1 for num_classes"),
         ({"preprocessing": {"order": "RGB"}}, "its preprocessing is damaged"),
         ({"class_names": list("abc")}, "for class_names"),
         ({"params_sha256": "0" * 64}, "its numbers are not those that were written"),
@@ -94,6 +99,57 @@ def test_a_description_that_does_not_fit_is_refused(change, sentence, tmp_path):
     save_file(load_file(path), path, {KEY: json.dumps(description | change)})
     with pytest.raises(UserError, match=sentence):
         load_weights(path)
+
+
+def test_shapes_take_no_memory_and_are_compared_before_any_tensor_is_read(tmp_path, monkeypatch):
+    huge = make_network("D", 64 * 2**15, num_classes=2**24, fc_width=2**24)  # images of 50 TB
+    assert variable_shapes(huge)["params"]["fc6"]["kernel"].shape == (2**16, 2**16, 512, 2**24)
+    save_weights(tmp_path / "a.safetensors", some_weights())
+    with containers.open_tensors(tmp_path / "a.safetensors") as contents:
+        description = json.loads(contents.metadata[KEY])
+    save_file(
+        load_file(tmp_path / "a.safetensors"),
+        tmp_path / "a.safetensors",
+        {KEY: json.dumps(description | {"fc_width": 2**24})},
+    )
+    monkeypatch.setattr(containers, "read_array", lambda *_: pytest.fail("a tensor was read"))
+    with pytest.raises(UserError, match="fc6/bias is .*, but should be .16777216."):
+        load_weights(tmp_path / "a.safetensors")
+
+
+def test_a_head_for_a_crop_beyond_the_range_is_refused(tmp_path):
+    size = NARROW._replace(width_multiplier=1 / 64, fc_width=1, side=65)
+    tensors = as_laid_out(random_params(size=size), "torchvision")
+    with pytest.raises(UserError, match="for crops of 2,080 pixels, and the largest is 2,048"):
+        read(write_pth(tmp_path / "a.pth", tensors), preprocessing_flag="torchvision")
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "Keras"])
+def test_a_head_of_one_output_is_refused_with_a_way_out(layout, tmp_path):
+    tensors = as_laid_out(random_params(size=NARROW._replace(num_classes=1)), layout)
+    path = write_pth(tmp_path / "a.pth", tensors) if layout == "torchvision" else write_h5(tmp_path / "a.h5", tensors)
+    with pytest.raises(
+        UserError, match="one output, as for a sigmoid, .* at least two classes; give the head a row of"
+    ):
+        read(path, preprocessing_flag="caffe")
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_negative_variance_is_refused(is_own, tmp_path):
+    variables = jax.tree.map(np.array, small("A", description={"batch_norm": True})[1])
+    variables["batch_stats"]["bn3_1"]["var"][2] = -1e-3
+    weights = some_weights("A", fc_width=24, params=variables.pop("params"), model_state=variables)
+    weights = weights._replace(description={"batch_norm": True})
+    if is_own:
+        save_weights(tmp_path / "a.safetensors", weights)
+        with pytest.raises(UserError, match="bn3_1/var has negative numbers"):
+            load_weights(tmp_path / "a.safetensors")
+    else:
+        path = write_pth(
+            tmp_path / "a.pth", {k: np.ascontiguousarray(a) for k, a in to_torchvision(weights)[0].items()}
+        )
+        with pytest.raises(UserError, match="features.9.running_var has negative numbers"):
+            read(path, preprocessing_flag="torchvision")
 
 
 def test_a_changed_number_is_found(tmp_path):
@@ -360,7 +416,7 @@ def test_what_python_2_wrote_is_read(tmp_path):
         ({"preprocessing_flag": "x"}, "--preprocessing=x is neither of torchvision, caffe, mean_rgb"),
         ({"configuration": "E"}, "comes nearest to torchvision's configuration E"),
         ({"configuration": "F"}, "there is no configuration 'F'; there are A, A-LRN"),
-        ({"training_scales": "32"}, "must be at least the crop, 64"),
+        ({"training_scales": "32"}, "must be from the crop, 64, to 4096"),
         ({"training_scales": "90,80"}, "and ascending"),
         ({"training_scales": "a"}, "is neither a number nor two with a comma"),
     ],

@@ -15,6 +15,7 @@ from vgg_jax.weights import caffe_file, keras_file, safetensors_file, torch_file
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 KINDS = ".safetensors, .pth of torch, .h5 and .keras of Keras, .caffemodel of Caffe"
+_VARIANCES = ("/var", ".running_var")  # ends of their names, here and in torch
 _DTYPES = ("float32", "float16", "bfloat16")  # the last two become float32, which holds all their values
 
 
@@ -105,7 +106,7 @@ def sha256_and_md5(path: Path) -> tuple[str, str]:
 
 
 def read_array(contents: TensorFile, name: str) -> np.ndarray:
-    """Returns a tensor as float32; raises WeightsError for another dtype, and for numbers that are not finite."""
+    """Returns a tensor as float32; raises WeightsError for another dtype, numbers that are not finite, negative variances."""
     tensor = contents.tensors[name]
     if tensor.dtype not in _DTYPES:
         raise WeightsError(f"{short(name)} is of {short(tensor.dtype)}; weights are {', '.join(_DTYPES)}")
@@ -115,4 +116,6 @@ def read_array(contents: TensorFile, name: str) -> np.ndarray:
     array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         raise WeightsError(f"{short(name)} has numbers that are not finite")
+    if name.endswith(_VARIANCES) and (array < 0).any():
+        raise WeightsError(f"{short(name)} has negative numbers, and a variance cannot be negative")
     return array

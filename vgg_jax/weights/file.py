@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from vgg_jax.config import KEYS
 from vgg_jax.exceptions import UNPRINTABLE, UserError, printable
 from vgg_jax.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.models import CONFIGURATIONS, NO_HEAD, Layers, Network, describe, is_vgg, make_network, variable_shapes
@@ -32,6 +33,7 @@ KEY, FORMS = "vgg_jax", (1, 2)  # 2: of another network than the paper's, which 
 # In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any order.
 EXPORTED_KEY = "vgg_jax_preprocessing"
 SUFFIX = ".safetensors"
+LARGEST_CROP, LARGEST_SCALE = (int(KEYS[key].greatest) for key in ("image.crop", "image.scale_max"))  # pixels
 _LONGEST_NAME = 1000  # letters, of a class
 _ALTERED = "its numbers are not those that were written (their digest differs); take a sound copy"
 
@@ -133,21 +135,24 @@ def load_own(contents: TensorFile) -> Weights:
     )
     shapes = variable_shapes(network)
     expected = {
-        f"{layer}/{leaf}" for of_layers in shapes.values() for layer, leaves in of_layers.items() for leaf in leaves
+        f"{layer}/{leaf}": leaves[leaf].shape
+        for of_layers in shapes.values()
+        for layer, leaves in of_layers.items()
+        for leaf in leaves
     }
-    if different := sorted(expected ^ set(contents.tensors)):
+    if different := sorted(set(expected) ^ set(contents.tensors)):
         missing = "missing" if different[0] in expected else "too many"
         raise WeightsError(f"it is not the network that its description says: {short(different[0])} is {missing}")
-    variables: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for collection, of_layers in shapes.items():
-        for layer, leaves in of_layers.items():
-            for leaf, shape in leaves.items():
-                array = containers.read_array(contents, f"{layer}/{leaf}")
-                if array.shape != shape.shape:
-                    raise WeightsError(
-                        f"{layer}/{leaf} is {short(list(array.shape))}, but should be {list(shape.shape)}"
-                    )
-                variables.setdefault(collection, {}).setdefault(layer, {})[leaf] = array
+    for name, shape in expected.items():  # before memory is taken for any of them
+        if contents.tensors[name].shape != shape:
+            raise WeightsError(f"{name} is {short(list(contents.tensors[name].shape))}, but should be {list(shape)}")
+    variables = {
+        collection: {
+            layer: {leaf: containers.read_array(contents, f"{layer}/{leaf}") for leaf in leaves}
+            for layer, leaves in of_layers.items()
+        }
+        for collection, of_layers in shapes.items()
+    }
     params = variables.pop("params")
     if params_sha256(params, variables) != description["params_sha256"]:
         raise WeightsError(_ALTERED)
@@ -163,7 +168,7 @@ def _description(given: Any) -> dict[str, Any]:
     """
 
     def whole(key: str, least: int, most: int) -> int:
-        return value if isinstance(value := checked[key], int) and least <= value <= most else _refuse(key, value)
+        return value if type(value := checked[key]) is int and least <= value <= most else _refuse(key, value)
 
     if not isinstance(given, dict) or given.get("form") not in FORMS:
         raise WeightsError(f"its description is not of form {FORMS[0]} or {FORMS[1]}, which this version knows")
@@ -175,9 +180,9 @@ def _description(given: Any) -> dict[str, Any]:
     if checked["configuration"] not in CONFIGURATIONS:
         _refuse("configuration", checked["configuration"])
     is_trunk = _as_dict(checked["network"]).get("head") == NO_HEAD
-    classes = whole("num_classes", *((0, 0) if is_trunk else (1, 2**24)))
+    classes = whole("num_classes", *((0, 0) if is_trunk else (2, 2**24)))
     whole("fc_width", 1, 2**24)
-    crop = whole("crop", 8, 2**16)
+    crop = whole("crop", int(KEYS["image.crop"].least), LARGEST_CROP)
     try:
         describe(checked["configuration"], crop, **checked["network"])
     except (ValueError, TypeError):
@@ -186,9 +191,9 @@ def _description(given: Any) -> dict[str, Any]:
     if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < 100 or not math.isfinite(width):
         _refuse("width_multiplier", width)
     scales = checked["training_scales"]
-    if not isinstance(scales, list) or len(scales) != 2 or not all(isinstance(n, int) for n in scales):
+    if not isinstance(scales, list) or len(scales) != 2 or not all(type(n) is int for n in scales):
         _refuse("training_scales", scales)
-    if not crop <= scales[0] <= scales[1] <= 2**16:
+    if not crop <= scales[0] <= scales[1] <= LARGEST_SCALE:
         _refuse("training_scales", scales)
     try:
         checked["preprocessing"] = preprocessing.from_json(checked["preprocessing"])

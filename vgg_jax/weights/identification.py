@@ -10,10 +10,27 @@ from collections.abc import Iterable, Mapping
 
 from vgg_jax.models import NO_HEAD, Layers, describe
 from vgg_jax.models.vgg import TABLE_1
-from vgg_jax.weights.layouts import FRAMEWORKS, HWIO, OIHW, Model, Shape, Size, Target, shapes, targets, trunk_size
+from vgg_jax.weights.file import LARGEST_CROP
+from vgg_jax.weights.layouts import (
+    FRAMEWORKS,
+    HWIO,
+    OIHW,
+    Model,
+    Shape,
+    Size,
+    Target,
+    crop_of,
+    shapes,
+    targets,
+    trunk_size,
+)
 from vgg_jax.weights.tensors import Tensor, WeightsError, short
 
 _COUNTER = "num_batches_tracked"  # of a running average, which nothing needs
+_ONE_CLASS = (
+    "its head has one output, as for a sigmoid, and a classifier here has at least two classes; give the head a row of zeros "
+    "before its own, since the softmax of (0, x) is the sigmoid of x"
+)
 # Networks of torchvision's (and timm's) that are not the published ones: (a tensor, its shape, the sentence).
 _NAMESAKES = (
     (
@@ -57,7 +74,13 @@ def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Model:
     for framework, name, description, table in candidates:
         if set(table) == names:
             model = Model(framework, name, description, _size(tensors, table, describe(name, **description)))
+            if crop_of(model.size) > LARGEST_CROP:
+                raise WeightsError(
+                    f"its FC layers are for crops of {crop_of(model.size):,} pixels, and the largest is {LARGEST_CROP:,}"
+                )
             if not (wrong := _wrong_shapes(tensors, table, model)):
+                if model.size.num_classes == 1:
+                    raise WeightsError(_ONE_CLASS)
                 return model
             faults.append((len(wrong), f"it has the names of {framework}'s {name}, but {_listed(wrong)}"))
         elif names and names == {key for key, target in table.items() if target.collection == "params"}:

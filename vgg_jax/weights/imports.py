@@ -13,7 +13,7 @@ from vgg_jax.exceptions import UserError
 from vgg_jax.models.description import auxiliary_heads
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing
-from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, load_own
+from vgg_jax.weights.file import EXPORTED_KEY, KEY, LARGEST_SCALE, Weights, fault_of_names, load_own
 from vgg_jax.weights.identification import identify, mapped
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
@@ -225,8 +225,8 @@ def _scales(text: str, crop: int, factor: float = 1) -> tuple[int, int]:
         raise UserError(
             f"--training_scales={text} is neither a number nor two with a comma, as 256 or 256,512."
         ) from None
-    if not crop <= low <= high:
-        raise UserError(f"--training_scales={text} must be at least the crop, {crop}, and ascending.")
+    if not crop <= low <= high <= LARGEST_SCALE:
+        raise UserError(f"--training_scales={text} must be from the crop, {crop}, to {LARGEST_SCALE}, and ascending.")
     return low, high
 
 
