@@ -82,6 +82,33 @@ def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
         features.grad_cam(trunk, images)
 
 
+@pytest.mark.parametrize(
+    ("images", "classes", "sentence"),
+    [
+        (pixels(1, 64, 64), [5], r"classes \[5\] for 1 images and 5 classes; give one number from 0 to 4 for each"),
+        (pixels(1, 64, 64), np.array([-1]), r"classes \[-1\] for"),
+        (pixels(2, 64, 64), [1], r"classes \[1\] for 2 images"),
+        (pixels(1, 63, 90), [1], "63 x 90 pixels are too small for score_map; they must be at least 64 x 64"),
+    ],
+)
+def test_grad_cam_of_what_there_is_not_is_refused(backbone, images, classes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        features.grad_cam(backbone, images, classes)
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "said"),
+    [(1 / 255, 0, "from 0 to 1,"), (2 / 255, -1, "from -1 to 1,"), (1, -1e-3, "from -0.001")],
+)
+def test_images_of_another_range_are_warned_of_outside_jit(backbone, scale, offset, said):
+    images = pixels(1, 16, 16) * scale + offset
+    images[0, 0, 0], images[0, 0, 1] = offset, 255 * scale + offset
+    with pytest.warns(UserWarning, match=said):
+        features.activations(backbone, images, ("relu1_1",))
+    jax.jit(features.activations, static_argnums=2)(backbone, images, ("relu1_1",))  # warnings are errors in tests
+    features.activations(backbone, np.zeros_like(images), ("relu1_1",))
+
+
 def heads_of(backbone, seed=0):
     rng = np.random.default_rng(seed)
     channels = [backbone.params[name.replace("relu", "conv")]["bias"].shape[0] for name in features.LPIPS_LAYERS]
@@ -126,6 +153,13 @@ def test_lpips_says_what_does_not_fit(backbone, tmp_path):
         )
     with pytest.raises(UserError, match="relu1_2 has 4 channels and its head is for 64; heads of VGG-16 go with"):
         features.lpips(backbone, heads, pixels(64, 64), pixels(64, 64))
+    with pytest.raises(UserError, match="4 LPIPS heads; give 5, one for each of relu1_2, "):
+        features.lpips(backbone, heads_of(backbone)[:4], pixels(64, 64), pixels(64, 64))
+    lists = [head.tolist() for head in heads_of(backbone)]
+    of_arrays, of_lists = (
+        features.lpips(backbone, h, pixels(16, 16), pixels(16, 16, seed=1)) for h in (heads_of(backbone), lists)
+    )
+    assert float(of_lists) == float(of_arrays) > 0
     with pytest.raises(UserError, match="cannot be compared; make them of one shape"):
         features.lpips(backbone, heads_of(backbone), pixels(64, 64), pixels(64, 32))
     alexnet = good | {"lin1.model.1.weight": np.zeros((1, 192, 1, 1), np.float32)}
@@ -195,6 +229,11 @@ def test_total_variation_is_that_of_a_ramp():
     [
         (np.zeros((40, 40, 3)), ("relu9_9",), "the network has no layer 'relu9_9'; it has images, conv1_1"),
         (np.zeros((40, 40, 3)), (), "name one or several"),
+        (
+            np.zeros((40, 40, 3)),
+            "relu2_2",
+            r"the layers are 'relu2_2'; name one or several in a tuple, as \('relu2_2',\)",
+        ),
         (np.zeros((40, 40)), ("relu1_1",), r"images of shape \[40, 40\]"),
         (np.zeros((15, 40, 3)), ("relu5_1",), "too small for relu5_1; they must be at least 16 x 16"),
         (np.zeros((15, 40, 3)), ("pool4",), "at least 16 x 16"),

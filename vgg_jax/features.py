@@ -14,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.exceptions import UserError, quoted
 from vgg_jax.models import Network, describe
 from vgg_jax.models.description import endpoint_names, last_features, lengths, needed
 from vgg_jax.weights import containers, hub
@@ -83,17 +85,20 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
     Returns:
       {layer: [..., h, w, C]} in the model's dtype.
 
+    Warns once, outside jit, of images that look like [0, 1] or have negative values.
+
     Raises:
       UserError: a layer that the model does not have, none at all, or images too small or of another shape.
     """
+    if isinstance(layers, str) or not layers:
+        raise UserError(f"the layers are {layers!r}; name one or several in a tuple, as ({layers or 'relu3_3'!r},).")
     known = endpoint_names(backbone.model.layers)
     if unknown := [layer for layer in layers if layer not in known]:
         raise UserError(f"the network has no layer {unknown[0]!r}; it has {', '.join(known)}.")
-    if isinstance(layers, str) or not layers:
-        raise UserError(f"the layers are {layers!r}; name one or several, as ('relu3_3',).")
     if images.ndim < 3 or images.shape[-1] != 3:
         raise UserError(f"images of shape {list(images.shape)}: they must be [..., height, width, 3], RGB on 0 to 255.")
     _check_size(backbone, images.shape[-3:-1], layers)
+    _check_range(images)
     outer = images.shape[:-3]
     x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
     variables = {"params": backbone.params, **backbone.model_state}
@@ -172,6 +177,18 @@ def _check_size(backbone: Backbone, size: tuple[int, ...], layers: Sequence[str]
         )
 
 
+def _check_range(images: jax.Array) -> None:
+    """Warns of images that are not on 0 to 255; once, since Python shows a warning from one line once."""
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or 0 < high <= 1:  # an image that is black throughout is one of either range
+        warnings.warn(
+            f"images have values from {low:.3g} to {high:.3g}, and those of this package are RGB on 0 to 255: scale them.",
+            stacklevel=2,
+        )
+
+
 def perceptual_loss(
     backbone: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
@@ -198,22 +215,30 @@ def grad_cam(
 
     Args:
       backbone: with a classifier.
-      images: [..., H, W, 3], RGB on 0 to 255, no side smaller than the crop.
-      classes: [...] int; None for the likeliest of each image.
+      images: [..., H, W, 3], RGB on 0 to 255, large enough for the classifier: of a VGG's FC layers the crop.
+      classes: [...] int; None for the likeliest of each image. Under jit they are not checked.
       layer: an endpoint that is a map; "" for the last before the classifier.
 
     Returns:
       The maps [..., h, w] float32, at least 0, and the classes [...] int32.
 
     Raises:
-      UserError: a backbone without a classifier, or what `activations` refuses.
+      UserError: a backbone without a classifier, a class that it does not have, or what `activations` refuses.
     """
     network = backbone.model
     if network.layers[-1].kind != "head":
         raise UserError("Grad-CAM explains a class, and this is a trunk, without a classifier; take a whole model.")
     layer = layer or last_features(network.layers, is_map=True)
     outer = images.shape[:-3]
+    if classes is not None and not isinstance(classes, jax.core.Tracer):
+        given = np.asarray(classes)
+        if given.size != math.prod(outer) or not ((given >= 0) & (given < network.num_classes)).all():
+            raise UserError(
+                f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; give one "
+                f"number from 0 to {network.num_classes - 1} for each image."
+            )
     activation = activations(backbone, images, (layer,))[layer]
+    _check_size(backbone, images.shape[-3:-1], ("score_map",))
     x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
     variables: Any = {"params": backbone.params, **backbone.model_state}
 
@@ -272,20 +297,24 @@ def lpips(
       [...] float32, or with `spatial` [..., H, W].
 
     Raises:
-      UserError: images of two shapes, another network, or heads of another width than the layers.
+      UserError: images of two shapes, another network, or heads of another number or width than the layers.
     """
     if x.shape != y.shape:
         raise UserError(f"images of {list(x.shape)} and {list(y.shape)} cannot be compared; make them of one shape.")
     trunk, wanted = ([x for x in layers if x.block < 6] for layers in (backbone.model.layers, describe("D")))
     if trunk[: len(wanted) - 1] != wanted[:-1]:  # pool5 is not looked at
         raise UserError("LPIPS is of configuration D, and this backbone is of another network; load D.")
+    if len(heads) != len(LPIPS_LAYERS):
+        raise UserError(
+            f"{len(heads)} LPIPS heads; give {len(LPIPS_LAYERS)}, one for each of {', '.join(LPIPS_LAYERS)}."
+        )
     maps = activations(backbone, jnp.stack([x, y]), LPIPS_LAYERS)
     total: Any = 0.0
-    for layer, head in zip(LPIPS_LAYERS, heads, strict=True):
+    for layer, head in zip(LPIPS_LAYERS, map(jnp.asarray, heads), strict=True):
         both = maps[layer].astype(jnp.float32)
         if both.shape[-1:] != head.shape:
             raise UserError(
-                f"{layer} has {both.shape[-1]} channels and its head is for {head.shape[0]}; heads of VGG-16 go with a "
+                f"{layer} has {both.shape[-1]} channels and its head is for {head.size}; heads of VGG-16 go with a "
                 "configuration D of full width."
             )
         # Where no channel is active, the root would have no gradient.
