@@ -10,6 +10,7 @@ from tests.command import run_module
 from tests.networks import small
 from tests.random_weights import ODD, some_weights
 from vgg_jax.exceptions import UserError
+from vgg_jax.weights import onnx_file
 from vgg_jax.weights.file import Weights, folded_variables, make_model, save_weights
 from vgg_jax.weights.onnx_file import write_onnx
 
@@ -76,4 +77,18 @@ def test_without_onnx_one_is_told_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"pip install 'vgg-jax\[onnx\]'"):
         write_onnx(tmp_path / "x.onnx", some_weights("A"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_beyond_an_onnx_files_size_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "folded_params", lambda _: pytest.fail("computed"))
+    weights = some_weights("A")
+    fc6 = {
+        "kernel": np.broadcast_to(np.float32(0), (7, 7, 512, 2**15)),
+        "bias": np.zeros(2**15, np.float32),
+    }  # takes no memory
+    with pytest.raises(
+        UserError, match="take 3,28.,...,... bytes, and an ONNX file holds 2 GiB; write it with --to=stablehlo"
+    ):
+        write_onnx(tmp_path / "x.onnx", weights._replace(params=weights.params | {"fc6": fc6}))
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from vgg_jax.exceptions import UserError
@@ -13,6 +14,7 @@ from vgg_jax.models.description import Layer, needed, with_inputs
 from vgg_jax.weights.file import Weights, folded_params
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022, which everything reads
+_MOST_BYTES = 2**31 - 2**20  # of the numbers in a file: protobuf ends at 2 GiB, and a graph takes a little
 _FLOAT, _UINT8 = 1, 2  # onnx.TensorProto
 
 
@@ -23,8 +25,14 @@ def write_onnx(path: Path, weights: Weights) -> None:
     float32, those of the class scores averaged over space (Paper §3.2); of a trunk `features` [b, C, h, w], its last map.
 
     Raises:
-      UserError: the package onnx is not installed, or the file cannot be written.
+      UserError: the package onnx is not installed, the parameters do not fit into such a file, or it cannot be written.
     """
+    num_bytes = sum(array.nbytes for array in jax.tree.leaves((weights.params, weights.model_state)))
+    if num_bytes > _MOST_BYTES:
+        raise UserError(
+            f"the model's parameters take {num_bytes:,} bytes, and an ONNX file holds 2 GiB; write it with --to=stablehlo or "
+            "--to=torchvision, or as this project's file."
+        )
     try:
         import onnx
     except ImportError as error:
