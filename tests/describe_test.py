@@ -87,6 +87,8 @@ def test_json_and_a_drawing(tmp_path):
         ((), "say which networks, as in: python -m vgg_jax.describe A D ResNet-50"),
         (("ResNet-51",), "'ResNet-51' is no network. Did you mean 'ResNet-56'?"),
         (("ResNet-50-BN",), "'ResNet-50-BN' is no network."),
+        (("D", f"--crop={10**26}"), "is not an integer in the range [8, 16384]"),
+        (("D", f"--num_classes={10**26}"), "is not an integer in the range [2, 1048576]"),
         (("D", "--crop=31"), "--crop=31: a crop of 31 pixels is too small: nothing would be left of it at pool5 of D."),
         (("A", "D", "--draw=x.png"), "--draw=x.png is for one network, and 2 are named."),
         (("A", "--draw=/dev/null/x.png"), "cannot write to /dev/null/x.png"),

@@ -28,11 +28,11 @@ COMMIT = "0123456789" * 4
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Gives files by path; `cut` bytes only where that is set; counts what was asked for."""
+    """Gives files by path; `cut` bytes only, and `length` as their number, where set; counts what was asked for."""
 
     def __init__(self):
         super().__init__(("localhost", 0), Handler)
-        self.files, self.cut, self.asked = {}, None, []
+        self.files, self.cut, self.length, self.asked = {}, None, None, []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -50,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append((self.command, self.path))
         content = self.server.files.get(self.path)
         self.send_response(200 if content is not None else 404)
-        self.send_header("Content-Length", str(len(content or b"")))
+        self.send_header("Content-Length", self.server.length or str(len(content or b"")))
         if content is not None:
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
@@ -100,6 +100,12 @@ def test_a_name_is_fetched_checked_and_converted_once(published, name, expected)
     assert hub.weights_file(name) == file
     assert len(published.asked) == 1
     assert not list(hub.cache_dir().glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000])
+def test_a_length_that_is_no_number_leaves_the_checksum_to_decide(published, length):
+    published.length = length
+    assert load_weights(hub.weights_file("torchvision:vgg16")).configuration == "D"
 
 
 def test_what_is_kept_is_not_trusted(published, capsys):

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 flags = cli.Flags()
 _CROP = flags.DEFINE_integer(
-    "crop", None, "Height and width of the image, pixels. Default: what each network was published for.", lower_bound=8
-)
-_NUM_CLASSES = flags.DEFINE_integer("num_classes", 1000, "Classes.", lower_bound=2)
+    "crop", None, "Height and width of the image, pixels. Default: what each network was published for.",
+    lower_bound=8, upper_bound=2**14
+)  # fmt: skip
+_NUM_CLASSES = flags.DEFINE_integer("num_classes", 1000, "Classes.", lower_bound=2, upper_bound=2**20)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _DRAW = flags.DEFINE_string("draw", "", "A PNG to draw one network into.")
 

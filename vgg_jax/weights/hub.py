@@ -143,7 +143,8 @@ def _download(name: str, source: Source, path: Path) -> None:
     """Writes the file, whole and checked, or not at all."""
     with write_atomically(path, _REMEDY) as unfinished:
         with open(unfinished, "wb") as file, _connection(name, source.url) as response:
-            length = int(response.headers.get("Content-Length") or 0) or None
+            told = response.headers.get("Content-Length") or ""
+            length = int(told) if re.fullmatch(r"[0-9]{1,15}", told) else None  # the checksum decides, whatever it says
             _say(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
             with tqdm(total=length, unit="B", unit_scale=True, disable=None, leave=False) as progress:
                 while block := response.read(2**20):
