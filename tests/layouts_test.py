@@ -164,17 +164,17 @@ def test_a_net_whose_names_are_those_of_several_is_what_was_said(tmp_path):
             identify(contents.tensors, "D")
 
 
-RESNET = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 3, 3), np.float32) for i in (1, 2, 3, 4)}
+RESNET = {f"conv{i}_block1_1_conv/kernel": np.zeros((3, 3, 4, 4), np.float32) for i in (2, 3, 4, 5)}
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda t: RESNET, "it holds the weights of a ResNet, but not of one"),
+        (lambda t: RESNET, "it holds a ResNet by the names of Keras or Caffe, and ResNets are read by"),
         (lambda t: {"a": np.zeros(3, np.float32)}, "it is none of the models known here .*: its tensors are a"),
         (
             lambda t: t | {"features.1.running_mean": np.zeros(4, np.float32)},
-            "it holds a network with batch normalisation that is neither",
+            "nearest to torchvision's configuration D, with features.1.running_mean too many",
         ),
         (lambda t: {k: v for k, v in t.items() if k != "features.2.bias"}, "nearest .* features.2.bias missing"),
         (lambda t: t | {"extra": np.zeros(3, np.float32)}, "with extra too many"),

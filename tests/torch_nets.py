@@ -122,6 +122,43 @@ class TorchvisionResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class _ZeroPad(nn.Module):
+    """Option A of He et al. 2015: every second row and column, zeros for the new channels (no parameters)."""
+
+    def __init__(self, added):
+        super().__init__()
+        self.added = added
+
+    def forward(self, x):
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.added))
+
+
+class CifarResNet(nn.Module):
+    """ResNet-20 with the names of its usual ports: `linear`, and with a projection `shortcut`, of which torchvision has neither."""
+
+    def __init__(self, shortcut="A", channels=4, num_classes=5):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
+        inputs = channels
+        for stage in range(1, 4):
+            blocks = []
+            for i in range(3):
+                blocks.append(_Block(inputs, channels, 2 if stage > 1 and i == 0 else 1, False))
+                if blocks[-1].downsample and shortcut == "A":
+                    blocks[-1].downsample = _ZeroPad(channels - inputs)
+                inputs = channels
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            channels *= 2
+        self.linear = nn.Linear(inputs, num_classes)
+
+    def state_dict(self, *args, **kwargs):
+        return {k.replace("downsample", "shortcut"): v for k, v in super().state_dict(*args, **kwargs).items()}
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean((2, 3)))
+
+
 def randomised(net, seed=0):
     """Weights at which activations neither vanish nor explode, and biases that matter; in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)

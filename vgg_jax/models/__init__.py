@@ -59,7 +59,7 @@ def describe(
     Args:
       configuration: one of CONFIGURATIONS.
       crop: height and width of training images, pixels; None: `paper_crop`.
-      batch_norm, head: of a VGG, see `vgg.vgg`.
+      batch_norm, head: of a VGG, see `vgg.vgg`; NO_HEAD of a ResNet too, which then ends with its last map.
       shortcut, bottleneck_stride: of a ResNet, see `resnet.resnet`.
       auxiliary: of GoogLeNet, see `predecessors.googlenet`.
 
@@ -85,7 +85,8 @@ def describe(
     if configuration not in CONFIGURATIONS:
         raise ValueError(f"no configuration {configuration!r}; there are {', '.join(CONFIGURATIONS)}")
     family, _, depth = configuration.partition("-")
-    return resolve(resnet(int(depth), family == "ResNet", shortcut, bottleneck_stride), crop)
+    layers = resnet(int(depth), family == "ResNet", shortcut, bottleneck_stride)
+    return resolve(layers[:-2] if head == NO_HEAD else layers, crop)
 
 
 def is_vgg(configuration: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from vgg_jax.exceptions import UserError
 from vgg_jax.weights import caffe_file, keras_file, safetensors_file, torch_file
+from vgg_jax.weights.dialects import as_torchvision_names
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 KINDS = ".safetensors, .pth of torch, .h5 and .keras of Keras, .caffemodel of Caffe"
@@ -28,32 +28,11 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     """
     try:
         with contextlib.ExitStack() as stack:
-            yield _without_prefix(stack.enter_context(_kind(path)(path)))
+            yield as_torchvision_names(stack.enter_context(_kind(path)(path)))
     except WeightsError as error:
         raise UserError(f"{path}: {error}.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-# What wrappers of modules put before every name: torch's DataParallel, of the whole or of `features`, and compile, ...
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
-
-
-def _without_prefix(contents: TensorFile) -> TensorFile:
-    tensors, dropped = contents.tensors, ""
-    while prefix := next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), ""):
-        tensors, dropped = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, dropped + prefix
-    if tensors and all(re.match(r"\d+\.", name) for name in tensors):  # of torchvision's `features` alone
-        tensors = {f"features.{name}": tensor for name, tensor in tensors.items()}
-        contents = contents._replace(kind=f"{contents.kind}, of `features` alone", tensors=tensors)
-    inner = "features.module."
-    if any(name.startswith(inner) for name in tensors):
-        renamed = {re.sub("^features\\.module\\.", "features.", name): tensor for name, tensor in tensors.items()}
-        if len(renamed) == len(tensors):
-            tensors, dropped = renamed, dropped + inner
-    if not dropped:
-        return contents
-    return contents._replace(kind=f"{contents.kind}, names without {dropped!r}", tensors=tensors)
 
 
 def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[TensorFile]]:

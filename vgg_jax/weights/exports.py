@@ -97,7 +97,7 @@ def torchvision_name(weights: Weights) -> str:
     body = {key: value for key, value in weights.description.items() if (key, value) != ("head", NO_HEAD)}
     if weights.configuration in TORCHVISION_NETS and body in ({}, {"batch_norm": True}):
         return TORCHVISION_NETS[weights.configuration] + "_bn" * bool(body)
-    is_resnet = weights.configuration in layouts.RESNETS and not weights.description
+    is_resnet = weights.configuration in layouts.RESNETS and not body
     return weights.configuration.lower().replace("-", "") if is_resnet else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import itertools
 import math
@@ -21,8 +22,8 @@ from vgg_jax.weights.layouts import (
     Target,
     crop_of,
     shapes,
+    size_without_fc6,
     targets,
-    trunk_size,
 )
 from vgg_jax.weights.tensors import Tensor, WeightsError, short
 
@@ -73,7 +74,7 @@ def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Model:
     faults = []
     for framework, name, description, table in candidates:
         if set(table) == names:
-            model = Model(framework, name, description, _size(tensors, table, describe(name, **description)))
+            model = Model(framework, name, description, _size(tensors, table, name, describe(name, **description)))
             if crop_of(model.size) > LARGEST_CROP:
                 raise WeightsError(
                     f"its FC layers are for crops of {crop_of(model.size):,} pixels, and the largest is {LARGEST_CROP:,}"
@@ -94,7 +95,7 @@ def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Model:
     raise WeightsError(_foreign(names, framework, name, set(table)))
 
 
-def _size(tensors: Mapping[str, Tensor], table: Mapping[str, Target], layers: Layers) -> Size:
+def _size(tensors: Mapping[str, Tensor], table: Mapping[str, Target], configuration: str, layers: Layers) -> Size:
     """Returns the size that fits best; the shapes then show whether it fits."""
     # Every layer has a vector of as many numbers as it has outputs: a bias, or its normalisation's.
     counts = {target.layer: math.prod(tensors[name].shape) for name, target in table.items() if target.leaf == "bias"}
@@ -108,10 +109,10 @@ def _size(tensors: Mapping[str, Tensor], table: Mapping[str, Target], layers: La
     widths = sorted({outputs[layer.name] / layer.channels for layer in convolutions})
     width = min(widths, key=lambda w: sum(layer.scaled_channels(w) != outputs[layer.name] for layer in convolutions))
     if layers[-1].kind != "head":
-        return trunk_size(width)
+        return size_without_fc6(width, configuration)
     hidden = [layer.name for layer in layers if layer.kind == "fc"]
     if not hidden:
-        return Size(width, 4096, counts[layers[-1].name], 7)
+        return size_without_fc6(width, configuration, counts[layers[-1].name])
     cells = kernels[hidden[0]] // max(1, counts[hidden[0]] * outputs[convolutions[-1].name])
     return Size(width, counts[hidden[0]], counts[layers[-1].name], max(1, math.isqrt(cells)))
 
@@ -132,10 +133,8 @@ def _plain(shape: Iterable[int]) -> Shape:
 
 
 def _foreign(names: set[str], framework: str, configuration: str, expected: set[str]) -> str:
-    if any(name.startswith(("layer1.0.", "layer4.", "conv2_block1", "res2a_")) for name in names):
-        return "it holds the weights of a ResNet, but not of one that torchvision has under the names ResNet-18 to ResNet-152"
-    if any(name.endswith(("running_mean", "moving_mean")) for name in names):
-        return "it holds a network with batch normalisation that is neither torchvision's vgg11_bn to vgg19_bn nor one of its ResNets"
+    if any(name.startswith(("conv2_block1", "res2a_")) for name in names):
+        return "it holds a ResNet by the names of Keras or Caffe, and ResNets are read by those of torchvision and transformers"
     if len(names & expected) * 2 < len(expected):
         shown = f"its tensors are {_listed(sorted(names))}" if names else "it holds no tensors"
         return (
@@ -144,7 +143,11 @@ def _foreign(names: set[str], framework: str, configuration: str, expected: set[
         )
     missing, strange = sorted(expected - names), sorted(names - expected)
     parts = [f"{_listed(missing)} missing"] * bool(missing) + [f"{_listed(strange)} too many"] * bool(strange)
-    return f"it comes nearest to {framework}'s configuration {configuration}, with {' and '.join(parts)}"
+    pattern = FRAMEWORKS[framework].trunk
+    trunk = set(fnmatch.filter(expected, pattern))
+    is_whole = bool(trunk) and trunk == set(fnmatch.filter(names, pattern))
+    remedy = f"; its trunk alone is taken by --layers='{pattern}'" * is_whole
+    return f"it comes nearest to {framework}'s configuration {configuration}, with {' and '.join(parts)}{remedy}"
 
 
 def _listed(words: list[str]) -> str:
@@ -153,7 +156,7 @@ def _listed(words: list[str]) -> str:
 
 
 def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
-    """Takes a VGG's trunk out of a file with names of its own.
+    """Takes a network, or a VGG's trunk with names of its own, out of a file with more in it.
 
     The tensors whose names fit a pattern are taken in natural order of their names (conv2d_2 before conv2d_10). The kernels among
     them, of four dimensions, are the convolutions in the order of computation, each with the bias, of one, that shares its group.
@@ -163,7 +166,7 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
       patterns: with commas between, * and ? as in file names.
 
     Returns:
-      The tensors by this project's names.
+      The tensors: unchanged where they are a model's that `identify` knows, else by this project's names.
 
     Raises:
       WeightsError: no trunk has kernels of these shapes, a pattern fits nothing, or a bias is missing.
@@ -172,6 +175,10 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
     if unused := [word for word in words if not fnmatch.filter(tensors, word)]:
         raise WeightsError(f"no tensor fits {unused[0]!r} of --layers; there are {_listed(sorted(tensors))}")
     chosen = sorted((name for name in tensors if any(fnmatch.fnmatchcase(name, w) for w in words)), key=_natural)
+    known = {name: tensors[name] for name in chosen}
+    with contextlib.suppress(WeightsError):
+        identify(known)
+        return known
     kernels = [name for name in chosen if len(tensors[name].shape) == 4]
     biases = {_group(name): name for name in chosen if len(tensors[name].shape) == 1}
     if not kernels or len(biases) != len(kernels) or any(_group(name) not in biases for name in kernels):
@@ -179,7 +186,7 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
             f"--layers={patterns} takes {len(kernels)} kernels and {len(biases)} biases, and each kernel needs a bias in its group "
             f"({_listed(chosen)})"
         )
-    size = trunk_size(tensors[biases[_group(kernels[0])]].shape[0] / 64)
+    size = size_without_fc6(tensors[biases[_group(kernels[0])]].shape[0] / 64, "D")
     for configuration, form in itertools.product(TABLE_1, (HWIO, OIHW)):
         trunk = shapes(Model("vgg_jax", configuration, {"head": NO_HEAD}, size))["params"]
         if [form.shape(leaves["kernel"].shape) for leaves in trunk.values()] == [

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.exceptions import UserError
+from vgg_jax.models import paper_crop
 from vgg_jax.models.description import auxiliary_heads
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing
@@ -107,8 +108,10 @@ def import_weights(
     params = model_state.pop("params")
     crop = layouts.crop_of(size)
     # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
-    scales = training_scales or ("256,512" if known == "caffe" else "256")
-    factor = 1 if training_scales else crop / 224
+    scales = training_scales or (
+        "256,512" if known == "caffe" else "256" if paper_crop(model.configuration) == 224 else "32"
+    )
+    factor = 1 if training_scales else crop / paper_crop(model.configuration)
     weights = Weights(
         params=params,
         configuration=model.configuration,
@@ -123,7 +126,8 @@ def import_weights(
         description=model.description,
         model_state=model_state,
     )
-    kind = " with batch normalisation" * bool(model_state) + ", a trunk without classifier" * (not weights.num_classes)
+    kind = " with global average pooling" * (model.description.get("head") == "gap")
+    kind += " with batch normalisation" * bool(model_state) + ", a trunk without classifier" * (not weights.num_classes)
     names = "names of its own" if layout == _MAPPED else f"{layout}'s layout"
     return weights, f"{origin}: {names}, configuration {model.configuration}{kind}, preprocessing {name}"
 

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.models import NO_HEAD, Layer, Layers, describe, make_network, variable_shapes
-from vgg_jax.models.resnet import STAGES
+from vgg_jax.models import NO_HEAD, Layer, Layers, describe, make_network, paper_crop, variable_shapes
+from vgg_jax.models.resnet import CIFAR_DEPTHS, STAGES
 from vgg_jax.models.vgg import TABLE_1
 
 Shape = tuple[int, ...]
 SIDE_STRIDE = 32  # pixels of the crop for each row of fc6's kernel: five poolings
 FC_LAYERS = ("fc6", "fc7", "fc8")
 RESNETS = tuple(f"ResNet-{depth}" for depth in STAGES)
+CIFAR_RESNETS = tuple(
+    f"ResNet-{depth}" for depth in CIFAR_DEPTHS
+)  # which torchvision does not have, but others name as it would
 
 
 class KernelLayout(NamedTuple):
@@ -84,6 +87,7 @@ class Framework(NamedTuple):
     stems: Callable[[Layers], Iterator[tuple[Layer, str]]]  # yields each layer with parameters, and its name
     leaves: dict[str, str]  # our leaf -> their name, from the stem
     layout: Callable[[Layer], KernelLayout]  # of a layer's kernel
+    trunk: str  # a pattern of its trunks' names, for --layers
     leading_ones: bool = False  # do not count: Caffe of 2014 writes a bias [1, 1, 1, F] and a matrix [1, 1, F, C]
 
 
@@ -93,7 +97,7 @@ def _with_trunks(names: Iterable[str], **description: Any) -> tuple[tuple[str, d
 
 def _torch_stems(*fc: str) -> Callable[[Layers], Iterator[tuple[Layer, str]]]:
     def stems(layers: Layers) -> Iterator[tuple[Layer, str]]:
-        if layers[-1].name == "fc":
+        if any(layer.kind == "add" for layer in layers):
             yield from _resnet_stems(layers)
             return
         names = iter(fc)
@@ -122,7 +126,7 @@ def _resnet_stems(layers: Layers) -> Iterator[tuple[Layer, str]]:
 
 
 def _keras_stems(layers: Layers) -> Iterator[tuple[Layer, str]]:
-    tops = dict(zip(FC_LAYERS, ("fc1", "fc2", "predictions"), strict=True))
+    tops = {"fc6": "fc1", "fc7": "fc2", "fc8": "predictions", "fc": "predictions"}
     for layer in layers:
         if layer.has_params:
             yield layer, tops.get(layer.name) or f"block{layer.block}_conv{layer.position}"
@@ -136,28 +140,38 @@ _TORCH = {"kernel": ".weight", "bias": ".bias", "scale": ".weight", "mean": ".ru
 _VGGS = ("A", "B", "D", "E")
 FRAMEWORKS: dict[str, Framework] = {
     "torchvision": Framework(
-        (*_with_trunks(_VGGS), *_with_trunks(_VGGS, batch_norm=True), *((name, {}) for name in RESNETS)),
+        (
+            *_with_trunks(_VGGS),
+            *_with_trunks(_VGGS, batch_norm=True),
+            *_with_trunks(RESNETS),
+            *_with_trunks(CIFAR_RESNETS),
+            *_with_trunks(CIFAR_RESNETS, shortcut="B"),
+        ),
         _torch_stems("classifier.0", "classifier.3", "classifier.6"),
         _TORCH,
         lambda layer: ROWS_OF_CHW if layer.is_fully_connected else OIHW,
+        "features.*",
     ),
     "timm": Framework(
         tuple((name, description) for description in ({}, {"batch_norm": True}) for name in _VGGS),
         _torch_stems("pre_logits.fc1", "pre_logits.fc2", "head.fc"),
         _TORCH,
         lambda layer: ROWS_OF_CHW if layer.kind == "head" else OIHW,
+        "features.*",
     ),
     "Keras": Framework(
-        _with_trunks("DE"),
+        (*_with_trunks("DE"), *((name, {"head": "gap"}) for name in "DE")),
         _keras_stems,
         {"kernel": "/kernel", "bias": "/bias"},
         lambda layer: COLUMNS_OF_HWC if layer.is_fully_connected else HWIO,
+        "block*",
     ),
     "Caffe": Framework(
         _with_trunks(TABLE_1),
         _own_stems,
         {"kernel": "/0", "bias": "/1"},
         lambda layer: ROWS_OF_CHW if layer.is_fully_connected else OIHW,
+        "conv*",
         leading_ones=True,
     ),
     "vgg_jax": Framework(
@@ -165,6 +179,7 @@ FRAMEWORKS: dict[str, Framework] = {
         _own_stems,
         {leaf: f"/{leaf}" for leaf in ("kernel", "bias", "scale", "mean", "var")},
         lambda layer: HWIO,
+        "conv*",
     ),
 }
 _NOT_IN_PARAMS = ("mean", "var")
@@ -232,6 +247,6 @@ def crop_of(size: Size) -> int:
     return size.side * SIDE_STRIDE
 
 
-def trunk_size(width_multiplier: float) -> Size:
-    """Returns the size of a trunk."""
-    return Size(width_multiplier, 4096, 0, 7)
+def size_without_fc6(width_multiplier: float, configuration: str, num_classes: int = 0) -> Size:
+    """Returns the size of a trunk, or of a network whose head takes any map, for the crop that it was published for."""
+    return Size(width_multiplier, 4096, num_classes, paper_crop(configuration) // SIDE_STRIDE)

@@ -151,12 +151,9 @@ def _views(value: Any) -> tuple[dict[str, View], str]:
     raise WeightsError("it is no state dictionary; save one: torch.save(model.state_dict(), FILE)")
 
 
-_NESTED = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-)  # where training scripts put it, next to the optimizer's state
+# Where training scripts put it, next to the optimizer's state. A running average comes first, as it is what they test.
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict")
+_NESTED = (*_AVERAGES, "state_dict", "model_state_dict", "model", "net")
 
 
 def _contents(kind: str, value: Any, num_bytes: int, storage_bytes: Callable[[Storage], bytes]) -> TensorFile:
@@ -180,4 +177,5 @@ def _contents(kind: str, value: Any, num_bytes: int, storage_bytes: Callable[[St
     views, inner = _views(value)
     tensors = {name: tensor(name, view) for name, view in views.items()}
     check_sizes(tensors, num_bytes, _ITEMSIZES)
-    return TensorFile(f"{kind}, under {inner!r}" if inner else kind, tensors, {})
+    origin = f", the running average under {inner!r}" if inner in _AVERAGES else f", under {inner!r}" if inner else ""
+    return TensorFile(kind + origin, tensors, {})
