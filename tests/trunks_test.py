@@ -15,10 +15,12 @@ from tests.weights_files import NARROW, as_laid_out, random_params, write_h5, wr
 from vgg_jax import features
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
+from vgg_jax.models import make_network, variable_shapes
 from vgg_jax.transplant import read_donor, start_from
 from vgg_jax.weights.exports import to_torchvision, write_keras
 from vgg_jax.weights.file import KEY, load_weights, make_model, save_weights, write_safetensors
 from vgg_jax.weights.imports import Digests, import_weights, with_new_head
+from vgg_jax.weights.layouts import from_variables
 
 FC = ("fc6", "fc7", "fc8")
 
@@ -58,6 +60,78 @@ def keras_3(path, params, named=False, extra=()):
         for name in extra:
             file[name] = np.zeros(3)
     return path
+
+
+def own_head(path, params, dense, pooling, form):
+    """VGG-16 with a head of one's own, as Keras 3.15 saves it: one model, or VGG-16 as a layer of a Sequential (`nested`)."""
+    h5py = pytest.importorskip("h5py", reason="writes .h5, which needs h5py (pip install 'vgg-jax[h5]')")
+    is_nested, is_old = "nested" in form, path.name.endswith(".h5") and not path.name.endswith(".weights.h5")
+    body, convolutions = ("layers/functional/layers" if is_nested else "layers"), 0
+    with h5py.File(path, "w") as file:
+        root = file.create_group("model_weights") if is_old else file
+        root.create_group(pooling if is_old else f"layers/{pooling}/vars")
+        for layer, leaves in trunk_of(params).items():
+            name = f"block{layer[4]}_conv{layer[6]}"
+            for i, (leaf, array) in enumerate((("kernel", leaves["kernel"]), ("bias", leaves["bias"]))):
+                number = f"_{convolutions}" * (convolutions > 0)
+                old = f"vgg16/{name}/{leaf}" if is_nested else f"{name}/{name}/{leaf}"
+                root[old if is_old else f"{body}/conv2d{number}/vars/{i}"] = array
+            convolutions += 1
+        for i, (kernel, bias) in enumerate(dense):
+            name = "dense" + f"_{i}" * (i > 0)
+            for j, (leaf, array) in enumerate((("kernel", kernel), ("bias", bias))):
+                group = f"{name}/sequential/{name}" if is_nested else f"{name}/{name}"
+                root[f"{group}/{leaf}" if is_old else f"layers/{name}/vars/{j}"] = array
+    return path
+
+
+FORMS = [(form, ending) for form in ("nested", "one model") for ending in (".h5", ".weights.h5")]
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMS)
+def test_a_keras_model_with_average_pooling_and_one_layer_is_d_with_that_head(form, ending, tmp_path):
+    params, rng = random_params("D"), np.random.default_rng(1)
+    kernel, bias = rng.standard_normal((32, 3)).astype(np.float32), np.float32([1, 2, 3])
+    path = own_head(tmp_path / f"a{ending}", params, [(kernel, bias)], "global_average_pooling2d", form)
+    weights = read(path)
+    assert (weights.configuration, weights.num_classes, weights.description) == ("D", 3, {"head": "gap"})
+    same(weights.params, trunk_of(params) | {"fc": {"kernel": kernel[None, None], "bias": bias}})
+    for pooling in ("global_max_pooling2d", "flatten"):  # the same shapes, and another network
+        path.unlink()
+        with pytest.raises(UserError, match=r"too many; its trunk alone is taken by --layers='block\*'"):
+            read(own_head(path, params, [(kernel, bias)], pooling, form))
+
+
+@pytest.mark.parametrize(("form", "ending"), FORMS)
+def test_the_trunk_of_a_keras_model_with_another_head_is_taken_when_asked(form, ending, tmp_path):
+    params = random_params("D")
+    dense = [
+        (np.ones((128, 16), np.float32), np.ones(16, np.float32)),
+        (np.ones((16, 3), np.float32), np.ones(3, np.float32)),
+    ]
+    path = own_head(tmp_path / f"a{ending}", params, dense, "flatten", form)
+    with pytest.raises(
+        UserError, match=r"configuration D, with dense.* too many; its trunk alone is taken by --layers='block\*'"
+    ):
+        read(path)
+    weights = read(path, layers="block*")
+    assert (weights.configuration, weights.num_classes) == ("D", 0)
+    same(weights.params, trunk_of(params))
+
+
+def test_the_trunk_of_a_torch_model_with_another_head_is_taken_when_asked(tmp_path):
+    network = make_network("A", 64, {"batch_norm": True, "head": "none"}, width_multiplier=1 / 16)
+    variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), dict(variable_shapes(network)))
+    tensors = from_variables(variables, "torchvision", "A", {"batch_norm": True, "head": "none"})
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    other = {"classifier.0.weight": np.ones((3, 32), np.float32), "classifier.0.bias": np.ones(3, np.float32)}
+    path = write_pth(tmp_path / "a.pth", tensors | other)
+    with pytest.raises(UserError, match=r"too many; its trunk alone is taken by --layers='features\.\*'"):
+        read(path)
+    weights = read(path, layers="features.*")
+    assert weights.description == {"batch_norm": True, "head": "none"}
+    same(weights.params, variables["params"])
+    same(weights.model_state["batch_stats"], variables["batch_stats"])
 
 
 @pytest.mark.parametrize("prefix", ["features.", "", "backbone.features.", "features.module."])

@@ -3,6 +3,7 @@ followed."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import itertools
@@ -20,7 +21,7 @@ from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_size
 
 START = b"\x89HDF\r\n\x1a\n"
 ARCHIVED = "model.weights.h5"  # the weights in a .keras, which is a zip
-_DEEPEST = 4  # groups within groups
+_DEEPEST = 6  # groups within groups; a model within a model has six
 _MOST = 1000  # things in a file; a VGG has a hundred
 
 
@@ -73,9 +74,9 @@ def _opened(source: Path | io.BytesIO, path: Path, num_bytes: int) -> Iterator[T
             if file.get("model_weights", getlink=True) is not None:  # a whole model, of which only this is read
                 root = _entry(h5py, file, "model_weights", "")
             tensors: dict[str, Tensor] = {}
-            _collect(h5py, root, "", 0, tensors, itertools.count())
+            groups = _collect(h5py, root, "", 0, tensors, itertools.count())
             check_sizes(tensors, num_bytes, {"float32": 4, "float16": 2})
-            yield TensorFile("an .h5 of Keras", _by_layer(tensors), {})
+            yield TensorFile("an .h5 of Keras", _with_pooled_head(_by_layer(_by_name(tensors)), groups), {})
     except (WeightsError, UserError):
         raise
     except Exception as error:  # of many kinds, as they come out of the HDF5 library
@@ -88,7 +89,11 @@ def _entry(h5py: Any, group: Any, name: str, prefix: str) -> Any:
     return group[name]
 
 
-def _collect(h5py: Any, group: Any, prefix: str, depth: int, tensors: dict[str, Tensor], visits: Iterator[int]) -> None:
+def _collect(
+    h5py: Any, group: Any, prefix: str, depth: int, tensors: dict[str, Tensor], visits: Iterator[int]
+) -> list[str]:
+    """Adds the data sets below a group to `tensors` by their paths, and returns the names of all groups."""
+    groups = [prefix.rstrip("/").split("/")[-1]]
     if not isinstance(group, h5py.Group) or depth > _DEEPEST or len(group) > _MOST:
         raise WeightsError(f"its groups are none of Keras's ({short(prefix) or 'its root'})")
     for name in group:
@@ -96,25 +101,49 @@ def _collect(h5py: Any, group: Any, prefix: str, depth: int, tensors: dict[str, 
             raise WeightsError(f"it has more groups and data sets than {_MOST:,}, far more than any VGG")
         item = _entry(h5py, group, name, prefix)
         if isinstance(item, h5py.Dataset):
-            key = _name(prefix, name)
-            if key in tensors:
-                raise WeightsError(f"it has {short(key)} twice")
-            tensors[key] = _tensor(item, key)
+            tensors[prefix + name] = _tensor(item, prefix + name)
         else:
-            _collect(h5py, item, f"{prefix}{name}/", depth + 1, tensors, visits)
+            groups += _collect(h5py, item, f"{prefix}{name}/", depth + 1, tensors, visits)
+    return groups
 
 
-def _name(group: str, name: str) -> str:
-    """Returns fc1/kernel for fc1/fc1_W_1:0 (2016) and fc1/fc1/kernel:0 (later); other names unchanged."""
-    layer, last = group.split("/")[0], name.removesuffix(":0")
-    for kind in ("kernel", "bias"):
-        if re.fullmatch(f"{kind}|{re.escape(layer)}_{'W' if kind == 'kernel' else 'b'}(_1)?", last):
-            return f"{layer}/{kind}"
-    return group + name
+def _by_name(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns fc1/kernel for fc1/fc1_W_1:0 (2016) and fc1/fc1/kernel:0 (later); of a model within a model, whose group has
+    several kernels, block1_conv1/kernel for vgg16/block1_conv1/kernel:0; other names unchanged."""
+    kernels = collections.Counter(path.split("/")[0] for path in tensors if re.search(r"/kernel(:0)?$", path))
+    renamed: dict[str, Tensor] = {}
+    for path, tensor in tensors.items():
+        *groups, last = path.removesuffix(":0").split("/")
+        layer, name = (groups[-1 if kernels[groups[0]] > 1 else 0] if groups else ""), path
+        for kind in ("kernel", "bias"):
+            if re.fullmatch(f"{kind}|{re.escape(layer)}_{'W' if kind == 'kernel' else 'b'}(_1)?", last):
+                name = f"{layer}/{kind}"
+        if name in renamed:
+            raise WeightsError(f"it has {short(name)} twice")
+        renamed[name] = tensor
+    return renamed
+
+
+def _with_pooled_head(tensors: dict[str, Tensor], groups: list[str]) -> dict[str, Tensor]:
+    """Returns the one FC layer behind global average pooling as `predictions`; other names unchanged.
+
+    Layers without weights have groups too, named by their kind unless somebody named them.
+    """
+    others = [name for name in tensors if not re.match(r"block\d_conv\d/", name)]
+    layer = others[0].partition("/")[0] if others else ""
+    is_pooled = any(re.search("average|avg|gap", group.lower()) for group in groups)
+    if not is_pooled or any("global_max" in group for group in groups):
+        return tensors
+    if set(others) != {f"{layer}/kernel", f"{layer}/bias"} or len(tensors[f"{layer}/kernel"].shape) != 2:
+        return tensors
+    return {name.replace(f"{layer}/", "predictions/") if name in others else name: t for name, t in tensors.items()}
 
 
 # Keras 3 numbers layers by kind, in the order of computation: layers/conv2d, layers/conv2d_1, ..., layers/dense; or names them.
-_OF_KERAS_3 = re.compile(r"(?:_layer_checkpoint_dependencies|layers)/(?:(conv2d|dense)(?:_(\d+))?|(\w+))/vars/([01])")
+# A model within a model has the group of its own kind or name before these.
+_OF_KERAS_3 = re.compile(
+    r"(?:(?:_layer_checkpoint_dependencies|layers)/(?:\w+/layers/)?)(?:(conv2d|dense)(?:_(\d+))?|(\w+))/vars/([01])"
+)
 _CONVOLUTIONS = {13: "D", 16: "E"}
 
 
@@ -130,7 +159,9 @@ def _by_layer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for layer in (describe(_CONVOLUTIONS[count]) if count in _CONVOLUTIONS else ())
         if layer.kind == "conv"
     ]
-    places = {"conv2d": convolutions, "dense": ["fc1", "fc2", "predictions"]}
+    dense = {match[2] for match in matches.values() if match is not None and match[1] == "dense"}
+    tops = ["fc1", "fc2", "predictions"] if len(dense) == 3 else [f"dense_{i}" for i in range(len(dense))]
+    places = {"conv2d": convolutions, "dense": tops}
     renamed: dict[str, Tensor] = {}
     for name, match in matches.items():
         kind, number, layer, leaf = match.groups()  # type: ignore[union-attr]
@@ -138,7 +169,10 @@ def _by_layer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         position = int(number or 0)
         if kind and position >= len(stems):
             return tensors
-        renamed[f"{stems[position] if kind else layer}/{'bias' if leaf == '1' else 'kernel'}"] = of_model[name]
+        theirs = f"{stems[position] if kind else layer}/{'bias' if leaf == '1' else 'kernel'}"
+        if theirs in renamed:
+            raise WeightsError(f"it has {short(theirs)} twice")
+        renamed[theirs] = of_model[name]
     return renamed
 
 
