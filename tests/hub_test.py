@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.transplant import read_donor
-from vgg_jax.weights import hub, imports
+from vgg_jax.weights import containers, hub, imports
+from vgg_jax.weights import file as weights_file
 from vgg_jax.weights.exports import write_hub_folder
-from vgg_jax.weights.file import load_weights, save_weights
+from vgg_jax.weights.file import save_weights
 
 COMMIT = "0123456789" * 4
 
@@ -93,11 +96,11 @@ def published(server, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("name", "expected"), [("torchvision:vgg16", "RGB"), ("keras:vgg16", "BGR")])
 def test_a_name_is_fetched_checked_and_converted_once(published, name, expected):
-    file = hub.weights_file(name)
-    weights = load_weights(file)
+    file, weights = hub.load(name)
     assert weights.preprocessing.order == expected
     np.testing.assert_array_equal(weights.params["fc6"]["kernel"], random_params()["fc6"]["kernel"])
-    assert hub.weights_file(name) == file
+    again, kept = hub.load(name)
+    assert (again, kept.source) == (file, weights.source)
     assert len(published.asked) == 1
     assert not list(hub.cache_dir().glob("*.unfinished"))
 
@@ -105,16 +108,81 @@ def test_a_name_is_fetched_checked_and_converted_once(published, name, expected)
 @pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000])
 def test_a_length_that_is_no_number_leaves_the_checksum_to_decide(published, length):
     published.length = length
-    assert load_weights(hub.weights_file("torchvision:vgg16")).configuration == "D"
+    assert hub.load("torchvision:vgg16")[1].configuration == "D"
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize("name", ["torchvision:vgg16", "keras:vgg16"])
+def test_a_warm_start_reads_and_digests_the_kept_file_once_and_nothing_else(name, monkeypatch):
+    path, calls = hub.load(name)[0], []
+
+    def counted(module, function):
+        original = getattr(module, function)
+        monkeypatch.setattr(module, function, lambda *a: (calls.append((function, a[0])), original(*a))[1])
+
+    counted(containers, "sha256_and_md5")
+    counted(containers, "open_tensors")
+    counted(weights_file, "params_sha256")
+    trained = load_trained(name)
+    assert [function for function, _ in calls] == ["open_tensors", "params_sha256"]
+    assert calls[0][1] == trained.checkpoint == path
+
+
+def test_a_file_of_the_hub_is_hashed_once(tmp_path, monkeypatch):
+    path, hashed = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "timm")), []
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    client = types.SimpleNamespace(hf_hub_download=lambda *_, **__: str(path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    original = containers.sha256_and_md5
+    monkeypatch.setattr(containers, "sha256_and_md5", lambda file: (hashed.append(file), original(file))[1])
+    for name in ("hf://timm/vgg16.x", "timm/vgg16.x", "https://huggingface.co/timm/vgg16.x"):
+        file, weights = hub.load(name)
+        assert weights.configuration == "D"
+    assert hashed == [path] * 3
+    assert list(hub.cache_dir().iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("timm/vgg16.tv_in1k", ("timm/vgg16.tv_in1k", None, "model.safetensors")),
+        ("hf://me/net@refs/pr/1", ("me/net", "refs/pr/1", "model.safetensors")),
+        ("hf://me/net@refs/pr/1/a/b.safetensors", ("me/net", "refs/pr/1", "a/b.safetensors")),
+        ("hf://me/net@v1/b.pth", ("me/net", "v1", "b.pth")),
+        ("https://huggingface.co/me/net", ("me/net", None, "model.safetensors")),
+        ("https:/hf.co/me/net/", ("me/net", None, "model.safetensors")),  # as pathlib writes it
+        ("huggingface.co/me/net/tree/main", ("me/net", None, "model.safetensors")),
+        ("https://huggingface.co/me/net/tree/refs/pr/1", ("me/net", "refs/pr/1", "model.safetensors")),
+        ("https://huggingface.co/me/net/blob/v2/sub/x.bin?download=true", ("me/net", "v2", "sub/x.bin")),
+    ],
+)
+def test_addresses_revisions_and_bare_names_of_the_hub_are_understood(name, expected, monkeypatch):
+    asked = []
+
+    def download(repository, file, revision):
+        asked.append((repository, revision, file))
+        raise ValueError("not today")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=download))
+    assert hub.is_name(name)
+    with pytest.raises(UserError, match="not today"):
+        hub.load(name)
+    assert asked == [expected]
+
+
+def test_a_directory_named_like_a_repository_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("timm/run").mkdir(parents=True)
+    assert hub.load("timm/run") == (Path("timm/run"), None)
 
 
 def test_what_is_kept_is_not_trusted(published, capsys):
-    file, kept = hub.weights_file("torchvision:vgg16"), hub.fetch("torchvision:vgg16")
+    file, kept = hub.load("torchvision:vgg16")[0], hub.fetch("torchvision:vgg16")
     for path in (file, kept):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    assert load_weights(hub.weights_file("torchvision:vgg16")).configuration == "D"
+    assert hub.load("torchvision:vgg16")[1].configuration == "D"
     said = capsys.readouterr().err
     assert f"{kept} has the SHA-256" in said
     assert "it is fetched again" in said
@@ -151,7 +219,7 @@ def test_what_cannot_be_fetched_is_said_and_leaves_nothing(published, harm, sent
     if sentence == "Connection refused":
         published.shutdown()
     with pytest.raises(UserError) as raised:
-        hub.weights_file("torchvision:vgg16")
+        hub.load("torchvision:vgg16")
     assert sentence in str(raised.value)
     assert "torchvision:vgg16" in str(raised.value)
     assert not list(hub.cache_dir().iterdir())
@@ -159,10 +227,10 @@ def test_what_cannot_be_fetched_is_said_and_leaves_nothing(published, harm, sent
 
 def test_a_name_that_needs_a_flag_is_told_which_command_has_it(tmp_path, monkeypatch):
     path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
-    monkeypatch.setattr(hub, "fetch", lambda _: path)
+    monkeypatch.setattr(hub, "_fetch", lambda _: (path, "0" * 64))
     said = "say it with --preprocessing=torchvision .*: python -m vgg_jax.convert hf://me/mine FILE.safetensors has this flag"
     with pytest.raises(UserError, match=said):
-        hub.weights_file("hf://me/mine")
+        hub.load("hf://me/mine")
 
 
 def test_where_a_file_may_only_be_read_its_evaluations_are_kept_with_what_is_fetched(tmp_path, monkeypatch):
@@ -178,7 +246,7 @@ def test_unknown_names_are_answered_with_those_there_are(server):
     with pytest.raises(UserError, match="hf://OWNER/REPOSITORY, as hf://timm/"):
         hub.fetch("hf://vgg16")
     assert not hub.is_name("runs/vgg16")
-    assert hub.weights_file("vgg16.safetensors").name == "vgg16.safetensors"
+    assert hub.load("vgg16.safetensors") == (Path("vgg16.safetensors"), None)
     assert server.asked == []
 
 

@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
             "--help lists the flags."
         )
     source, dest = (Path(argument).expanduser() for argument in arguments)
-    if not source.exists() and ":" not in arguments[0]:
+    if not source.exists() and not arguments[0].startswith("timm/") and ":" not in arguments[0]:
         cli.fail(f"{source}: there is no such file or run.")
     if _TO.value in ("vgg_jax", "torchvision") and dest.suffix != ".safetensors":
         cli.fail(f"{dest}: what is written is a safetensors file; give it a name that ends in .safetensors.")

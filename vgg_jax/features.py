@@ -60,7 +60,8 @@ def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
     Raises:
       UserError: the file cannot be read.
     """
-    return from_weights(load_weights(hub.weights_file(source)), dtype)
+    path, weights = hub.load(source)
+    return from_weights(weights or load_weights(path), dtype)  # which says what is wrong with the path
 
 
 def from_weights(weights: Weights, dtype: str = "float32") -> Backbone:

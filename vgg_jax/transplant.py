@@ -15,7 +15,7 @@ import numpy as np
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.exceptions import UserError
 from vgg_jax.weights import hub
-from vgg_jax.weights.file import folded_variables, load_weights
+from vgg_jax.weights.file import folded_variables
 
 # "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net A"
 # (Paper §3.1). By name: by position they would not fit the deeper models (docs/decisions.md).
@@ -46,9 +46,8 @@ def read_donor(source: str) -> Donor:
       UserError: nothing to read there.
     """
     try:
-        path = hub.weights_file(source)
-        if path.is_file():
-            weights = load_weights(path)
+        path, weights = hub.load(source)
+        if weights:
             names = tuple(names for names in (weights.class_names, weights.class_titles) if names)
             return Donor(path, folded_variables(weights), weights.preprocessing.mean_rgb(), names)
         path, variables = load_variables(path)

@@ -20,7 +20,7 @@ from vgg_jax.models import CONFIGURATIONS, Network
 from vgg_jax.sharding import make_mesh, replicated
 from vgg_jax.state import leaf_names, make_model, model_shapes, params_sha256
 from vgg_jax.weights import hub
-from vgg_jax.weights.file import Weights, folded_variables, load_weights
+from vgg_jax.weights.file import Weights, folded_variables
 from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.workdir import CHECKPOINTS
 
@@ -53,8 +53,8 @@ def load_trained(source: str | Path, dtype: str = "", averages: bool = True) -> 
     Raises:
       UserError: nothing to read there, or a checkpoint that is not of the configuration next to it.
     """
-    path = hub.weights_file(source)
-    return _from_weights(path, dtype) if path.is_file() else _from_run(path, dtype, averages)
+    path, weights = hub.load(source)
+    return _from_weights(path, weights, dtype) if weights else _from_run(path, dtype, averages)
 
 
 def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
@@ -81,9 +81,8 @@ def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
     return trained._replace(averages=averages)
 
 
-def _from_weights(source: Path, dtype: str) -> TrainedModel:
-    """Reads a weights file. Its preprocessing is folded into conv1_1, so that all models here see pixels alike."""
-    weights = load_weights(source)
+def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
+    """Returns the model of a weights file. Its preprocessing is folded into conv1_1, so that all models here see pixels alike."""
     if not weights.num_classes:
         raise UserError(
             f"{source} is a trunk, without a classifier; take its activations (vgg_jax.features), or train one on top of it: "

@@ -1,6 +1,6 @@
 """Published weights by name: fetched where a name asks for it, checked against what was published, and kept.
 
-hf://timm/vgg16.tv_in1k     a repository of the Hugging Face hub; also hf://OWNER/REPOSITORY@REVISION/FILE
+hf://timm/vgg16.tv_in1k     a repository of the Hugging Face hub; also hf://OWNER/REPOSITORY@REVISION/FILE, its address, timm/NAME
 torchvision:vgg16           vgg11 to vgg19, vgg11_bn to vgg19_bn, resnet18 to resnet152
 keras:vgg16                 vgg16, vgg19
 """
@@ -23,10 +23,17 @@ from tqdm import tqdm
 from vgg_jax.exceptions import UserError, did_you_mean, first_line, writing_to
 from vgg_jax.files import write_atomically
 from vgg_jax.weights import containers, imports
-from vgg_jax.weights.file import SUFFIX, is_own, load_weights, save_weights
+from vgg_jax.weights.file import SUFFIX, Weights, is_own, load_weights, save_weights
 
 _HUB = "hf://"
-_HUB_NAME = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<file>.+))?")
+_REVISION = r"(?P<revision>refs/(?:pr|heads|tags|convert)/[\w.-]+|[\w.-]+)"
+_HUB_NAME = re.compile(rf"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:@{_REVISION})?(?:/(?P<file>.+))?")
+# What a browser shows of a repository or of a file in it; pathlib makes one slash of two.
+_ADDRESS = re.compile(
+    r"(?:https?:/{1,2})?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repository>[\w.-]+/[\w.-]+?)/?"
+    rf"(?:/(?:tree|blob|resolve)/{_REVISION}(?:/(?P<file>[^?#]+))?)?/?(?:[?#].*)?"
+)
+_TIMM = re.compile(r"timm/[\w.-]+")
 _SECONDS = 30  # without a byte, after which a connection counts as broken
 
 
@@ -55,7 +62,16 @@ SOURCES: dict[str, Source] = {
 
 def is_name(source: str | os.PathLike) -> bool:
     """Returns whether this names published weights, rather than a file or a run."""
-    return str(source).startswith((_HUB, "torchvision:", "keras:"))
+    return str(source).startswith((_HUB, "torchvision:", "keras:")) or canonical(source) != str(source)
+
+
+def canonical(source: str | os.PathLike) -> str:
+    """Returns a name in its usual form: hf://OWNER/REPOSITORY@REVISION/FILE for an address of the hub's site and for timm/NAME."""
+    text = str(source)
+    if match := _ADDRESS.fullmatch(text):
+        revision, file = match["revision"] or "", match["file"] or ""
+        return _HUB + match["repository"] + f"@{revision}" * (revision not in ("", "main")) + f"/{file}" * bool(file)
+    return _HUB + text if _TIMM.fullmatch(text) and not Path(text).exists() else text
 
 
 def cache_dir() -> Path:
@@ -70,6 +86,11 @@ def fetch(name: str) -> Path:
     Raises:
       UserError: an unknown name, no connection, no such file there, another checksum than was published, no space.
     """
+    return _fetch(canonical(name))[0]
+
+
+def _fetch(name: str) -> tuple[Path, str]:
+    """Returns the published file of a name and its SHA-256."""
     if name.startswith(_HUB):
         return _from_hub(name)
     if name not in SOURCES:
@@ -80,35 +101,46 @@ def fetch(name: str) -> Path:
     source = SOURCES[name]
     path = cache_dir() / source.url.rpartition("/")[2]
     if path.is_file():
-        if not (fault := _fault(path, source)):
-            return path
+        sha256, fault = _checked(path, source)
+        if not fault:
+            return path, sha256
         _say(f"{path} {fault}; it is fetched again.")
-    _download(name, source, path)
-    return path
+    return path, _download(name, source, path)
 
 
-def weights_file(source: str | os.PathLike) -> Path:
-    """Returns a file of this project's format: a path unchanged; a name's file fetched and converted, both once.
+def load(source: str | os.PathLike) -> tuple[Path, Weights | None]:
+    """Reads a weights file, or a name's, which is fetched and converted once; what was converted is then read alone.
+
+    Returns:
+      The file of this project's format, and its weights; None for a path that is not a file, as a run's.
 
     Raises:
-      UserError: as `fetch`, and what `imports.import_weights` refuses.
+      UserError: as `fetch`, `load_weights` and `imports.import_weights` do.
     """
     if not is_name(source):
-        return Path(source).expanduser()
-    name = str(source)
-    fetched = fetch(name)
-    if is_own(fetched):
-        return fetched
-    digests = imports.Digests(*containers.sha256_and_md5(fetched))
-    path = cache_dir() / ("-".join([*re.findall(r"[\w.]+", name), digests.sha256[:8]]) + SUFFIX)
+        path = Path(source).expanduser()
+        return path, load_weights(path) if path.is_file() else None
+    name = canonical(source)
+    if name in SOURCES:
+        fetched, sha256, key = None, "", (SOURCES[name].sha256 or SOURCES[name].md5)[:8]
+    else:
+        fetched, sha256 = _fetch(name)
+        if is_own(fetched):
+            return fetched, load_weights(fetched)
+        key = sha256[:8]
+    path = cache_dir() / ("-".join([*re.findall(r"[\w.]+", name), key]) + SUFFIX)
     if path.is_file():
         try:
-            load_weights(path)
-            return path
+            return path, load_weights(path)
         except UserError as error:
             _say(f"{str(error).rstrip('.')}; it is made again.")
+    return path, _converted(name, path, *((fetched, sha256) if fetched else _fetch(name)))
+
+
+def _converted(name: str, path: Path, fetched: Path, sha256: str) -> Weights:
+    """Converts a fetched file, and keeps the result at `path`."""
     try:
-        weights, description = imports.import_weights(fetched, digests)
+        weights, description = imports.import_weights(fetched, imports.Digests(sha256, _md5(name)))
     except UserError as error:
         if "--preprocessing" not in str(error):
             raise
@@ -119,7 +151,12 @@ def weights_file(source: str | os.PathLike) -> Path:
     _say(f"{name}: {description}; kept as {path}")
     with write_atomically(path, _REMEDY) as unfinished:
         save_weights(unfinished, weights)
-    return path
+    return weights
+
+
+def _md5(name: str) -> str:
+    """Returns the MD5 that the file of a name was found to have."""
+    return SOURCES[name].md5 if name in SOURCES else ""
 
 
 _REMEDY = "free some space, or choose another place with VGG_JAX_CACHE"
@@ -129,18 +166,18 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _fault(path: Path, source: Source) -> str:
-    """Returns the fault of a fetched file, "" for none."""
+def _checked(path: Path, source: Source) -> tuple[str, str]:
+    """Returns a fetched file's SHA-256 and its fault, "" for none."""
     sha256, md5 = containers.sha256_and_md5(path)
     if not sha256.startswith(source.sha256):
-        return f"has the SHA-256 {sha256}, but {source.sha256}... was published"
+        return sha256, f"has the SHA-256 {sha256}, but {source.sha256}... was published"
     if source.md5 and md5 != source.md5:
-        return f"has {f'the MD5 {md5}' if md5 else 'no HDF5 in it'}, but the MD5 {source.md5} was published"
-    return ""
+        return sha256, f"has {f'the MD5 {md5}' if md5 else 'no HDF5 in it'}, but the MD5 {source.md5} was published"
+    return sha256, ""
 
 
-def _download(name: str, source: Source, path: Path) -> None:
-    """Writes the file, whole and checked, or not at all."""
+def _download(name: str, source: Source, path: Path) -> str:
+    """Writes the file, whole and checked, or not at all; returns its SHA-256."""
     with write_atomically(path, _REMEDY) as unfinished:
         with open(unfinished, "wb") as file, _connection(name, source.url) as response:
             told = response.headers.get("Content-Length") or ""
@@ -153,10 +190,12 @@ def _download(name: str, source: Source, path: Path) -> None:
                     progress.update(len(block))
             if length is not None and file.tell() != length:
                 raise ConnectionError(f"it ended after {file.tell():,} of {length:,} bytes")
-        if fault := _fault(unfinished, source):
+        sha256, fault = _checked(unfinished, source)
+        if fault:
             raise UserError(
                 f"{name}: the file from {source.url} {fault}; it was thrown away. Try again, or from another network."
             )
+    return sha256
 
 
 @contextlib.contextmanager
@@ -173,7 +212,8 @@ def _connection(name: str, url: str) -> Iterator[http.client.HTTPResponse]:
         ) from error
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str) -> tuple[Path, str]:
+    """Returns the file of a name on the hub, and its SHA-256."""
     match = _HUB_NAME.fullmatch(name)
     if match is None:
         raise UserError(f"{name} is no name on the hub; write hf://OWNER/REPOSITORY, as hf://timm/vgg16.tv_in1k.")
@@ -193,9 +233,9 @@ def _from_hub(name: str) -> Path:
             "with a connection, or bring the file from elsewhere and name it."
         ) from error
     # The hub's client keeps a large file under its published SHA-256, which it does not compare with the bytes.
-    published = path.resolve().name
-    if re.fullmatch("[0-9a-f]{64}", published) and (digest := containers.sha256_and_md5(path)[0]) != published:
+    published, digest = path.resolve().name, containers.sha256_and_md5(path)[0]
+    if re.fullmatch("[0-9a-f]{64}", published) and digest != published:
         raise UserError(
             f"{name}: {path} has the SHA-256 {digest}, but {published} was published; delete {path.resolve()} and try again."
         )
-    return path
+    return path, digest
