@@ -24,8 +24,8 @@ from vgg_jax.exceptions import UserError
 from vgg_jax.transplant import read_donor
 from vgg_jax.weights import containers, hub, imports
 from vgg_jax.weights import file as weights_file
-from vgg_jax.weights.exports import write_hub_folder
-from vgg_jax.weights.file import save_weights
+from vgg_jax.weights.exports import to_torchvision, write_hub_folder
+from vgg_jax.weights.file import EXPORTED_KEY, save_weights, write_safetensors
 
 COMMIT = "0123456789" * 4
 
@@ -128,11 +128,84 @@ def test_a_warm_start_reads_and_digests_the_kept_file_once_and_nothing_else(name
     assert calls[0][1] == trained.checkpoint == path
 
 
+class EntryNotFoundError(Exception):
+    """Named as the hub's client names it."""
+
+
+def repository(monkeypatch, files):
+    """The hub's client, for one repository of these files."""
+
+    def download(_, file, **__):
+        if file not in files:
+            raise EntryNotFoundError
+        return str(files[file])
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=download))
+
+
+TIMM = {"num_classes": 5, "label_names": list("vwxyz"), "pretrained_cfg": {
+    "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "input_size": [3, 64, 64], "crop_pct": 0.8, "interpolation": "bicubic",
+}}  # fmt: skip
+TRANSFORMERS = {"id2label": {str(i): name for i, name in enumerate("vwxyz")}}, {
+    "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "crop_pct": 0.8, "resample": 3, "crop_size": {"height": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", [(TIMM,), TRANSFORMERS])
+def test_what_the_hub_says_of_weights_is_used(texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    files = {"model.safetensors": write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))}
+    for name, content in zip(("config.json", "preprocessor_config.json"), texts, strict=False):
+        files[name] = tmp_path / name
+        files[name].write_text(json.dumps(content))
+    repository(monkeypatch, files)
+    _, weights = hub.load("hf://me/mine")
+    assert weights.preprocessing == ("RGB", 1.0, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    assert (weights.class_names, weights.training_scales) == (list("vwxyz"), (80, 80))
+    assert "preprocessing as its config.json says, resized bilinearly and not bicubic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_classes": 6}, "its head has 5 classes, and the config.json next to it says 6"),
+        ({"label_names": list("abcd")}, "its head has 5 classes, and the config.json next to it 4 labels"),
+        ({"pretrained_cfg": {"input_size": [3, 96, 96]}}, "for a crop of 64, and the config.json next to it says 96"),
+        ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}}, "has 1000000000 for input_size"),
+        ({"pretrained_cfg": {"mean": [float("nan")] * 3, "std": [1, 1, 1]}}, "a mean and std that cannot be"),
+        ({"label_names": ["a", "\x1b", "c", "d", "e"]}, "labels in the config.json next to it cannot be: number 2"),
+        ({"downsample_in_bottleneck": True}, "says downsample_in_bottleneck"),
+        ([], "for its content, which cannot be"),
+    ],
+)
+def test_what_the_hub_says_and_cannot_be_is_refused(change, sentence, tmp_path, monkeypatch):
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    files = {"model.safetensors": write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "timm"))}
+    files["config.json"] = tmp_path / "config.json"
+    files["config.json"].write_text(json.dumps(TIMM | change if isinstance(change, dict) else change))
+    repository(monkeypatch, files)
+    with pytest.raises(UserError) as raised:
+        hub.load("timm/mine")
+    assert sentence in str(raised.value)
+
+
+def test_a_contradiction_between_a_file_and_the_hub_is_refused(tmp_path, monkeypatch):
+    tensors, expected = to_torchvision(some_weights())
+    write_safetensors(tmp_path / "a.safetensors", tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
+    repository(
+        monkeypatch,
+        {name: tmp_path / file for name, file in (("model.safetensors", "a.safetensors"), ("config.json",) * 2)},
+    )
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"config.json next to it says \[0.5, 0.4, 0.3\]"):
+        hub.load("hf://me/mine")
+
+
 def test_a_file_of_the_hub_is_hashed_once(tmp_path, monkeypatch):
     path, hashed = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "timm")), []
     monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
-    client = types.SimpleNamespace(hf_hub_download=lambda *_, **__: str(path))
-    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    repository(monkeypatch, {"model.safetensors": path})
     original = containers.sha256_and_md5
     monkeypatch.setattr(containers, "sha256_and_md5", lambda file: (hashed.append(file), original(file))[1])
     for name in ("hf://timm/vgg16.x", "timm/vgg16.x", "https://huggingface.co/timm/vgg16.x"):
@@ -227,7 +300,8 @@ def test_what_cannot_be_fetched_is_said_and_leaves_nothing(published, harm, sent
 
 def test_a_name_that_needs_a_flag_is_told_which_command_has_it(tmp_path, monkeypatch):
     path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
-    monkeypatch.setattr(hub, "_fetch", lambda _: (path, "0" * 64))
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    repository(monkeypatch, {"model.safetensors": path})
     said = "say it with --preprocessing=torchvision .*: python -m vgg_jax.convert hf://me/mine FILE.safetensors has this flag"
     with pytest.raises(UserError, match=said):
         hub.load("hf://me/mine")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vgg_jax.weights.file import Weights
+    from vgg_jax.weights.model_config import ModelConfig
 
 flags = cli.Flags()
 _TO = flags.DEFINE_enum(
@@ -87,12 +88,15 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs a device, and a busy one would be in the way
 
     from vgg_jax.weights import containers, hub, imports  # and JAX, after --help and mistakes have been answered
+    from vgg_jax.weights.file import is_own
 
+    config = None
     if not source.exists():
         if not hub.is_name(arguments[0]):
             cli.fail(f"{source}: there is no such file or run, and no published weights are named so.")
         source = hub.fetch(arguments[0])
-    weights = _read(source)
+        config = None if is_own(source) else hub.model_config_of(arguments[0])
+    weights = _read(source, config)
     if _NUM_CLASSES.value:
         before = weights.num_classes
         weights = imports.with_new_head(weights, _NUM_CLASSES.value, _SEED.value)
@@ -176,8 +180,8 @@ def has_published_shape(weights: Weights) -> bool:
     return weights.width_multiplier == 1 and (not has_fc6 or (weights.fc_width, weights.crop // 32) == (4096, 7))
 
 
-def _read(source: Path) -> Weights:
-    """Weights of a file or a run; says what they are."""
+def _read(source: Path, config: ModelConfig | None) -> Weights:
+    """Weights of a file, with what the hub says of it, or of a run; says what they are."""
     if source.is_dir() and not list(source.glob("*.safetensors")):
         for flag in (_SHA256, _PREPROCESSING, _CONFIGURATION, _TRAINING_SCALES, _LAYERS):
             if flag.value:
@@ -199,6 +203,7 @@ def _read(source: Path) -> Weights:
             _PREPROCESSING.value,
             _TRAINING_SCALES.value,
             _LAYERS.value,
+            config,
         )
         print(what)
     parameters = sum(array.size for layer in weights.params.values() for array in layer.values())

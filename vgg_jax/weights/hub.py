@@ -15,7 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -24,6 +24,8 @@ from vgg_jax.exceptions import UserError, did_you_mean, first_line, writing_to
 from vgg_jax.files import write_atomically
 from vgg_jax.weights import containers, imports
 from vgg_jax.weights.file import SUFFIX, Weights, is_own, load_weights, save_weights
+from vgg_jax.weights.model_config import FILES, ModelConfig, parse
+from vgg_jax.weights.tensors import WeightsError
 
 _HUB = "hf://"
 _REVISION = r"(?P<revision>refs/(?:pr|heads|tags|convert)/[\w.-]+|[\w.-]+)"
@@ -140,7 +142,8 @@ def load(source: str | os.PathLike) -> tuple[Path, Weights | None]:
 def _converted(name: str, path: Path, fetched: Path, sha256: str) -> Weights:
     """Converts a fetched file, and keeps the result at `path`."""
     try:
-        weights, description = imports.import_weights(fetched, imports.Digests(sha256, _md5(name)))
+        digests = imports.Digests(sha256, _md5(name))
+        weights, description = imports.import_weights(fetched, digests, config=model_config_of(name))
     except UserError as error:
         if "--preprocessing" not in str(error):
             raise
@@ -212,8 +215,28 @@ def _connection(name: str, url: str) -> Iterator[http.client.HTTPResponse]:
         ) from error
 
 
-def _from_hub(name: str) -> tuple[Path, str]:
-    """Returns the file of a name on the hub, and its SHA-256."""
+def model_config_of(source: str | os.PathLike) -> ModelConfig | None:
+    """Returns what the files next to the weights of a name on the hub say; None where there are none.
+
+    Raises:
+      UserError: they cannot be fetched, or cannot be.
+    """
+    name = canonical(source)
+    if not name.startswith(_HUB):
+        return None
+    texts = []
+    for file in FILES:
+        path = _hub_file(name, file)
+        if path:
+            texts.append(path.read_text(encoding="utf-8", errors="replace")[: 2**22])
+    try:
+        return parse(texts) if texts else None
+    except WeightsError as error:
+        raise UserError(f"{name}: {error}; fetch the file, and convert it with flags.") from error
+
+
+def _hub_file(name: str, beside: str = "") -> Path | None:
+    """Returns the file of a name on the hub, or the file `beside` it; None where there is not such a one beside it."""
     match = _HUB_NAME.fullmatch(name)
     if match is None:
         raise UserError(f"{name} is no name on the hub; write hf://OWNER/REPOSITORY, as hf://timm/vgg16.tv_in1k.")
@@ -225,13 +248,29 @@ def _from_hub(name: str) -> tuple[Path, str]:
             "huggingface_hub."
         ) from error
     file = match["file"] or "model.safetensors"
+    if beside:
+        file = str(PurePosixPath(file).with_name(beside))
     try:
-        path = Path(huggingface_hub.hf_hub_download(match["repository"], file, revision=match["revision"]))
+        return Path(huggingface_hub.hf_hub_download(match["repository"], file, revision=match["revision"]))
     except Exception as error:  # of many kinds: of the hub, of HTTP, of the disk
+        if beside and _is_missing(error):
+            return None
         raise UserError(
             f"{name}: {file} could not be fetched from the hub ({first_line(error).rstrip('.')}); mend the name, or try again "
             "with a connection, or bring the file from elsewhere and name it."
         ) from error
+
+
+def _is_missing(error: Exception) -> bool:
+    """Returns whether the hub's client says that there is no such file in a repository."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status == 404 or "EntryNotFoundError" in {kind.__name__ for kind in type(error).__mro__}
+
+
+def _from_hub(name: str) -> tuple[Path, str]:
+    """Returns the file of a name on the hub, and its SHA-256."""
+    path = _hub_file(name)
+    assert path is not None
     # The hub's client keeps a large file under its published SHA-256, which it does not compare with the bytes.
     published, digest = path.resolve().name, containers.sha256_and_md5(path)[0]
     if re.fullmatch("[0-9a-f]{64}", published) and digest != published:

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.exceptions import UserError
-from vgg_jax.models import paper_crop
+from vgg_jax.models import describe, paper_crop
 from vgg_jax.models.description import auxiliary_heads
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.file import EXPORTED_KEY, KEY, LARGEST_SCALE, Weights, fault_of_names, load_own
 from vgg_jax.weights.identification import identify, mapped
+from vgg_jax.weights.model_config import ModelConfig
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 
@@ -71,6 +72,7 @@ def import_weights(
     preprocessing_flag: str = "",
     training_scales: str = "",
     layers: str = "",
+    config: ModelConfig | None = None,
 ) -> tuple[Weights, str]:
     """Reads a file of weights of any kind.
 
@@ -81,6 +83,7 @@ def import_weights(
       preprocessing_flag: see `preprocessing.parse`; "" where the file says it or is a published one.
       training_scales: S in pixels, one number or two with a comma; "" for what is known of it, else 256 at crop 224.
       layers: see `identification.mapped`, for a file with names of its own; "" for names that are known.
+      config: of the files next to it on the hub, which must not contradict it.
 
     Returns:
       The weights, and in words what they were found to be.
@@ -103,15 +106,17 @@ def import_weights(
         model = identify(contents.tensors, configuration)
         layout, size = _MAPPED if layers else model.framework, model.size
         origin, known = _provenance(contents, layout, digests)
-        name, expected = _expected(path, contents, preprocessing_flag, known, layout)
+        crop = _crop(model, config)
+        name, expected = _expected(path, contents, preprocessing_flag, known, layout, config)
         model_state = layouts.to_variables(lambda tensor: containers.read_array(contents, tensor), model)
     params = model_state.pop("params")
-    crop = layouts.crop_of(size)
     # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
     scales = training_scales or (
         "256,512" if known == "caffe" else "256" if paper_crop(model.configuration) == 224 else "32"
     )
     factor = 1 if training_scales else crop / paper_crop(model.configuration)
+    if config and config.scale and not training_scales:
+        scales, factor = str(config.scale), 1
     weights = Weights(
         params=params,
         configuration=model.configuration,
@@ -129,6 +134,13 @@ def import_weights(
     kind = " with global average pooling" * (model.description.get("head") == "gap")
     kind += " with batch normalisation" * bool(model_state) + ", a trunk without classifier" * (not weights.num_classes)
     names = "names of its own" if layout == _MAPPED else f"{layout}'s layout"
+    if config and config.labels and weights.num_classes:
+        are_names = not fault_of_names(config.labels, once=True)
+        weights = weights._replace(
+            class_names=config.labels if are_names else weights.class_names, class_titles=config.labels
+        )
+    if config and config.interpolation not in ("", "bilinear"):
+        name += f", resized bilinearly and not {short(config.interpolation)} as its config.json says"
     return weights, f"{origin}: {names}, configuration {model.configuration}{kind}, preprocessing {name}"
 
 
@@ -183,11 +195,38 @@ def with_class_names(weights: Weights, listing: str, source: str) -> Weights:
     return weights._replace(class_names=names, class_titles=titles if wnids else None)
 
 
+def _crop(model: layouts.Model, config: ModelConfig | None) -> int:
+    """Returns the crop of a model; raises WeightsError where its config.json contradicts the file."""
+    crop, classes = layouts.crop_of(model.size), model.size.num_classes
+    if config is None:
+        return crop
+    if classes and config.num_classes not in (0, classes):
+        raise WeightsError(f"its head has {classes} classes, and the config.json next to it says {config.num_classes}")
+    if classes and config.labels and len(config.labels) != classes:
+        raise WeightsError(
+            f"its head has {classes} classes, and the config.json next to it {len(config.labels)} labels"
+        )
+    has_fc6 = any(layer.kind == "fc" for layer in describe(model.configuration, **model.description))
+    if has_fc6 and config.crop not in (0, crop):
+        raise WeightsError(f"its FC layers are for a crop of {crop}, and the config.json next to it says {config.crop}")
+    return config.crop or crop
+
+
 def _expected(
-    path: Path, contents: TensorFile, flag: str, known: str, layout: str
+    path: Path, contents: TensorFile, flag: str, known: str, layout: str, config: ModelConfig | None
 ) -> tuple[str, preprocessing.Preprocessing]:
-    """Returns the preprocessing and its name: of the flag, the file, or the published models, in this order."""
+    """Returns the preprocessing and its name: of the flag, the file, its config.json, or the published models, in this order."""
     told = contents.metadata.get(EXPORTED_KEY, "")
+    of_config = config.preprocessing if config else None
+    # All of timm's VGGs are known by their names alone, which a config.json may correct.
+    says = _told(told) if told else preprocessing.KNOWN[known] if known and layout != "timm" else None
+    if of_config and not flag:
+        if says not in (None, of_config):
+            raise WeightsError(
+                f"its own preprocessing is mean {list(says.mean)} and std {list(says.std)}, and the config.json next to it says "
+                f"{list(of_config.mean)} and {list(of_config.std)}; choose one with --preprocessing"
+            )
+        return "as its config.json says", of_config
     name = flag or ("as the file says" if told else known)
     if not name:
         usual, why = _USUAL[layout]
