@@ -671,9 +671,6 @@ def test_a_state_dictionary_within_a_checkpoint_is_recognised_and_said(writer, k
 
 
 def test_files_of_other_kinds_are_called_by_their_names(tmp_path):
-    np.savez(tmp_path / "a.npz", a=np.zeros(3))
-    with pytest.raises(UserError, match=r"it is an \.npz of NumPy"):
-        read(tmp_path / "a.npz")
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}.")
         archive.writestr("a/constants.pkl", b"")
@@ -693,6 +690,58 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path):
         read(tmp_path / "pipe")
     with pytest.raises(UserError, match="no regular file"):
         containers.sha256_and_md5(tmp_path / "pipe")
+
+
+def port_to_numpy(params):
+    """vgg16_weights.npz by its own code: [h, w, C, F], and rows of fc6 in the order of a flattened [h, w, C] map."""
+    tensors = {}
+    for layer, leaves in params.items():
+        kernel = leaves["kernel"]
+        tensors[f"{layer}_W"] = kernel.reshape(-1, kernel.shape[3]) if layer.startswith("fc") else kernel
+        tensors[f"{layer}_b"] = leaves["bias"]
+    return tensors
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_npz_of_the_usual_names_is_read(order, tmp_path):
+    np.savez(tmp_path / "a.npz", **{k: np.asarray(a, order=order) for k, a in port_to_numpy(random_params()).items()})
+    with pytest.raises(UserError, match="say it with --preprocessing=mean_rgb or another"):
+        read(tmp_path / "a.npz")
+    weights = read(tmp_path / "a.npz", preprocessing_flag="mean_rgb")
+    assert (weights.configuration, weights.crop, weights.num_classes) == ("D", 64, 5)
+    assert equal(weights.params, random_params())
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"a": np.zeros(3, np.float32)}, "it is none of the models known here .*NumPy.*: its tensors are a;"),
+        ({"a": np.array([{}], object)}, "its a is of object, and not of numbers"),
+        ({"a": np.zeros((0, 3), np.float32)}, r"a of shape \[0, 3\] cannot be in a file"),
+    ],
+)
+def test_an_npz_of_anything_else_is_refused(arrays, sentence, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=sentence):
+        read(tmp_path / "a.npz")
+
+
+def test_an_npz_that_claims_more_than_it_has_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(3, np.float32))
+    with pytest.raises(UserError, match="its a is compressed; write it again with numpy.savez"):
+        read(tmp_path / "a.npz")
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }"
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(UserError, match=r"a of shape \[1099511627776\] cannot be in a file of"):
+        read(tmp_path / "b.npz")
+    tensors = port_to_numpy(random_params())
+    np.savez(tmp_path / "c.npz", **tensors)
+    content = bytearray((tmp_path / "c.npz").read_bytes())
+    content[content.find(tensors["fc6_W"].tobytes()[:64])] ^= 1
+    (tmp_path / "c.npz").write_bytes(content)
+    with pytest.raises(UserError, match="Bad CRC-32 for file .fc6_W"):
+        read(tmp_path / "c.npz", preprocessing_flag="mean_rgb")
 
 
 def test_without_h5py_one_is_told_how_to_get_it(tmp_path, monkeypatch):

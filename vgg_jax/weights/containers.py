@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from vgg_jax.exceptions import UserError
-from vgg_jax.weights import caffe_file, keras_file, safetensors_file, torch_file
+from vgg_jax.weights import caffe_file, keras_file, npz_file, safetensors_file, torch_file
 from vgg_jax.weights.dialects import as_torchvision_names
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
-KINDS = ".safetensors, .pth of torch, .h5 and .keras of Keras, .caffemodel of Caffe"
+KINDS = ".safetensors, .pth of torch, .h5 and .keras of Keras, .caffemodel of Caffe, .npz of NumPy"
 _VARIANCES = ("/var", ".running_var")  # ends of their names, here and in torch
 _DTYPES = ("float32", "float16", "bfloat16")  # the last two become float32, which holds all their values
 
@@ -47,6 +47,8 @@ def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Tens
     with open(path, "rb") as file:
         start = file.read(512)
     if start.startswith(torch_file.ZIP_START):
+        if npz_file.matches(path):
+            return npz_file.open_tensors
         return keras_file.open_archive if keras_file.is_archive(path) else torch_file.open_zip
     if start.startswith(torch_file.OLD_START):
         return torch_file.open_old

@@ -57,6 +57,7 @@ _USUAL = {
     "torchvision": ("torchvision", "torchvision's own take `torchvision`, ports of the authors' Caffe models `caffe`"),
     "Keras": ("caffe", "keras.applications.vgg16.preprocess_input is `caffe`"),
     "Caffe": ("caffe", "the authors' own take `caffe`"),
+    "NumPy": ("mean_rgb", "the usual port of the authors' VGG-16 takes red first and `mean_rgb`"),
     "vgg_jax": (
         "mean_rgb",
         "it has our names but no metadata; models trained here take `mean_rgb`",

@@ -174,6 +174,13 @@ FRAMEWORKS: dict[str, Framework] = {
         "conv*",
         leading_ones=True,
     ),
+    "NumPy": Framework(  # of a widely used port to TensorFlow: conv1_1_W, fc6_b
+        _with_trunks(TABLE_1),
+        _own_stems,
+        {"kernel": "_W", "bias": "_b"},
+        lambda layer: COLUMNS_OF_HWC if layer.is_fully_connected else HWIO,
+        "conv*",
+    ),
     "vgg_jax": Framework(
         _with_trunks(TABLE_1),
         _own_stems,

@@ -58,8 +58,6 @@ def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> TensorFile:
     if sum(info.file_size for info in parts.values()) > num_bytes:
         raise WeightsError("its zip claims more than the file holds")
     pickles = [name for name in parts if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if parts and all(name.endswith(".npy") for name in parts):
-        raise WeightsError("it is an .npz of NumPy, in which nobody publishes these models; save it as .safetensors")
     if len(pickles) != 1:
         raise WeightsError("it is a zip, but not one of torch.save: there is no data.pkl in it")
     root = pickles[0].removesuffix("data.pkl")
