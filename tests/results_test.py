@@ -67,6 +67,15 @@ def test_the_submission_is_five_numbers_a_line_in_the_order_of_file_names():
     listing = "".join(f"n{i} words of it\n" for i in reversed(range(8)))
     text = results.submission(probs, keys, results.class_numbers(names, listing, "f"))
     assert text == "1 8 7 6 5\n8 7 6 5 4\n6 8 7 5 4\n"
+    lines = "n01440764 tench\nn01443537 goldfish bowl\n"
+    for classes in (
+        ["n01443537", "n01440764"],
+        ["goldfish bowl", "tench"],
+        ["n01443537 goldfish bowl", "n01440764 tench"],
+    ):
+        assert results.class_numbers(classes, lines, "f").tolist() == [2, 1]
+    with pytest.raises(UserError, match="--class_numbers=f names a class twice"):
+        results.class_numbers(["n01440764"], "n01440764 tench\nn01440764 tench\n", "f")
     with pytest.raises(UserError, match="--class_numbers=f lacks 1 of the model's 9 classes, among them 'other'"):
         results.class_numbers([*names, "other"], listing, "f")
 

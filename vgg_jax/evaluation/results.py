@@ -149,8 +149,8 @@ def class_numbers(class_names: Sequence[str], listing: str, source: str) -> np.n
 
     Args:
       class_names: of the model, sorted.
-      listing: the challenge's classes in the order of its numbers, one a line, which begins with the name. "": none;
-        the numbers are then 1 to K by sorted name, which are not those of ILSVRC's development kit.
+      listing: the challenge's classes in the order of its numbers, one a line: the name, or as `n01440764 tench`, where
+        either part may be the name. "": none; the numbers are then 1 to K by sorted name, which are not those of ILSVRC's development kit.
       source: file of the listing, for the message.
 
     Raises:
@@ -158,11 +158,19 @@ def class_numbers(class_names: Sequence[str], listing: str, source: str) -> np.n
     """
     if not listing:
         return np.arange(1, len(class_names) + 1)
-    names = [line.split()[0] for line in listing.splitlines() if line.strip()]
-    numbers = {name: i for i, name in enumerate(names, start=1)}
-    if missing := [name for name in class_names if name not in numbers]:
-        raise UserError(
-            f"--class_numbers={source} lacks {len(missing)} of the model's {len(class_names)} classes, among them "
-            f"{missing[0]!r}; it must name each class once, one a line, in the order of the challenge's numbers."
-        )
-    return np.array([numbers[name] for name in class_names])
+    lines = [line.strip() for line in listing.splitlines() if line.strip()]
+    parts = [line.partition(" ") for line in lines]
+    forms = ([first for first, _, _ in parts], lines, [rest.strip() for _, _, rest in parts])
+    for names in forms:
+        numbers = {name: i for i, name in enumerate(names, start=1)}
+        if len(numbers) == len(names) and not set(class_names) - set(names):
+            return np.array([numbers[name] for name in class_names])
+    missing = [name for name in class_names if not any(name in names for names in forms)]
+    fault = (
+        f"lacks {len(missing)} of the model's {len(class_names)} classes, among them {missing[0]!r}"
+        if missing
+        else "names a class twice, or one class by its name and another by its title"
+    )
+    raise UserError(
+        f"--class_numbers={source} {fault}; it must name each class once, one a line, in the order of the challenge's numbers."
+    )
