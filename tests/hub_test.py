@@ -189,6 +189,35 @@ def test_what_the_hub_says_and_cannot_be_is_refused(change, sentence, tmp_path, 
     assert sentence in str(raised.value)
 
 
+def test_the_crop_of_a_network_without_fc_layers_over_a_map_is_the_hubs(tmp_path, monkeypatch):
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    body = {k: a for k, a in as_laid_out(random_params(), "torchvision").items() if k.startswith("features.")}
+    files = {"model.safetensors": write_pth(tmp_path / "a.pth", body), "config.json": tmp_path / "config.json"}
+    repository(monkeypatch, files)
+    files["config.json"].write_text(
+        json.dumps({"pretrained_cfg": TIMM["pretrained_cfg"] | {"input_size": [3, 24, 24]}})
+    )
+    with pytest.raises(UserError, match="does not fit: a crop of 24 pixels is too small"):
+        hub.load("hf://me/mine")
+    files["config.json"].write_text(
+        json.dumps({"pretrained_cfg": TIMM["pretrained_cfg"] | {"input_size": [3, 96, 96]}})
+    )
+    weights = hub.load("hf://me/mine")[1]
+    assert (weights.crop, weights.training_scales, weights.num_classes) == (96, (120, 120), 0)
+
+
+def test_labels_that_are_not_unique_are_titles_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    files = {"model.safetensors": write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))}
+    files["config.json"] = tmp_path / "config.json"
+    files["config.json"].write_text(json.dumps(TIMM | {"label_names": ["crane", "crane", "c", "d", "e"]}))
+    repository(monkeypatch, files)
+    path, weights = hub.load("hf://me/mine")
+    assert (weights.class_names, weights.class_titles) == (None, ["crane", "crane", "c", "d", "e"])
+    assert hub.load("hf://me/mine")[1].class_titles == weights.class_titles
+    assert load_trained(path).class_titles == weights.class_titles
+
+
 def test_a_contradiction_between_a_file_and_the_hub_is_refused(tmp_path, monkeypatch):
     tensors, expected = to_torchvision(some_weights())
     write_safetensors(tmp_path / "a.safetensors", tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})

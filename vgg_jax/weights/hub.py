@@ -1,6 +1,7 @@
 """Published weights by name: fetched where a name asks for it, checked against what was published, and kept.
 
-hf://timm/vgg16.tv_in1k     a repository of the Hugging Face hub; also hf://OWNER/REPOSITORY@REVISION/FILE, its address, timm/NAME
+hf://timm/vgg16.tv_in1k     a repository of the Hugging Face hub; also hf://OWNER/REPOSITORY@REVISION/FILE,
+                            its address, and timm/NAME
 torchvision:vgg16           vgg11 to vgg19, vgg11_bn to vgg19_bn, resnet18 to resnet152
 keras:vgg16                 vgg16, vgg19
 """

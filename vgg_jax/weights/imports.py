@@ -94,14 +94,7 @@ def import_weights(
     """
     with containers.open_tensors(path) as contents:
         if KEY in contents.metadata:
-            if configuration or preprocessing_flag:
-                raise UserError(
-                    f"{path} says itself what it is, so --configuration and --preprocessing are not for it; leave them out."
-                )
-            weights = load_own(contents)
-            if training_scales:
-                weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
-            return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
+            return _import_own(path, contents, bool(configuration or preprocessing_flag), training_scales)
         if layers:
             contents = contents._replace(tensors=mapped(contents.tensors, layers))
         model = identify(contents.tensors, configuration)
@@ -111,20 +104,13 @@ def import_weights(
         name, expected = _expected(path, contents, preprocessing_flag, known, layout, config)
         model_state = layouts.to_variables(lambda tensor: containers.read_array(contents, tensor), model)
     params = model_state.pop("params")
-    # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
-    scales = training_scales or (
-        "256,512" if known == "caffe" else "256" if paper_crop(model.configuration) == 224 else "32"
-    )
-    factor = 1 if training_scales else crop / paper_crop(model.configuration)
-    if config and config.scale and not training_scales:
-        scales, factor = str(config.scale), 1
     weights = Weights(
         params=params,
         configuration=model.configuration,
         width_multiplier=size.width_multiplier,
         fc_width=size.fc_width,
         crop=crop,
-        training_scales=_scales(scales, crop, factor),
+        training_scales=_imported_scales(training_scales, known, model.configuration, crop, config),
         preprocessing=expected,
         class_names=_imagenet() if known and size.num_classes == 1000 else None,
         class_titles=None,
@@ -135,14 +121,43 @@ def import_weights(
     kind = " with global average pooling" * (model.description.get("head") == "gap")
     kind += " with batch normalisation" * bool(model_state) + ", a trunk without classifier" * (not weights.num_classes)
     names = "names of its own" if layout == _MAPPED else f"{layout}'s layout"
-    if config and config.labels and weights.num_classes:
-        are_names = not fault_of_names(config.labels, once=True)
-        weights = weights._replace(
-            class_names=config.labels if are_names else weights.class_names, class_titles=config.labels
-        )
     if config and config.interpolation not in ("", "bilinear"):
         name += f", resized bilinearly and not {short(config.interpolation)} as its config.json says"
-    return weights, f"{origin}: {names}, configuration {model.configuration}{kind}, preprocessing {name}"
+    said = f"{origin}: {names}, configuration {model.configuration}{kind}, preprocessing {name}"
+    return _with_labels(weights, config), said
+
+
+def _import_own(path: Path, contents: TensorFile, is_told: bool, training_scales: str) -> tuple[Weights, str]:
+    """Reads this project's own file, as `import_weights`; `is_told`: a flag says what the file says itself."""
+    if is_told:
+        raise UserError(
+            f"{path} says itself what it is, so --configuration and --preprocessing are not for it; leave them out."
+        )
+    weights = load_own(contents)
+    if training_scales:
+        weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
+    return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
+
+
+def _imported_scales(
+    given: str, known: str, configuration: str, crop: int, config: ModelConfig | None
+) -> tuple[int, int]:
+    """Returns S: of the flag, the config.json, or what is usual of such a file."""
+    if given:
+        return _scales(given, crop)
+    if config and config.scale:
+        return _scales(str(config.scale), crop)
+    # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
+    usual = "256,512" if known == "caffe" else "256" if paper_crop(configuration) == 224 else "32"
+    return _scales(usual, crop, crop / paper_crop(configuration))
+
+
+def _with_labels(weights: Weights, config: ModelConfig | None) -> Weights:
+    """Returns weights with the labels of a config.json; those that are not unique are titles alone."""
+    if config is None or not config.labels or not weights.num_classes:
+        return weights
+    are_names = not fault_of_names(config.labels, once=True)
+    return weights._replace(class_names=config.labels if are_names else weights.class_names, class_titles=config.labels)
 
 
 def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
@@ -210,6 +225,10 @@ def _crop(model: layouts.Model, config: ModelConfig | None) -> int:
     has_fc6 = any(layer.kind == "fc" for layer in describe(model.configuration, **model.description))
     if has_fc6 and config.crop not in (0, crop):
         raise WeightsError(f"its FC layers are for a crop of {crop}, and the config.json next to it says {config.crop}")
+    try:
+        describe(model.configuration, config.crop or crop, **model.description)
+    except ValueError as error:
+        raise WeightsError(f"the config.json next to it does not fit: {error}") from error
     return config.crop or crop
 
 
