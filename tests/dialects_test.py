@@ -110,7 +110,7 @@ def test_torchs_own_averaged_model_is_read(net, plain, tmp_path):
 
 def test_a_head_without_bias_has_a_bias_of_zeros(net, plain, tmp_path):
     weights, what = read(tmp_path / "a.pth", {k: t for k, t in net.state_dict().items() if k != "fc.bias"})
-    assert "zeros for the bias" in what
+    assert "zeros for its head's missing bias" in what
     np.testing.assert_array_equal(weights.params["fc"]["kernel"], plain.params["fc"]["kernel"])
     assert not weights.params["fc"]["bias"].any()
 

@@ -79,7 +79,7 @@ def _with_resnets_names(tensors: Tensors) -> tuple[Tensors, list[str]]:
     if kernels[0] != "fc.weight":
         remarks.append(f"its head {short(kernels[0].removesuffix('.weight'))!r}")
     if bias not in tensors:
-        remarks.append("zeros for the bias that its head has not")
+        remarks.append("zeros for its head's missing bias")
     kernel = tensors[kernels[0]]
     classes = kernel.shape[:1]
     zeros = Tensor(classes, kernel.dtype, lambda: np.zeros(classes, np.float32))

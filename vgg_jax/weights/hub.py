@@ -236,8 +236,8 @@ def model_config_of(source: str | os.PathLike) -> ModelConfig | None:
         raise UserError(f"{name}: {error}; fetch the file, and convert it with flags.") from error
 
 
-def _hub_file(name: str, beside: str = "") -> Path | None:
-    """Returns the file of a name on the hub, or the file `beside` it; None where there is not such a one beside it."""
+def _hub_file(name: str, sibling: str = "") -> Path | None:
+    """Returns the file of a name on the hub, or the file `sibling` in its directory; None where that is missing."""
     match = _HUB_NAME.fullmatch(name)
     if match is None:
         raise UserError(f"{name} is no name on the hub; write hf://OWNER/REPOSITORY, as hf://timm/vgg16.tv_in1k.")
@@ -249,12 +249,12 @@ def _hub_file(name: str, beside: str = "") -> Path | None:
             "huggingface_hub."
         ) from error
     file = match["file"] or "model.safetensors"
-    if beside:
-        file = str(PurePosixPath(file).with_name(beside))
+    if sibling:
+        file = str(PurePosixPath(file).with_name(sibling))
     try:
         return Path(huggingface_hub.hf_hub_download(match["repository"], file, revision=match["revision"]))
     except Exception as error:  # of many kinds: of the hub, of HTTP, of the disk
-        if beside and _is_missing(error):
+        if sibling and _is_missing(error):
             return None
         raise UserError(
             f"{name}: {file} could not be fetched from the hub ({first_line(error).rstrip('.')}); mend the name, or try again "

@@ -1,4 +1,4 @@
-"""Finds out which network a file holds, from the names and shapes of its tensors."""
+"""Identification of the network that a file holds, by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _NAMESAKES = (
 
 
 def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Model:
-    """Finds out whose model it is: every name and every shape must be right, and none too many.
+    """Identifies the model: every name and every shape must be right, and none too many.
 
     Args:
       tensors: of a file.
