@@ -164,3 +164,9 @@ def test_a_resnet_that_differs_is_told_where(change, sentence, net, tmp_path):
     with pytest.raises(UserError) as raised:
         read(tmp_path / "a.pth", change(net.state_dict()))
     assert sentence in str(raised.value)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: {"model": net, "epoch": 3}])
+def test_a_pickled_module_is_told_to_save_its_state(wrap, net, tmp_path):
+    with pytest.raises(UserError, match=r"save the state dictionary: torch.save\(module.state_dict\(\), FILE\)"):
+        read(tmp_path / "a.pth", wrap(net))

@@ -40,6 +40,12 @@ def write_timm(path, tensors):
     return path
 
 
+def write_npz(path, tensors):
+    with open(path, "wb") as file:  # or NumPy would add an ending
+        np.savez(file, **tensors)
+    return path
+
+
 def write_own(path, _):
     save_weights(path, some_weights("D"))
     return path
@@ -52,6 +58,7 @@ KINDS = {
     "own": ("vgg_jax", write_own),
     "caffemodel": ("Caffe", write_caffemodel),
     "h5": ("Keras", write_h5),
+    "npz": ("NumPy", write_npz),
 }
 
 

@@ -87,7 +87,8 @@ def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Model:
         elif names and names == {key for key, target in table.items() if target.collection == "params"}:
             raise WeightsError(
                 f"it has the parameters of {framework}'s {name} with batch normalisation, but no running averages "
-                "(running_mean, running_var), without which it cannot classify; save the whole state dictionary"
+                "(running_mean, running_var), without which it cannot classify; save the whole state dictionary, or if its layers "
+                "are others without averages (GroupNorm), no network here computes them"
             )
     if faults:
         raise WeightsError(min(faults)[1])

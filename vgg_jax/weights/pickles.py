@@ -59,6 +59,7 @@ class Dialect(NamedTuple):
     calls: Mapping[str, Callable[..., Any]]  # function of the arguments, by name
     others: Collection[str]  # names that are arguments
     build: Callable[[Any, Any], None]  # gives an object the state that its class would get; raises WeightsError
+    remedy: str = ""  # the end of the sentence about a name that is in neither
 
 
 class _Mark:
@@ -110,6 +111,7 @@ TORCH = Dialect(
     },
     STORAGES,
     _no_state,
+    "; of a whole module save the state dictionary: torch.save(module.state_dict(), FILE)",
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = {
@@ -255,7 +257,7 @@ class _Machine:
 def _named(text: str, dialect: Dialect) -> Name:
     if text not in dialect.calls and text not in dialect.others:
         raise WeightsError(
-            f"it asks for {short(text)}, which is neither a tensor nor a dictionary; no code of a file is ever run"
+            f"it asks for {short(text)}, which is neither a tensor nor a dictionary, and no code of a file is ever run{dialect.remedy}"
         )
     return Name(text)
 
