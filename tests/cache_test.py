@@ -1,6 +1,7 @@
 """Cached probabilities: whole or not at all, of exactly these settings, and shards of an interrupted evaluation."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -140,3 +141,42 @@ def test_a_part_that_does_not_fit_is_computed_anew(tmp_path, capsys, content):
     assert capsys.readouterr().out.count("is damaged") == 1
     cache(tmp_path).add_shard(np.array([2]), WHOLE.probs[[2]])
     assert cache(tmp_path).shards()[0].tolist() == [0, 1, 2, 3]
+
+
+def test_several_writers_of_one_pass_do_not_stop_each_other(tmp_path, capsys):
+    def compute(_):
+        for _ in range(10):
+            cache(tmp_path).add_shard(np.array([3, 1]), WHOLE.probs[[3, 1]])
+            cache(tmp_path).shards()
+            cache(tmp_path).finish(WHOLE)
+            assert cache(tmp_path).load() is not None
+
+    with ThreadPoolExecutor(4) as writers:
+        list(writers.map(compute, range(4)))
+    assert "damaged" not in capsys.readouterr().out
+    assert sorted(file.name for file in (tmp_path / "evaluation").iterdir()) == ["dense-Q73.json", "dense-Q73.npz"]
+
+
+def altered(path, change):
+    with np.load(path) as file:
+        content = dict(file)
+    change(content)
+    np.savez(path, **content)
+
+
+@pytest.mark.parametrize("name", ["dense-Q73.npz", "dense-Q73.part-00000.npz"])
+def test_numbers_in_range_that_are_not_those_written_are_not_used(tmp_path, capsys, name):
+    if "part" in name:
+        cache(tmp_path).add_shard(np.arange(4), WHOLE.probs)
+    else:
+        cache(tmp_path).finish(WHOLE)
+    altered(tmp_path / "evaluation" / name, lambda content: content["probs"][1:3].fill(0.5))
+    assert cache(tmp_path).load() is None
+    assert cache(tmp_path).shards()[0].tolist() == []
+    assert capsys.readouterr().out == f"{tmp_path}/evaluation/{name} is damaged; it is computed again\n"
+
+
+def test_a_finished_file_of_version_0_4_is_used(tmp_path):
+    cache(tmp_path).finish(WHOLE)
+    altered(tmp_path / "evaluation" / "dense-Q73.npz", lambda content: content.pop("sha256"))
+    np.testing.assert_array_equal(cache(tmp_path).load().probs, WHOLE.probs)

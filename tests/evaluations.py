@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.protocol import Request
 
 
@@ -14,7 +15,7 @@ def kept(run, name):
     (file,) = run.glob(f"evaluation/7/{name}.npz")
     with np.load(file) as arrays:
         order = np.argsort(arrays["keys"])
-        return {name: array[order] for name, array in arrays.items()}
+        return {name: arrays[name][order] for name in Probs._fields}
 
 
 def close(found, wanted):

@@ -109,6 +109,7 @@ def test_views_that_are_not_of_the_same_pictures_are_computed_anew(run, capsys):
     (file,) = run.glob("evaluation/7/*/dense-Q64.npz")
     with np.load(file) as arrays:
         swapped = dict(arrays)
+    del swapped["sha256"]  # as version 0.4 wrote it
     swapped["keys"] = swapped["keys"][::-1]
     np.savez(file, **swapped)
     assert evaluate(request(run, scales="64,73"))["rows"] == wanted

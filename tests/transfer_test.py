@@ -34,6 +34,7 @@ from vgg_jax.weights.file import save_weights
 
 SIZES = ((90, 70), (70, 90), (64, 64), (150, 70), (70, 230), (75, 75), (120, 80))
 LAYERS = ("relu4_3", "relu7")
+LAYERS_OF_SHARDS = ("relu1_1", "relu1_2")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_descriptors_of_another_dtype_and_of_the_score_map(weights_file, photos,
         found = descriptors(backbone, ("score_map",), images, 64, tmp_path)["score_map"]
         wanted = np.stack([alone(backbone, path, "score_map", 64) for path in photos[:2]])
         np.testing.assert_allclose(found, wanted, rtol=0.05, atol=0.05 * np.abs(wanted).max())
-    assert len(list(tmp_path.glob("*.npy"))) == 2
+    assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 @pytest.mark.slow
@@ -91,27 +92,95 @@ def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_pat
         np.testing.assert_allclose(found[layer], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
 
 
-def test_what_was_computed_is_kept_and_the_rest_is_computed(weights_file, photos, tmp_path, monkeypatch):
+def test_cached_descriptors_are_not_computed_again(weights_file, photos, tmp_path, monkeypatch):
+    backbone, images = features.load(weights_file), transfer_data.image_files(photos)
+    first = descriptors(backbone, ("relu1_1", "relu2_2"), images, 64, tmp_path)
+    monkeypatch.setattr("vgg_jax.evaluation.descriptors.run_jobs", None)
+    for layer in ("relu1_1", "relu2_2"):
+        np.testing.assert_array_equal(descriptors(backbone, (layer,), images, 64, tmp_path)[layer], first[layer])
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def with_array(change):
+    def damage(path):
+        with np.load(path) as file:
+            arrays = dict(file)
+        change(arrays["descriptors"])
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
+
+    return damage
+
+
+def row_of_zeros(rows):
+    rows[2] = 0
+
+
+def scaled_column(rows):
+    rows[:, -1] *= -1000
+
+
+def nan_in_the_last_column(rows):
+    rows[1, -1] = np.nan
+
+
+def infinity(rows):
+    rows[0, 2] = np.inf
+
+
+def in_place(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 64] = bytes(64)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, in_place, *map(with_array, (row_of_zeros, scaled_column, nan_in_the_last_column, infinity))],
+)
+def test_a_cached_file_that_is_not_whole_is_computed_again(weights_file, photos, tmp_path, capsys, damage):
+    backbone, images = features.load(weights_file), transfer_data.image_files(photos[:3])
+    first = descriptors(backbone, ("relu1_2",), images, 32, tmp_path)["relu1_2"]
+    (path,) = tmp_path.glob("*.np[yz]")
+    damage(path)
+    again = descriptors(backbone, ("relu1_2",), images, 32, tmp_path)["relu1_2"]
+    np.testing.assert_allclose(again, first, rtol=1e-5, atol=1e-5 * np.abs(first).max())
+    assert f"{path} is damaged; it is computed again" in capsys.readouterr().out
+
+
+def test_descriptors_of_an_interrupted_run_are_not_computed_again(weights_file, photos, tmp_path, monkeypatch):
+    backbone, images, counted = features.load(weights_file), transfer_data.image_files(photos), []
+    whole = descriptors(backbone, LAYERS_OF_SHARDS, images, 32, tmp_path / "whole")
+    portrait = photos[4].read_bytes()  # portrait images are computed last
+
+    def interrupted(encoded, scale):
+        if encoded == portrait:
+            raise KeyboardInterrupt
+        return rescaled(encoded, scale)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vgg_jax.evaluation.run.rescaled", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            descriptors(backbone, LAYERS_OF_SHARDS, images, 32, tmp_path / "cut")
+    monkeypatch.setattr("vgg_jax.evaluation.run.rescaled", lambda *args: counted.append(args) or rescaled(*args))
+    again = descriptors(backbone, LAYERS_OF_SHARDS, images, 32, tmp_path / "cut")
+    assert len(counted) == 2
+    for layer in LAYERS_OF_SHARDS:
+        np.testing.assert_allclose(again[layer], whole[layer], rtol=1e-5, atol=1e-5)
+
+
+def test_descriptors_that_are_not_finite_are_not_cached(weights_file, photos, tmp_path):
     backbone = features.load(weights_file)
-    wanted = descriptors(backbone, ("relu2_2",), transfer_data.image_files(photos), 64, tmp_path)["relu2_2"].copy()
-    (file,) = tmp_path.glob("relu2_2-Q64-*.npy")
-    kept = np.lib.format.open_memmap(file, mode="r+")
-    kept[3:5] = np.nan  # as an interruption leaves them
-    kept[0] = 7
-    kept.flush()
-    again = descriptors(backbone, ("relu2_2",), transfer_data.image_files(photos), 64, tmp_path)["relu2_2"]
-    np.testing.assert_allclose(again[3:5], wanted[3:5], rtol=1e-5, atol=1e-5)
-    assert (again[0] == 7).all()
-    monkeypatch.setattr("vgg_jax.evaluation.descriptors.compile_step", None)  # nothing is left to compute
-    descriptors(backbone, ("relu2_2",), transfer_data.image_files(photos), 64, tmp_path)
-    file.write_bytes(file.read_bytes()[:50])  # damaged: begun anew
-    monkeypatch.undo()
-    np.testing.assert_allclose(
-        descriptors(backbone, ("relu2_2",), transfer_data.image_files(photos), 64, tmp_path)["relu2_2"],
-        wanted,
-        rtol=1e-5,
-        atol=1e-5,
+    kernel = jnp.full_like(backbone.params["conv1_1"]["bias"], jnp.nan)
+    broken = dataclasses.replace(
+        backbone, params=backbone.params | {"conv1_1": backbone.params["conv1_1"] | {"bias": kernel}}
     )
+    with pytest.raises(UserError, match=r"activations of .*\.png are not finite"):
+        descriptors(broken, ("relu1_1",), transfer_data.image_files(photos[:2]), 32, tmp_path)
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_what_was_computed_with_another_mean_is_not_taken(weights_file, photos, tmp_path):
@@ -126,7 +195,7 @@ def test_what_was_computed_with_another_mean_is_not_taken(weights_file, photos, 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_kept(weights_file, photos, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(photos[0].read_bytes()[:40])
-    with pytest.raises(UserError, match=r"bad.png cannot be read: .*; leave it out"):
+    with pytest.raises(UserError, match=r"bad.png, .* cannot be decoded: .*; leave it out"):
         descriptors(
             features.load(weights_file), ("relu1_1",), transfer_data.image_files([*photos, bad]), 64, tmp_path / "kept"
         )
@@ -199,7 +268,7 @@ def test_a_set_of_tfds_is_its_images(images, tmp_path):
     listed, found = transfer_data.folder(images), transfer_data.prepared(name, str(tmp_path))
 
     def contents(data):
-        return sorted((data.images.encoded(i), data.class_names[k]) for i, k in enumerate(data.labels))
+        return sorted((data.images.records[i]["image"], data.class_names[k]) for i, k in enumerate(data.labels))
 
     assert contents(found) == contents(listed)
     again = transfer_data.prepared(name, str(tmp_path))
@@ -222,7 +291,7 @@ def test_a_voc_kit_is_read_by_its_lists(photos, tmp_path):
     root = voc_kit(tmp_path / "VOC2007", photos)
     data = transfer_data.voc(root, "trainval", "test")
     assert data.class_names == ["cat", "dog"]
-    assert [Path(data.images.name(i)).stem for i in range(data.images.num_images)] == [
+    assert [Path(record["file_name"]).stem for record in data.images.records] == [
         "000",
         "001",
         "002",
@@ -293,7 +362,7 @@ def test_the_command_writes_its_results_and_keeps_descriptors(weights_file, tmp_
     assert [outcome["descriptor"] for outcome in results["outcomes"]] == ["relu1_2"] * 2 or results["outcomes"][0][
         "score"
     ] > 0.6
-    assert len(list((tmp_path / "out" / "descriptors").glob("*.npy"))) == 4
+    assert len(list((tmp_path / "out" / "descriptors").glob("*.npz"))) == 4
     assert "Table 11" not in out  # whose networks are of full width
     status, out, err = run_module("vgg_jax.transfer", *flags)
     assert status == 2

@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
         data = transfer_data.prepared(tfds_name, _DATA_DIR.value) if tfds_name else transfer_data.folder(root)
         counts = (_TRAIN_IMAGES.value, _TEST_IMAGES.value, _SPLITS.value, _SEED.value)
         splits = linear_svm.caltech_splits(data.labels, data.class_names, *counts)
-    print(f"{root}: {data.images.num_images:,} images, {len(data.class_names)} classes", flush=True)
+    print(f"{root}: {len(data.labels):,} images, {len(data.class_names)} classes", flush=True)
     candidates = {
         " + ".join(dict.fromkeys(choice)): _descriptors(backbones, choices, number, scales, data.images, is_voc)
         for number, choice in enumerate(choices)

@@ -1,13 +1,15 @@
-"""On-disk cache of probabilities, which makes an evaluation resumable.
+"""On-disk cache of what a network computes of each image, which makes an evaluation or a transfer resumable.
 
 A pass over a split is `<pass>.npz` (keys, labels, probs, skipped) next to `<pass>.json`, its settings. While it is being
 computed, its shards are `<pass>.part-<n>.npz` with `<pass>.part.json`. Each file is written whole or not at all; the .json
-of a finished pass comes last, so without it the pass counts as unfinished.
+of a finished pass comes last, so without it the pass counts as unfinished. Each .npz holds a digest of its settings and its
+arrays, and is used only if that fits. Several processes may compute the same pass at once.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from vgg_jax.exceptions import writing_to
 from vgg_jax.files import FREE_SPACE, write_atomically, write_json
 
 _MOST = 1.001  # of a probability, as it is rounded
+_DIGEST = "sha256"  # name of the array that holds it
 
 
 class Probs(NamedTuple):
@@ -31,86 +34,90 @@ class Probs(NamedTuple):
     skipped: np.ndarray  # [N] bool: too large to be computed
 
 
-class Cache:
+class Rows(NamedTuple):
+    """The row of numbers that a pass computes for each image."""
+
+    name: str  # of the array
+    num_columns: int
+    least: float
+    most: float
+
+
+class RowCache:
     """The file of one pass, `<directory>/<name>.npz`.
 
     Args:
       directory: made when something is written.
       name: of the pass.
-      settings: everything the probabilities depend on, as JSON holds it; files of other settings are not used.
-      num_classes: K.
+      settings: everything the rows depend on, as JSON holds it, and the number of `images`; files of other settings are not
+        used.
+      rows: their form. Rows with a number outside its range, NaN and infinity included, are not used.
       warn: is called with one line where a file has these settings and yet does not fit; it is then not used.
     """
 
+    _needs_digest = True
+
     def __init__(
-        self,
-        directory: Path,
-        name: str,
-        settings: dict[str, Any],
-        num_classes: int,
-        warn: Callable[[str], None] = print,
+        self, directory: Path, name: str, settings: dict[str, Any], rows: Rows, warn: Callable[[str], None] = print
     ):
-        self._directory, self._name, self._settings, self._num_classes = directory, name, settings, num_classes
+        self._directory, self._name, self._settings, self._rows = directory, name, settings, rows
         self._warn = warn
 
-    def load(self) -> Probs | None:
-        """Returns what was finished with these settings; None where there is nothing sound."""
+    def load_arrays(self) -> dict[str, np.ndarray] | None:
+        """Returns the arrays that were finished with these settings; None where there is nothing sound."""
         if not self._has_settings(self._path(".json")):
             return None
-        arrays = _read(self._path(".npz"))
+        arrays = self._read(self._path(".npz"))
         if arrays is None or not self._fits(arrays):
             self._warn(f"{self._path('.npz')} is damaged; it is computed again")
             return None
-        return Probs(**arrays)
+        return arrays
 
     def shards(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what was computed with these settings before an interruption: indices [n], each once, and probs [n, K]."""
-        indices, probs = [np.zeros(0, np.int64)], [np.zeros((0, self._num_classes), np.float32)]
+        """Returns what was computed with these settings before an interruption: indices [n], each once, and rows [n, K]."""
+        indices, rows = [np.zeros(0, np.int64)], [np.zeros((0, self._rows.num_columns), np.float32)]
         if self._has_settings(self._path(".part.json")):
             for path in self._shard_paths():
-                arrays = _read(path)
+                arrays = self._read(path)
                 if arrays is None or not self._fits_shard(arrays):
                     self._warn(f"{path} is damaged; it is computed again")
                     continue
                 indices.append(arrays["indices"])
-                probs.append(arrays["probs"])
+                rows.append(arrays[self._rows.name])
         unique, first = np.unique(np.concatenate(indices), return_index=True)
-        return unique, np.concatenate(probs)[first]
+        return unique, np.concatenate(rows)[first]
 
-    def add_shard(self, indices: np.ndarray, probs: np.ndarray) -> None:
-        """Writes probabilities of some images; shards of other settings are removed with the first."""
+    def add_shard(self, indices: np.ndarray, rows: np.ndarray) -> None:
+        """Writes the rows of some images; shards of other settings are removed with the first."""
         with writing_to(self._directory, FREE_SPACE):
             if not self._has_settings(self._path(".part.json")):
                 self._remove_shards()
                 write_json(self._path(".part.json"), self._settings)
             numbers = [int(path.name.split(".part-")[1].split(".")[0]) for path in self._shard_paths()]
-            self._write(f".part-{max(numbers, default=-1) + 1:05d}.npz", indices=indices, probs=probs)
+            self._write(f".part-{max(numbers, default=-1) + 1:05d}.npz", {"indices": indices, self._rows.name: rows})
 
-    def finish(self, probs: Probs) -> None:
+    def finish_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """Writes the whole, then removes the shards."""
         with writing_to(self._directory, FREE_SPACE):
-            self._path(".json").unlink(missing_ok=True)  # of other settings
-            self._write(".npz", **probs._asdict())
+            if not self._has_settings(self._path(".json")):
+                self._path(".json").unlink(missing_ok=True)
+            self._write(".npz", arrays)
             write_json(self._path(".json"), self._settings)
             self._remove_shards()
 
     def _fits(self, arrays: dict[str, np.ndarray]) -> bool:
-        n, k = self._settings["images"], self._num_classes
-        return (
-            set(arrays) == set(Probs._fields)
-            and _is_sound(arrays["keys"], "U", (n,))
-            and _is_sound(arrays["labels"], "i", (n,), -1, k - 1)
-            and _is_sound(arrays["probs"], "f", (n, k), 0, _MOST)
-            and _is_sound(arrays["skipped"], "b", (n,))
-        )
+        return set(arrays) == {self._rows.name} and self._is_sound_rows(arrays, self._settings["images"])
 
     def _fits_shard(self, arrays: dict[str, np.ndarray]) -> bool:
-        if set(arrays) != {"indices", "probs"}:
+        if set(arrays) != {"indices", self._rows.name} or arrays["indices"].ndim != 1:
             return False
-        n, k, shape = self._settings["images"], self._num_classes, arrays["indices"].shape[:1]
-        return _is_sound(arrays["indices"], "i", shape, 0, n - 1) and _is_sound(
-            arrays["probs"], "f", (*shape, k), 0, _MOST
-        )
+        indices = arrays["indices"]
+        most = self._settings["images"] - 1
+        return _is_sound(indices, "i", indices.shape, 0, most) and self._is_sound_rows(arrays, len(indices))
+
+    def _is_sound_rows(self, arrays: dict[str, np.ndarray], count: int) -> bool:
+        name, num_columns, least, most = self._rows
+        return _is_sound(arrays[name], "f", (count, num_columns), least, most)
 
     def _path(self, suffix: str) -> Path:
         return self._directory / (self._name + suffix)
@@ -125,33 +132,69 @@ class Cache:
     def _has_settings(self, path: Path) -> bool:
         try:
             return json.loads(path.read_text()) == self._settings
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
 
-    def _write(self, suffix: str, **arrays: np.ndarray) -> None:
+    def _digest(self, arrays: dict[str, np.ndarray]) -> str:
+        digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
+        for name, array in sorted(arrays.items()):
+            digest.update(f"{name}\t{array.dtype.str}\t{array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def _write(self, suffix: str, arrays: dict[str, np.ndarray]) -> None:
+        digest = {_DIGEST: np.array(self._digest(arrays))}
         with write_atomically(self._path(suffix)) as unfinished, open(unfinished, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays, **digest)  # type: ignore[arg-type]
+
+    def _read(self, path: Path) -> dict[str, np.ndarray] | None:
+        """Returns a file's arrays without the digest; None where they cannot be read, or are not those it was made of."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    return None  # not written here, and small files may become large
+            with np.load(path, allow_pickle=False) as file:  # checks each array's CRC
+                arrays = dict(file)
+            digest = arrays.pop(_DIGEST, None)
+            is_whole = not self._needs_digest if digest is None else digest.tolist() == self._digest(arrays)
+        except Exception:  # of many kinds, as damaged bytes are read
+            return None
+        return arrays if is_whole else None
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                return None  # not written here, and small files may become large
-        with np.load(path, allow_pickle=False) as arrays:  # checks each array's CRC
-            return dict(arrays)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        LookupError,
-        TypeError,
-        SyntaxError,
-        RuntimeError,
-        MemoryError,
-        zipfile.BadZipFile,
+class Cache(RowCache):
+    """Probabilities of one pass; arguments as of `RowCache`, of K classes."""
+
+    _needs_digest = False  # which files of version 0.4 do not have; the CRCs of their arrays are checked
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        settings: dict[str, Any],
+        num_classes: int,
+        warn: Callable[[str], None] = print,
     ):
-        return None
+        super().__init__(directory, name, settings, Rows("probs", num_classes, 0, _MOST), warn)
+
+    def load(self) -> Probs | None:
+        """Returns what was finished with these settings; None where there is nothing sound."""
+        arrays = self.load_arrays()
+        return None if arrays is None else Probs(**arrays)
+
+    def finish(self, probs: Probs) -> None:
+        """Writes the whole, then removes the shards."""
+        self.finish_arrays(probs._asdict())
+
+    def _fits(self, arrays: dict[str, np.ndarray]) -> bool:
+        n, k = self._settings["images"], self._rows.num_columns
+        return (
+            set(arrays) == set(Probs._fields)
+            and _is_sound(arrays["keys"], "U", (n,))
+            and _is_sound(arrays["labels"], "i", (n,), -1, k - 1)
+            and self._is_sound_rows(arrays, n)
+            and _is_sound(arrays["skipped"], "b", (n,))
+        )
 
 
 def _is_sound(array: np.ndarray, kind: str, shape: tuple[int, ...], least: float = 0, most: float = 0) -> bool:

@@ -44,7 +44,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-class _Files(Sequence):
+class ImageFiles(Sequence):
     """Images as `data.records.Records` gives them: encoded, by number."""
 
     def __init__(self, paths: Sequence[Path]):
@@ -57,7 +57,9 @@ class _Files(Sequence):
         try:
             return {"image": read_file(self._paths[index]), "label": -1, "file_name": str(self._paths[index])}
         except (OSError, DecodeError) as error:
-            raise UserError(f"{self._paths[index]} can no longer be read: {error}.") from error
+            raise UserError(
+                f"{self._paths[index]} can no longer be read: {error}; leave it out, or bring it back."
+            ) from error
 
     def describe(self, index: int) -> str:
         """Returns which image it is, for messages."""
@@ -135,7 +137,7 @@ def predict(
     readable, sizes, failures = _check_images(paths, largest)
     if not readable:
         return [], failures
-    records: Any = _Files(readable)
+    records: Any = ImageFiles(readable)
     variables = heatmaps.on_one_device(trained) if maps else {}
 
     def finished(item: tuple[int, np.ndarray]) -> tuple[int, Prediction | Failure]:
@@ -225,7 +227,9 @@ def _probs(
     All passes advance together, a batch of each in turn. The order of images is much the same in all of them.
     """
     compiled = CompiledSteps(trained, EvalStats())
-    streams = deque((eval_pass, _pass_probs(compiled, eval_pass, records, sizes, batch_size)) for eval_pass in passes)
+    streams = deque(
+        (eval_pass, _pass_probs(trained, compiled, eval_pass, records, sizes, batch_size)) for eval_pass in passes
+    )
     by_image: dict[int, dict[EvalPass, np.ndarray]] = {i: {} for i in range(len(records))}
     console.start(0, len(records))
     count = 0
@@ -249,11 +253,16 @@ def _probs(
 
 
 def _pass_probs(
-    compiled: CompiledSteps, eval_pass: EvalPass, records: Any, sizes: np.ndarray, batch_size: int
+    trained: TrainedModel,
+    compiled: CompiledSteps,
+    eval_pass: EvalPass,
+    records: Any,
+    sizes: np.ndarray,
+    batch_size: int,
 ) -> Iterator[Chunk]:
-    mesh, indices = compiled.trained.mesh, np.arange(len(records))
-    batch_size = batch_size_for(compiled.trained, batch_size)
+    mesh, indices = trained.mesh, np.arange(len(records))
+    batch_size = batch_size_for(trained, batch_size)
     jobs = plan_pass(
         eval_pass, compiled.network, sizes, indices, batch_size, mesh.shape["data"], compilation_macs_of(mesh)
     )
-    return run_jobs(compiled, eval_pass, jobs, records, compiled.trained.config.data.threads, EvalStats())
+    return run_jobs(compiled, eval_pass, jobs, records, trained.config.data.threads, EvalStats())

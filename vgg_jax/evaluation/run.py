@@ -6,12 +6,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from vgg_jax.augment import ColorStatistics
 from vgg_jax.compilation import compile_step
 from vgg_jax.data.crops import center_crop, rescaled, square_crops
 from vgg_jax.data.decode import DecodeError
@@ -23,13 +25,27 @@ from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError
 from vgg_jax.memory import host_memory
+from vgg_jax.models import Network
 from vgg_jax.sharding import batch_sharding, replicated
 
 DEFAULT_BATCH = 64  # images of the crop's size, a device
 
 
+class ModelOnDevices(Protocol):
+    """What a pass computes with: a `TrainedModel`, for one."""
+
+    @property
+    def model(self) -> Network: ...
+    @property
+    def variables(self) -> dict: ...
+    @property
+    def statistics(self) -> ColorStatistics: ...
+    @property
+    def mesh(self) -> Mesh: ...
+
+
 class Chunk(NamedTuple):
-    """Probabilities of some images, and the multiply-adds it took."""
+    """Probabilities, or descriptors, of some images, and the multiply-adds it took."""
 
     indices: np.ndarray  # [n] int64
     probs_nxK: np.ndarray  # float32
@@ -51,13 +67,16 @@ class CompiledSteps:
     """The compiled functions of one model: what is compiled for one pass serves the others.
 
     One thread compiles, in the order of requests, which is the same in every process.
+
+    Args:
+      trained: the model.
+      stats: is added to.
+      dense: computes dense jobs, as `steps.make_dense` and `steps.make_descriptors` make it; None: the former's.
     """
 
-    def __init__(self, trained: TrainedModel, stats: EvalStats):
-        self.trained, self.network = (
-            trained,
-            network_of(trained.model.layers, trained.variables["params"]),
-        )
+    def __init__(self, trained: ModelOnDevices, stats: EvalStats, dense: Callable | None = None):
+        self.trained, self.network = trained, network_of(trained.model.layers, trained.variables["params"])
+        self._dense = dense or steps.make_dense(trained.model, trained.statistics)
         self._stats, self._compiled = stats, dict[Any, Future[Callable]]()
         self._compiler = ThreadPoolExecutor(1, "compiler")
         self._variables = {False: trained.variables}
@@ -100,12 +119,17 @@ class CompiledSteps:
         batch, all_devices = batch_sharding(self.trained.mesh), replicated(self.trained.mesh)
         self.compile(
             "dense",
-            steps.make_dense(self.trained.model, self.trained.statistics),
+            self._dense,
             self.trained.variables,
             jax.ShapeDtypeStruct((batch_size, *shape, 3), np.uint8, sharding=batch),
             jax.ShapeDtypeStruct((batch_size, 2), np.int32, sharding=batch),
             jax.ShapeDtypeStruct((), np.bool_, sharding=all_devices),
         )
+
+    def dense(self, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
+        """Starts to compute the images of a bucket, seen whole: [batch_size, K]."""
+        variables = self.variables(bucket.transposed)
+        return self.call("dense", self._dense, variables, *_padded(self, bucket, images), self.flag(bucket.transposed))
 
     def cancel(self) -> None:
         """Leaves alone what nobody has begun to compile."""
@@ -216,8 +240,8 @@ def decoded(records: Records, index: int, function: Callable, record: dict[str, 
         return function(record["image"])
     except DecodeError as error:
         raise UserError(
-            f"{key_of(record, index)}, {records.describe(index)}, cannot be decoded: {error}. Prepare the data again, "
-            "without it; what was computed so far is kept."
+            f"{key_of(record, index)}, {records.describe(index)}, cannot be decoded: {error}; leave it out (prepared "
+            "data: prepare it again without it). What was computed so far is kept."
         ) from error
 
 
@@ -270,9 +294,7 @@ def _run_grid(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, imag
 
 def _run_dense(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:
     del eval_pass
-    step = steps.make_dense(compiled.trained.model, compiled.trained.statistics)
-    variables = compiled.variables(bucket.transposed)
-    return compiled.call("dense", step, variables, *_padded(compiled, bucket, images), compiled.flag(bucket.transposed))
+    return compiled.dense(bucket, images)
 
 
 def _run_tiles(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, images: list[np.ndarray]) -> jax.Array:

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -154,12 +154,12 @@ def split_probs(
             devices,
             compilation_macs_of(compiled.trained.mesh),
         )
-    progress = _Progress(console, stats, sum(job.macs for jobs in plans.values() for job in jobs))
+    progress = Progress(console, stats, sum(job.macs for jobs in plans.values() for job in jobs))
     for number, eval_pass in enumerate(missing, start=1):
         label = f"{prefix}pass {number} of {len(missing)}, {pass_name(trained, eval_pass)}"
         progress.start(label, len(index.keys), sum(len(job.bucket.indices) for job in plans[eval_pass]))
         chunks = run_jobs(compiled, eval_pass, plans[eval_pass], split.records, threads, stats)
-        computed = list(_cached_as_they_come(chunks, caches[eval_pass], progress))
+        computed = list(cached_as_they_come(chunks, caches[eval_pass], progress))
         probs[eval_pass] = assemble(index, skipped[eval_pass], [cached[eval_pass], *computed])
         if jax.process_index() == 0:
             caches[eval_pass].finish(probs[eval_pass])
@@ -175,7 +175,13 @@ def _chunk_of(indices: np.ndarray, probs_nxK: np.ndarray, skipped_N: np.ndarray)
     return Chunk(indices[keep], probs_nxK[keep], 0)
 
 
-def _cached_as_they_come(chunks: Iterator[Chunk], cache: Cache, progress: _Progress) -> Iterator[Chunk]:
+class ShardWriter(Protocol):
+    """A cache, or several."""
+
+    def add_shard(self, indices: np.ndarray, rows: np.ndarray, /) -> None: ...
+
+
+def cached_as_they_come(chunks: Iterator[Chunk], cache: ShardWriter, progress: Progress) -> Iterator[Chunk]:
     """Passes chunks through; they are cached every few seconds, and when anything ends this early."""
     unwritten: list[Chunk] = []
     written_at = time.monotonic()
@@ -248,8 +254,14 @@ def _labels(labels: np.ndarray, split: Split, trained: TrainedModel) -> np.ndarr
     return np.array([trained.class_names.index(name) for name in split.class_names])[labels]
 
 
-class _Progress:
-    """Progress of an evaluation, and the time left at the pace so far, compiling not counted."""
+class Progress:
+    """Progress of an evaluation, and the time left at the pace so far, compiling not counted.
+
+    Args:
+      console: shows it.
+      stats: of the evaluation.
+      macs: multiply-adds, in any unit, of all jobs.
+    """
 
     def __init__(self, console: Console, stats: EvalStats, macs: int):
         self._console, self._stats, self._macs_left, self._macs_done = console, stats, macs, 0

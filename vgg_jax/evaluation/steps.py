@@ -16,6 +16,7 @@ import numpy as np
 from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.evaluation.passes import GRID, GRID_CELLS
 from vgg_jax.models import Network
+from vgg_jax.models.description import lengths
 
 
 def transpose_kernels(variables: dict) -> dict:
@@ -58,6 +59,28 @@ def make_dense(model: Network, statistics: ColorStatistics) -> Callable[..., Any
         return jax.nn.softmax(logits).reshape(pair.shape[0], 2, -1).mean(1)
 
     return dense
+
+
+def make_descriptors(model: Network, statistics: ColorStatistics, layers: Sequence[str]) -> Callable[..., Any]:
+    """Returns the function for descriptors of whole images (Paper, Appendix B).
+
+    It has the arguments of `make_dense`'s and returns [B, D] float32: for each layer, side by side, its activations averaged
+    over space and over the mirror image.
+    """
+
+    def descriptors(variables: dict, images_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, transposed: jax.Array) -> Any:
+        pair = jnp.stack([images_BxHxWx3, mirrored(images_BxHxWx3, sizes_Bx2, transposed)], 1)
+        images, sizes = normalize(pair.reshape(-1, *pair.shape[2:]), statistics), jnp.repeat(sizes_Bx2, 2, 0)
+        maps: Any = model.apply(variables, images, tuple(layers), sizes, method="activations")
+        sides: Any = lengths(model.layers, sizes)  # type: ignore[arg-type]  # rows and columns of each layer's output
+        means = []
+        for layer in layers:
+            cells = sides[model.layers[-1].name if layer == "score_map" else layer].prod(-1, keepdims=True)
+            mean = maps[layer].astype(jnp.float32).sum((1, 2)) / cells
+            means.append(mean.reshape(pair.shape[0], 2, -1).mean(1))
+        return jnp.concatenate(means, -1)
+
+    return descriptors
 
 
 def make_tiles(model: Network, statistics: ColorStatistics) -> Callable[..., Any]:

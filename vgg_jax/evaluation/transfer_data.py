@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vgg_jax.data import sources
-from vgg_jax.data.decode import read_file
 from vgg_jax.data.folder import files_below, is_named_like_a_picture
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.descriptors import Images
+from vgg_jax.evaluation.predict_files import ImageFiles
 from vgg_jax.evaluation.split import UNLABELLED
 from vgg_jax.exceptions import UserError
 
@@ -36,7 +36,7 @@ def image_files(paths: Sequence[Path]) -> Images:
     for path in paths:
         status = path.stat()
         digest.update(os.fsencode(path) + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
-    return Images(len(paths), lambda i: read_file(paths[i]), lambda i: str(paths[i]), digest.digest())
+    return Images(ImageFiles(paths), digest.digest())
 
 
 def prepared(name: str, data_dir: str) -> TransferData:
@@ -55,9 +55,7 @@ def prepared(name: str, data_dir: str) -> TransferData:
         return record["label"], hashlib.sha256(record["image"]).digest()
 
     labels, digests = zip(*parallel_map(label_and_digest, range(len(records))), strict=True)
-    images = Images(
-        len(records), lambda i: records[i]["image"], records.describe, hashlib.sha256(b"".join(digests)).digest()
-    )
+    images = Images(records, hashlib.sha256(b"".join(digests)).digest())
     if len(set(labels)) < 2:
         raise UserError(f"--data_root={name} has images of fewer than two classes; name another data set.")
     return TransferData(images, np.array(labels), data.class_names, np.zeros(0, int), np.zeros(0, int))
