@@ -228,6 +228,53 @@ def test_the_descriptor_that_tells_classes_apart_is_chosen_and_recall_is_by_clas
     assert 0.1 < chance < 0.6
 
 
+def noisy_problem(images, num_features, classes):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, images)
+    positive = np.maximum(
+        0, rng.normal(size=(images, num_features)) + 0.1 * rng.normal(size=(classes, num_features))[labels]
+    )
+    return normalized(positive), labels
+
+
+def test_the_same_descriptors_give_the_same_machines():
+    features_, labels = noisy_problem(160, 400, 4)
+    ((train, test),) = caltech_splits(labels, "abcd", 20, 50, 1, 0)
+    machines = []
+
+    def fit(*arguments):
+        machines.append(fitted_svm(*arguments))
+        return machines[-1]
+
+    runs = []
+    for _ in range(4):
+        machines.clear()
+        outcome = single_label({"x": features_}, labels, train, test, 0, fit)
+        runs.append((outcome.score, outcome.c, sorted((one.C, one.coef_.tobytes()) for one in machines)))
+    assert runs == runs[:1] * 4
+
+
+@pytest.mark.parametrize("num_features", [250, 400])
+def test_support_vector_machines_reach_the_least_objective(num_features):
+    features_, labels = noisy_problem(300, num_features, 2)
+    machine, c = fitted_svm(features_, labels, 100.0), 100.0
+    signs, extended = np.where(labels == 1, 1, -1), np.c_[features_, np.ones(len(labels))]
+    weights = np.r_[machine.coef_[0], machine.intercept_]  # liblinear's bias is a weight like any other
+    slacks = np.maximum(0, 1 - signs * (extended @ weights))
+    objective = weights @ weights / 2 + c * slacks @ slacks
+    # No weights have a smaller objective than the dual problem's, at any multipliers (Fan et al. 2008, LIBLINEAR).
+    multipliers = 2 * c * slacks
+    primal = extended.T @ (signs * multipliers)
+    bound = multipliers.sum() - primal @ primal / 2 - multipliers @ multipliers / (4 * c)
+    assert objective < 1.002 * bound
+
+
+def test_machines_that_do_not_converge_say_so(monkeypatch, capsys):
+    monkeypatch.setattr("vgg_jax.evaluation.linear_svm._MAX_ITERATIONS", 2)
+    fitted_svm(*noisy_problem(60, 20, 2), 100.0)
+    assert "C = 100: stopped after 2 iterations" in capsys.readouterr().out
+
+
 def test_average_precision_is_the_interpolated_one():
     """By hand: true at ranks 1, 3 and 4 of five: precisions 1, 2/3, 3/4, of which the second is raised to 3/4."""
     scores, is_true = np.array([5, 4, 3, 2, 1.0]), np.array([True, False, True, True, False])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ from vgg_jax.exceptions import UserError
 
 C_VALUES = (0.1, 1.0, 10.0, 100.0)  # of which the best on a fifth of the training images is taken
 HELD_OUT = 0.2  # share of the training images by which hyper-parameters are chosen (Paper, Appendix B)
+_MAX_ITERATIONS = 10_000
 Candidates = dict[str, np.ndarray]  # name of a descriptor -> [N, D]
 Fit = Callable[
     [np.ndarray, np.ndarray, float], Any
@@ -140,26 +139,38 @@ def average_precision(scores_N: np.ndarray, is_true_N: np.ndarray, points: int =
 def _chosen(candidates: Candidates, score: Callable[[np.ndarray, float], Any]) -> tuple[str, float]:
     """Returns the descriptor and the C of the highest score; of equals the first."""
     tried = [(name, c) for name in candidates for c in C_VALUES]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # liblinear lets go of the interpreter
-        scores = list(threads.map(lambda choice: score(candidates[choice[0]], choice[1]), tried))
-    return tried[int(np.argmax(scores))]
+    # One at a time: liblinear's threads share one random generator, so that two at once give another result each time.
+    return tried[int(np.argmax([score(candidates[name], c) for name, c in tried]))]
 
 
 def fitted_svm(features_NxD: np.ndarray, labels_N: np.ndarray, c: float) -> Any:
-    """Fits linear support vector machines, one class against the rest; raises UserError without scikit-learn."""
+    """Fits linear support vector machines, one class against the rest, to within 0.2 % of the least objective.
+
+    Prints a line where that takes more than 10,000 iterations. Not to be called by several threads at once.
+
+    Raises:
+      UserError: scikit-learn is not installed.
+    """
     svm = need_scikit_learn()
     # "auto": the primal problem where there are more images than features, by much the faster one with a large C.
-    return svm.LinearSVC(C=c, dual="auto", tol=1e-3, random_state=0).fit(features_NxD, labels_N)
+    machines = svm.LinearSVC(C=c, dual="auto", tol=1e-4, max_iter=_MAX_ITERATIONS, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of convergence: said below
+        machines.fit(features_NxD, labels_N)
+    if machines.n_iter_ >= _MAX_ITERATIONS:
+        print(
+            f"WARNING: C = {c:g}: stopped after {_MAX_ITERATIONS:,} iterations, before the least objective", flush=True
+        )
+    return machines
 
 
 def need_scikit_learn() -> Any:
     """Returns its module of support vector machines; raises UserError where it is not installed."""
     try:
-        from sklearn import exceptions, svm
+        from sklearn import svm
     except ImportError as error:
         raise UserError(
             "linear classifiers are scikit-learn's, which is not installed: pip install 'vgg-jax[transfer]', or pip install "
             "scikit-learn."
         ) from error
-    warnings.filterwarnings("ignore", category=exceptions.ConvergenceWarning)  # the last digit is not needed
     return svm
