@@ -210,8 +210,11 @@ def test_splits_are_of_every_class_and_share_no_image():
         assert np.bincount(labels[test]).tolist() == [1, 5, 3, 6]
         assert not set(train) & set(test)
     assert len({train.tobytes() for train, _ in drawn}) == 3
-    with pytest.raises(UserError, match=r"2 classes have no more than 7 images.*\(a, c\); .*--train_images=3"):
+    with pytest.raises(UserError, match=r"2 classes have no more than 7 images.*\(a, c\); .*--train_images=4"):
         caltech_splits(labels, "abcd", train=7, test=6, splits=3, seed=0)
+    assert len(caltech_splits(labels, "abcd", train=4, test=6, splits=1, seed=0)) == 1
+    with pytest.raises(UserError, match=r"1 classes have fewer than 3 images.*\(b\); add images, or take"):
+        caltech_splits(np.repeat(np.arange(3), (9, 2, 5)), "abc", train=30, test=6, splits=1, seed=0)
 
 
 def test_the_descriptor_that_tells_classes_apart_is_chosen_and_recall_is_by_class():
@@ -362,6 +365,54 @@ def test_a_voc_kit_is_read_by_its_lists(photos, tmp_path):
         transfer_data.voc(root, "trainval", "test")
 
 
+@pytest.mark.parametrize(
+    ("listing", "lines", "message"),
+    [
+        (
+            "cat_test",
+            "004 1\n",
+            "dog_test.txt and cat_test.txt differ in 1 images, the first 005",
+        ),
+        ("test", "004\n005\n006\n", r"cat_test.txt and .*test.txt differ in 1 images, the first 006"),
+        ("cat_test", "004 1\n005 -1\n004 -1\n", "cat_test.txt has 004 in two lines"),
+        ("cat_test", "../004 1\n005 -1\n", "names '../004', which is not an image of JPEGImages"),
+        ("cat_test", "/etc/004 1\n005 -1\n", "names '/etc/004', which is not"),
+        ("cat_test", "4" * 5000 + " 1\n005 -1\n", "names '444.*, which is not"),
+        ("cat_test", "0\x004 1\n005 -1\n", "which is not an image of JPEGImages"),
+        ("cat_test", "004 2\n005 -1\n", "is no list of VOC"),
+    ],
+)
+def test_lists_of_a_voc_kit_that_do_not_agree_are_refused(photos, tmp_path, listing, lines, message):
+    root = voc_kit(tmp_path / "VOC2007", photos)
+    (root / "ImageSets" / "Main" / f"{listing}.txt").write_text(lines)
+    with pytest.raises(UserError, match=message):
+        transfer_data.voc(root, "trainval", "test")
+
+
+def test_classes_that_a_voc_kit_cannot_score_are_named(photos, tmp_path):
+    root = voc_kit(tmp_path / "VOC2007", photos)
+    assert transfer_data.classes_left_out(transfer_data.voc(root, "trainval", "test")) == {}
+    (root / "ImageSets" / "Main" / "dog_test.txt").write_text("004 -1\n005 -1\n")
+    assert transfer_data.classes_left_out(transfer_data.voc(root, "trainval", "test")) == {
+        "dog": "no image with it to test"
+    }
+    (root / "ImageSets" / "Main" / "cat_trainval.txt").write_text("".join(f"00{i} 1\n" for i in range(4)))
+    with pytest.raises(
+        UserError, match=r"no class .* \(cat: no image without it to train on, dog: no image with it to test\)"
+    ):
+        transfer_data.classes_left_out(transfer_data.voc(root, "trainval", "test"))
+
+
+def test_a_class_without_positives_is_not_in_the_mean():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((80, 3)) < 0.4, 1, -1)
+    labels[40:, 1] = -1
+    features_ = {"x": normalized(labels + 0.5 * rng.normal(size=labels.shape))}
+    outcome = multi_label(features_, labels, np.arange(40), np.arange(40, 80), 0, fitted_svm)
+    assert np.isnan(outcome.by_class).tolist() == [False, True, False]
+    assert outcome.score == pytest.approx((outcome.by_class[0] + outcome.by_class[2]) / 2)
+
+
 @pytest.mark.parametrize(("prefix", "points"), [("", 11), ("2008_", 0)])
 def test_the_year_of_a_voc_kit_is_that_of_its_images(photos, tmp_path, prefix, points):
     root = voc_kit(tmp_path / "renamed", photos, prefix)
@@ -411,6 +462,15 @@ def test_the_command_writes_its_results_and_keeps_descriptors(weights_file, tmp_
     ] > 0.6
     assert len(list((tmp_path / "out" / "descriptors").glob("*.npz"))) == 4
     assert "Table 11" not in out  # whose networks are of full width
+    voc_kit(tmp_path / "kit", sorted((tmp_path / "data" / "red").iterdir()))
+    (tmp_path / "kit" / "ImageSets" / "Main" / "dog_test.txt").write_text("004 -1\n005 -1\n")
+    kit = (f"--data_root={tmp_path / 'kit'}", f"--output={tmp_path / 'voc'}", "--protocol=voc", "--scales=64")
+    status, out, err = run_module("vgg_jax.transfer", flags[0], *kit, "--layers=relu1_2")
+    assert status == 0, err
+    assert "dog is left out of the mean: the lists have no image with it to test" in out
+    results = json.loads((tmp_path / "voc" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert results["outcomes"][0]["by_class"][1] is None
+    assert results["outcomes"][0]["score"] == results["outcomes"][0]["by_class"][0]
     status, out, err = run_module("vgg_jax.transfer", *flags)
     assert status == 2
     assert "3 classes have no more than 30 images" in err

@@ -70,12 +70,9 @@ def main(arguments: list[str]) -> None:
     if arguments or not _WEIGHTS.value or not _DATA_ROOT.value:
         cli.fail("say which features and which images: --weights=FILE --data_root=DIR; --help lists the flags.")
     scales = _whole_numbers(_SCALES.value)
-    import numpy as np  # after --help and mistakes have been answered
-
-    from vgg_jax import features
+    from vgg_jax import features  # after --help and mistakes have been answered
     from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu
     from vgg_jax.evaluation import linear_probe, linear_svm, transfer_data
-    from vgg_jax.files import write_json
     from vgg_jax.models.description import last_features
 
     fit = {"svm": linear_svm.fitted_svm, "logistic": linear_probe.fit}[_CLASSIFIER.value]
@@ -96,6 +93,8 @@ def main(arguments: list[str]) -> None:
     if is_voc:
         data = transfer_data.voc(root, _TRAIN_LIST.value, _TEST_LIST.value)
         splits = [(data.train, data.test)]
+        for name, reason in transfer_data.classes_left_out(data).items():
+            print(f"WARNING: {name} is left out of the mean: the lists have {reason}", flush=True)
     else:
         data = transfer_data.prepared(tfds_name, _DATA_DIR.value) if tfds_name else transfer_data.folder(root)
         counts = (_TRAIN_IMAGES.value, _TEST_IMAGES.value, _SPLITS.value, _SEED.value)
@@ -119,6 +118,15 @@ def main(arguments: list[str]) -> None:
             f"C = {last.c:g}",
             flush=True,
         )
+    _report(outcomes, backbones, scales, root, data)
+
+
+def _report(outcomes: list[Any], backbones: list[Any], scales: list[int], root: Path, data: Any) -> None:
+    """Prints the mean over splits next to the paper's, and writes results.json."""
+    import numpy as np
+
+    from vgg_jax.files import write_json
+
     scores = np.array([outcome.score for outcome in outcomes])
     spread = f" ± {100 * scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
     print(f"{' + '.join(_WEIGHTS.value)}, Q = {', '.join(map(str, scales))}: {100 * scores.mean():.2f}{spread} %")
@@ -130,10 +138,14 @@ def main(arguments: list[str]) -> None:
         "protocol": _PROTOCOL.value,
         "classifier": _CLASSIFIER.value,
         "data": str(root),
-        **({"recall_points": data.recall_points} if is_voc else {}),
+        **({"recall_points": data.recall_points} if _PROTOCOL.value == "voc" else {}),
         "scales": scales,
         "classes": list(data.class_names),
-        "outcomes": [outcome._asdict() | {"by_class": outcome.by_class.tolist()} for outcome in outcomes],
+        # JSON has no NaN: a class that is left out of the mean is null.
+        "outcomes": [
+            outcome._asdict() | {"by_class": [None if np.isnan(score) else float(score) for score in outcome.by_class]}
+            for outcome in outcomes
+        ],
     }
     output = Path(_OUTPUT.value).expanduser() / "results.json"
     write_json(output, results)

@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
     """The result on one split."""
 
     score: float  # mean class recall, or mean average precision
-    by_class: np.ndarray  # [K]
+    by_class: np.ndarray  # [K]; NaN where no image of a class is there to train on, or none to test
     descriptor: str  # that was chosen
     c: float
 
@@ -39,11 +39,18 @@ def caltech_splits(
     Raises:
       UserError: a class with too few images.
     """
-    few = [name for k, name in enumerate(class_names) if (labels_N == k).sum() <= train]
-    if few:
+    counts = np.bincount(labels_N, minlength=len(class_names))
+    few = [name for name, count in zip(class_names, counts, strict=True) if count <= train]
+    if few and (most := counts.min() - 1) >= 2:
         raise UserError(
             f"{len(few)} classes have no more than {train} images, so that none is left to test ({', '.join(few[:3])}); "
-            f"train on fewer of each class: --train_images={max(1, train // 2)}."
+            f"train on fewer of each class: at most --train_images={most}."
+        )
+    if few:
+        fewest = [name for name, count in zip(class_names, counts, strict=True) if count < 3]
+        raise UserError(
+            f"{len(fewest)} classes have fewer than 3 images, two to train on and one to test ({', '.join(fewest[:3])}); add "
+            "images, or take these classes out of the data."
         )
     drawn = []
     for split in range(splits):
@@ -106,17 +113,23 @@ def multi_label(
     rest = np.setdiff1d(train, held)
 
     def precisions(features: np.ndarray, c: float, fit_on: np.ndarray, on: np.ndarray) -> np.ndarray:
-        found = np.full(labels_NxK.shape[1], np.nan)
+        by_class = np.full(labels_NxK.shape[1], np.nan)
         for k in range(labels_NxK.shape[1]):
             known, counted = (part[labels_NxK[part, k] != 0] for part in (fit_on, on))
             if len(np.unique(labels_NxK[known, k])) == 2 and (labels_NxK[counted, k] == 1).any():
                 scores = fit(features[known], labels_NxK[known, k], c).decision_function(features[counted])
-                found[k] = average_precision(scores, labels_NxK[counted, k] == 1, points)
-        return found
+                by_class[k] = average_precision(scores, labels_NxK[counted, k] == 1, points)
+        return by_class
 
-    name, c = _chosen(candidates, lambda features, c: np.nanmean(precisions(features, c, rest, held)))
+    name, c = _chosen(candidates, lambda features, c: _mean(precisions(features, c, rest, held)))
     by_class = precisions(candidates[name], c, train, test)
-    return Outcome(float(np.nanmean(by_class)), by_class, name, c)
+    return Outcome(_mean(by_class), by_class, name, c)
+
+
+def _mean(by_class_K: np.ndarray) -> float:
+    """Returns the mean over the classes that have a number; 0 where none has."""
+    numbers = by_class_K[~np.isnan(by_class_K)]
+    return float(numbers.mean()) if len(numbers) else 0.0
 
 
 def average_precision(scores_N: np.ndarray, is_true_N: np.ndarray, points: int = 0) -> float:

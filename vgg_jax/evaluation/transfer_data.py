@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.descriptors import Images
 from vgg_jax.evaluation.predict_files import ImageFiles
 from vgg_jax.evaluation.split import UNLABELLED
-from vgg_jax.exceptions import UserError
+from vgg_jax.exceptions import UserError, quoted
+
+_LABELS = {"1": 1, "+1": 1, "0": 0, "-1": -1}
 
 
 class TransferData(NamedTuple):
@@ -88,7 +91,8 @@ def voc(root: Path, train_list: str, test_list: str) -> TransferData:
     """Reads VOC2007 or VOC2012: JPEGImages/<name>.jpg, and ImageSets/Main/<class>_<list>.txt with lines "name 1", -1 or 0.
 
     Raises:
-      UserError: lists that are not there, that share images, that name missing images, or that are damaged.
+      UserError: lists that are not there, that share images, that name other images than the set's list
+        (ImageSets/Main/<list>.txt), an image twice or a missing one, or that are damaged.
     """
     lists = root / "ImageSets" / "Main"
     suffix = f"_{train_list}.txt"
@@ -116,26 +120,70 @@ def voc(root: Path, train_list: str, test_list: str) -> TransferData:
     return TransferData(image_files(paths), rows, names, train_indices, test_indices, 11 if is_of_2007 else 0)
 
 
+def classes_left_out(data: TransferData) -> dict[str, str]:
+    """Returns the classes that a kit's lists cannot score: {class: what is missing}.
+
+    Raises:
+      UserError: these are all classes.
+    """
+    left_out: dict[str, str] = {}
+    for name, training, test in zip(data.class_names, data.labels[data.train].T, data.labels[data.test].T, strict=True):
+        for label, labels, image in (
+            (1, training, "with it to train on"),
+            (-1, training, "without it to train on"),
+            (1, test, "with it to test"),
+        ):
+            if label not in labels:
+                left_out.setdefault(name, f"no image {image}")
+    if len(left_out) == len(data.class_names):
+        raise UserError(
+            "no class of the kit's lists can be scored "
+            f"({', '.join(f'{name}: {reason}' for name, reason in list(left_out.items())[:3])}); name other lists."
+        )
+    return left_out
+
+
 def _labels(lists: Path, class_names: list[str], listing: str) -> dict[str, np.ndarray]:
-    """Returns the labels [K] of each image of a list."""
-    labels: dict[str, np.ndarray] = {}
-    for k, kind in enumerate(class_names):
-        for image, label in _lines(lists / f"{kind}_{listing}.txt"):
-            labels.setdefault(image, np.full(len(class_names), -1, np.int8))[k] = label
-    return labels
+    """Returns the labels [K] of each image of a list, in the order of the set's list, or of the first class's."""
+    paths = [lists / f"{kind}_{listing}.txt" for kind in class_names]
+    columns = [dict(_rows(path, has_labels=True)) for path in paths]
+    whole, images = lists / f"{listing}.txt", list(columns[0])
+    if whole.is_file():
+        images = [image for (image,) in _rows(whole, has_labels=False)]
+    for path, column in zip(paths, columns, strict=True):
+        if different := sorted(column.keys() ^ set(images)):
+            raise UserError(
+                f"{path} and {whole if whole.is_file() else paths[0].name} differ in {len(different):,} images, the first "
+                f"{different[0]}; unpack the kit's lists again."
+            )
+    return {image: np.array([column[image] for column in columns], np.int8) for image in images}
 
 
-def _lines(path: Path) -> list[tuple[str, int]]:
+def _rows(path: Path, has_labels: bool) -> list[Any]:
+    """Returns [name, label] of each line of a list of a class, [name] of each line of a set's list.
+
+    Raises:
+      UserError: it cannot be read, has other lines, an image twice, or a name that cannot be of a file in JPEGImages.
+    """
     try:
-        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        found = [(image, int(label)) for image, label in rows]
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        rows = [[image, *(_LABELS[label] for label in labels)] for image, *labels in lines]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; name another list.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no list of VOC, with a name and 1, 0 or -1 in each line.") from error
-    if not found or {label for _, label in found} - {-1, 0, 1}:
-        raise UserError(f"{path} is no list of VOC, with a name and 1, 0 or -1 in each line.")
-    return found
+    except (ValueError, KeyError):
+        rows = []
+    if not rows or {len(row) for row in rows} != {1 + has_labels}:
+        form = "a name and 1, 0 or -1" if has_labels else "a name"
+        raise UserError(f"{path} is no list of VOC, with {form} in each line; unpack the kit's lists again.")
+    names = [str(row[0]) for row in rows]
+    if unsound := [name for name in names if len(name) > 200 or name != os.path.basename(name) or "\0" in name]:
+        raise UserError(
+            f"{path} names {quoted(unsound[0])}, which is not an image of JPEGImages; unpack the kit's lists again."
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise UserError(f"{path} has {twice} in two lines; each image has one label: remove one of them.")
+    return rows
 
 
 def _directories(path: Path) -> list[Path]:
