@@ -50,6 +50,19 @@ def test_a_hot_place_of_grad_cam_is_drawn_at_its_cell():
     np.testing.assert_allclose([rows.mean(), columns.mean()], [56 * 2.5, 152 * 2.5], atol=2)
 
 
+def test_grad_cam_and_score_map_of_a_resnet_are_drawn_by_the_same_centres():
+    """Both maps have the cells of the last block: cell (i, j) is centred at pixel (32 i, 32 j), so that (1, 4) is (32, 128)."""
+    image, cams = np.full((128, 224, 3), 100, np.uint8), np.zeros((4, 7, 1), np.float32)
+    cams[1, 4] = 0.2
+    scores = np.concatenate([np.zeros_like(cams), cams], -1)
+    picture = heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("y", 1)], ["a", "b"], describe("ResNet-18"), cams)
+    panels = [np.asarray(picture)[12:332, 12 + i * 572 :][:, :560].astype(int) for i in (1, 2)]
+    for panel in panels:
+        redness = panel[..., 0] - panel[..., 2]
+        rows, columns = np.nonzero(redness > redness.max() - 5)
+        np.testing.assert_allclose([rows.mean(), columns.mean()], [32.5 * 2.5, 128.5 * 2.5], atol=2)
+
+
 def test_a_long_title_ends_before_the_next_panel():
     image, scores = np.full((128, 128, 3), 255, np.uint8), np.zeros((3, 3, 2), np.float32)
     names = ["great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"] * 2

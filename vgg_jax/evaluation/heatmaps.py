@@ -20,7 +20,7 @@ from vgg_jax.evaluation.results import top5_classes
 from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import Layers, Network
-from vgg_jax.models.description import first_center, total_stride
+from vgg_jax.models.description import first_center, last_features, total_stride
 
 _SIDE = 320  # shorter side of a panel, pixels
 _LONGEST_PANEL = 4  # times that, the longer side at most
@@ -154,11 +154,8 @@ def draw(
         panels.append((panel, [f"{heading}: {class_names[index]}", f"probability {probs_K[index]:.1%}"]))
         if cams_hxwxn is not None:
             cam = cams_hxwxn[..., i] / max(float(cams_hxwxn[..., i].max()), 1e-30)
-            strides = [pixels / cells for pixels, cells in zip(size[::-1], cam.shape, strict=True)]
-            heat = _enlarged(cam, size, strides, [stride / 2 for stride in strides])
-            panels.append(
-                (_blended(base, heat), ["Grad-CAM of the same", f"map of {cam.shape[0]} x {cam.shape[1]} cells"])
-            )
+            panel = overlay(base, cam, (0, 1), (height, width), layers, last_features(layers, is_map=True))
+            panels.append((panel, ["Grad-CAM of the same", f"map of {cam.shape[0]} x {cam.shape[1]} cells"]))
     panel_width = max(size[0], 230)
     canvas = Image.new("RGB", (_GAP + len(panels) * (panel_width + _GAP), size[1] + 2 * _GAP + 78), "white")
     pen = ImageDraw.Draw(canvas)
@@ -180,9 +177,14 @@ def shortened(line: str, pen: ImageDraw.ImageDraw, font: Any, width: int) -> str
 
 
 def overlay(
-    image: Image.Image, map_hxw: np.ndarray, ends: tuple[float, float], seen: tuple[int, int], layers: Layers
+    image: Image.Image,
+    map_hxw: np.ndarray,
+    ends: tuple[float, float],
+    seen: tuple[int, int],
+    layers: Layers,
+    name: str = "",
 ) -> Image.Image:
-    """Returns one class's score map over an image of any size.
+    """Returns one class's score map, or another layer's map, over an image of any size.
 
     Args:
       image: RGB.
@@ -190,18 +192,16 @@ def overlay(
       ends: the scores of the first and the last colour.
       seen: (height, width) of the image as the model saw it.
       layers: the model's.
+      name: of the layer whose map it is; "" for the score map.
     """
     low, high = ends
     zooms = [drawn / pixels for drawn, pixels in zip(image.size[::-1], seen, strict=True)]
-    strides, firsts = ([pixels * zoom for zoom in zooms] for pixels in (total_stride(layers), first_center(layers)))
-    heat = _enlarged(map_hxw, image.size, strides, firsts)
-    return _blended(image, (heat - low) / max(high - low, 1e-9))
-
-
-def _blended(image: Image.Image, heat_HxW: np.ndarray) -> Image.Image:
-    """Returns the image in grey under the colours of values in [0, 1], one for each pixel."""
+    strides, firsts = (
+        [pixels * zoom for zoom in zooms] for pixels in (total_stride(layers, name), first_center(layers, name))
+    )
+    heat = (_enlarged(map_hxw, image.size, strides, firsts) - low) / max(high - low, 1e-9)
     grey = np.asarray(image.convert("L").convert("RGB"), np.float64)
-    return Image.fromarray((0.45 * grey + 0.55 * _colored(heat_HxW)).astype(np.uint8))
+    return Image.fromarray((0.45 * grey + 0.55 * _colored(heat)).astype(np.uint8))
 
 
 def _enlarged(

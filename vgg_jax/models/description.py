@@ -125,21 +125,24 @@ def auxiliary_heads(layers: Layers) -> tuple[str, ...]:
     return tuple(layer.name for layer in layers[:-1] if layer.kind == "head")
 
 
-def total_stride(layers: Layers) -> int:
-    """Returns the pixels between neighbouring cells of the score map."""
+def total_stride(layers: Layers, name: str = "") -> int:
+    """Returns the pixels between neighbouring cells of the score map, or of the map of the layer `name`."""
     strides = {"images": 1}
     for layer, (first, *_) in with_inputs(layers):
         strides[layer.name] = strides[first] * layer.stride
-    return strides[layers[-1].name]
+    return strides[name or layers[-1].name]
 
 
-def first_center(layers: Layers) -> float:
-    """Returns where the centre of what the score map's first cell sees lies, in pixels from the image's edge."""
+def first_center(layers: Layers, name: str = "") -> float:
+    """Returns the centre of the field of view of the score map's first cell, in pixels from the image's edge.
+
+    With `name` it is the first cell of that layer's map.
+    """
     centers, strides = {"images": 0.5}, {"images": 1}
     for layer, (first, *_) in with_inputs(layers):
         centers[layer.name] = centers[first] + strides[first] * ((layer.kernel - 1) / 2 - layer.padding)
         strides[layer.name] = strides[first] * layer.stride
-    return centers[layers[-1].name]
+    return centers[name or layers[-1].name]
 
 
 def halo(layers: Layers) -> int:
