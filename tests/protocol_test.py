@@ -271,3 +271,20 @@ def test_real_photographs(real_pictures, net_config, tmp_path):
     assert summary["data"]["images"] == 12
     reference = Reference(random_params(net_config, 0), root)
     close(kept(run, "*/dense-Q73")["probs"], np.stack([reference.dense(file, 73) for file in reference.files]))
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_written_is_evaluated_elsewhere(run, tmp_path, monkeypatch, capsys):
+    wanted = evaluate(request(run, protocol="center_crop", directory=str(tmp_path / "other")), quiet=True)["rows"]
+    before = sorted(run.rglob("*"))
+    assert not list(run.glob("evaluation/*/*/*center_crop*"))
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr("os.access", lambda path, mode: run not in (Path(path), *Path(path).parents))
+    assert evaluate(request(run, protocol="center_crop"))["rows"] == wanted
+    assert "cannot be written: probabilities and results go to " in capsys.readouterr().out
+    for directory in (tmp_path / "other", tmp_path / "cwd"):
+        (cached,) = directory.glob("*/evaluation/7/*/center_crop-*.npz")
+        (results,) = cached.parent.glob("results-center_crop-*.json")
+        assert json.loads(results.read_text())["rows"] == wanted
+    assert sorted(run.rglob("*")) == before

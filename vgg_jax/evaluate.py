@@ -47,6 +47,10 @@ _CLASS_NUMBERS = flags.DEFINE_string(
 _JSON = flags.DEFINE_string(
     "json", "", "File for the results. Default: RUN/evaluation/CHECKPOINT/DATA-SPLIT/results-....json."
 )
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "Directory for cached probabilities and results. Default: the run's, or, where that cannot be written, "
+    "RUN-... in the current directory."
+)  # fmt: skip
 _joined = cli.process_flags(flags)
 
 
@@ -79,6 +83,7 @@ def main(arguments: list[str]) -> None:
         num_maps=_NUM_MAPS.value,
         class_numbers=_CLASS_NUMBERS.value,
         output=_JSON.value,
+        directory=_OUTPUT.value,
         weights=weights,
     )
     keep_compiled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ class Request(NamedTuple):
     num_maps: int = 8
     class_numbers: str = ""  # a file, see `results.class_numbers`
     output: str = ""  # a file for the results; "" next to the cached probabilities
+    directory: str = ""  # of cached probabilities and results; "" see `output_workdir`
     weights: tuple[
         str, ...
     ] = ()  # files, see `weights.file`, or names, see `weights.hub`; they come after the workdirs
@@ -67,10 +69,14 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     passes = [eval_passes(trained.config, request.protocol, request.scales) for trained in models]
     numbers = _class_numbers(request, models[0])
     split = primary_first(lambda: open_evaluated(request, models[0], console))
+    models = [output_workdir(trained, split, request.directory, console) for trained in models]
     output = _output(request, models, split)
     if output.is_dir():
         raise UserError(f"--json={output} is a directory; name a file in it.")
-    for directory, flag in ((output.parent, "--json"), (request.maps and Path(request.maps).expanduser(), "--maps")):
+    for directory, flag in (
+        (output.parent, "--json or --output"),
+        (request.maps and Path(request.maps).expanduser(), "--maps"),
+    ):
         if directory:
             with writing_to(directory, f"choose another {flag}"):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -144,6 +150,26 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
             f"(config.data.name, config.data.root, config.data.dir){names}."
         )
     return Split(data.name, split_name, records, class_names, console)
+
+
+def output_workdir(trained: TrainedModel, split: Split, directory: str, console: Console) -> TrainedModel:
+    """Returns the model with the workdir of its evaluations: below `directory`, or the run's.
+
+    Of a run that one may only read they go below the current directory, which is said.
+    """
+    cache = cache_dir(trained, split)
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    if not directory and os.access(existing, os.W_OK | os.X_OK):
+        return trained
+    workdir = workdir_below(trained, directory)
+    if not directory:
+        console.print(f"{existing} cannot be written: probabilities and results go to {workdir} (or to --output=DIR)")
+    return trained._replace(workdir=workdir)
+
+
+def workdir_below(trained: TrainedModel, directory: str) -> Path:
+    """Returns the workdir of a model's evaluations below a directory; other models have others."""
+    return Path(directory).expanduser() / f"{trained.workdir.absolute().name}-{trained.digest[:8]}"
 
 
 def _check_same_classes(first: TrainedModel, other: TrainedModel) -> None:

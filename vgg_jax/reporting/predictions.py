@@ -13,13 +13,13 @@ from vgg_jax.data.decode import decode
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.cache import Cache, Probs
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass
-from vgg_jax.evaluation.protocol import Request, evaluate, open_evaluated
+from vgg_jax.evaluation.protocol import Request, evaluate, open_evaluated, workdir_below
 from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.split import Split, pass_name
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import images
-from vgg_jax.reporting.runs import read_json
+from vgg_jax.reporting.runs import Evaluations, read_evaluations, read_json
 
 _THUMBNAIL = 168  # pixels
 _MAP_SIDE = 256  # pixels
@@ -44,7 +44,7 @@ class Predictions(NamedTuple):
         return np.where(self.probs_NxK.any(1), results.top5_classes(self.probs_NxK)[:, 0], -1)
 
 
-def from_cache(trained: TrainedModel, evaluations: list[tuple[Path, dict[str, Any]]]) -> Predictions | None:
+def from_cache(trained: TrainedModel, evaluations: Evaluations) -> Predictions | None:
     """Returns the most thorough complete evaluation of this checkpoint alone; its own validation split first."""
     candidates = []
     for path, content in evaluations:
@@ -62,13 +62,18 @@ def from_cache(trained: TrainedModel, evaluations: list[tuple[Path, dict[str, An
     return None
 
 
-def compute(trained: TrainedModel, data_dir: str, data_root: str, quiet: bool) -> None:
+def compute(trained: TrainedModel, data_dir: str, data_root: str, quiet: bool) -> Evaluations:
     """Evaluates a centre crop on the run's validation split, and caches it like any other evaluation.
+
+    Returns:
+      All evaluations of the model, those that `output_workdir` has put elsewhere included.
 
     Raises:
       UserError: as `protocol.evaluate`.
     """
     evaluate(Request((str(trained.checkpoint),), protocol="center_crop", data_dir=data_dir, data_root=data_root), quiet)
+    workdirs = (trained.workdir, workdir_below(trained, ""))
+    return [evaluation for workdir in workdirs for evaluation in read_evaluations(workdir)[0]]
 
 
 def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -> Predictions | None:

@@ -17,6 +17,7 @@ from vgg_jax.metrics import read_metrics
 from vgg_jax.models import CONFIGURATIONS
 
 Point = tuple[float, float]
+Evaluations = list[tuple[Path, dict[str, Any]]]
 
 
 class Run(NamedTuple):
@@ -29,7 +30,7 @@ class Run(NamedTuple):
     metrics: list[dict[str, float]]  # lines of metrics.jsonl, in the order of steps
     summary: dict[str, Any] | None  # of a finished run only
     written: str  # when metrics.jsonl was last written, local time; "" where there is none
-    evaluations: list[tuple[Path, dict[str, Any]]]  # files results-*.json below evaluation/, and what they say
+    evaluations: Evaluations  # files results-*.json below evaluation/, and what they say
     notes: list[str]  # what could not be read, in sentences
 
     def step(self) -> int:
@@ -87,7 +88,7 @@ def read_run(workdir: Path, name: str) -> Run:
     written = ""
     if path.exists():
         written = datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    evaluations, broken = _evaluations(workdir)
+    evaluations, broken = read_evaluations(workdir)
     return Run(workdir, name, config, dataset, metrics, summary, written, evaluations, notes + broken)
 
 
@@ -198,7 +199,8 @@ def _metrics(path: Path, classes: int) -> tuple[list[dict[str, float]], list[str
     return sorted(lines, key=lambda line: line["step"]), notes
 
 
-def _evaluations(workdir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+def read_evaluations(workdir: Path) -> tuple[Evaluations, list[str]]:
+    """Returns the results of evaluations in a workdir, and notes on those that are damaged."""
     evaluations, notes = [], []
     for path in sorted(workdir.glob("evaluation/*/*/results-*.json")):
         try:

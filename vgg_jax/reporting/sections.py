@@ -17,7 +17,7 @@ from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import images, predictions
 from vgg_jax.reporting.curves import ABSENT, percent, rate_text, run_charts
-from vgg_jax.reporting.runs import Run, lr_drops, read_run, state
+from vgg_jax.reporting.runs import Run, lr_drops, state
 from vgg_jax.workdir import CHECKPOINTS
 
 _MOST_CLASSES = 20  # of a confusion matrix; of more, the hardest
@@ -93,8 +93,7 @@ def _predictions(
     cached = predictions.from_cache(trained, run.evaluations)
     if cached is None and detail.may_compute:
         try:
-            predictions.compute(trained, *location, quiet=quiet)
-            run = run._replace(evaluations=read_run(run.workdir, run.name).evaluations)
+            run = run._replace(evaluations=predictions.compute(trained, *location, quiet=quiet))
             cached = predictions.from_cache(trained, run.evaluations)
         except UserError as error:
             notes.append(f"No predictions: {error}")
