@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_net_is_named_by_layer_and_shape(run):
         run,
     )
     changed(configuration="F")
-    refused("has the configuration 'F'; there are A, A-LRN, B", run)
+    refused("model.configuration is 'F'; it must be one of A, A-LRN, B", run)
     changed(configuration="A", num_classes=4)
     refused("config.json has 4 classes and dataset.json 3; they are not of one run", run)
     (run / "dataset.json").write_text("{}")

@@ -386,7 +386,7 @@ def broken(path, content):
         (lambda run: broken(run / "config.json", "[]"), "config.json holds no JSON object, but list"),
         (
             lambda run: broken(run / "config.json", '{"model": {}}'),
-            "model.configuration is None, and there are A, A-LRN",
+            "model.configuration is missing; bring it back from a copy.",
         ),
         (lambda run: broken(run / "dataset.json", '{"class_names": 3}'), "dataset.json has 'class_names' as 3"),
         (
@@ -413,6 +413,62 @@ def test_bad_input_gets_one_sentence(trained, spoil, sentence):
     assert str(trained) in str(caught.value)
 
 
+def spoil_json(path, *keys, value):
+    """Puts a value where the keys lead."""
+    content = json.loads(path.read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [
+        ("config.json", ("label_smoothing",), 10**400),
+        ("config.json", ("image", "scale_min"), 10**400),
+        ("config.json", ("model", "batch_norm"), 10**400),
+        ("config.json", ("data", "root"), True),
+        ("config.json", ("model", "init"), "x"),
+        ("config.json", ("model", "num_classes"), 0),
+        ("config.json", ("image", "crop"), float("nan")),
+        ("dataset.json", ("class_names", 0), {"a": 1}),
+        ("dataset.json", ("class_names", 0), 10**400),
+        ("dataset.json", ("train_images",), -1),
+        ("dataset.json", ("unknown",), [10**400]),
+        ("summary.json", ("steps",), 10**400),
+        ("summary.json", ("seconds",), float("nan")),
+        ("summary.json", ("seconds",), float("inf")),
+    ],
+    ids=map(str, range(14)),
+)
+def test_a_value_that_no_run_has_gets_one_sentence(trained, file, keys, value):
+    spoil_json(trained / file, *keys, value=value)
+    with pytest.raises(UserError, match=f"^{trained / file} ") as caught:
+        write_page([trained], None, quiet=True)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [(("mean_rgb",), []), (("mean_rgb", 0), float("nan")), (("color_vectors", 0, 0), 1e308), (("class_names", 0), 3)],
+)
+def test_a_damaged_description_of_the_data_is_not_evaluated(trained, keys, value):
+    spoil_json(trained / "dataset.json", *keys, value=value)
+    with pytest.raises(UserError, match=f"{trained}/dataset.json is no data set's description"):
+        load_trained(trained)
+
+
+def test_a_page_leaves_out_large_numbers_and_unknown_reasons(trained):
+    shutil.rmtree(trained / "checkpoints")
+    spoil_json(trained / "summary.json", "stopped_by", value={"a": 1})
+    with open(trained / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 72, "val/top1_error": 10**400}) + "\n")
+        file.write(json.dumps({"step": 10**400, "val/top1_error": 0.5}) + "\n")
+    assert "2 lines of" in text_of(write_page([trained], None, quiet=True))
+
+
 def test_what_does_not_go_together_gets_one_sentence(trained, net_config, tmp_path):
     other = logged(make_run(tmp_path / "other", net_config))
     description = json.loads((other / "dataset.json").read_text())
@@ -433,9 +489,21 @@ def test_a_broken_evaluation_is_noted_and_left_out(trained):
     evaluate(Request((str(trained),), protocol="dense"), quiet=True)
     (results,) = trained.glob("evaluation/7/*/results-dense-*.json")
     content = json.loads(results.read_text())
-    del content["rows"][0]["protocol"]
-    for spoilt, sentence in (("{", "cannot be read"), (json.dumps(content), "has 'protocol' as None")):
-        results.write_text(spoilt)
+    spoilt_values = [
+        (("rows", 0, "protocol"), None, "has 'protocol' as None"),
+        (("rows", 0, "paper"), [1], "has 'paper' as [1]"),
+        (("rows", 0, "top5_error"), {"a": 1}, "has 'top5_error' as {'a': 1}"),
+        (("request", "split"), 3, "has 'split' as 3"),
+        (("request", "data_root"), {"a": 1}, "has 'data_root' as {'a': 1}"),
+        (("models", 0, "passes", 0, "mirrored"), [], "has 'mirrored' as []"),
+        (("models", 0, "passes", 0), True, "has 'method' as None"),
+        (("computing", "seconds"), 10**400, "has an integer of 1329 bits"),
+    ]
+    results.write_text("{")
+    assert f"An evaluation is left out: {results} cannot be read" in text_of(write_page([trained], None, quiet=True))
+    for keys, value, sentence in spoilt_values:
+        results.write_text(json.dumps(content))
+        spoil_json(results, *keys, value=value)
         text = text_of(write_page([trained], None, quiet=True))
         assert f"An evaluation is left out: {results} {sentence}".replace("'", "&#39;") in text
         assert "From center crop, Q = 73" in text

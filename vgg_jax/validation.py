@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,13 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     for is_broken, sentence in _rules(config, num_devices):
         if is_broken:
             raise UserError(sentence)
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Checks the type, the range and the choices of each known key; raises UserError as `validate`, and ignores the others."""
+    for name, value in given.items():
+        if name in KEYS:
+            _check_value(name, value, KEYS[name])
 
 
 def _check_value(name: str, value: Any, key: Key) -> None:

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics
-from vgg_jax.config import default_config, network_title
+from vgg_jax.config import default_config, flatten, network_title
 from vgg_jax.exceptions import UserError
 from vgg_jax.files import read_json
-from vgg_jax.models import CONFIGURATIONS, Network
+from vgg_jax.models import Network
 from vgg_jax.sharding import make_mesh, replicated
 from vgg_jax.state import leaf_names, make_model, model_shapes, params_sha256
+from vgg_jax.validation import check_values
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import Weights, folded_variables
 from vgg_jax.weights.preprocessing import Preprocessing
@@ -67,12 +68,7 @@ def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
             "a weights file."
         )
     config = _config(workdir / "config.json")
-    dataset = _read_json(workdir / "dataset.json")
-    try:
-        class_names = list(dataset["class_names"])
-        statistics = ColorStatistics(*(np.array(dataset[name], np.float32) for name in ColorStatistics._fields))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{workdir / 'dataset.json'} is no data set's description ({error!r}).") from error
+    class_names, statistics = _dataset(workdir / "dataset.json")
     checkpoint, variables = load_variables(source, averages)
     _check_fit(workdir, checkpoint, config, variables, class_names)
     if dtype:
@@ -166,13 +162,25 @@ def _config(path: Path) -> ConfigDict:
     config = default_config()
     try:
         config.update(_read_json(path))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no run's configuration: {error}.") from error
-    if config.model.configuration not in CONFIGURATIONS:
-        raise UserError(
-            f"{path} has the configuration {config.model.configuration!r}; there are {', '.join(CONFIGURATIONS)}."
-        )
+        check_values(flatten(config))
+    except (TypeError, ValueError, AttributeError, OverflowError, UserError) as error:
+        raise UserError(f"{path} is no run's configuration: {str(error).rstrip('.')}.") from error
     return config
+
+
+def _dataset(path: Path) -> tuple[list[str], ColorStatistics]:
+    """Returns the class names and the colours of a run's data."""
+    dataset = _read_json(path)
+    try:
+        class_names = dataset["class_names"]
+        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+            raise TypeError("class_names must be a list of texts")
+        mean_rgb, vectors = (np.array(dataset[name], np.float64) for name in ColorStatistics._fields)
+        if (mean_rgb.shape, vectors.shape) != ((3,), (3, 3)) or not (abs(np.vstack([mean_rgb, vectors])) <= 1e4).all():
+            raise ValueError("mean_rgb must be 3 colours, and color_vectors 3 x 3 numbers")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} is no data set's description ({error!r}).") from error
+    return class_names, ColorStatistics(mean_rgb.astype(np.float32), vectors.astype(np.float32))
 
 
 def _read_json(path: Path) -> Any:

@@ -80,14 +80,14 @@ def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -
     request = Request(**{name: content["request"][name] for name in Request._fields if name in content["request"]})
     probs: dict[EvalPass, Probs] = {}
     for description in content["models"][0]["passes"]:
-        eval_pass = EvalPass(**description)
+        eval_pass = EvalPass(*(description[name] for name in EvalPass._fields))
         name = pass_name(trained, eval_pass)
         if content["models"][0]["dtype"] != trained.config.model.dtype:
             return None  # cached next to the run's own under another name
         try:
             settings = read_json(directory / f"{name}.json")
             cached = Cache(directory, name, settings, len(trained.class_names)).load()
-        except (UserError, KeyError):
+        except (UserError, KeyError, TypeError):
             return None
         found = (settings.get("params_sha256"), settings.get("data"), settings.get("split"))
         if cached is None or found != (trained.digest, content["data"]["name"], content["data"]["split"]):

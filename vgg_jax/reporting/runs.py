@@ -6,16 +6,19 @@ import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from vgg_jax import files
 from vgg_jax.config import default_config, flatten
-from vgg_jax.exceptions import UserError
+from vgg_jax.evaluation.protocol import Request
+from vgg_jax.exceptions import UserError, quoted
 from vgg_jax.metrics import read_metrics
-from vgg_jax.models import CONFIGURATIONS
+from vgg_jax.validation import check_values
 
+_MOST_BITS = 63  # of an integer
 Point = tuple[float, float]
 Evaluations = list[tuple[Path, dict[str, Any]]]
 
@@ -78,9 +81,10 @@ def read_run(workdir: Path, name: str) -> Run:
     if dataset:
         counts = [key for key in ("train_images", "validation_images") if key in dataset]
         _known(workdir / "dataset.json", dataset, {"class_names": list} | dict.fromkeys(counts, int))
+        _known_texts(workdir / "dataset.json", "class_names", dataset["class_names"])
     summary = read_json(workdir / "summary.json") if (workdir / "summary.json").exists() else None
     if summary is not None:
-        _known(workdir / "summary.json", summary, {"steps": int, "seconds": (int, float), "lr_drops": int})
+        _known(workdir / "summary.json", summary, {"steps": int, "seconds": float, "lr_drops": int})
     path = workdir / "metrics.jsonl"
     metrics, notes = _metrics(path, config["model.num_classes"])
     if summary and metrics and metrics[-1]["step"] > summary["steps"]:
@@ -157,34 +161,51 @@ def read_json(path: Path) -> dict[str, Any]:
     content = files.read_json(path, "bring it back from a copy, or leave its directory out of the report")
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object, but {type(content).__name__}; it is not a file of this program.")
+    _check_sizes(path, content)
     return content
 
 
+def _check_sizes(path: Path, value: Any) -> None:
+    """Raises UserError at a number that no float holds."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise UserError(f"{path} has {quoted(value)}, which is not of this program; bring it back from a copy.")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_sizes(path, part)
+
+
 def _config(path: Path) -> dict[str, Any]:
-    flat = flatten(ConfigDict(read_json(path)))
-    configuration = flat.get("model.configuration")
-    if configuration not in CONFIGURATIONS:
-        raise UserError(
-            f"{path} is no run's configuration: model.configuration is {configuration!r}, and there are "
-            f"{', '.join(CONFIGURATIONS)}."
-        )
-    default = flatten(default_config())
-    for key, value in flat.items():
-        if isinstance(default.get(key), int | float) and not isinstance(value, int | float):
-            raise UserError(f"{path} is no run's configuration: {key} is {value!r}, which is no number.")
-    if flat.get("batch_size", 1) < 1:
-        raise UserError(f"{path} is no run's configuration: batch_size is {flat['batch_size']}, which is not above 0.")
-    return default | flat
+    try:
+        flat = flatten(ConfigDict(read_json(path)))
+        check_values(flat)
+    except (TypeError, ValueError, AttributeError, UserError) as error:
+        raise UserError(f"{path} is no run's configuration: {str(error).rstrip('.')}.") from error
+    if "model.configuration" not in flat:
+        raise UserError(f"{path} is no run's configuration: model.configuration is missing; bring it back from a copy.")
+    return flatten(default_config()) | flat
 
 
 def _known(path: Path, content: Any, kinds: dict[str, Any]) -> None:
-    """Raises UserError where a value is not of its kind."""
+    """Raises UserError where a value is not of its kind: a type, `int` for a count and `float` for a finite number, or several."""
     for key, kind in kinds.items():
         value = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(value, kind):
+        if not any(_is(value, one) for one in (kind if isinstance(kind, tuple) else (kind,))):
             raise UserError(
-                f"{path} has {key!r} as {value!r}, which is not of this program; bring it back from a copy."
+                f"{path} has {key!r} as {quoted(value)}, which is not of this program; bring it back from a copy."
             )
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind is int:
+        return type(value) is int and value >= 0
+    return isinstance(value, kind)
+
+
+def _known_texts(path: Path, key: str, values: Any) -> None:
+    """Raises UserError where values are not a list of texts."""
+    for value in values if isinstance(values, list) else [values]:
+        _known(path, {key: value}, {key: str})
 
 
 def _metrics(path: Path, classes: int) -> tuple[list[dict[str, float]], list[str]]:
@@ -193,6 +214,12 @@ def _metrics(path: Path, classes: int) -> tuple[list[dict[str, float]], list[str
         lines, damaged = read_metrics(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); mend its permissions or bring it back.") from error
+    sound = [
+        line
+        for line in lines
+        if not any(isinstance(value, int) and value.bit_length() > _MOST_BITS for value in line.values())
+    ]
+    lines, damaged = sound, damaged + len(lines) - len(sound)
     if classes <= 5:
         lines = [{name: value for name, value in line.items() if "top5" not in name} for line in lines]
     notes = [f"{damaged} lines of {path} are damaged and left out."] if damaged else []
@@ -205,13 +232,31 @@ def read_evaluations(workdir: Path) -> tuple[Evaluations, list[str]]:
     for path in sorted(workdir.glob("evaluation/*/*/results-*.json")):
         try:
             content = read_json(path)
-            _known(path, content, {"rows": list, "models": list, "data": dict, "request": dict})
-            for model in content["models"]:
-                _known(path, model, {"checkpoint": str, "passes": list})
-            for row in content["rows"]:
-                text, number = dict.fromkeys(("models", "protocol", "scales"), str), (int, float)
-                _known(path, row, {**text, "images": int, "top1_error": number})
+            _check_evaluation(path, content)
             evaluations.append((path, content))
         except UserError as error:
             notes.append(f"An evaluation is left out: {error}")
     return evaluations, notes
+
+
+def _check_evaluation(path: Path, content: dict[str, Any]) -> None:
+    """Raises UserError where results of an evaluation are not as `protocol.evaluate` writes them."""
+    _known(path, content, {"rows": list, "models": list, "data": dict, "request": dict})
+    _known(path, content["data"], {"name": str, "split": str})
+    for model in content["models"]:
+        _known(path, model, {"checkpoint": str, "params_sha256": str, "dtype": str, "passes": list})
+        for one in model["passes"]:
+            _known(path, one, {"method": str, "scale": int, "crop": int, "mirrored": bool})
+    for row in content["rows"]:
+        text, may_lack = dict.fromkeys(("models", "protocol", "scales"), str), (float, NoneType)
+        _known(
+            path, row, {**text, "images": int, "top1_error": float, "top5_error": may_lack, "paper": (dict, NoneType)}
+        )
+        if row.get("paper"):
+            _known(path, row["paper"], dict.fromkeys(("top1", "top5"), may_lack))
+    defaults = Request(())._asdict()
+    for key, value in content["request"].items():
+        if isinstance(defaults.get(key), tuple):
+            _known_texts(path, key, value)
+        elif key in defaults:
+            _known(path, content["request"], {key: type(defaults[key])})

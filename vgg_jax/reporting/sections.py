@@ -177,7 +177,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
             tiles.append((percent(best["val/top5_error"]), "validation top-5 error", "at the same step"))
     epochs = f"{round(run.step() / per_epoch, 1):g} epochs" if per_epoch else "steps"
     stopped = {"plateau": "ended by the last plateau", "num_epochs": "all its epochs"}
-    how = stopped.get(run.summary.get("stopped_by", ""), "") if run.summary else "not finished"
+    how = stopped.get(str(run.summary.get("stopped_by")), "") if run.summary else "not finished"
     tiles.append((f"{run.step():,}", f"steps, {epochs}" if per_epoch else "steps", how))
     if run.summary:
         drops = run.summary["lr_drops"]
@@ -251,7 +251,9 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
             own = sum(count + (count > 1) for count in methods.values()) + (len(methods) > 1)
             shown_rows = shown_rows[:own] + [row for row in shown_rows[own:] if row["models"].startswith("fusion")]
         for row in shown_rows:
-            published = paper.TopKError(**row["paper"]) if row.get("paper") else None
+            published = (
+                paper.TopKError(row["paper"].get("top1"), row["paper"].get("top5")) if row.get("paper") else None
+            )
             shown = {
                 "model": row["models"],
                 "checkpoint": path.parent.parent.name,
