@@ -460,6 +460,19 @@ def test_a_damaged_description_of_the_data_is_not_evaluated(trained, keys, value
         load_trained(trained)
 
 
+def test_of_equal_errors_the_best_is_that_of_least_loss_then_the_earlier(trained):
+    lines = [
+        (60, 0.25, 1.5999),
+        (90, 0.25, float("nan")),
+        (110, 0.25, 1.6079),
+        (120, 0.25, 1.5999),
+        (130, float("nan"), 1.0),
+    ]
+    text = "".join(json.dumps({"step": s, "val/top1_error": e, "val/loss": loss}) + "\n" for s, e, loss in lines)
+    (trained / "metrics.jsonl").write_text(text)
+    assert runs.read_run(trained, "run").best()["step"] == 60
+
+
 def test_a_page_leaves_out_large_numbers_and_unknown_reasons(trained):
     shutil.rmtree(trained / "checkpoints")
     spoil_json(trained / "summary.json", "stopped_by", value={"a": 1})

@@ -57,9 +57,14 @@ class Run(NamedTuple):
         return [(x, y) for x, y in points if math.isfinite(y)]
 
     def best(self) -> dict[str, float] | None:
-        """Returns the validation line of least top-1 error, of equals that of least loss, then the earlier, as checkpoints are."""
-        lines = [line for line in self.metrics if "val/top1_error" in line]
-        return min(lines, key=lambda line: (line["val/top1_error"], line.get("val/loss", math.inf)), default=None)
+        """Returns the validation line of least top-1 error; of equals that of least loss, then the earlier, as checkpoints are chosen."""
+
+        def rank(line: dict[str, float]) -> tuple[float, float]:
+            error, loss = line["val/top1_error"], line.get("val/loss", math.inf)
+            return error, loss if math.isfinite(loss) else math.inf
+
+        lines = [line for line in self.metrics if math.isfinite(line.get("val/top1_error", math.nan))]
+        return min(lines, key=rank, default=None)
 
     def median(self, name: str) -> float | None:
         values = sorted(line[name] for line in self.metrics if name in line)
