@@ -20,8 +20,11 @@ from PIL import Image
 
 from vgg_jax import cli, features
 from vgg_jax.data.crops import rescaled
+from vgg_jax.data.decode import read_file, size_of
 from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.models.description import endpoint_names
+
+LONGEST = 8  # times the shorter side
 
 flags = cli.Flags()
 _WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (python -m vgg_jax.convert).", required=True)
@@ -95,9 +98,20 @@ def mean(values: list[jax.Array]) -> jax.Array:
 
 
 def photo(name: str, size: int) -> np.ndarray:
-    """[H, W, 3] float32 RGB, the shorter side `size`."""
+    """Returns an image [H, W, 3] float32 RGB, the shorter side `size`.
+
+    Raises:
+      UserError: it cannot be read, or is too long: `size` would make it larger than memory or patience.
+    """
     try:
-        return rescaled(Path(name).expanduser().read_bytes(), size).astype(np.float32)
+        encoded = read_file(Path(name).expanduser())
+        width, height = size_of(encoded)
+        if max(width, height) > LONGEST * min(width, height):
+            raise UserError(
+                f"{name} has {width} x {height} pixels, and one side may be at most {LONGEST} times as long as the other; "
+                "cut it, or give another image."
+            )
+        return rescaled(encoded, size).astype(np.float32)
     except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be read: {error}; give another image.") from error
 

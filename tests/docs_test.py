@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples import style_transfer
 from tests.command import run_module
 from tests.conftest import REPOSITORY
 from tests.random_weights import some_weights
 from vgg_jax.data.builtin import render
+from vgg_jax.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 
 
@@ -26,6 +28,15 @@ def test_the_examples_of_features_run(tmp_path, monkeypatch):
     assert names["gradient"].shape == (160, 200, 3)
     assert float(names["style"]) > 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(names["backbone"].params))
+
+
+@pytest.mark.parametrize("size", [(20_000, 3), (3, 20_000), (90, 10)])
+def test_style_transfer_refuses_a_long_image(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "long.png")
+    with pytest.raises(UserError, match=rf"long.png has {size[0]} x {size[1]} pixels.*at most 8 times"):
+        style_transfer.photo(str(tmp_path / "long.png"), 256)
+    Image.new("RGB", (80, 10)).save(tmp_path / "fits.png")
+    assert style_transfer.photo(str(tmp_path / "fits.png"), 32).shape == (32, 256, 3)
 
 
 @pytest.mark.slow
