@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.command import help_of, run_module, start_module
 from tests.reference import Reference
+from vgg_jax.console import Console
 from vgg_jax.evaluation.predict_files import list_images, predict
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
 from vgg_jax.exceptions import UserError
@@ -54,6 +55,26 @@ def test_probabilities_are_those_of_a_slow_reference(run, photos):
         assert list(prediction.classes) == list(np.argsort(-wanted))
         np.testing.assert_allclose(prediction.probabilities, np.sort(wanted)[::-1], atol=2e-3)
     assert np.ptp([p.probabilities[0] for p in found]) > 0.005  # they differ by image
+
+
+def turned(photo, directory):
+    """A JPEG that says that it was taken with the camera on its side, and the same image upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photo).convert("RGB").save(directory / "turned.jpg", exif=exif)
+    ImageOps.exif_transpose(Image.open(directory / "turned.jpg")).save(directory / "upright.png")
+    return [directory / "turned.jpg", directory / "upright.png"]
+
+
+def test_exif_orientations_are_said_once_or_applied(run, photos, tmp_path, capsys):
+    trained, paths = load_trained(run), turned(sorted(photos.glob("validation/*/*"))[1], tmp_path)
+    for exif in (False, True):
+        predictions, failures = predict(trained, paths, "center_crop", exif=exif, console=Console())
+        assert failures == []
+        same = np.array_equal(predictions[0].probabilities, predictions[1].probabilities)
+        assert same == exif
+        line = "WARNING: 1 of 2 images have an EXIF orientation, as "
+        assert capsys.readouterr().out.count(line) == (not exif)
 
 
 def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, photos, tmp_path):

@@ -8,18 +8,37 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tests.evaluations import close, kept, request
 from tests.reference import Reference, softmax
 from tests.runs import CLASS_NAMES, SIZES, make_run, random_params, records_of, varied_pictures
+from vgg_jax.console import Console
+from vgg_jax.data.decode import decode
 from vgg_jax.data.pipeline import batches, eval_examples
 from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
-from vgg_jax.evaluation.protocol import evaluate
+from vgg_jax.evaluation.protocol import evaluate, open_evaluated
 from vgg_jax.evaluation.split import cache_dir
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import make_mesh
 from vgg_jax.steps import make_eval_step
+
+
+@pytest.mark.parametrize(("of_run", "flag", "is_applied"), [(0, None, 0), (1, None, 1), (1, False, 0), (0, True, 1)])
+def test_evaluated_images_are_turned_as_the_run_or_the_flag_says(net_config, tmp_path, of_run, flag, is_applied):
+    folder = varied_pictures(tmp_path / "photos", sizes=SIZES[:3])
+    file = min(folder.glob("validation/*/*.png"))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.open(file).save(file, exif=exif)
+    net_config.data.root, net_config.data.exif = str(folder), bool(of_run)
+    net_config.data.dir = str(tmp_path / "data")
+    trained = load_trained(make_run(tmp_path / "run", net_config))
+    split = open_evaluated(request(tmp_path / "run", exif=flag), trained, Console(quiet=True))
+    (encoded,) = [record["image"] for record in split.records if record["file_name"].decode().endswith(file.name)]
+    image = Image.open(file)
+    np.testing.assert_array_equal(decode(encoded), np.asarray(ImageOps.exif_transpose(image) if is_applied else image))
 
 
 @pytest.mark.slow

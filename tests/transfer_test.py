@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.command import run_module
 from tests.random_weights import some_weights
 from vgg_jax import features
 from vgg_jax.data import sources
 from vgg_jax.data.crops import rescaled
+from vgg_jax.data.decode import decode
+from vgg_jax.data.orientation import read_image
 from vgg_jax.evaluation import linear_probe, transfer_data
 from vgg_jax.evaluation.descriptors import descriptors, normalized
 from vgg_jax.evaluation.linear_svm import (
@@ -68,6 +70,21 @@ def test_last_features_are_those_of_all_branches():
     ):
         layers = describe(configuration)
         assert (last_features(layers), last_features(layers, is_map=True)) == (whole, of_map)
+
+
+def test_exif_orientations_of_a_folder_and_unicode_forms_of_its_classes(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 5
+    paths = [tmp_path / split / kind / "0.png" for split, kind in (("a", "caf\u00e9"), ("b", "cafe\u0301"), ("a", "x"))]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)).save(path, exif=exif)
+    listed = {exif: transfer_data.folder(tmp_path, exif) for exif in (False, True)}
+    assert listed[False].class_names == listed[True].class_names == ["caf\u00e9", "x"]
+    assert listed[False].labels.tolist() == [0, 1, 0]
+    assert listed[False].images.digest != listed[True].images.digest
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(paths[0])))
+    np.testing.assert_array_equal(decode(read_image(paths[0], exif=True)), turned)
 
 
 @pytest.mark.slow

@@ -38,7 +38,12 @@ class Flags:
 
 
 # Configuration keys, by which errors name values, as the flags of tools that have their own.
-DATA_FLAGS = {"data.name": "--data_name", "data.dir": "--data_dir", "data.root": "--data_root"}
+DATA_FLAGS = {
+    "data.name": "--data_name",
+    "data.dir": "--data_dir",
+    "data.root": "--data_root",
+    "data.exif": "--exif",
+}
 
 
 def run(

@@ -28,6 +28,9 @@ _SPLIT = flags.DEFINE_string("split", "", "The split to evaluate on. Default: th
 _DATA_NAME = flags.DEFINE_string("data_name", "", "Another data set: builtin, folder, or a TFDS name.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where prepared data lies, if not where it lay for the run.")
 _DATA_ROOT = flags.DEFINE_string("data_root", "", "Another folder of images, <split>/<class>/<image>.")
+_EXIF = flags.DEFINE_bool(
+    "exif", None, "Of a folder: turn images as their EXIF orientation says. Default: config.data.exif of the run."
+)  # fmt: skip
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 0, "Images of the crop's size that the model sees at once, over all devices; larger ones count for as "
     "much as they are larger. It bounds memory and changes no result. Default: 64 a device.", lower_bound=0
@@ -76,6 +79,7 @@ def main(arguments: list[str]) -> None:
         data_name=_DATA_NAME.value,
         data_dir=_DATA_DIR.value,
         data_root=_DATA_ROOT.value,
+        exif=_EXIF.value,
         batch_size=_BATCH_SIZE.value,
         dtype=_DTYPE.value,
         averages=_AVERAGES.value,

@@ -51,6 +51,7 @@ _MAPS = flags.DEFINE_string("maps", "", "A directory for the class score maps la
 _GRAD_CAM = flags.DEFINE_bool(
     "grad_cam", False, "Next to each of the --maps, Grad-CAM of the same class; both also as arrays (NPZ)."
 )
+_EXIF = flags.DEFINE_bool("exif", False, "Turn images as their EXIF orientation says, which is ignored otherwise.")
 _JSON = flags.DEFINE_string("json", "", "A file for the same as JSON.")
 
 
@@ -88,6 +89,7 @@ def main(arguments: list[str]) -> None:
             "params_sha256": trained.digest,
             "protocol": _PROTOCOL.value,
             "scales": _SCALES.value,
+            "exif": _EXIF.value,
             "predictions": sorted(entries, key=lambda entry: order[entry["image"]]),
             "failures": [{"image": str(failure.path), "reason": failure.reason} for failure in failures],
         }
@@ -116,8 +118,9 @@ def main(arguments: list[str]) -> None:
             _BATCH_SIZE.value,
             _MAPS.value,
             _GRAD_CAM.value,
-            console,
-            done,
+            exif=_EXIF.value,
+            console=console,
+            done=done,
         )
     except BaseException:
         if entries and _JSON.value:

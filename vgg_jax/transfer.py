@@ -47,6 +47,9 @@ _CLASSIFIER = flags.DEFINE_enum(
     "logistic regression by optax on JAX's device, for many images."
 )  # fmt: skip
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Where a TFDS set lies (config.data.dir).")
+_EXIF = flags.DEFINE_bool(
+    "exif", False, "Of a folder or a kit: turn images as their EXIF orientation says, which is ignored otherwise."
+)  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", 0, "Of the splits, and of the fifth by which C is chosen.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string("output", "transfer", "A directory for descriptors and results.json.")
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -83,6 +86,8 @@ def main(arguments: list[str]) -> None:
         cli.fail(
             f"--data_root={_DATA_ROOT.value} --protocol=voc: give the kit's directory, whose lists the protocol is of."
         )
+    if tfds_name and _EXIF.value:
+        cli.fail(f"--data_root={_DATA_ROOT.value} --exif: EXIF is of folders of images and VOC kits; leave --exif out.")
     root, is_voc = Path(_DATA_ROOT.value).expanduser(), _PROTOCOL.value == "voc"
     keep_compiled()
     warn_of_unseen_gpu()
@@ -91,12 +96,14 @@ def main(arguments: list[str]) -> None:
     choices = [(layer,) * len(backbones) for layer in _LAYERS.value]
     choices = choices or [tuple(last_features(backbone.model.layers) for backbone in backbones)]
     if is_voc:
-        data = transfer_data.voc(root, _TRAIN_LIST.value, _TEST_LIST.value)
+        data = transfer_data.voc(root, _TRAIN_LIST.value, _TEST_LIST.value, _EXIF.value)
         splits = [(data.train, data.test)]
         for name, reason in transfer_data.classes_left_out(data).items():
             print(f"WARNING: {name} is left out of the mean: the lists have {reason}", flush=True)
     else:
-        data = transfer_data.prepared(tfds_name, _DATA_DIR.value) if tfds_name else transfer_data.folder(root)
+        data = (
+            transfer_data.prepared(tfds_name, _DATA_DIR.value) if tfds_name else transfer_data.folder(root, _EXIF.value)
+        )
         counts = (_TRAIN_IMAGES.value, _TEST_IMAGES.value, _SPLITS.value, _SEED.value)
         splits = linear_svm.caltech_splits(data.labels, data.class_names, *counts)
     print(f"{root}: {len(data.labels):,} images, {len(data.class_names)} classes", flush=True)

@@ -16,7 +16,7 @@ from etils import epath
 
 from vgg_jax.data import prepared
 from vgg_jax.data.decode import SUFFIXES, DecodeError, check, decode, read_file
-from vgg_jax.data.orientation import orientation, upright_image
+from vgg_jax.data.orientation import orientation, read_image
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import Record
 from vgg_jax.data.rgb import has_16_bits
@@ -291,7 +291,6 @@ def _entry(file: Path, split: Path, label: int, exif: bool) -> prepared.Entry:
     name = prepared.plain_name(str(file.relative_to(split)))
 
     def record() -> Record:
-        encoded = read_file(file)
-        return {"image": upright_image(encoded) if exif else encoded, "label": label, "file_name": name.encode()}
+        return {"image": read_image(file, exif), "label": label, "file_name": name.encode()}
 
     return prepared.Entry(name, file.stat().st_size, record)

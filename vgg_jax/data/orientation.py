@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vgg_jax.data.decode import decode
+from vgg_jax.data.decode import decode, read_file
 
 _ORIENTATION = 0x0112  # the tag of EXIF 2.32, section 4.6.4; 1 is upright
 # What makes an image upright, [H, W, 3] to [H, W, 3] or [W, H, 3].
@@ -48,3 +49,9 @@ def upright_image(encoded: bytes) -> bytes:
     file = io.BytesIO()
     Image.fromarray(upright(decode(encoded), number)).save(file, "PNG")
     return file.getvalue()
+
+
+def read_image(path: Path, exif: bool) -> bytes:
+    """Reads a file that may be an image as `read_file` does, and turns it upright where `exif` says so."""
+    encoded = read_file(path)
+    return upright_image(encoded) if exif else encoded

@@ -15,14 +15,15 @@ import numpy as np
 
 from vgg_jax.console import Console
 from vgg_jax.data.crops import rescaled_size
-from vgg_jax.data.decode import SUFFIXES, DecodeError, check, read_file, size_of
+from vgg_jax.data.decode import SUFFIXES, DecodeError, check, size_of
 from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
+from vgg_jax.data.orientation import orientation, read_image
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.exceptions import UserError, printable, writing_to
 from vgg_jax.files import write_atomically
 
 _OTHER_MAPS = "choose another --maps"
@@ -45,17 +46,27 @@ class Failure(NamedTuple):
 
 
 class ImageFiles(Sequence):
-    """Images as `data.records.Records` gives them: encoded, by number."""
+    """Images as `data.records.Records` gives them: encoded, by number.
 
-    def __init__(self, paths: Sequence[Path]):
-        self._paths = paths
+
+    Args:
+      paths: of the images.
+      exif: turn them as their EXIF orientation says.
+    """
+
+    def __init__(self, paths: Sequence[Path], exif: bool = False):
+        self._paths, self._exif = paths, exif
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: Any) -> Any:
         try:
-            return {"image": read_file(self._paths[index]), "label": -1, "file_name": str(self._paths[index])}
+            return {
+                "image": read_image(self._paths[index], self._exif),
+                "label": -1,
+                "file_name": str(self._paths[index]),
+            }
         except (OSError, DecodeError) as error:
             raise UserError(
                 f"{self._paths[index]} can no longer be read: {error}; leave it out, or bring it back."
@@ -105,6 +116,7 @@ def predict(
     batch_size: int = 0,
     maps: str = "",
     grad_cam: bool = False,
+    exif: bool = False,
     console: Console | None = None,
     done: Callable[[Prediction], None] = lambda prediction: None,
 ) -> tuple[list[Prediction], list[Failure]]:
@@ -118,6 +130,7 @@ def predict(
       batch_size: images of the crop's size at once, over all devices; 0 for 64 a device, or as many as there are.
       maps: a directory for score maps, see `heatmaps.draw`; "" draws none.
       grad_cam: draw Grad-CAM next to them, and write both as arrays, NAME.npz: classes [n], score_map and grad_cam [h, w, n].
+      exif: turn images as their EXIF orientation says; else a line counts those that have one.
       console: shows progress.
       done: is called with each prediction as soon as it is made, in whatever order is cheapest; with maps, once the next is computed.
 
@@ -134,10 +147,10 @@ def predict(
         with writing_to(maps, _OTHER_MAPS):
             directory.mkdir(parents=True, exist_ok=True)
     largest = max(passes, key=lambda eval_pass: eval_pass.scale)
-    readable, sizes, failures = _check_images(paths, largest)
+    readable, sizes, failures = _check_images(paths, largest, exif, console)
     if not readable:
         return [], failures
-    records: Any = ImageFiles(readable)
+    records: Any = ImageFiles(readable, exif)
     variables = heatmaps.on_one_device(trained) if maps else {}
 
     def finished(item: tuple[int, np.ndarray]) -> tuple[int, Prediction | Failure]:
@@ -189,13 +202,18 @@ def predict(
     return [predictions[i] for i in sorted(predictions)], failures
 
 
-def _check_images(paths: Sequence[Path], largest: EvalPass) -> tuple[list[Path], np.ndarray, list[Failure]]:
+def _check_images(
+    paths: Sequence[Path], largest: EvalPass, exif: bool, console: Console
+) -> tuple[list[Path], np.ndarray, list[Failure]]:
     """Returns the readable images, their (width, height) [n, 2], and the reasons against the others."""
+    turned: list[Path] = []
 
     def size_or_reason(path: Path) -> tuple[int, int] | str:
         try:
-            encoded = read_file(path)
+            encoded = read_image(path, exif)
             check(encoded)
+            if orientation(encoded) > 1:
+                turned.append(path)
             size = size_of(encoded)
         except OSError as error:
             return error.strerror or str(error)
@@ -208,6 +226,11 @@ def _check_images(paths: Sequence[Path], largest: EvalPass) -> tuple[list[Path],
 
     with ThreadPoolExecutor() as pool:
         checked = list(zip(paths, pool.map(size_or_reason, paths), strict=True))
+    if turned:
+        console.print(
+            f"WARNING: {len(turned):,} of {len(paths):,} images have an EXIF orientation, as {printable(str(min(turned)))}, "
+            "which is ignored; apply it with --exif."
+        )
     failures = [Failure(path, size) for path, size in checked if isinstance(size, str)]
     readable = [(path, size) for path, size in checked if not isinstance(size, str)]
     return [path for path, _ in readable], np.array([size for _, size in readable], np.int64).reshape(-1, 2), failures

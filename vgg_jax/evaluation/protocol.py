@@ -37,6 +37,7 @@ class Request(NamedTuple):
     data_name: str = ""
     data_dir: str = ""
     data_root: str = ""
+    exif: bool | None = None  # of a folder: turn images as their EXIF orientation says; None: as the run
     batch_size: int = 0  # see `run.batch_size_for`
     dtype: str = ""
     averages: bool = True  # see `checkpoints.load_variables`
@@ -135,7 +136,9 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
             f"there is no folder of images {root!r}; give one, laid out <split>/<class>/<image>, with --config.data.root=DIR."
         )
     split_name = request.split or own.val_split
-    data = prepared_data(name, expanded(request.data_dir or own.dir), root, splits={"split": split_name})
+    exif = own.exif and name == "folder" if request.exif is None else request.exif
+    data_dir = expanded(request.data_dir or own.dir)
+    data = prepared_data(name, data_dir, root, splits={"split": split_name}, exif=exif)
     records = open_split(data, split_name, "split")
     class_names = data.class_names
     unknown = sorted(set(class_names) - set(trained.class_names))

@@ -14,6 +14,7 @@ import numpy as np
 from vgg_jax.data import sources
 from vgg_jax.data.folder import files_below, is_named_like_a_picture
 from vgg_jax.data.parallel import parallel_map
+from vgg_jax.data.prepared import plain_name
 from vgg_jax.evaluation.descriptors import Images
 from vgg_jax.evaluation.predict_files import ImageFiles
 from vgg_jax.evaluation.split import UNLABELLED
@@ -33,13 +34,13 @@ class TransferData(NamedTuple):
     recall_points: int = 0  # equidistant recalls of VOC's precision: 11 until 2009; 0: all recalls
 
 
-def image_files(paths: Sequence[Path]) -> Images:
-    """Returns images that lie in files of their own."""
+def image_files(paths: Sequence[Path], exif: bool = False) -> Images:
+    """Returns images that lie in files of their own, turned as their EXIF orientation says where `exif` is set."""
     digest = hashlib.sha256()
     for path in paths:
         status = path.stat()
-        digest.update(os.fsencode(path) + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
-    return Images(ImageFiles(paths), digest.digest())
+        digest.update(os.fsencode(path) + f"\t{status.st_size}\t{status.st_mtime_ns}{' exif' * exif}\n".encode())
+    return Images(ImageFiles(paths, exif), digest.digest())
 
 
 def prepared(name: str, data_dir: str) -> TransferData:
@@ -64,7 +65,7 @@ def prepared(name: str, data_dir: str) -> TransferData:
     return TransferData(images, np.array(labels), data.class_names, np.zeros(0, int), np.zeros(0, int))
 
 
-def folder(root: Path) -> TransferData:
+def folder(root: Path, exif: bool = False) -> TransferData:
     """Lists <root>/<class>/<image>, or <root>/<split>/<class>/<image>, whose splits are put together but for unlabelled ones.
 
     Raises:
@@ -76,18 +77,18 @@ def folder(root: Path) -> TransferData:
     if classes and all(_directories(entry) for entry in classes):
         splits = [_directories(split) for split in classes]
         classes = [kind for kinds in splits if [kind.name for kind in kinds] != [UNLABELLED] for kind in kinds]
-    names = sorted({entry.name for entry in classes})
+    names = sorted({plain_name(entry.name) for entry in classes})
     paths, labels = [], []
     for entry in classes:
         files = [file for file in files_below(entry) if file.is_file() and is_named_like_a_picture(file)]
         paths += files
-        labels += [names.index(entry.name)] * len(files)
+        labels += [names.index(plain_name(entry.name))] * len(files)
     if len(set(labels)) < 2:
         raise UserError(f"--data_root={root} has images of fewer than two classes; lay it out as <class>/<image>.")
-    return TransferData(image_files(paths), np.array(labels), names, np.zeros(0, int), np.zeros(0, int))
+    return TransferData(image_files(paths, exif), np.array(labels), names, np.zeros(0, int), np.zeros(0, int))
 
 
-def voc(root: Path, train_list: str, test_list: str) -> TransferData:
+def voc(root: Path, train_list: str, test_list: str, exif: bool = False) -> TransferData:
     """Reads VOC2007 or VOC2012: JPEGImages/<name>.jpg, and ImageSets/Main/<class>_<list>.txt with lines "name 1", -1 or 0.
 
     Raises:
@@ -117,7 +118,7 @@ def voc(root: Path, train_list: str, test_list: str) -> TransferData:
     is_of_2007 = "_" not in images[0]  # 000012; later years are part of a name, 2008_000002
     indices = np.arange(len(paths))
     train_indices, test_indices = indices[: len(training)], indices[len(training) :]
-    return TransferData(image_files(paths), rows, names, train_indices, test_indices, 11 if is_of_2007 else 0)
+    return TransferData(image_files(paths, exif), rows, names, train_indices, test_indices, 11 if is_of_2007 else 0)
 
 
 def classes_left_out(data: TransferData) -> dict[str, str]:
