@@ -70,7 +70,7 @@ class Work:
         return self.python("main", "--config=configs/quickstart.py", f"--workdir={place / 'run'}", *values)
 
     def prepare(self, place: Path) -> list[str]:
-        return self.python("prepare", "folder", f"--root={self.root / 'images'}", f"--data_dir={place / 'data'}")
+        return self.python("prepare", "folder", f"--data_root={self.root / 'images'}", f"--data_dir={place / 'data'}")
 
     def evaluate(self, place: Path) -> list[str]:
         options = ("--protocol=dense+multi_crop", "--scales=36,40,44", "--batch_size=8")

@@ -42,8 +42,8 @@ def test_help_answers_without_loading_jax():
     ("arguments", "sentence"),
     [
         ((), "say what to prepare, one thing: imagenet2012, folder, cifar10, builtin or the name of a TFDS set"),
-        (("folder",), "say which folder: --root=DIR"),
-        (("folder", "--root=/nowhere"), "--root is '/nowhere', and there is no such directory"),
+        (("folder",), "say which folder: --data_root=DIR"),
+        (("folder", "--data_root=/nowhere"), "--data_root is '/nowhere', and there is no such directory"),
         (("builtin", "--tars=/nowhere"), "--tars goes with `imagenet2012`, not with `builtin`"),
         (("builtin", "--skipbad"), "Unknown command line flag 'skipbad'. Did you mean: skip_bad"),
         (("imagenet2012", "--tars=/nowhere"), "--tars=/nowhere: there is no such directory"),
@@ -52,9 +52,10 @@ def test_help_answers_without_loading_jax():
             "gs://bucket is no directory of this machine",
         ),
         (("imagenet2102",), "neither `builtin` nor `folder` nor a TFDS data set. Did you mean 'imagenet2012'"),
-        (("cifar10",), "python -m vgg_jax.prepare cifar10 --root=cifar-10-python.tar.gz"),
+        (("cifar10",), "python -m vgg_jax.prepare cifar10 --data_root=cifar-10-python.tar.gz"),
+        (("builtin", "--exif"), "--exif goes with `folder`, not with `builtin`"),
         (("cifar100",), "tfds build cifar100 --file_format=array_record"),
-        (("cifar10", "--root=/nowhere"), "--root=/nowhere is not one of CIFAR-10's archives as published"),
+        (("cifar10", "--root=/nowhere"), "--data_root=/nowhere is not one of CIFAR-10's archives as published"),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence, tmp_path):

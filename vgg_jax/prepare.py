@@ -1,8 +1,8 @@
 """`python -m vgg_jax.prepare imagenet2012 --tars=DIR`: makes a data set ready for training, and finds its bad images.
 
     python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=DIR    from the tars of image-net.org
-    python -m vgg_jax.prepare folder --root=DIR --data_dir=DIR          <split>/<class>/<image>
-    python -m vgg_jax.prepare cifar10 --root=cifar-10-python.tar.gz     an official archive, or extracted
+    python -m vgg_jax.prepare folder --data_root=DIR --data_dir=DIR     <split>/<class>/<image>
+    python -m vgg_jax.prepare cifar10 --data_root=FILE                  an official archive, or extracted
     python -m vgg_jax.prepare builtin --data_dir=DIR                    the images that the package draws
     python -m vgg_jax.prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
 
@@ -23,17 +23,19 @@ _TARS = flags.DEFINE_string(
     "tars", "", "For imagenet2012: the directory with ILSVRC2012_img_train.tar and ..._val.tar."
 )
 _ROOT = flags.DEFINE_string(
-    "root",
+    "data_root",
     "",
     "For folder: a directory laid out <split>/<class>/<image> (config.data.root). For cifar10: the archive, or the "
     "directory that it unpacks to.",
 )
+flags.DEFINE_alias("root", "data_root")  # its name until version 0.4
 _MD5 = flags.DEFINE_bool("md5", False, "For imagenet2012: check the MD5 sums of the tars before anything else.")
 _SKIP_BAD = flags.DEFINE_bool(
     "skip_bad",
     False,
     "Leave bad images out and list them in skipped.json next to the prepared data, rather than stop.",
 )
+_EXIF = flags.DEFINE_bool("exif", False, "For folder: turn images as their EXIF orientation says (config.data.exif).")
 _TRAIN_SPLIT = flags.DEFINE_string(
     "train_split", "train", "The split whose mean RGB and colour vectors are computed (config.data.train_split)."
 )
@@ -46,11 +48,15 @@ def main(arguments: list[str]) -> None:
             "python -m vgg_jax.prepare imagenet2012 --tars=DIR"
         )
     name = arguments[0]
-    for flag, value, owners in (("tars", _TARS.value, ("imagenet2012",)), ("root", _ROOT.value, ("folder", "cifar10"))):
+    for flag, value, owners in (
+        ("tars", _TARS.value, ("imagenet2012",)),
+        ("data_root", _ROOT.value, ("folder", "cifar10")),
+        ("exif", _EXIF.value, ("folder",)),
+    ):
         if value and name not in owners:
             cli.fail(f"--{flag} goes with `{'` and `'.join(owners)}`, not with `{name}`.")
     if name == "folder" and not _ROOT.value:
-        cli.fail("say which folder: --root=DIR, laid out <split>/<class>/<image>.")
+        cli.fail("say which folder: --data_root=DIR, laid out <split>/<class>/<image>.")
     from vgg_jax.data import cifar, imagenet, imagenet_tars, sources  # here, so that --help answers at once
     from vgg_jax.data.disk import SKIPPED
     from vgg_jax.data.prepared import on_disk
@@ -63,7 +69,7 @@ def main(arguments: list[str]) -> None:
     elif name == cifar.NAME and _ROOT.value:
         data = cifar.prepare(Path(_ROOT.value).expanduser(), on_disk(data_dir))
     else:
-        data = sources.prepared_data(name, data_dir, _ROOT.value, _SKIP_BAD.value)
+        data = sources.prepared_data(name, data_dir, _ROOT.value, _SKIP_BAD.value, exif=_EXIF.value)
     counts = ", ".join(f"{split} {count:,}" for split, count in data.counts().items())
     print(f"{data.name} is prepared in {data.directory}: {counts} images")
     skipped = Path(data.directory) / SKIPPED
@@ -77,6 +83,7 @@ def main(arguments: list[str]) -> None:
         colors = sources.statistics_of(data, train_split, records).colors
         print(f"mean RGB {', '.join(f'{value:.2f}' for value in colors.mean_rgb)}")
     values = {"data.name": name, "data.dir": data_dir, "data.root": _ROOT.value if name == "folder" else ""}
+    values["data.exif"] = _EXIF.value or ""
     values["model.num_classes"] = len(data.class_names)
     others = [split for split in splits if split != train_split]
     if splits == ["train"]:
@@ -92,4 +99,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, flags, key_flags={"data.dir": "--data_dir", "data.root": "--root", "data.name": "NAME"})
+    cli.run(main, flags, key_flags=cli.DATA_FLAGS | {"data.name": "NAME"})

@@ -54,7 +54,7 @@ def prepare(archive: Path, data_dir: epath.Path) -> prepared.Prepared:
             raise ValueError(f"it holds no {missing[0]}")
     except _DAMAGE as error:
         raise UserError(
-            f"--root={archive} is not one of CIFAR-10's archives as published ({first_line(error).rstrip('.')}); give "
+            f"--data_root={archive} is not one of CIFAR-10's archives as published ({first_line(error).rstrip('.')}); give "
             "cifar-10-python.tar.gz or cifar-10-binary.tar.gz, whole, or the directory that it unpacks to."
         ) from error
     splits = {split: _entries(split, [batches[name] for name in names]) for split, names in _BATCHES.items()}

@@ -73,7 +73,7 @@ def _how_to_prepare(name: str, data_dir: epath.Path) -> str:
     if name.split(":")[0] == cifar.NAME:
         return (
             "Prepare it from an archive of cs.toronto.edu/~kriz/cifar.html: python -m vgg_jax.prepare cifar10 "
-            f"--root=cifar-10-python.tar.gz {shell_flag('data_dir', data_dir)}"
+            f"--data_root=cifar-10-python.tar.gz {shell_flag('data_dir', data_dir)}"
         )
     return (
         "Prepare it as ArrayRecord, in an environment of its own that has TensorFlow (pip install tensorflow "
