@@ -1,5 +1,7 @@
 """Data sets by name: the folder and the bad folders, splits, statistics, and what is said where something is wrong."""
 
+import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -7,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +222,80 @@ def test_where_prepared_data_lies(tiny_config, monkeypatch, tmp_path):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where nobody knows a home
     with pytest.raises(RuntimeError, match="home directory"):
         expanded("~/elsewhere")
+
+
+@pytest.mark.parametrize("key", ["dir", "root"])
+@pytest.mark.parametrize("value", ["", "/tmp/\0x", "/tmp/\ud800"])
+def test_what_is_not_a_directory_s_name_is_refused(folder_config, tmp_path, monkeypatch, key, value):
+    monkeypatch.chdir(tmp_path)
+    folder_config.data[key] = value
+    refused(folder_config, rf"config.data.{key} is {re.escape(repr(value))}, which is not a directory's name")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_directories_that_cannot_be_listed_are_named(folder_config, tmp_path, monkeypatch):
+    folder_config.data.root = "/proc/self"
+    refused(folder_config, r"config.data.root is '/proc/\d+', which the kernel makes up; name a directory on a disk")
+    folder_config.data.root = str(tmp_path / "images")
+
+    def fails(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("os.scandir", fails)
+    refused(folder_config, rf"config.data.root: {tmp_path}/images cannot be listed: Input/output error; mend that")
+
+
+def test_what_tfds_says_is_one_line(folder_config):
+    folder_config.data.root, folder_config.data.name = "", "/etc"
+    message = refused(
+        folder_config, "config.data.name is '/etc', which TFDS cannot open: Parsing .* failed; write NAME,"
+    )
+    assert "\n" not in message
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset_info.json", DEEP),
+        ("features.json", DEEP),
+        ("dataset_info.json", {"shardLengths": [10**20]}),
+        ("dataset_info.json", {"shardLengths": [-1]}),
+        ("dataset_info.json", {"shardLengths": ["9" * 4000]}),
+        ("dataset_info.json", {"filepathTemplate": "{NOTHING}"}),
+        ("dataset_info.json", "[]"),
+        ("features.json", {"numClasses": 10**20}),
+    ],
+)
+def test_a_hostile_description_is_one_sentence(folder_config, tmp_path, file, content):
+    open_dataset(folder_config)
+    (info,) = (tmp_path / "prepared").rglob("dataset_info.json")
+    path = info.with_name(file)
+    if isinstance(content, dict):
+        value = json.loads(path.read_text())
+        if file == "dataset_info.json":
+            value["splits"][0] |= content
+        else:
+            value["featuresDict"]["features"]["label"]["classLabel"] = content
+            info.with_name("label.labels.txt").unlink()
+    path.write_text(content if isinstance(content, str) else json.dumps(value))
+    message = refused(
+        folder_config, rf"{info.parent} holds a data set whose description cannot be read \(.*\.\) bring it"
+    )
+    assert len(message) < 600
+
+
+def test_a_template_of_file_names_asks_for_no_memory(folder_config, tmp_path):
+    open_dataset(folder_config)
+    (info,) = (tmp_path / "prepared").rglob("dataset_info.json")
+    info.write_text(info.read_text().replace("{DATASET}", "{DATASET:>100000000}"))
+    tracemalloc.start()
+    with contextlib.suppress(UserError):
+        open_dataset(folder_config)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
 
 
 def test_commands_to_copy_name_the_variant_and_are_quoted(folder_config, tmp_path):

@@ -26,6 +26,7 @@ from vgg_jax.exceptions import UserError, printable
 NAME = "vgg_jax_folder"  # the first part of the name of every folder's prepared data
 NO_CLASS = -1  # label of images of a class that `train` lacks
 _DIM = 16  # of 255: 1/16 of white
+_OF_THE_KERNEL = ("proc", "sys")
 _NAMED = 5  # of what is left out, at most, in its line
 
 
@@ -49,10 +50,22 @@ def list_folder(root: Path) -> Listing:
     take.
 
     Raises:
-      UserError: no split, no class, or a class without an image.
+      UserError: no split, no class, a class without an image, or a directory that cannot be listed.
     """
     if not root.is_dir():
         raise UserError(f"config.data.root is {str(root)!r}, and there is no such directory.")
+    if root.parts[1:2] and root.parts[1] in _OF_THE_KERNEL:  # which lead to everything, in circles
+        raise UserError(f"config.data.root is {str(root)!r}, which the kernel makes up; name a directory on a disk.")
+    try:
+        return _listing(root)
+    except OSError as error:
+        raise UserError(
+            f"config.data.root: {printable(str(error.filename))} cannot be listed: {error.strerror}; mend that, or name "
+            "another directory."
+        ) from error
+
+
+def _listing(root: Path) -> Listing:
     layout = f"{root} should be laid out as <split>/<class>/<image>"
     splits: dict[str, dict[str, list[os.DirEntry[str]]]] = {}
     flat: dict[str, int] = {}

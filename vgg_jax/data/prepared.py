@@ -30,7 +30,7 @@ from etils import epath
 from vgg_jax.data.disk import save_json, writable
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import WRITER_OPTIONS, Part, Record, Records, serialized
-from vgg_jax.exceptions import UserError, printable
+from vgg_jax.exceptions import UserError, first_line, printable, quoted
 from vgg_jax.files import cleaned_up_when_killed, unfinished_path, write_json
 
 _INFO = "dataset_info.json"
@@ -38,6 +38,8 @@ _DIGESTS = "image_digests.json"
 ARRAY_RECORD = "array_record"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _SHARD_BYTES = 1 << 28
+# Bounds of what a description may claim, far beyond any data set.
+_MOST_CLASSES, _MOST_RECORDS = 2**20, 2**40
 _FEATURES = "tensorflow_datasets.core.features"
 
 
@@ -108,9 +110,9 @@ def read(directory: epath.Path) -> Prepared | None:
             _class_names(directory, features),
             {split["name"]: _shards(directory, info, split) for split in info.get("splits", ())},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{directory} holds a data set whose description cannot be read ({type(error).__name__}: {error}); bring it "
+            f"{directory} holds a data set whose description cannot be read ({type(error).__name__}: {first_line(error)}) bring it "
             "back from a copy, or delete the directory and prepare the data again."
         ) from error
 
@@ -120,11 +122,17 @@ def _class_names(directory: epath.Path, features: Mapping[str, Any]) -> list[str
     if names.exists():
         return [plain_name(name) for name in names.read_text().rstrip("\n").split("\n")]
     label = features.get("label", {}).get("classLabel", {})
-    return [str(number) for number in range(int(label.get("numClasses", 0)))]
+    return [str(number) for number in range(_bounded(label.get("numClasses", 0), _MOST_CLASSES))]
+
+
+def _bounded(number: Any, most: int) -> int:
+    if not 0 <= int(number) <= most:
+        raise ValueError(f"a number of {quoted(int(number))}, beyond {most:,}")
+    return int(number)
 
 
 def _shards(directory: epath.Path, info: Mapping[str, Any], split: Mapping[str, Any]) -> list[Shard]:
-    lengths = [int(length) for length in split.get("shardLengths", ())]
+    lengths = [_bounded(length, _MOST_RECORDS) for length in split.get("shardLengths", ())]
     template = split.get("filepathTemplate") or _TEMPLATE
     kind = info.get("fileFormat", "tfrecord")
     names = [_file(info["name"], split["name"], i, len(lengths), template, kind) for i in range(len(lengths))]
@@ -134,14 +142,16 @@ def _shards(directory: epath.Path, info: Mapping[str, Any], split: Mapping[str, 
 def _file(
     name: str, split: str, index: int, count: int, template: str = _TEMPLATE, file_format: str = ARRAY_RECORD
 ) -> str:
-    return template.format(
-        DATASET=name,
-        SPLIT=split,
-        FILEFORMAT=file_format,
-        SHARD_INDEX=f"{index:05d}",
-        NUM_SHARDS=f"{count:05d}",
-        SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
-    )
+    values = {
+        "DATASET": name,
+        "SPLIT": split,
+        "FILEFORMAT": file_format,
+        "SHARD_INDEX": f"{index:05d}",
+        "NUM_SHARDS": f"{count:05d}",
+        "SHARD_X_OF_Y": f"{index:05d}-of-{count:05d}",
+    }
+    # Not str.format, by which a template could ask for gigabytes of spaces.
+    return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], template)
 
 
 class ShardPlan(NamedTuple):

@@ -137,8 +137,12 @@ def expanded(directory: str) -> epath.Path:
     """Returns the directory of prepared data with ~ replaced; TFDS_DATA_DIR takes the default's place.
 
     Raises:
-      UserError: a bucket whose Python package is missing, or an address of something else.
+      UserError: no name of a directory, a bucket whose Python package is missing, or an address of something else.
     """
+    if not directory.strip() or re.search("[\0\ud800-\udfff]", directory):
+        raise UserError(
+            f"config.data.dir is {directory!r}, which is not a directory's name in UTF-8; name another one."
+        )
     if directory == DATA_DIR:
         directory = os.environ.get("TFDS_DATA_DIR") or directory
     if "://" not in directory:
@@ -187,7 +191,7 @@ def prepared_data(
         _check_num_classes(num_classes, name, len(builtin.CLASS_NAMES))
         return prepared.read(data_dir / builtin.NAME) or builtin.prepare(data_dir)
     if name == "folder":
-        return _prepared_folder(Path(root).expanduser().resolve(), skip_bad, splits, num_classes, data_dir, exif)
+        return _prepared_folder(_real_path(root), skip_bad, splits, num_classes, data_dir, exif)
     return tfds_sets.find(name, data_dir)
 
 
@@ -286,6 +290,15 @@ def statistics_of(data: Prepared, split: str, records: Records) -> SplitStatisti
     statistics = split_statistics(records, len(data.class_names))
     save_statistics(path, statistics)
     return statistics
+
+
+def _real_path(root: str) -> Path:
+    try:
+        if root:
+            return Path(os.path.realpath(Path(root).expanduser()))
+    except ValueError:  # a byte of 0, or what no file system can store
+        pass
+    raise UserError(f"config.data.root is {root!r}, which is not a directory's name; name one: --config.data.root=DIR.")
 
 
 def _prepared_folder(

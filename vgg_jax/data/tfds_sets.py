@@ -12,7 +12,7 @@ from etils import epath
 
 from vgg_jax.data import cifar, prepared
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared
-from vgg_jax.exceptions import UserError, did_you_mean
+from vgg_jax.exceptions import UserError, did_you_mean, first_line, printable
 
 
 def find(name: str, data_dir: epath.Path) -> Prepared:
@@ -39,7 +39,10 @@ def find(name: str, data_dir: epath.Path) -> Prepared:
                 + did_you_mean(name, known)
             ) from None
         except Exception as error:
-            raise UserError(f"config.data.name: TFDS cannot open {name!r}: {error}") from error
+            raise UserError(
+                f"config.data.name is {name!r}, which TFDS cannot open: {printable(first_line(error)).rstrip('.')}; write NAME, "
+                "NAME/VARIANT or NAME:VERSION."
+            ) from error
         data = prepared.read(directory)
     if not data or data.file_format != ARRAY_RECORD:
         state = f"not prepared in {data_dir}"
