@@ -10,6 +10,11 @@ SCRIPT="launch/${SELF##*/}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." # the repository, on which all paths below rest
 DRY_RUN=0
 TRAIN_FLAGS=()
+# Values that are words, of any launcher.
+VALUES=(
+  ACCELERATOR_TYPE ACCOUNT BUCKET CLUSTER DATA DATA_DISK GPUS IAP IMAGE IMAGE_FAMILY LAUNCH LOCATION MACHINE_TYPE MODEL NAME
+  PARTITION PROJECT PYTHON QOS RUNTIME_VERSION SERVICE_ACCOUNT SHARED TIME TOPOLOGY ZONE
+)
 exec 3>&1 4>&2 # for what is shown also where output is captured
 UNDO=()    # commands that delete what was made, in the order of making
 SIGNAL=""  # that stopped the launcher
@@ -46,7 +51,7 @@ usage() {
 #   MODEL           STANDARD (default) or SPOT (cheaper, may be taken away)
 #   DATA            directory of prepared data in BUCKET, copied to each machine; none for the built-in data
 #   BOOT_DISK_GB    default 300, which holds ImageNet; not of launch/tpu_queue.sh
-#   MAX_HOURS       default 24: after these the machines are deleted, whatever has become of the launcher
+#   MAX_HOURS       default 24, at most 2880: after these the machines are deleted, whatever has become of the launcher
 #   TRIES           default 5: how often they are rented in all, where they are taken away
 #   CAPACITY_TRIES  default 20: how often they are asked for where there is no capacity
 # --dry-run prints every command and runs none. More: docs/launch.md
@@ -61,8 +66,10 @@ parse() { # "$@" of the launcher
     esac
     shift
   done
-  local flag config=""
+  local flag config="" name
+  for name in "${VALUES[@]}"; do one_line "$name" "${!name:-}"; done
   for flag in ${TRAIN_FLAGS[@]+"${TRAIN_FLAGS[@]}"}; do
+    one_line "the flag ${flag%%=*}" "$flag"
     case $flag in
       --config=*) config=${flag#--config=} ;;
       --workdir | --workdir=*) fail "$flag: the launcher says where the run is written; choose NAME=... in its place." ;;
@@ -78,16 +85,26 @@ parse() { # "$@" of the launcher
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$ ]] ||
     fail "NAME=$NAME cannot name a machine: at most 30 small letters, digits and dashes, beginning with a letter."
   counts TRIES CAPACITY_TRIES SSH_TRIES SILENT_SECONDS MAX_HOURS
-  local name
+  ((MAX_HOURS <= 2880)) || fail "MAX_HOURS=$MAX_HOURS is more than 2880, the 120 days that the cloud lets a machine run; give fewer."
   for name in POLL_SECONDS BACKOFF_SECONDS; do
     [[ ${!name} == 0 ]] || counts "$name"
+  done
+}
+
+# Nothing may end the line on which it is written: YAML, a job's settings, gcloud's lists.
+one_line() { # WHAT VALUE
+  local mark shown
+  for mark in [[:cntrl:]] $'\xc2\x85' $'\xe2\x80\xa8' $'\xe2\x80\xa9'; do # and the ends of lines of Unicode
+    [[ $2 == *$mark* ]] || continue
+    printf -v shown '%q' "$2"
+    fail "$1 is ${shown:0:80}, with a line's end or another control character in it; write it without."
   done
 }
 
 counts() { # NAME...
   local name
   for name; do
-    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name} is not a whole number from 1 up, written without leading zeros."
+    [[ ${!name} =~ ^[1-9][0-9]{0,5}$ ]] || fail "$name=${!name:0:40} is not a whole number from 1 up to 999999, written without leading zeros."
   done
 }
 
@@ -308,8 +325,8 @@ machine_flags() {
 
 hosts_of_slice() { # sets HOSTS from TOPOLOGY, as 4x8, and MACHINE_TYPE, as ct6e-standard-4t
   local chips
-  [[ $TOPOLOGY =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || fail "TOPOLOGY=$TOPOLOGY is no topology; write 4x8, or 4x4x8 for v5p."
-  [[ $MACHINE_TYPE =~ -([0-9]+)t$ ]] || fail "MACHINE_TYPE=$MACHINE_TYPE is no TPU machine; ct6e-standard-4t is one."
+  [[ $TOPOLOGY =~ ^[1-9][0-9]{0,3}x[1-9][0-9]{0,3}(x[1-9][0-9]{0,3})?$ ]] || fail "TOPOLOGY=$TOPOLOGY is no topology; write 4x8, or 4x4x8 for v5p."
+  [[ $MACHINE_TYPE =~ -([1-9][0-9]?)t$ ]] || fail "MACHINE_TYPE=$MACHINE_TYPE is no TPU machine; ct6e-standard-4t is one."
   CHIPS=${BASH_REMATCH[1]}
   chips=$((${TOPOLOGY//x/*}))
   ((chips % CHIPS == 0 && chips > 0)) || fail "TOPOLOGY=$TOPOLOGY has $chips chips, which machines of $CHIPS ($MACHINE_TYPE) do not divide."

@@ -23,7 +23,7 @@ parse "$@"
 need 'SHARED a directory that all nodes see' 'NODES how many nodes' 'GPUS how many GPUs of each' 'TIME the longest time, e.g. 2-00:00:00'
 CPUS=${CPUS:-8}
 counts NODES GPUS CPUS
-[[ $TIME =~ ^[-:0-9]+$ ]] || fail "TIME=$TIME is no time that SLURM reads; write days-hours:minutes:seconds, as 2-00:00:00."
+[[ $TIME =~ ^([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{1,2}){0,2}$ ]] || fail "TIME=$TIME is no time that SLURM reads; write days-hours:minutes:seconds, as 2-00:00:00."
 [[ $SHARED == /* ]] || fail "SHARED=$SHARED: give the whole path, which is the same on all nodes."
 need_program sbatch "this is no machine from which SLURM takes jobs"
 find_commit
