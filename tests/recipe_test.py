@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.first_steps import STATISTICS, one_batch, some_steps
 from vgg_jax.augment import mix
@@ -154,18 +154,39 @@ def test_trivial_augments_operations_do_what_they_are_called():
     np.testing.assert_array_equal(moved[:, :23], image[:, 8:])
     assert not moved[:, 23:].any()
     np.testing.assert_array_equal(apply("translate_y", -0.25)[8:], image[:23])
-    sheared = apply("shear_x", 1 / 0.99)  # at 45 degrees about the centre
-    inside = sheared[5:26, 12:19]
-    rows, columns = np.mgrid[5:26, 12:19]
-    wanted = columns + rows - 15
-    seen = (wanted >= 1) & (wanted < 30)
-    np.testing.assert_allclose(inside[..., 0][seen], 8 * wanted[seen], atol=8)
+    rows, columns = np.indices((8, 8)) + 0.5  # centres of pixels; about the top left corner
+    seen = columns + 0.99 * rows < 8
+    np.testing.assert_array_equal(apply("shear_x", 1, white)[..., 0], np.where(seen, 255, 0))
+    np.testing.assert_array_equal(apply("shear_y", 1, white)[..., 0], np.where(seen.T, 255, 0))
     np.testing.assert_array_equal(apply("rotate", 90 / 135), np.rot90(image))
     np.testing.assert_allclose(apply("brightness", -1), 0.01 * image, atol=1)
     np.testing.assert_array_equal(apply("solarize", 0.5), np.where(image < 128, image, 255 - image))
     np.testing.assert_array_equal(apply("posterize", 1), image & 0b11000000)
     assert apply("color", -1 / 0.99).std(-1).max() < 1
     assert apply("autocontrast", 0).max((0, 1)).tolist()[:2] == [255, 255]
+
+
+@pytest.mark.parametrize("level", [*range(-30, 31)])
+def test_trivial_augments_operations_are_its_authors(level):
+    """By the formulas of github.com/automl/trivialaugment, aug_lib.py, with 31 strengths of the wide space."""
+    image = Image.fromarray(ramp())
+    size, affine, share = image.size, Image.Transform.AFFINE, abs(level) / 30
+    shear, shift, degrees = 0.99 * level / 30, int(level * 32 / 30), int(level * 135 / 30)
+    authors = {
+        "shear_x": image.transform(size, affine, (1, shear, 0, 0, 1, 0)),
+        "shear_y": image.transform(size, affine, (1, 0, 0, shear, 1, 0)),
+        "translate_x": image.transform(size, affine, (1, 0, shift, 0, 1, 0)),
+        "translate_y": image.transform(size, affine, (1, 0, 0, 0, 1, shift)),
+        "rotate": image.rotate(degrees),
+    }
+    for name, expected in authors.items():
+        np.testing.assert_array_equal(apply(name, level / 30), np.asarray(expected), err_msg=name)
+    np.testing.assert_array_equal(
+        apply("posterize", share), np.asarray(ImageOps.posterize(image, 8 - abs(level) * 6 // 30))
+    )
+    np.testing.assert_array_equal(
+        apply("solarize", share), np.asarray(ImageOps.solarize(image, 256 - abs(level) * 256 // 30))
+    )
 
 
 def test_trivial_augment_draws_every_operation_alike():
