@@ -136,7 +136,7 @@ def test_a_finished_run_on_other_images_does_not_stand_for_a_stage(tiny_config, 
     (workdir / "dataset.json").write_text(json.dumps(description | {"name": "prepared elsewhere"}))
     run(steps)
     (workdir / "dataset.json").write_text(json.dumps(description | {"train_images": 91}))
-    with pytest.raises(UserError, match=r"another run \(dataset.json\): train_images is 90, there it is 91"):
+    with pytest.raises(UserError, match=r"on other images \(dataset.json\): train_images is 90, there it is 91"):
         run(steps)
     shared.data.name, shared.data.root = "folder", str(tmp_path / "gone")
     steps = [step._replace(config=shared) for step in steps]

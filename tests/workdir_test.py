@@ -78,6 +78,12 @@ def test_other_images_are_refused_with_a_way_out(run):
     assert json.loads((run / "dataset.json").read_text())["image_digests"] == DIGESTS
 
 
+def test_class_names_of_another_unicode_form_are_the_same(run):
+    for name in ("caf\u00e9", "cafe\u0301"):  # version 0.4 wrote either
+        (run / "dataset.json").write_text(json.dumps(DATA | {"class_names": ["x", name]}))
+        workdir.claim(run, default_config(), DATA | {"class_names": ["x", "caf\u00e9"]})
+
+
 def test_a_run_without_a_checkpoint_may_begin_anew_with_other_values(tmp_path):
     workdir.claim(tmp_path, default_config(), DATA)
     config = default_config()

@@ -7,6 +7,7 @@ import difflib
 import errno
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 # Of a path that somebody gave. Others, such as EIO on a mounted bucket, may pass by themselves.
@@ -55,6 +56,11 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2
 def printable(text: str) -> str:
     """Returns a text from outside as one line that a terminal may show; what is UNPRINTABLE as \\x1b, \\udcff, ..."""
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), text)
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of a class or a file on one line and in Unicode's form C: file systems differ in the form."""
+    return unicodedata.normalize("NFC", printable(name))
 
 
 def quoted(value: object, limit: int = 60) -> str:

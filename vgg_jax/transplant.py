@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vgg_jax.checkpoints import load_variables
-from vgg_jax.exceptions import UserError
+from vgg_jax.exceptions import UserError, plain_name
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_variables
 
@@ -58,7 +58,7 @@ def read_donor(source: str) -> Donor:
         OSError, ValueError, KeyError, TypeError
     ):  # a run's, or a checkpoint that was copied alone
         dataset = json.loads((path.parent.parent / "dataset.json").read_text())
-        names = (list(dataset["class_names"]),)
+        names = ([plain_name(name) for name in dataset["class_names"]],)
         mean = np.array(dataset["mean_rgb"], np.float32)
     return Donor(path, variables, mean, names)
 

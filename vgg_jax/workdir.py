@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.compilation import COMPILED
 from vgg_jax.config import default_config, flatten, has_batch_norm, may_change
-from vgg_jax.exceptions import UserError, differences, writing_to
+from vgg_jax.exceptions import UserError, differences, plain_name, writing_to
 from vgg_jax.files import is_unfinished, read_json, write_json
 
 CHECKPOINTS = "checkpoints"
@@ -264,6 +264,7 @@ def _same_data(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     Compares the digests of all images by split, classes, numbers of images and colours (to rounding), and not the name:
     data may have been prepared again. A run of version 0.4 has no digests; the rest is compared.
     """
+    old = old | {"class_names": [plain_name(str(name)) for name in old.get("class_names", ())]}  # as they are read
     before, now = old.get("image_digests", {}), new.get("image_digests", {})
     changed = [split for split in now if split in before and before[split] != now[split]]
     different = [f"the images of {' and '.join(changed)} have changed"] if changed else []

@@ -21,7 +21,7 @@ from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import Record
 from vgg_jax.data.rgb import has_16_bits
 from vgg_jax.data.statistics import moments
-from vgg_jax.exceptions import UserError, printable
+from vgg_jax.exceptions import UserError, plain_name, printable
 
 NAME = "vgg_jax_folder"  # the first part of the name of every folder's prepared data
 NO_CLASS = -1  # label of images of a class that `train` lacks
@@ -80,7 +80,7 @@ def _listing(root: Path) -> Listing:
         classes, loose = {}, []
         for entry in _visible(split):
             if _is(entry.is_dir):
-                inside, kind = list(_entries_below(entry)), prepared.plain_name(entry.name)
+                inside, kind = list(_entries_below(entry)), plain_name(entry.name)
                 if kind in classes:
                     raise UserError(
                         f"config.data.root: {Path(split)} has two directories of the class {kind!r}, whose names differ in "
@@ -301,7 +301,7 @@ def prepare(
 
 
 def _entry(file: Path, split: Path, label: int, exif: bool) -> prepared.Entry:
-    name = prepared.plain_name(str(file.relative_to(split)))
+    name = plain_name(str(file.relative_to(split)))
 
     def record() -> Record:
         return {"image": read_image(file, exif), "label": label, "file_name": name.encode()}

@@ -18,7 +18,6 @@ import itertools
 import json
 import re
 import shutil
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from etils import epath
 from vgg_jax.data.disk import save_json, writable
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import WRITER_OPTIONS, Part, Record, Records, serialized
-from vgg_jax.exceptions import UserError, first_line, printable, quoted
+from vgg_jax.exceptions import UserError, first_line, plain_name, quoted
 from vgg_jax.files import cleaned_up_when_killed, unfinished_path, write_json
 
 _INFO = "dataset_info.json"
@@ -247,11 +246,6 @@ def image_digests(data: Prepared, splits: Iterable[str]) -> dict[str, str]:
     if missing:
         save_json(path, digests)
     return {split: digests[split] for split in splits}
-
-
-def plain_name(name: str) -> str:
-    """Returns the name of a class or a file on one line and in Unicode's form C: file systems differ in the form."""
-    return unicodedata.normalize("NFC", printable(name))
 
 
 def _digest_line(record: Record) -> bytes:

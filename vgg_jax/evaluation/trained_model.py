@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics
 from vgg_jax.config import default_config, flatten, network_title
-from vgg_jax.exceptions import UserError
+from vgg_jax.exceptions import UserError, plain_name
 from vgg_jax.files import read_json
 from vgg_jax.models import Network
 from vgg_jax.sharding import make_mesh, replicated
@@ -94,7 +94,9 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
     config.model.dtype = dtype or "float32"
     config.image.crop = weights.crop
     config.image.scale_min, config.image.scale_max = weights.training_scales
-    names = weights.class_names or [f"class {i}" for i in range(weights.num_classes)]
+    names = [plain_name(name) for name in weights.class_names or ()] or [
+        f"class {i}" for i in range(weights.num_classes)
+    ]
     # Colours are shifted in training only, which a file knows nothing of.
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
     variables = folded_variables(weights)
@@ -180,7 +182,8 @@ def _dataset(path: Path) -> tuple[list[str], ColorStatistics]:
             raise ValueError("mean_rgb must be 3 colours, and color_vectors 3 x 3 numbers")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is no data set's description ({error!r}).") from error
-    return class_names, ColorStatistics(mean_rgb.astype(np.float32), vectors.astype(np.float32))
+    names = [plain_name(name) for name in class_names]
+    return names, ColorStatistics(mean_rgb.astype(np.float32), vectors.astype(np.float32))
 
 
 def _read_json(path: Path) -> Any:
