@@ -1,5 +1,6 @@
 """What all command lines share: help, one sentence for what goes wrong, and streams that break."""
 
+import json
 import os
 import platform
 import subprocess
@@ -7,11 +8,25 @@ import sys
 
 import jax
 import pytest
+from PIL import Image
 
 from tests.conftest import REPOSITORY
 from vgg_jax import __version__
 from vgg_jax.__main__ import COMMANDS
 
+EVERY_COMMAND = """
+import importlib, json, sys
+from vgg_jax import cli
+
+for module, *arguments in json.loads(sys.argv[1]):
+    command = importlib.import_module(f"vgg_jax.{module}")
+    sys.argv = [module, *arguments]
+    print(module, end=": ", file=sys.stderr)
+    try:
+        cli.run(command.main, command.flags)
+    except SystemExit as end:
+        print(end.code)
+"""
 IN_THE_COLLECTOR = """
 import gc, signal, time
 from vgg_jax import cli
@@ -30,6 +45,58 @@ import signal
 from vgg_jax import cli
 cli.run(lambda _: signal.raise_signal(signal.SIGINT), cli.Flags())
 """
+
+
+def test_describing_needs_no_device():
+    done = subprocess.run(
+        [sys.executable, "-m", "vgg_jax.describe", "A"],
+        cwd=REPOSITORY,
+        env=os.environ | {"JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("JAX_PLATFORMS", "cuda", "JAX_PLATFORMS=cuda: JAX cannot have these devices"),
+        (
+            "JAX_PLATFORMS",
+            "CPU",
+            "JAX_PLATFORMS=CPU: JAX cannot have these devices (Unable to initialize backend 'CPU'",
+        ),
+        ("JAX_DISABLE_JIT", "1", "JAX_DISABLE_JIT=1 lets JAX compile nothing"),
+    ],
+)
+def test_an_environment_in_which_jax_cannot_compute_is_named_by_every_command(run, tmp_path, variable, value, sentence):
+    image, workdir = tmp_path / "image.png", tmp_path / "new"
+    Image.new("RGB", (40, 40)).save(image)
+    commands = [
+        ("main", "--config=quickstart", f"--workdir={workdir}"),
+        ("evaluate", f"--workdir={run}"),
+        ("predict", f"--workdir={run}", str(image)),
+        ("convert", str(run), str(tmp_path / "out.safetensors")),
+        ("transfer", "--weights=vgg16.safetensors", f"--data_root={tmp_path}"),
+        ("report", str(run)),
+        ("reproduce", "--config=paper", f"--workdir={workdir}"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_COMMAND, json.dumps(commands)],
+        cwd=REPOSITORY,
+        env=os.environ | {variable: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    lines = done.stderr.splitlines()
+    assert done.stdout.split() == ["2"] * len(commands), done.stderr
+    for line, command in zip(lines, commands, strict=True):
+        assert line.startswith(f"{command[0]}: error: {sentence}")
+    assert not workdir.exists()
 
 
 @pytest.mark.parametrize("code", [ANYWHERE, IN_THE_COLLECTOR])

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from vgg_jax.exceptions import UserError, first_line
+
 AUTO = "auto"
 COMPILED = "compiled"  # directory of kept programs
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -75,8 +77,33 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def check_devices() -> None:
+    """Finds the devices; to be called before anything is computed, and of several processes after they have joined.
+
+    Raises:
+      UserError: the environment asks JAX for devices that it cannot have, or to compile nothing.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        variable = os.environ.get("JAX_DISABLE_JIT", "")
+        raise UserError(
+            f"JAX_DISABLE_JIT={variable} lets JAX compile nothing, and every step here is compiled; unset it."
+        )
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion where there is no plugin for CUDA
+        if jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError):
+            raise  # of another process
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = f" ({first_line(error).rstrip('.')})" if str(error) else ""
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: JAX cannot have {'these devices' if asked else 'the devices here'}{reason}; install its "
+            "support for them (pip install 'vgg-jax[gpu]' or 'vgg-jax[tpu]'), end what else uses them, or compute on the CPU "
+            "with JAX_PLATFORMS=cpu."
+        ) from error
+
+
 def warn_of_unseen_gpu(warn: Callable[[str], None] = _to_stderr) -> None:
-    """Warns where an NVIDIA driver is there and JAX computes on the CPU, though nobody asked for it; finds the devices."""
+    """Warns where an NVIDIA driver is there and JAX computes on the CPU, though nobody asked for it; after `check_devices`."""
     if _NVIDIA_DRIVER.exists() and jax.default_backend() == "cpu" and not os.environ.get("JAX_PLATFORMS"):
         warn(
             "WARNING: this machine has an NVIDIA driver, but JAX does not see a GPU, and the CPU computes; pip install "

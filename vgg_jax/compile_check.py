@@ -43,8 +43,10 @@ def main(arguments: list[str]) -> None:
     if not _TOPOLOGY.value:
         cli.fail("say for which slice: --topology=v5e:4x4, for example; --help lists the flags.")
     os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler needs no device, and one that is busy would be in the way
-    from vgg_jax.tpu.report import check  # here, so that --help answers at once
+    from vgg_jax.compilation import check_devices  # here, so that --help answers at once
+    from vgg_jax.tpu.report import check
 
+    check_devices()
     destination = Path(_JSON.value).expanduser() if _JSON.value else None
     check(_CONFIG.value, _TOPOLOGY.value, _SHARDING.value, _DENSE.value, _LARGEST.value, destination)
 

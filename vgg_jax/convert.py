@@ -87,9 +87,11 @@ def main(arguments: list[str]) -> None:
         cli.fail("--num_classes=1: a model tells at least two classes apart.")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs a device, and a busy one would be in the way
 
-    from vgg_jax.weights import containers, hub, imports  # and JAX, after --help and mistakes have been answered
+    from vgg_jax.compilation import check_devices  # JAX, after --help and mistakes have been answered
+    from vgg_jax.weights import containers, hub, imports
     from vgg_jax.weights.file import is_own
 
+    check_devices()
     config = None
     if not source.exists():
         if not hub.is_name(arguments[0]):

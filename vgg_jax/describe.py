@@ -11,6 +11,7 @@ computed and nothing is downloaded.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which networks, as in: python -m vgg_jax.describe A D ResNet-50")
     if _DRAW.value and len(arguments) > 1:
         cli.fail(f"--draw={_DRAW.value} is for one network, and {len(arguments)} are named.")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is computed
     from vgg_jax.console import aligned  # here, so that --help answers at once
     from vgg_jax.models.summary import layer_rows, summary
 

@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
         cli.fail("say what to evaluate: --workdir=runs/quickstart, for example; --help lists the flags.")
     joined = _joined()
     from vgg_jax import distributed
-    from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu
+    from vgg_jax.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
     from vgg_jax.evaluation.protocol import Request, evaluate  # here, so that --help answers at once
     from vgg_jax.provenance import code_version
 
@@ -92,6 +92,7 @@ def main(arguments: list[str]) -> None:
     )
     keep_compiled()
     with joined:
+        check_devices()
         warn_of_unseen_gpu()
         distributed.check_same({"the code": code_version(), **request._asdict()})
         evaluate(request)

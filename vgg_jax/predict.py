@@ -62,7 +62,11 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which images: files, folders or patterns, as photo.jpg or 'photos/*.jpg'.")
     if _GRAD_CAM.value and not _MAPS.value:
         cli.fail("--grad_cam draws into the directory of --maps; give --maps=DIR as well.")
-    from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu  # imported here, so that --help answers at once
+    from vgg_jax.compilation import (
+        check_devices,
+        keep_compiled,
+        warn_of_unseen_gpu,
+    )  # imported here, so that --help answers at once
     from vgg_jax.console import Console
     from vgg_jax.evaluation.predict_files import list_images, predict
     from vgg_jax.evaluation.trained_model import load_trained
@@ -70,6 +74,7 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.files import write_json
 
     paths = list_images(arguments, lambda line: print(line, file=sys.stderr))
+    check_devices()
     keep_compiled()
     warn_of_unseen_gpu()
     trained = load_trained(_WEIGHTS.value or _WORKDIR.value, _DTYPE.value)

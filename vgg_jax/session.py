@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from vgg_jax import distributed
+from vgg_jax import compilation, distributed
 from vgg_jax.distributed import HEARTBEAT_SECONDS, POLL_SECONDS, Coordinator, stop_signals
 from vgg_jax.exceptions import STOPPED, Interrupted, UserError, as_user_error, first_line, sentence
 
@@ -43,6 +43,7 @@ def joined(address: str = "", count: int | None = None, index: int | None = None
     together: Interrupted | None = None
     try:
         _gather(address, count, index, seconds or (GATHER_SECONDS if address else CLUSTER_GATHER_SECONDS))
+        compilation.check_devices()
         coordinator = Coordinator(_abort_on_peer_failure)
         distributed.install(coordinator)
         try:

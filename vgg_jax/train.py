@@ -70,6 +70,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
       Interrupted: by a signal, after saving.
     """
     began = time.monotonic()
+    compilation.check_devices()
     distributed.check_same(_facts(config, workdir))
     console = Console(quiet or not distributed.is_primary())
     run = _checked(config, workdir, console)

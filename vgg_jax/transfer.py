@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which features and which images: --weights=FILE --data_root=DIR; --help lists the flags.")
     scales = _whole_numbers(_SCALES.value)
     from vgg_jax import features  # after --help and mistakes have been answered
-    from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu
+    from vgg_jax.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
     from vgg_jax.evaluation import linear_probe, linear_svm, transfer_data
     from vgg_jax.models.description import last_features
 
@@ -89,6 +89,7 @@ def main(arguments: list[str]) -> None:
     if tfds_name and _EXIF.value:
         cli.fail(f"--data_root={_DATA_ROOT.value} --exif: EXIF is of folders of images and VOC kits; leave --exif out.")
     root, is_voc = Path(_DATA_ROOT.value).expanduser(), _PROTOCOL.value == "voc"
+    check_devices()
     keep_compiled()
     warn_of_unseen_gpu()
     backbones = [features.load(source, _DTYPE.value) for source in _WEIGHTS.value]

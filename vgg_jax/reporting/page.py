@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from vgg_jax.compilation import check_devices
 from vgg_jax.console import Console
 from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.files import is_unfinished, write_text
@@ -51,8 +52,9 @@ def write_page(
     read = _read(directories)
     output = output.expanduser() if output else Path("" if len(directories) > 1 else directories[0], "report.html")
     _check_output(output)
+    check_devices()
     content: dict[str, Any] = {"comparison": None, "reproduction": None, "runs": [], "folded": True}
-    content |= {"made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), "environment": _environment()}
+    content |= {"made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), "environment": environment()}
     if isinstance(read, Reproduction):
         first = read.seeds[0]
         runs = [run for stage in read.stages if (run := stage.runs.get(first)) and run.summary]
@@ -81,16 +83,6 @@ def write_page(
             console.print(f"note ({section['name']}): {note}")
     console.print(f"report: {output} ({size / 1e6:.1f} MB)")
     return output
-
-
-def _environment() -> dict[str, Any]:
-    try:
-        return environment()
-    except RuntimeError as error:
-        raise UserError(
-            f"the devices cannot be had ({' '.join(str(error).split())}); where a run is using them, make the report with "
-            "JAX_PLATFORMS=cpu before the command."
-        ) from error
 
 
 def _read(directories: Sequence[Path]) -> list[Run] | Reproduction:
