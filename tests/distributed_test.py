@@ -8,13 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 from tests.command import REPOSITORY, as_flags, run_main, start_main
-from vgg_jax import session
+from vgg_jax import distributed, session, workdir
+from vgg_jax.checkpoints import Checkpoints
 
 QUICKSTART = "--config=configs/quickstart.py"
 STEPS = 40
@@ -189,6 +193,83 @@ def test_a_killed_process_takes_the_others_down_and_ctrl_c_saves_once(config, tm
     assert f"stopped by SIGINT after step {last} of" in err
     assert (tmp_path / "run" / "checkpoints" / str(last)).is_dir()
     assert not list((tmp_path / "run").glob("**/*orbax-checkpoint-tmp*"))
+
+
+@pytest.mark.slow
+def test_a_process_that_loses_another_in_a_step_says_so(config, tmp_path):
+    config.num_epochs = config.eval_every_epochs = 1000.0
+    processes = start_processes(2, 1, *flags(config, tmp_path / "run"))
+    wait_for_step(processes[0], tmp_path / "run", 7)
+    processes[1].kill()
+    (status, err), _ = ended(processes)
+    assert status == 1
+    assert err.startswith(LOST)
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+LOST = "error: the connection to another process broke, so that one has died; what it printed may say why"
+BROKEN = [
+    ValueError(
+        "UNKNOWN: Gloo AllGather failed: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:23"
+    ),
+    ValueError(
+        "UNKNOWN: Gloo all-reduce failed: [gloo/transport/tcp/pair.cc:538] Read error: Connection reset by peer"
+    ),
+    JaxRuntimeError("UNAVAILABLE: Task 1 heartbeat timeout. This indicates that the remote task has failed"),
+]
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+    """This process as one of two; what ends it raises SystemExit."""
+
+    def install(failure):
+        names = ("close", "leave", "report_failure")
+        coordinator = SimpleNamespace(failure=lambda: failure, **{name: lambda *_: None for name in names})
+        monkeypatch.setattr("vgg_jax.distributed._coordinator", coordinator)
+
+    monkeypatch.setattr("vgg_jax.session._aborting", threading.Lock(), raising=False)
+    monkeypatch.setattr("vgg_jax.session.os._exit", sys.exit)
+    before = signal.getsignal(signal.SIGTERM)
+    yield install
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("error", BROKEN)
+@pytest.mark.parametrize("reported", [False, True])
+def test_a_lost_process_is_no_fault_of_the_disk_and_has_one_sentence(
+    one_of_two, tmp_path, monkeypatch, capsys, error, reported
+):
+    def save(*_, **__):
+        raise error
+
+    one_of_two({"process": 1, "status": 2, "message": "it was refused."} if reported else None)
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", save)
+    with pytest.raises(type(error)) as raised:
+        checkpoints.wait()
+    with pytest.raises(SystemExit) as end:
+        session._fail(raised.value)
+    assert end.value.code == (2 if reported else 1)
+    assert capsys.readouterr().err.startswith("error: process 1: it was refused." if reported else LOST)
+
+
+def test_what_is_no_lost_process(one_of_two):
+    one_of_two(None)
+    for error in (ValueError("connection is not a key"), OSError("peer"), JaxRuntimeError("INTERNAL: out of range")):
+        assert not distributed.peer_is_lost(error)
+    distributed.install(None)
+    assert not distributed.peer_is_lost(BROKEN[0])
+
+
+def test_a_failure_of_another_process_leaves_no_lock(one_of_two, tmp_path):
+    one_of_two(None)
+    with workdir.locked(tmp_path, print):
+        assert (tmp_path / "lock.json").exists()
+        with pytest.raises(SystemExit, match="2"):
+            session._abort_on_peer_failure({"process": 1, "status": 2, "message": "it was refused."})
+        assert not (tmp_path / "lock.json").exists()
 
 
 def test_processes_that_were_started_differently_stop_with_a_sentence(config, tmp_path):

@@ -302,6 +302,25 @@ def test_what_another_start_made_before_the_lock_was_there_counts(
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == seed
 
 
+def test_processes_with_other_images_are_told_before_anything_is_compiled_or_written(
+    tiny_config, tmp_path, monkeypatch
+):
+    facts = {}
+
+    def check_same(of_this):
+        facts.update(of_this)
+        if "train_images" in facts:
+            raise UserError("not alike")
+
+    monkeypatch.setattr("vgg_jax.train.distributed.check_same", check_same)
+    monkeypatch.setattr("vgg_jax.train._compile", lambda _: pytest.fail("compiled"))
+    with pytest.raises(UserError, match="not alike"):
+        train(tiny_config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    assert re.fullmatch("[0-9a-f]{8}", facts["the images' colours"])
+    assert not [name for name, value in facts.items() if isinstance(value, list) and not isinstance(value[0], str)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "few_params", [pytest.param(1e7, marks=pytest.mark.every_python, id="one step"), pytest.param(0, id="two steps")]

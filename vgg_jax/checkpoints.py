@@ -128,6 +128,8 @@ class Checkpoints:
         try:
             self._manager.save(step, args=args, force=True)
         except Exception as error:
+            if distributed.peer_is_lost(error):
+                raise
             raise self._write_failed(error) from error
 
     def check(self) -> None:
@@ -140,6 +142,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
+            if distributed.peer_is_lost(error):
+                raise
             raise self._write_failed(error) from error
 
     def restore(self, shapes: TrainState) -> Restored | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import threading
 import time
@@ -131,6 +132,17 @@ def primary_first(function: Callable[[], T]) -> T:
     return function()
 
 
+def peer_is_lost(error: BaseException) -> bool:
+    """Returns whether an error says that the connection to another process broke, as after its death.
+
+    A compiled step raises ValueError for it, other calls JaxRuntimeError.
+    """
+    is_status = isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error))
+    if installed() is None or not (is_status or isinstance(error, jax.errors.JaxRuntimeError)):
+        return False
+    return bool(re.search("gloo|connection|socket|peer|unavailable|aborted|heartbeat", str(error), re.IGNORECASE))
+
+
 def all_agree(vote: bool) -> bool:
     """Returns whether every process gives True; each calls this in the same order, and waits for the others."""
     if jax.process_count() == 1:
@@ -199,6 +211,13 @@ class Coordinator:
     def status(self) -> dict[str, str]:
         """Returns what processes have written of the run: failure, signal, who has left."""
         return dict(self._client.key_value_dir_get("vgg_jax/run/"))
+
+    def failure(self) -> dict[str, Any] | None:
+        """Returns what another process has given to `report_failure`; None where none has, or the store is gone."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            failure = json.loads(self.status().get(_FAILURE, "null"))
+            return failure if failure and failure["process"] != self.index else None
+        return None
 
     def report_failure(self, failure: dict[str, Any]) -> None:
         """Tells the other processes why this one fails."""

@@ -10,19 +10,20 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
 
-from vgg_jax import compilation, distributed
-from vgg_jax.distributed import HEARTBEAT_SECONDS, POLL_SECONDS, Coordinator, stop_signals
+from vgg_jax import compilation, distributed, workdir
+from vgg_jax.distributed import HEARTBEAT_SECONDS, Coordinator, stop_signals
 from vgg_jax.exceptions import STOPPED, Interrupted, UserError, as_user_error, first_line, sentence
 
 GATHER_SECONDS = 60  # to wait for each other at the start, where an address was given
 CLUSTER_GATHER_SECONDS = 300  # and where JAX finds the processes: machines of a cluster come up minutes apart
+
+_aborting = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -130,8 +131,9 @@ def _fail(error: BaseException) -> NoReturn:
     elif isinstance(error, KeyboardInterrupt | SystemExit):
         status = 130 if isinstance(error, KeyboardInterrupt) else error.code if isinstance(error.code, int) else 1
         message = STOPPED
-    elif isinstance(error, jax.errors.JaxRuntimeError) and _connection_broke(str(error)):
-        time.sleep(4 * POLL_SECONDS)  # the process that failed may have reported why, and the listener ends this one
+    elif distributed.peer_is_lost(error):
+        if failure := distributed.current().failure():  # it was reported before the connection broke
+            _abort_on_peer_failure(failure)
         status = 1
         message = (
             f"the connection to another process broke, so that one has died; what it printed may say why ({name}: "
@@ -151,7 +153,8 @@ def _fail(error: BaseException) -> NoReturn:
 
 
 def _abort_on_peer_failure(failure: dict[str, Any]) -> None:
-    """Ends this process for the failure of another one."""
+    """Ends this process for the failure of another one; only the first of two threads, the other waits for the end."""
+    _aborting.acquire()
     _print_error(sentence(f"process {failure['process']}: {failure['message']}", failure["status"]))
     distributed.current().leave()
     _exit(failure["status"])
@@ -165,9 +168,6 @@ def _print_error(text: str) -> None:
 def _exit(status: int) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-    # Without cleaning up: threads wait for processes that are gone, and would wait for ever.
+    workdir.release()
+    # Without cleaning up more: threads wait for processes that are gone, and would wait for ever.
     os._exit(status)
-
-
-def _connection_broke(text: str) -> bool:
-    return any(word in text.lower() for word in ("gloo", "connection", "socket", "peer", "unavailable", "aborted"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import math
 import platform
 import shlex
@@ -154,6 +156,10 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
         donor = read_donor(config_lib.init_from(config))
         check_fit(shapes.variables, donor, config.init_layers)
     dataset = distributed.primary_first(lambda: open_dataset(config))
+    facts = dataset.description()
+    colors = json.dumps([facts.pop("mean_rgb"), facts.pop("color_vectors")])
+    # Other images have other colours; many digits would not say more.
+    distributed.check_same({**facts, "the images' colours": hashlib.sha256(colors.encode()).hexdigest()[:8]})
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = schedules.total_steps(config, steps_per_epoch)
     return _Run(config, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console)
@@ -186,7 +192,7 @@ def _check_end(run: _Run) -> None:
 
 def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Progress]:
     """Returns the step, state and progress to begin with: resume > init_from > random."""
-    distributed.check_same({"checkpoints": checkpoints.steps(), **run.dataset.description()})
+    distributed.check_same({"checkpoints": checkpoints.steps()})
     if not (restored := checkpoints.restore(run.shapes)):
         state = init_state(run.config, run.shapes)
         if run.donor:

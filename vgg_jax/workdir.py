@@ -32,6 +32,7 @@ RENEW_SECONDS = 20.0
 # minute.
 STALE_SECONDS = 100.0
 _LOCK_BYTES = 512  # of a fixed length, so that a reader never sees a part of it
+_held: set[Path] = set()  # lock files of this process
 # Files that a run makes. A run that was killed before its config.json was there leaves no other ones.
 _OWN = ("config.json", "dataset.json", "metrics.jsonl", "summary.json", "tensorboard", CHECKPOINTS, LOCK, COMPILED)
 _COLORS = ("mean_rgb", "color_vectors")
@@ -157,6 +158,7 @@ def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
                 other = _lock_content(descriptor)
                 if other and other["id"] != content["id"]:
                     usurper.append(_holder(other))
+                    _held.discard(held)
                     return
                 _write_lock(descriptor, content)
 
@@ -174,6 +176,8 @@ def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
             say(f"WARNING: {_holder(before)} has ended without releasing {workdir}; this run takes it over.")
         with writing_to(workdir, "choose another --workdir"):
             _write_lock(descriptor, content)
+        held = workdir / LOCK
+        _held.add(held)
         thread = threading.Thread(target=renew, name="workdir lock", daemon=True)
         thread.start()
         try:
@@ -181,10 +185,18 @@ def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
         finally:
             ended.set()
             thread.join()
+            _held.discard(held)
             if not usurper:
-                (workdir / LOCK).unlink(missing_ok=True)
+                held.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def release() -> None:
+    """Removes the lock files of this process, which ends at once, without leaving `locked`."""
+    for lock in _held:
+        with contextlib.suppress(OSError):
+            lock.unlink(missing_ok=True)
 
 
 def _open_lock(workdir: Path) -> tuple[int, bool]:
