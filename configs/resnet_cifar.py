@@ -33,9 +33,10 @@ def get_config(network: str = "20") -> ConfigDict:
     config.optimizer.learning_rate = 0.1
     config.optimizer.l2 = 1e-4
     config.schedule.name = "steps"
-    config.schedule.drop_epochs = f"{32_000 / STEPS_PER_EPOCH:g},{48_000 / STEPS_PER_EPOCH:g}"
-    config.schedule.warmup_error = 0.8 if depth == "110" else 1.0
     config.num_epochs = 64_000 / STEPS_PER_EPOCH
+    epochs = config.get_ref("num_epochs")  # of a shortened run the same shares: 32,000 and 48,000 of 64,000
+    config.schedule.drop_epochs = (epochs * 0.5).to_str() + "," + (epochs * 0.75).to_str()
+    config.schedule.warmup_error = 0.8 if depth == "110" else 1.0
     config.data.name = "cifar10"
     config.data.val_split = "test"
     return config

@@ -15,7 +15,7 @@ import pytest
 
 from tests.first_steps import some_steps
 from vgg_jax.checkpoints import Checkpoints, Progress, load_variables
-from vgg_jax.exceptions import UserError
+from vgg_jax.exceptions import UserError, first_line
 from vgg_jax.schedules import Plateau
 from vgg_jax.state import params_sha256
 from vgg_jax.transplant import read_donor, start_from
@@ -186,6 +186,22 @@ def test_a_checkpoint_damaged_in_any_of_its_files_is_never_used(state, tmp_path,
         assert Checkpoints(workdir).restore(shapes_of(state)).step == 5
         shutil.rmtree(workdir)
     assert fallen_back >= 3  # data, their manifest, the progress
+
+
+@pytest.mark.parametrize("item", ["state", "progress"])
+def test_an_emptied_checkpoint_is_told_in_words(state, tmp_path, item):
+    saved(tmp_path, state, 1, best=1)
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / item)
+    with pytest.raises(UserError, match=rf"checkpoints/1 cannot be read: .*/{item}") as caught:
+        load_variables(tmp_path)
+    assert "NoneType" not in str(caught.value)
+    assert first_line(KeyError("no x in <bound method Composite.keys of Composite({...})>.")) == "'no x in (keys).'."
+
+
+def test_a_progress_of_another_kind_is_damage(state, tmp_path):
+    saved(tmp_path, state, 1, best=1)
+    (tmp_path / "checkpoints" / "1" / "progress" / "metadata").write_text("{}")
+    load_variables(tmp_path)  # as of versions without checksums
 
 
 def test_the_same_checkpoint_can_be_damaged_twice(state, tmp_path):

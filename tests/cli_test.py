@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
-from vgg_jax import __version__
+from vgg_jax import __version__, cli
 from vgg_jax.__main__ import COMMANDS
 
 EVERY_COMMAND = """
@@ -45,6 +45,12 @@ import signal
 from vgg_jax import cli
 cli.run(lambda _: signal.raise_signal(signal.SIGINT), cli.Flags())
 """
+
+
+def test_what_a_terminal_would_obey_is_printed_as_text(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.fail("a\x1b[31m\u202eb: there is no such file\n  line 2")
+    assert capsys.readouterr().err == "error: a\\x1b[31m\\u202eb: there is no such file\n  line 2\n"
 
 
 def test_describing_needs_no_device():

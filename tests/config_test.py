@@ -154,7 +154,13 @@ def test_every_configuration_file_is_valid_on_eight_devices():
         ("optimizer.l2_mask", "weights", "one of kernels, all"),
         ("plateau.patience", 0, "must be at least 1"),
         ("plateau.factor", 10.0, "must be at least 1e-06 and at most 0.9999"),
-        ("plateau.min_improvement", 0.0, "must be at least 1e-09 and at most 1."),
+        ("plateau.min_improvement", 0.0, "must be at least 1e-09 and at most 0.99."),
+        ("plateau.min_improvement", 1.0, "must be at least 1e-09 and at most 0.99."),
+        ("schedule.warmup_error", 0.0, "must be at least 0.0001 and at most 1."),
+        ("augment.mixup", 1e-320, "which mixes nothing; give at least 0.001, or 0 for none"),
+        ("augment.cutmix", 9e-4, "which mixes nothing; give at least 0.001, or 0 for none"),
+        ("model.bottleneck_stride", "1x1", "and D has no bottlenecks, as a ResNet from 50 layers up has; leave it out"),
+        ("model.shortcut", "Q", "config.model.shortcut is 'Q'; it must be one of '', A, B, C."),
         ("num_epochs", 0.0, "must be at least 1e-06 and at most 1000000.0."),
         ("log_every_steps", 0, "must be at least 1"),
         ("sharding", "zero", "one of replicated, fsdp, fc_model_parallel"),
@@ -187,6 +193,18 @@ def test_impossible_values_are_refused_in_one_sentence(key, value, message):
         validate(changed(key, value), num_devices=8)
     assert "config." in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_steps_need_drops_and_of_a_shortened_run_drop_at_the_same_shares():
+    config = default_config()
+    config.schedule.name, config.schedule.drop_epochs = "steps", ""
+    with pytest.raises(UserError, match="'steps', drops the rate at these epochs; name them"):
+        validate(config, num_devices=8)
+    cifar = importlib.import_module("configs.resnet_cifar").get_config()
+    assert cifar.schedule.drop_epochs == "81.92,122.88"  # 32,000 and 48,000 steps of 128 (He et al. 2015 §4.2)
+    cifar.num_epochs = 10.0
+    assert cifar.schedule.drop_epochs == "5.0,7.5"
+    validate(cifar, num_devices=8)
 
 
 def changed(key: str, value) -> ConfigDict:

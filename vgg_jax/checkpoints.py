@@ -267,7 +267,10 @@ def load_variables(source: Path, averages: bool = True) -> tuple[Path, dict]:
 def _read_variables(path: Path, averages: bool) -> dict:
     _, checksums = _read_progress(path)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(path / _STATE).item_metadata.tree
+        metadata = reader.metadata(path / _STATE).item_metadata
+        if metadata is None:
+            raise ValueError(f"{path / _STATE} is empty or damaged.")
+        tree = metadata.tree
         # Momentum stays on the disk. Checkpoints of versions before 0.3 have no model state.
         item = {name: jax.tree.map(lambda _: 0, tree[name]) for name in ("params", "model_state") if tree.get(name)}
         if averages and (averaged := tree.get("opt_state", {}).get(EMA)):  # they are what was validated
@@ -290,7 +293,7 @@ def _best_step(directory: Path, steps: list[int]) -> int:
         except Exception as error:
             _raise_unless_damaged(error)
             continue  # reading its parameters says why
-        return progress["best_step"] or step
+        return progress.get("best_step") or step
     return steps[-1]
 
 

@@ -113,12 +113,12 @@ KEYS: dict[str, Key] = {
     "plateau.factor": Key(0.1, 1e-6, 0.9999),  # on the learning rate at each drop (Paper §3.1)
     "plateau.max_drops": Key(3, 0, 100),  # the plateau after the last one ends training (Paper §3.1)
     "plateau.patience": Key(4, 1, 10**6),  # evaluations without improvement that make a plateau; the paper does not say
-    "plateau.min_improvement": Key(0.001, 1e-9, 1),  # of the validation top-1 error, a fraction
+    "plateau.min_improvement": Key(0.001, 1e-9, 0.99),  # of the validation top-1 error, a fraction
     "schedule.name": Key("plateau", choices=SCHEDULES),  # of the learning rate; plateau is the paper's (Paper §3.1)
     "schedule.warmup_epochs": Key(0.0, 0, 1e6),  # in which the rate rises linearly to optimizer.learning_rate
     # Until the training error of an evaluation's epochs is below this fraction, the rate is a tenth of the schedule's; 1: never
     # (He 2015 §4.2: 0.8 for 110 layers).
-    "schedule.warmup_error": Key(1.0, 0, 1),
+    "schedule.warmup_error": Key(1.0, 1e-4, 1),
     "schedule.drop_epochs": Key("30,60"),  # for `steps`: epochs at which the rate drops
     "schedule.drop_factor": Key(0.1, 1e-6, 0.9999),  # for `steps`: on the rate at each of them
     "data.name": Key("imagenet2012"),  # `builtin`, `folder`, or the name of a TFDS data set

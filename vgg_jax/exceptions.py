@@ -46,6 +46,7 @@ def first_line(error: BaseException) -> str:
     if "No space left on device" in str(error):  # the end of a very long line
         return "No space left on device."
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = re.sub(r"<bound method \S*?(\w+) of .*?>", r"(\1)", text)  # Orbax forgets to call some
     return (text[:300] + "...") if len(text) > 300 else text.rstrip(".") + "."
 
 
@@ -87,8 +88,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def sentence(message: str, status: int) -> str:
-    """Returns what is printed before a process exits; a signal's statuses, from 128, are no errors."""
-    return message if status >= 128 else f"error: {message}"
+    """Returns what is printed before a process exits, printable; a signal's statuses, from 128, are no errors."""
+    text = "\n".join(map(printable, message.split("\n")))  # of a value that somebody gave
+    return text if status >= 128 else f"error: {text}"
 
 
 def as_user_error(error: BaseException) -> UserError | None:

@@ -26,6 +26,8 @@ from vgg_jax.models import is_vgg
 from vgg_jax.schedules import drop_epochs
 
 _LEAST_RATE = 1e-30  # of learning, after the last drop; float32 has 1.2e-38
+_WITH_BOTTLENECKS = ("ResNet-50", "ResNet-101", "ResNet-152")
+_LEAST_MIXING = 1e-3  # of Beta(a, a), whose draws are 0 or 1 to within float32 long before
 _LONGEST_TEXT = 4096  # characters: a path's, on Linux
 
 
@@ -77,9 +79,8 @@ def _check_value(name: str, value: Any, key: Key) -> None:
             f"config.{name} is {quoted(value, 100)}; it must have at most {_LONGEST_TEXT} letters and no control characters."
         )
     if key.choices and value not in key.choices:
-        raise UserError(
-            f"config.{name} is {value!r}; it must be one of {', '.join(key.choices)}.{did_you_mean(value, key.choices)}"
-        )
+        choices = ", ".join(choice or "''" for choice in key.choices)
+        raise UserError(f"config.{name} is {value!r}; it must be one of {choices}.{did_you_mean(value, key.choices)}")
     if isinstance(value, int | float) and not key.least <= value <= key.greatest:
         raise UserError(
             f"config.{name} is {quoted(value, 100)}; it must be at least {key.least} and at most {key.greatest}."
@@ -133,6 +134,15 @@ def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"config.batch_size is {config.batch_size}, which {num_devices // parallel} devices{microbatches} do not divide; "
         f"{below or parts} or {below + parts if below else 2 * parts} would do.",
     )
+    yield (
+        config.schedule.name == "steps" and not drop_epochs(config),
+        "config.schedule.drop_epochs is '', and config.schedule.name, 'steps', drops the rate at these epochs; name them, as 30,60.",
+    )
+    for name in ("mixup", "cutmix"):
+        yield (
+            0 < config.augment[name] < _LEAST_MIXING,
+            f"config.augment.{name} is {config.augment[name]:g}, which mixes nothing; give at least {_LEAST_MIXING:g}, or 0 for none.",
+        )
     late = [epoch for epoch in drop_epochs(config) if epoch >= config.num_epochs]
     yield (
         config.schedule.name == "steps" and bool(late),
@@ -227,6 +237,12 @@ def _network_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
     yield (
         bool(model.shortcut) and not is_residual,
         f"config.model.shortcut is {model.shortcut!r}, and {model.configuration} has no shortcuts; leave it out.",
+    )
+    yield (
+        model.bottleneck_stride != KEYS["model.bottleneck_stride"].default
+        and model.configuration not in _WITH_BOTTLENECKS,
+        f"config.model.bottleneck_stride is {model.bottleneck_stride!r}, and {model.configuration} has no bottlenecks, as a ResNet "
+        "from 50 layers up has; leave it out.",
     )
     microbatch = config.batch_size // config.accumulation_steps
     yield (
