@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.exceptions import UserError
 from vgg_jax.sharding import bytes_a_device, local_rows
-from vgg_jax.state import TrainState
+from vgg_jax.state import TrainState, state_bytes_by_sharding
 
 _INTERPRETER_BYTES = 200 * 2**20  # of a process that decodes
 
@@ -55,3 +55,16 @@ def need_memory(num_bytes: int, purpose: str) -> None:
             "a smaller config.batch_size, config.image.crop or model (config.model.fc_width, config.model.width_multiplier), "
             "config.accumulation_steps, or more devices (config.sharding=fsdp splits the state)."
         )
+
+
+def state_line(config: ConfigDict, shapes: TrainState) -> str:
+    """Returns the memory of parameters and momentum on each device, exactly, and with the other shardings."""
+    here = f"parameters and momentum a device: {bytes_a_device(shapes) / 2**20:,.1f} MiB ({config.sharding})"
+    if jax.device_count() == 1:
+        return here
+    others = [
+        f"{rules}{f' over {parallel}' if parallel > 1 else ''} {size / 2**20:,.1f}"
+        for rules, parallel, size in state_bytes_by_sharding(config)
+        if rules != config.sharding
+    ]
+    return f"{here}; with --config.sharding {', '.join(others)}"

@@ -31,11 +31,11 @@ from vgg_jax.data.statistics import class_weights
 from vgg_jax.evaluation.center_crop import evaluate
 from vgg_jax.exceptions import Interrupted, UserError
 from vgg_jax.files import write_json
-from vgg_jax.memory import check_memory, need_memory
+from vgg_jax.memory import check_memory, need_memory, state_line
 from vgg_jax.metrics import MetricsLog, TrainMetrics, top5_text
 from vgg_jax.provenance import code_version, environment
-from vgg_jax.sharding import bytes_a_device, make_mesh, replicated
-from vgg_jax.state import TrainState, init_state, params_sha256, state_bytes_by_sharding, state_shapes
+from vgg_jax.sharding import make_mesh, replicated
+from vgg_jax.state import TrainState, init_state, params_sha256, state_shapes
 from vgg_jax.steps import Steps, compile_steps
 from vgg_jax.transplant import Donor, check_fit, read_donor, start_from
 from vgg_jax.validation import validate
@@ -156,10 +156,7 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
         donor = read_donor(config_lib.init_from(config))
         check_fit(shapes.variables, donor, config.init_layers)
     dataset = distributed.primary_first(lambda: open_dataset(config))
-    facts = dataset.description()
-    colors = json.dumps([facts.pop("mean_rgb"), facts.pop("color_vectors")])
-    # Other images have other colours; many digits would not say more.
-    distributed.check_same({**facts, "the images' colours": hashlib.sha256(colors.encode()).hexdigest()[:8]})
+    distributed.check_same(_data_facts(dataset))
     steps_per_epoch = len(dataset.train) / config.batch_size
     total_steps = schedules.total_steps(config, steps_per_epoch)
     return _Run(config, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console)
@@ -311,7 +308,7 @@ def _compile(run: _Run) -> Steps:
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     need_memory(needed, "on each device for a compiled step")
-    run.console.print(_state_line(config, run.shapes))
+    run.console.print(state_line(config, run.shapes))
     run.console.print(
         f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "
         f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
@@ -331,6 +328,12 @@ def _facts(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return {"the code": code_version(), "jax": jax.__version__, "--workdir": str(workdir), **values}
 
 
+def _data_facts(dataset: Dataset) -> dict[str, Any]:
+    facts = dataset.description()
+    colors = json.dumps([facts.pop("mean_rgb"), facts.pop("color_vectors")])  # whose many digits would not say more
+    return {**facts, "the images' colours": hashlib.sha256(colors.encode()).hexdigest()[:8]}
+
+
 def _heading(run: _Run) -> str:
     config, dataset, device = run.config, run.dataset, jax.devices()[0]
     from clu import parameter_overview  # slow to import
@@ -348,19 +351,6 @@ def _heading(run: _Run) -> str:
         f"({config.sharding}), {config.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"
         f"everything is written to {run.workdir}; watch it with: tensorboard --logdir {shlex.quote(str(run.workdir))}"
     )
-
-
-def _state_line(config: ConfigDict, shapes: TrainState) -> str:
-    """Returns the memory of parameters and momentum on each device, exactly, and with the other shardings."""
-    here = f"parameters and momentum a device: {bytes_a_device(shapes) / 2**20:,.1f} MiB ({config.sharding})"
-    if jax.device_count() == 1:
-        return here
-    others = [
-        f"{rules}{f' over {parallel}' if parallel > 1 else ''} {size / 2**20:,.1f}"
-        for rules, parallel, size in state_bytes_by_sharding(config)
-        if rules != config.sharding
-    ]
-    return f"{here}; with --config.sharding {', '.join(others)}"
 
 
 def _closing(config: ConfigDict, summary: dict[str, Any]) -> str:
