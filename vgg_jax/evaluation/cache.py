@@ -67,7 +67,7 @@ class RowCache:
         """Returns the arrays that were finished with these settings; None where there is nothing sound."""
         if not self._has_settings(self._path(".json")):
             return None
-        arrays = self._read(self._path(".npz"))
+        arrays = self._read(self._path(".npz")) if self._path(".npz").exists() else None
         if arrays is None or not self._fits(arrays):
             self._warn(f"{self._path('.npz')} is damaged; it is computed again")
             return None
@@ -78,7 +78,10 @@ class RowCache:
         indices, rows = [np.zeros(0, np.int64)], [np.zeros((0, self._rows.num_columns), np.float32)]
         if self._has_settings(self._path(".part.json")):
             for path in self._shard_paths():
-                arrays = self._read(path)
+                try:
+                    arrays = self._read(path)
+                except FileNotFoundError:  # another process has just finished and removed it
+                    continue
                 if arrays is None or not self._fits_shard(arrays):
                     self._warn(f"{path} is damaged; it is computed again")
                     continue
@@ -99,9 +102,7 @@ class RowCache:
     def finish_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """Writes the whole, then removes the shards."""
         with writing_to(self._directory, FREE_SPACE):
-            if not self._has_settings(self._path(".json")):
-                self._path(".json").unlink(missing_ok=True)
-            self._write(".npz", arrays)
+            self._write(".npz", arrays)  # whose digest covers the settings, so an older .json does not fit it
             write_json(self._path(".json"), self._settings)
             self._remove_shards()
 
@@ -148,15 +149,23 @@ class RowCache:
             np.savez(file, **arrays, **digest)  # type: ignore[arg-type]
 
     def _read(self, path: Path) -> dict[str, np.ndarray] | None:
-        """Returns a file's arrays without the digest; None where they cannot be read, or are not those it was made of."""
+        """Returns a file's arrays without the digest; None where they cannot be read, or are not those it was made of.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+        """
         try:
-            with zipfile.ZipFile(path) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    return None  # not written here, and small files may become large
-            with np.load(path, allow_pickle=False) as file:  # checks each array's CRC
-                arrays = dict(file)
+            with open(path, "rb") as file:  # once, as another process may replace it
+                with zipfile.ZipFile(file) as archive:
+                    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                        return None  # not written here, and small files may become large
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as saved:  # checks each array's CRC
+                    arrays = dict(saved)
             digest = arrays.pop(_DIGEST, None)
             is_whole = not self._needs_digest if digest is None else digest.tolist() == self._digest(arrays)
+        except FileNotFoundError:
+            raise
         except Exception:  # of many kinds, as damaged bytes are read
             return None
         return arrays if is_whole else None
