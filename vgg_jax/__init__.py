@@ -2,7 +2,7 @@
 
 import sys
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 if sys.version_info < (3, 11):  # noqa: UP036, pip refuses it, but a clone can be used without pip
     print(
