@@ -84,6 +84,10 @@ WHOLE = {
         lambda s: {"model": {k: 0 * t for k, t in s.items()}, "model_ema": {f"module.{k}": t for k, t in s.items()}},
         "the running average under 'model_ema', names without 'module.'",
     ),
+    "an average of the parameters alone": (
+        lambda s: {"model": s, "model_ema": {k: 0 * t for k, t in s.items() if "running" not in k}},
+        "under 'model'",
+    ),
 }
 TRUNKS = {
     "no head": (lambda s: {k: t for k, t in s.items() if not k.startswith("fc.")}, "a trunk without classifier"),

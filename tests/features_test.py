@@ -88,6 +88,7 @@ def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
         (pixels(1, 64, 64), [5], r"classes \[5\] for 1 images and 5 classes; give one number from 0 to 4 for each"),
         (pixels(1, 64, 64), np.array([-1]), r"classes \[-1\] for"),
         (pixels(2, 64, 64), [1], r"classes \[1\] for 2 images"),
+        (pixels(1, 64, 64), np.array([1.0]), r"classes \[1.0\] for 1 images"),
         (pixels(1, 63, 90), [1], "63 x 90 pixels are too small for score_map; they must be at least 64 x 64"),
     ],
 )

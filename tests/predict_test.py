@@ -77,6 +77,23 @@ def test_exif_orientations_are_said_once_or_applied(run, photos, tmp_path, capsy
         assert capsys.readouterr().out.count(line) == (not exif)
 
 
+@pytest.mark.slow
+def test_predictions_turn_images_as_the_run_does_and_print_names_as_text(run, photos, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["exif"] = True
+    (run / "config.json").write_text(json.dumps(config))
+    turned(sorted(photos.glob("validation/*/*"))[1], tmp_path)[1].rename(tmp_path / "a\x1b[31mb.png")
+    output = tmp_path / "found.json"
+    for flag, exif in ((), True), (("--noexif",), False):
+        status, out, err = run_module(
+            "vgg_jax.predict", f"--workdir={run}", "--protocol=center_crop", f"--json={output}", *flag, str(tmp_path)
+        )
+        assert (status, json.loads(output.read_text())["exif"]) == (0, exif), err
+        assert ("EXIF orientation" in out) != exif
+        assert "a\\x1b[31mb.png" in out
+        assert "\x1b" not in out
+
+
 def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, photos, tmp_path):
     folder = tmp_path / "mine"
     (folder / "deeper").mkdir(parents=True)

@@ -5,7 +5,6 @@ Compiles the train step with the real TPU compiler. No TPU is needed, nor any da
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ml_collections import config_flags
@@ -42,8 +41,12 @@ def main(arguments: list[str]) -> None:
         cli.fail("say what to compile: --config=vgg19, for example; --help lists the flags.")
     if not _TOPOLOGY.value:
         cli.fail("say for which slice: --topology=v5e:4x4, for example; --help lists the flags.")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler needs no device, and one that is busy would be in the way
-    from vgg_jax.compilation import check_devices  # here, so that --help answers at once
+    import jax  # here, so that --help answers at once
+
+    # The compiler needs no device, and a busy one would be in the way. Reading the configuration has imported JAX, which then no
+    # longer looks at JAX_PLATFORMS.
+    jax.config.update("jax_platforms", "cpu")
+    from vgg_jax.compilation import check_devices
     from vgg_jax.tpu.report import check
 
     check_devices()

@@ -233,7 +233,11 @@ def grad_cam(
     outer = images.shape[:-3]
     if classes is not None and not isinstance(classes, jax.core.Tracer):
         given = np.asarray(classes)
-        if given.size != math.prod(outer) or not ((given >= 0) & (given < network.num_classes)).all():
+        if (
+            given.dtype.kind not in "iu"
+            or given.size != math.prod(outer)
+            or not ((given >= 0) & (given < network.num_classes)).all()
+        ):
             raise UserError(
                 f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; give one "
                 f"number from 0 to {network.num_classes - 1} for each image."
@@ -245,7 +249,7 @@ def grad_cam(
 
     def scores(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, _ = network.apply(variables, x, offsets={layer: offset})
-        chosen = logits.argmax(-1) if classes is None else jnp.reshape(classes, (-1,))
+        chosen = logits.argmax(-1) if classes is None else jnp.reshape(jnp.asarray(classes), (-1,))
         return jnp.take_along_axis(logits, chosen[:, None], 1).sum(), chosen
 
     flat = activation.reshape(-1, *activation.shape[len(outer) :])

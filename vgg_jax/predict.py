@@ -51,7 +51,9 @@ _MAPS = flags.DEFINE_string("maps", "", "A directory for the class score maps la
 _GRAD_CAM = flags.DEFINE_bool(
     "grad_cam", False, "Next to each of the --maps, Grad-CAM of the same class; both also as arrays (NPZ)."
 )
-_EXIF = flags.DEFINE_bool("exif", False, "Turn images as their EXIF orientation says, which is ignored otherwise.")
+_EXIF = flags.DEFINE_bool(
+    "exif", None, "Turn images as their EXIF orientation says. Default: config.data.exif of the run."
+)
 _JSON = flags.DEFINE_string("json", "", "A file for the same as JSON.")
 
 
@@ -62,15 +64,12 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which images: files, folders or patterns, as photo.jpg or 'photos/*.jpg'.")
     if _GRAD_CAM.value and not _MAPS.value:
         cli.fail("--grad_cam draws into the directory of --maps; give --maps=DIR as well.")
-    from vgg_jax.compilation import (
-        check_devices,
-        keep_compiled,
-        warn_of_unseen_gpu,
-    )  # imported here, so that --help answers at once
+    # Imported here, so that --help answers at once.
+    from vgg_jax.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
     from vgg_jax.console import Console
     from vgg_jax.evaluation.predict_files import list_images, predict
     from vgg_jax.evaluation.trained_model import load_trained
-    from vgg_jax.exceptions import writing_to
+    from vgg_jax.exceptions import printable, writing_to
     from vgg_jax.files import write_json
 
     paths = list_images(arguments, lambda line: print(line, file=sys.stderr))
@@ -78,6 +77,7 @@ def main(arguments: list[str]) -> None:
     keep_compiled()
     warn_of_unseen_gpu()
     trained = load_trained(_WEIGHTS.value or _WORKDIR.value, _DTYPE.value)
+    exif = trained.config.data.exif if _EXIF.value is None else _EXIF.value
     output = Path(_JSON.value).expanduser()
     if _JSON.value:
         if output.is_dir():
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
             "params_sha256": trained.digest,
             "protocol": _PROTOCOL.value,
             "scales": _SCALES.value,
-            "exif": _EXIF.value,
+            "exif": exif,
             "predictions": sorted(entries, key=lambda entry: order[entry["image"]]),
             "failures": [{"image": str(failure.path), "reason": failure.reason} for failure in failures],
         }
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> None:
             write(())
             written_at = time.monotonic()
         lines = [f"  {entry['probability']:6.1%}  {entry['title']}" for entry in classes]
-        console.print("\n".join([str(prediction.path), *lines]))
+        console.print("\n".join([printable(str(prediction.path)), *lines]))
 
     try:
         _, failures = predict(
@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> None:
             _BATCH_SIZE.value,
             _MAPS.value,
             _GRAD_CAM.value,
-            exif=_EXIF.value,
+            exif=exif,
             console=console,
             done=done,
         )
@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> None:
     if _JSON.value:
         write(failures)
     if failures:
-        lines = "".join(f"\n  {failure.path}: {failure.reason}" for failure in failures)
+        lines = "".join(f"\n  {printable(str(failure.path))}: {failure.reason}" for failure in failures)
         cli.fail(f"{len(failures)} of {len(paths)} images could not be read:{lines}", status=1)
 
 

@@ -139,7 +139,10 @@ def _views(value: Any) -> tuple[dict[str, View], str]:
     """Returns the tensors by name, and the key under which they lay; "" where they are the whole."""
     inner = ""
     if isinstance(value, dict):
-        inner = next((key for key in _NESTED if isinstance(value.get(key), dict)), "")
+        nested = {key: len(value[key]) for key in _NESTED if isinstance(value.get(key), dict)}
+        # An average of the parameters alone lacks the statistics of the whole that is next to it.
+        whole = max((count for key, count in nested.items() if key not in _AVERAGES), default=0)
+        inner = next((key for key, count in nested.items() if key not in _AVERAGES or count >= whole), "")
         value = value[inner] if inner else value
     if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
         odd = [key for key, item in value.items() if not isinstance(item, View)]
