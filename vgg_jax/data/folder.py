@@ -193,7 +193,7 @@ def inspect(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, Ins
     """Decodes every image of a folder, once.
 
     Returns:
-      path below the root -> what is wrong, for every file that is no sound image; likewise the others.
+      path below the root -> the fault, for every file that is not a sound image; likewise the sound ones.
     """
     files = _files(listing)
     inspected = zip(files, progress(parallel_map(_inspect, files), len(files), "checking"), strict=True)

@@ -114,7 +114,7 @@ def normalized(descriptors_NxD: np.ndarray) -> np.ndarray:
 def _computed(
     backbone: Backbone, layers: Sequence[str], records: Any, scale: int, caches: _LayerCaches, batch_size: int
 ) -> np.ndarray:
-    """Returns the descriptors of layers side by side, [N, D]; those of an interrupted run come from its shards."""
+    """Returns the descriptors of layers side by side, [N, D]; an interrupted run's come from its shards."""
     began, mesh, stats = time.monotonic(), make_mesh(), EvalStats()
     indices, rows = caches.shards()
     descriptors_NxD = np.empty((len(records), rows.shape[1]), np.float32)

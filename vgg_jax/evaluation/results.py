@@ -150,7 +150,7 @@ def class_numbers(class_names: Sequence[str], listing: str, source: str) -> np.n
     Args:
       class_names: of the model, sorted.
       listing: the challenge's classes in the order of its numbers, one a line: the name, or as `n01440764 tench`, where
-        either part may be the name. "": none; the numbers are then 1 to K by sorted name, which are not those of ILSVRC's development kit.
+        either part may be the name. "": none; the numbers are then 1 to K by sorted name, which differ from the numbers of ILSVRC's development kit.
       source: file of the listing, for the message.
 
     Raises:

@@ -57,7 +57,7 @@ class Run(NamedTuple):
         return [(x, y) for x, y in points if math.isfinite(y)]
 
     def best(self) -> dict[str, float] | None:
-        """Returns the validation line of least top-1 error; of equals that of least loss, then the earlier, as checkpoints are chosen."""
+        """Returns the validation line of least top-1 error, then of least loss, then the earlier one, as checkpoints are chosen."""
 
         def rank(line: dict[str, float]) -> tuple[float, float]:
             error, loss = line["val/top1_error"], line.get("val/loss", math.inf)

@@ -157,7 +157,7 @@ def _listed(words: list[str]) -> str:
 
 
 def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
-    """Takes a network, or a VGG's trunk with names of its own, out of a file with more in it.
+    """Takes a network, or a VGG's trunk under its own names, out of a file with more in it.
 
     The tensors whose names fit a pattern are taken in natural order of their names (conv2d_2 before conv2d_10). The kernels among
     them, of four dimensions, are the convolutions in the order of computation, each with the bias, of one, that shares its group.
