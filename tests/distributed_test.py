@@ -17,7 +17,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from tests.command import REPOSITORY, as_flags, run_main, start_main
-from vgg_jax import distributed, session, workdir
+from vgg_jax import distributed, lock, session
 from vgg_jax.checkpoints import Checkpoints
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -265,7 +265,7 @@ def test_what_is_no_lost_process(one_of_two):
 
 def test_a_failure_of_another_process_leaves_no_lock(one_of_two, tmp_path):
     one_of_two(None)
-    with workdir.locked(tmp_path, print):
+    with lock.locked(tmp_path, print):
         assert (tmp_path / "lock.json").exists()
         with pytest.raises(SystemExit, match="2"):
             session._abort_on_peer_failure({"process": 1, "status": 2, "message": "it was refused."})

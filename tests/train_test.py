@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.command import as_flags, run_main, start_main
+from vgg_jax import lock
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import KEYS
@@ -295,8 +296,8 @@ def test_what_another_start_made_before_the_lock_was_there_counts(
         with locked(directory, say) as check:
             yield check
 
-    locked = workdir_lib.locked
-    monkeypatch.setattr("vgg_jax.workdir.locked", locked_late)
+    locked = lock.locked
+    monkeypatch.setattr("vgg_jax.lock.locked", locked_late)
     with pytest.raises(UserError, match=re.escape(sentence)):
         train(tiny_config, tmp_path / "run", quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == seed

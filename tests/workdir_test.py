@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from vgg_jax import workdir
+from vgg_jax import lock, workdir
 from vgg_jax.config import default_config
 from vgg_jax.exceptions import UserError
 
@@ -130,8 +130,8 @@ def test_a_run_that_was_killed_in_its_first_moment_begins_anew(tmp_path):
 HOLDING = """
 import sys, time
 from pathlib import Path
-from vgg_jax import workdir
-with workdir.locked(Path(sys.argv[1]), print):
+from vgg_jax import lock
+with lock.locked(Path(sys.argv[1]), print):
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -149,13 +149,13 @@ def holder(tmp_path):
 
 def test_two_runs_in_one_workdir_are_refused_and_a_dead_one_is_replaced(tmp_path, holder):
     in_use = pytest.raises(UserError, match=f"is in use by process {holder.pid} on .*; stop that run first")
-    with in_use, workdir.locked(tmp_path, print):
+    with in_use, lock.locked(tmp_path, print):
         pass
     assert (tmp_path / "lock.json").exists()
     holder.kill()
     holder.wait()
     said = []
-    with workdir.locked(tmp_path, said.append) as check:
+    with lock.locked(tmp_path, said.append) as check:
         check()
         assert json.loads((tmp_path / "lock.json").read_text())["process"] == os.getpid()
     assert len(said) == 1
@@ -169,25 +169,25 @@ def test_a_run_on_another_machine_is_watched_for_signs_of_life(tmp_path, monkeyp
     def unsupported(*_):
         raise OSError("no locks here")
 
-    monkeypatch.setattr(workdir, "STALE_SECONDS", 0.5)
-    monkeypatch.setattr(workdir, "RENEW_SECONDS", 0.05)
-    monkeypatch.setattr(workdir.fcntl, "flock", unsupported)  # of another machine, a bucket's kernel knows nothing
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)  # of another machine, a bucket's kernel knows nothing
     machines = iter(["one", "one" if no_kernel_locks else "other", "other"])
-    monkeypatch.setattr(workdir, "_machine", lambda: next(machines))
+    monkeypatch.setattr(lock, "_machine", lambda: next(machines))
     said = []
-    with workdir.locked(tmp_path, said.append):
-        with pytest.raises(UserError, match="is in use by process"), workdir.locked(tmp_path, said.append):
+    with lock.locked(tmp_path, said.append):
+        with pytest.raises(UserError, match="is in use by process"), lock.locked(tmp_path, said.append):
             pass
         assert "waiting 0 s to see whether that run is alive" in said[0]
         left = (tmp_path / "lock.json").read_bytes()
     (tmp_path / "lock.json").write_bytes(left)  # as if it had been killed
-    with workdir.locked(tmp_path, said.append):
+    with lock.locked(tmp_path, said.append):
         assert "has ended without releasing" in said[-1]
 
 
 def test_a_run_whose_workdir_was_taken_over_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir, "RENEW_SECONDS", 0.02)
-    with workdir.locked(tmp_path, print) as check:
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
+    with lock.locked(tmp_path, print) as check:
         content = json.loads((tmp_path / "lock.json").read_text())
         other = json.dumps({**content, "id": "another", "process": 7, "host": "elsewhere"}).ljust(511) + "\n"
         with open(tmp_path / "lock.json", "r+") as file:

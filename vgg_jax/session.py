@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from vgg_jax import compilation, distributed, workdir
+from vgg_jax import compilation, distributed, lock
 from vgg_jax.distributed import HEARTBEAT_SECONDS, Coordinator, stop_signals
 from vgg_jax.exceptions import STOPPED, Interrupted, UserError, as_user_error, first_line, sentence
 
@@ -168,6 +168,6 @@ def _print_error(text: str) -> None:
 def _exit(status: int) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-    workdir.release()
+    lock.release()
     # Without cleaning up more: threads wait for processes that are gone, and would wait for ever.
     os._exit(status)

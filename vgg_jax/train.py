@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax import compilation, diagnostics, distributed, schedules
+from vgg_jax import compilation, diagnostics, distributed, lock, schedules
 from vgg_jax import config as config_lib
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import Checkpoints, Progress
@@ -165,7 +165,7 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
 def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
     """Makes the workdir this run's until the stack ends; returns what raises UserError once another run has taken it."""
     primary, console, dataset = distributed.is_primary(), run.console, run.dataset
-    check_lock = stack.enter_context(workdir_lib.locked(run.workdir, console.print)) if primary else lambda: None
+    check_lock = stack.enter_context(lock.locked(run.workdir, console.print)) if primary else lambda: None
     # What may run here is asked again: another run may have begun and ended before this one had the lock.
     distributed.primary_first(lambda: workdir_lib.check(run.workdir, run.config))
     _check_end(run)
