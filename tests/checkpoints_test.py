@@ -15,9 +15,9 @@ import pytest
 
 from tests.first_steps import some_steps
 from vgg_jax.checkpoints import Checkpoints, Progress, load_variables
+from vgg_jax.digests import params_sha256
 from vgg_jax.exceptions import UserError, first_line
 from vgg_jax.schedules import Plateau
-from vgg_jax.state import params_sha256
 from vgg_jax.transplant import read_donor, start_from
 
 

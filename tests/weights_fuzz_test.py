@@ -111,7 +111,7 @@ from pathlib import Path
 import warnings
 warnings.simplefilter("ignore")
 from vgg_jax.exceptions import UserError
-from vgg_jax.state import params_sha256
+from vgg_jax.digests import params_sha256
 from vgg_jax.weights.imports import Digests, import_weights
 own = sys.argv[1] == "own"
 
