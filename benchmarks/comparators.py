@@ -20,9 +20,9 @@ from benchmarks.findings import PICTURES, Run, difference
 from configs.resnet_cifar import get_config as cifar_config
 from vgg_jax import cli
 from vgg_jax.config import default_config, scaled_length
-from vgg_jax.exceptions import UserError
-from vgg_jax.files import write_json
 from vgg_jax.reproduction.plan import workdir_of
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.files import write_json
 
 BN, GAP = {"model.batch_norm": True}, {"model.head": "gap"}
 INCEPTION = {
@@ -148,7 +148,7 @@ def settings(group, name, seed):
 
 
 def train_all(directory, groups):
-    from vgg_jax.exceptions import Interrupted
+    from vgg_jax.runtime.exceptions import Interrupted
     from vgg_jax.train import train
 
     for seed in range(_SEEDS.value):  # one after another, so that an early end leaves whole ones

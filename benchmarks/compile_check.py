@@ -15,8 +15,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 
-from vgg_jax import compilation
 from vgg_jax.config import flatten, paper_config
+from vgg_jax.runtime import compilation
 from vgg_jax.tpu.chips import parse_slice
 from vgg_jax.tpu.compiled import GIB, compile_train, topology_devices
 

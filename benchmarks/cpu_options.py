@@ -9,8 +9,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.compilation import COMPILER_OPTIONS
 from vgg_jax.models import make_network
+from vgg_jax.runtime.compilation import COMPILER_OPTIONS
 
 BATCH, ROUNDS, GMAC = 8, 4, 7.61  # multiply-adds of net A at 224
 

@@ -19,9 +19,7 @@ import jax
 import numpy as np
 
 from vgg_jax.augment import IMAGENET_STATISTICS, normalize
-from vgg_jax.compilation import compile_step
 from vgg_jax.config import default_config
-from vgg_jax.console import Console
 from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import compilation_macs_of, macs, plan_pass, rescaled_sizes
@@ -29,7 +27,9 @@ from vgg_jax.evaluation.run import CompiledSteps, EvalStats, run_jobs
 from vgg_jax.evaluation.split import Split
 from vgg_jax.evaluation.steps import make_crops, make_dense
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.sharding import make_mesh, replicated
+from vgg_jax.runtime.compilation import compile_step
+from vgg_jax.runtime.console import Console
+from vgg_jax.runtime.sharding import make_mesh, replicated
 from vgg_jax.state import make_model
 
 

@@ -25,10 +25,10 @@ from benchmarks.evaluation_findings import split_probs
 from vgg_jax import cli
 from vgg_jax.config import default_config
 from vgg_jax.evaluation.results import average, top5_classes
-from vgg_jax.exceptions import UserError
-from vgg_jax.files import write_json
 from vgg_jax.reproduction.plan import STAGES, Stage, plan_defaults, workdir_of
 from vgg_jax.reproduction.run import planned_runs
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.files import write_json
 
 PICTURES = Path(os.environ.get("VGG_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data"))
 PRESETS = ("glorot", "he", "torch", "paper", "std001")

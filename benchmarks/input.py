@@ -112,7 +112,7 @@ def whole_pipeline(folder, cores, seconds, processes=0):
     from vgg_jax.config import default_config
     from vgg_jax.data.pipeline import batches, train_examples
     from vgg_jax.data.sources import open_split, prepared_data
-    from vgg_jax.sharding import make_mesh
+    from vgg_jax.runtime.sharding import make_mesh
 
     config = default_config()
     config.image.scale_min, config.image.scale_max = S_MIN, S_MAX

@@ -80,9 +80,9 @@ def ours(row):
 
     from vgg_jax import features
     from vgg_jax.augment import IMAGENET_STATISTICS, normalize
-    from vgg_jax.compilation import compile_step
     from vgg_jax.config import default_config
-    from vgg_jax.sharding import make_mesh
+    from vgg_jax.runtime.compilation import compile_step
+    from vgg_jax.runtime.sharding import make_mesh
     from vgg_jax.state import init_state, make_model, state_shapes
     from vgg_jax.steps import compile_steps
 
@@ -155,13 +155,13 @@ def torchs(row, kind):
 def our_evaluation(row, count):
     """Returns the function of no arguments that evaluates so many images."""
     from benchmarks.evaluation import random_model
-    from vgg_jax.console import Console
     from vgg_jax.data.sources import expanded, open_split, prepared_data
     from vgg_jax.evaluation.passes import EvalPass
     from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass
     from vgg_jax.evaluation.run import CompiledSteps, EvalStats, run_jobs
     from vgg_jax.evaluation.split import Split
-    from vgg_jax.sharding import make_mesh
+    from vgg_jax.runtime.console import Console
+    from vgg_jax.runtime.sharding import make_mesh
 
     data = prepared_data("folder", expanded("~/tensorflow_datasets"), str(pictures()))
     records = open_split(data, f"val[:{count}]", "split")

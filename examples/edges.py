@@ -18,7 +18,7 @@ from PIL import Image
 
 from vgg_jax import cli, features
 from vgg_jax.data.decode import decode, read_file
-from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.runtime.exceptions import UserError, writing_to
 from vgg_jax.weights import containers
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vgg_jax import cli
-from vgg_jax.exceptions import writing_to
+from vgg_jax.runtime.exceptions import writing_to
 
 flags = cli.Flags()
 _OUTPUT = flags.DEFINE_string("output", ".", "A directory.")

@@ -21,8 +21,8 @@ from PIL import Image
 from vgg_jax import cli, features
 from vgg_jax.data.crops import rescaled
 from vgg_jax.data.decode import read_file, size_of
-from vgg_jax.exceptions import UserError, writing_to
 from vgg_jax.models.description import endpoint_names
+from vgg_jax.runtime.exceptions import UserError, writing_to
 
 LONGEST = 8  # times the shorter side
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vgg_jax.evaluation.cache import Cache, Probs
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 SETTINGS = {"params_sha256": "abc", "scale": 73, "images": 4}
 WHOLE = Probs(

@@ -15,8 +15,8 @@ import pytest
 
 from tests.first_steps import some_steps
 from vgg_jax.checkpoints import Checkpoints, Progress, load_variables
-from vgg_jax.digests import params_sha256
-from vgg_jax.exceptions import UserError, first_line
+from vgg_jax.runtime.digests import params_sha256
+from vgg_jax.runtime.exceptions import UserError, first_line
 from vgg_jax.schedules import Plateau
 from vgg_jax.transplant import read_donor, start_from
 

@@ -16,7 +16,7 @@ from vgg_jax.config import default_config
 from vgg_jax.data import cifar, prepared
 from vgg_jax.data.decode import decode
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import pickles
 
 COUNT = 20  # images of a batch, in place of 10,000

@@ -11,7 +11,7 @@ from tests.networks import init, shapes_of, small
 from vgg_jax.models import describe, make_network
 from vgg_jax.models.description import lengths, macs, total_stride
 from vgg_jax.models.summary import layer_rows, summary
-from vgg_jax.sharding import make_mesh
+from vgg_jax.runtime.sharding import make_mesh
 from vgg_jax.state import init_state, make_model, state_shapes
 from vgg_jax.steps import make_train_step
 

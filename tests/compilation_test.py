@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vgg_jax import compilation
-from vgg_jax.compilation import keep_compiled, warn_of_unseen_gpu
+from vgg_jax.runtime import compilation
+from vgg_jax.runtime.compilation import keep_compiled, warn_of_unseen_gpu
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="compares with torch (pip install 'vgg-jax[test]')")
 
 from tests.torch_nets import CifarResNet, TorchvisionResNet, normalised, randomised  # noqa: E402
-from vgg_jax.exceptions import UserError  # noqa: E402
+from vgg_jax.runtime.exceptions import UserError  # noqa: E402
 from vgg_jax.weights.file import folded_variables, make_model  # noqa: E402
 from vgg_jax.weights.imports import Digests, import_weights  # noqa: E402
 

@@ -17,8 +17,8 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from tests.command import REPOSITORY, as_flags, run_main, start_main
-from vgg_jax import distributed, lock, session
 from vgg_jax.checkpoints import Checkpoints
+from vgg_jax.runtime import distributed, lock, session
 
 QUICKSTART = "--config=configs/quickstart.py"
 STEPS = 40
@@ -227,10 +227,10 @@ def one_of_two(monkeypatch):
     def install(failure):
         names = ("close", "leave", "report_failure")
         coordinator = SimpleNamespace(failure=lambda: failure, **{name: lambda *_: None for name in names})
-        monkeypatch.setattr("vgg_jax.distributed._coordinator", coordinator)
+        monkeypatch.setattr("vgg_jax.runtime.distributed._coordinator", coordinator)
 
-    monkeypatch.setattr("vgg_jax.session._aborting", threading.Lock(), raising=False)
-    monkeypatch.setattr("vgg_jax.session.os._exit", sys.exit)
+    monkeypatch.setattr("vgg_jax.runtime.session._aborting", threading.Lock(), raising=False)
+    monkeypatch.setattr("vgg_jax.runtime.session.os._exit", sys.exit)
     before = signal.getsignal(signal.SIGTERM)
     yield install
     signal.signal(signal.SIGTERM, before)

@@ -12,7 +12,7 @@ from tests.command import run_module
 from tests.conftest import REPOSITORY
 from tests.random_weights import some_weights
 from vgg_jax.data.builtin import render
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 
 

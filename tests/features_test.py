@@ -11,9 +11,9 @@ from tests.networks import small
 from tests.random_weights import ODD, some_weights
 from tests.weights_files import write_pth
 from vgg_jax import features
-from vgg_jax.exceptions import UserError
 from vgg_jax.models import describe
 from vgg_jax.models.description import endpoint_names
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import make_model, save_weights
 
 LAYERS = ("relu1_2", "pool2", "conv4_3")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from vgg_jax.augment import ColorStatistics
-from vgg_jax.sharding import batch_sharding, make_mesh, replicated
+from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import init_state, state_shapes
 from vgg_jax.steps import compile_train_step
 

@@ -18,7 +18,7 @@ from vgg_jax.data.builtin import render
 from vgg_jax.data.imagenet import prepare
 from vgg_jax.data.imagenet_tars import ILSVRC2012, Edition, Tar
 from vgg_jax.data.sources import open_dataset, open_split
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 CLASSES = ("n01440764", "n01443537", "n15075141")  # labels 0, 1 and 999
 VALIDATION = ("n15075141", "n01440764", "n01440764", "n01443537", "n15075141")

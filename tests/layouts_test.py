@@ -13,9 +13,9 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from vgg_jax.exceptions import UserError
 from vgg_jax.models import make_network
 from vgg_jax.models.vgg import TABLE_1
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers, layouts
 from vgg_jax.weights.identification import identify
 from vgg_jax.weights.layouts import Size, crop_of, targets, to_variables

@@ -11,10 +11,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vgg_jax.config import default_config
-from vgg_jax.console import duration
-from vgg_jax.exceptions import UserError
-from vgg_jax.files import read_json, write_atomically, write_json
 from vgg_jax.metrics import MetricsLog, TrainMetrics
+from vgg_jax.runtime.console import duration
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.files import read_json, write_atomically, write_json
 
 
 def lines(path):

@@ -9,7 +9,7 @@ import pytest
 from tests.command import run_module
 from tests.networks import small
 from tests.random_weights import ODD, some_weights
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import onnx_file
 from vgg_jax.weights.file import Weights, folded_variables, make_model, save_weights
 from vgg_jax.weights.onnx_file import write_onnx

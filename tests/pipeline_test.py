@@ -19,8 +19,8 @@ from tests.conftest import REPOSITORY
 from vgg_jax.data.crops import random_crop
 from vgg_jax.data.pipeline import batches, eval_examples, local_batches, placed, train_examples
 from vgg_jax.data.sources import open_dataset, open_split, prepared_data
-from vgg_jax.exceptions import UserError
-from vgg_jax.sharding import batch_sharding, make_mesh
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.sharding import batch_sharding, make_mesh
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ if __name__ == "__main__":
     from ml_collections import ConfigDict
     from vgg_jax.data.pipeline import batches, train_examples
     from vgg_jax.data.sources import open_dataset
-    from vgg_jax.sharding import make_mesh
+    from vgg_jax.runtime.sharding import make_mesh
     config = ConfigDict(json.loads({tiny_config.to_json()!r}))
     stream = batches(config, train_examples(config, open_dataset(config).train), make_mesh())
     for _ in range(4):

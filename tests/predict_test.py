@@ -12,10 +12,10 @@ from PIL import Image, ImageOps
 
 from tests.command import help_of, run_module, start_module
 from tests.reference import Reference
-from vgg_jax.console import Console
 from vgg_jax.evaluation.predict_files import list_images, predict
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.console import Console
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from tests.command import help_of, run_module, start_module
 from vgg_jax.data import disk
 from vgg_jax.data.sources import open_dataset, prepared_data
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 
 def run(*arguments):

@@ -13,15 +13,15 @@ from PIL import Image, ImageOps
 from tests.evaluations import close, kept, request
 from tests.reference import Reference, softmax
 from tests.runs import CLASS_NAMES, SIZES, make_run, random_params, records_of, varied_pictures
-from vgg_jax.console import Console
 from vgg_jax.data.decode import decode
 from vgg_jax.data.pipeline import batches, eval_examples
 from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
 from vgg_jax.evaluation.protocol import evaluate, open_evaluated
 from vgg_jax.evaluation.split import cache_dir
 from vgg_jax.evaluation.trained_model import load_trained
-from vgg_jax.exceptions import UserError
-from vgg_jax.sharding import make_mesh
+from vgg_jax.runtime.console import Console
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.sharding import make_mesh
 from vgg_jax.steps import make_eval_step
 
 

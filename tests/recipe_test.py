@@ -16,7 +16,7 @@ from vgg_jax.config import default_config
 from vgg_jax.data.statistics import class_weights
 from vgg_jax.data.trivial_augment import OPERATIONS, trivial_augment
 from vgg_jax.optimizer import make_optimizer
-from vgg_jax.sharding import make_mesh
+from vgg_jax.runtime.sharding import make_mesh
 from vgg_jax.state import init_state, state_shapes
 from vgg_jax.steps import make_train_step
 from vgg_jax.train import train

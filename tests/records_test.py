@@ -10,7 +10,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from vgg_jax.data.records import _parse, _parse_fast, serialized
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 
 def example(label=(3,), image=(bytes(range(256)) * 9,), name=(b"a.jpg",), **others):

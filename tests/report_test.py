@@ -16,11 +16,11 @@ from tests.runs import make_run
 from vgg_jax.data.builtin import CLASS_NAMES
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
-from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import charts, curves, images, predictions, runs
 from vgg_jax.reporting.page import write_page
 from vgg_jax.reporting.sections import ABSENT
-from vgg_jax.sharding import make_mesh
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.sharding import make_mesh
 from vgg_jax.state import init_state, state_shapes
 
 BLOCKS = [*(f"block{i}" for i in range(1, 6)), "fc6", "fc7", "fc8"]

@@ -17,7 +17,6 @@ from tests.conftest import REPOSITORY
 from tests.evaluations import close, kept, request
 from tests.reference import Reference
 from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
-from vgg_jax.console import Console
 from vgg_jax.evaluation import plan
 from vgg_jax.evaluation import run as run_lib
 from vgg_jax.evaluation.passes import EvalPass
@@ -26,8 +25,9 @@ from vgg_jax.evaluation.protocol import evaluate
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, run_jobs
 from vgg_jax.evaluation.split import ImageIndex, Split, assemble, split_probs
 from vgg_jax.evaluation.trained_model import load_trained
-from vgg_jax.exceptions import UserError
-from vgg_jax.sharding import make_mesh, replicated
+from vgg_jax.runtime.console import Console
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.sharding import make_mesh, replicated
 
 DENSE, CROPS = EvalPass("dense", 73, 64, True), EvalPass("multi_crop", 73, 64, True)
 QUIET = Console(quiet=True)
@@ -236,7 +236,7 @@ def test_split_probs_another_training_are_not_taken_for_this_ones(run, net_confi
 _ONE_OF_TWO = """
 import sys
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.session import joined
+from vgg_jax.runtime.session import joined
 with joined(sys.argv[1], 2, int(sys.argv[2])):
     evaluate(Request((sys.argv[3],), "dense+multi_crop", "73"), quiet=True)
 """

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from tests.first_steps import one_batch, some_steps
-from vgg_jax.exceptions import UserError
-from vgg_jax.sharding import batch_sharding, bytes_a_device, local_rows, make_mesh
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.sharding import batch_sharding, bytes_a_device, local_rows, make_mesh
 from vgg_jax.state import init_state, state_shapes
 
 
@@ -55,7 +55,7 @@ def test_every_slice_has_a_mesh(kind, shape):
         )
         for i, at in enumerate(np.ndindex(shape))
     ]
-    with mock.patch("vgg_jax.sharding.Mesh", lambda grid, names, axis_types: grid):
+    with mock.patch("vgg_jax.runtime.sharding.Mesh", lambda grid, names, axis_types: grid):
         for model_parallel in (1, 2, 4, 8):
             grid = make_mesh(model_parallel, devices)
             assert grid.shape == (len(devices) // model_parallel, model_parallel)
@@ -124,7 +124,7 @@ def test_processes_read_the_rows_of_their_devices():
         here = mock.Mock(
             **{"addressable_devices_indices_map.return_value": {devices[i]: of_all[devices[i]] for i in mine}}
         )
-        with mock.patch("vgg_jax.sharding.batch_sharding", return_value=here):
+        with mock.patch("vgg_jax.runtime.sharding.batch_sharding", return_value=here):
             assert list(local_rows(mesh, 16)) == list(rows)
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.first_steps import STATISTICS, one_batch, some_steps
 from tests.networks import init
-from vgg_jax.compilation import compile_step
 from vgg_jax.config import default_config
 from vgg_jax.models import make_network
-from vgg_jax.sharding import make_mesh
+from vgg_jax.runtime.compilation import compile_step
+from vgg_jax.runtime.sharding import make_mesh
 from vgg_jax.state import init_state, make_model, state_shapes
 from vgg_jax.steps import make_eval_step, make_train_step, topk_errors
 

@@ -22,7 +22,7 @@ from tests.weights_files import random_params, write_h5
 from vgg_jax.data.crops import rescaled
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.exports import to_torchvision
 from vgg_jax.weights.file import (
     Weights,

@@ -10,7 +10,7 @@ import json
 import pytest
 
 from tests.command import help_of, run_module
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.tpu import hlo
 from vgg_jax.tpu.chips import CHIPS, SLICES, parse_slice
 from vgg_jax.tpu.compiled import CompileResult, largest, over

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from tests.command import as_flags, run_main, start_main
-from vgg_jax import lock
 from vgg_jax import workdir as workdir_lib
 from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import KEYS
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.exceptions import Interrupted, UserError
 from vgg_jax.metrics import TrainMetrics
-from vgg_jax.sharding import make_mesh
+from vgg_jax.runtime import lock
+from vgg_jax.runtime.exceptions import Interrupted, UserError
+from vgg_jax.runtime.sharding import make_mesh
 from vgg_jax.train import train
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -297,7 +297,7 @@ def test_what_another_start_made_before_the_lock_was_there_counts(
             yield check
 
     locked = lock.locked
-    monkeypatch.setattr("vgg_jax.lock.locked", locked_late)
+    monkeypatch.setattr("vgg_jax.runtime.lock.locked", locked_late)
     with pytest.raises(UserError, match=re.escape(sentence)):
         train(tiny_config, tmp_path / "run", quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == seed
@@ -427,8 +427,10 @@ def test_real_photographs_are_learnt(tiny_config, real_pictures, tmp_path):
 def test_a_run_that_ends_where_it_was_stopped_is_evaluated_there(tiny_config, tmp_path, monkeypatch):
     tiny_config.num_epochs, tiny_config.plateau.patience = 2.0, 1
     with monkeypatch.context() as patch:
-        patch.setattr("vgg_jax.distributed.Stop.after", lambda _, step: step == 15)  # epochs end after 12 and 23
-        patch.setattr("vgg_jax.distributed.Stop.signum", signal.SIGTERM)
+        patch.setattr(
+            "vgg_jax.runtime.distributed.Stop.after", lambda _, step: step == 15
+        )  # epochs end after 12 and 23
+        patch.setattr("vgg_jax.runtime.distributed.Stop.signum", signal.SIGTERM)
         with pytest.raises(Interrupted):
             train(tiny_config, tmp_path / "run", quiet=True)
     tiny_config.num_epochs = 15 / 11.25
@@ -459,8 +461,8 @@ EXTREMES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), EXTREMES)
 def test_the_ends_of_every_range_run_or_are_refused_in_a_sentence(tiny_config, tmp_path, monkeypatch, key, value):
-    monkeypatch.setattr("vgg_jax.distributed.Stop.after", lambda _, step: step >= 2)
-    monkeypatch.setattr("vgg_jax.distributed.Stop.signum", signal.SIGTERM)
+    monkeypatch.setattr("vgg_jax.runtime.distributed.Stop.after", lambda _, step: step >= 2)
+    monkeypatch.setattr("vgg_jax.runtime.distributed.Stop.signum", signal.SIGTERM)
     if key not in ("batch_size", "model_parallel"):  # one device compiles and saves faster
         monkeypatch.setattr("vgg_jax.train.make_mesh", lambda _: make_mesh(devices=jax.devices()[:1]))
     if key == "image.scale_max":

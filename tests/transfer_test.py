@@ -28,9 +28,9 @@ from vgg_jax.evaluation.linear_svm import (
     need_scikit_learn,
     single_label,
 )
-from vgg_jax.exceptions import UserError
 from vgg_jax.models import describe, make_network
 from vgg_jax.models.description import last_features
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.transfer import paper_name
 from vgg_jax.weights.file import save_weights
 

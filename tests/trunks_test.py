@@ -14,8 +14,8 @@ from tests.command import run_module
 from tests.weights_files import NARROW, as_laid_out, random_params, write_h5, write_pth
 from vgg_jax import features
 from vgg_jax.evaluation.trained_model import load_trained
-from vgg_jax.exceptions import UserError
 from vgg_jax.models import make_network, variable_shapes
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.transplant import read_donor, start_from
 from vgg_jax.weights.exports import to_torchvision, write_keras
 from vgg_jax.weights.file import KEY, load_weights, make_model, save_weights, write_safetensors

@@ -23,7 +23,7 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 from vgg_jax.weights.imports import Digests, import_weights
 from vgg_jax.weights.layouts import Size
@@ -110,8 +110,8 @@ import json, resource, sys, time
 from pathlib import Path
 import warnings
 warnings.simplefilter("ignore")
-from vgg_jax.exceptions import UserError
-from vgg_jax.digests import params_sha256
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.digests import params_sha256
 from vgg_jax.weights.imports import Digests, import_weights
 own = sys.argv[1] == "own"
 

@@ -29,8 +29,8 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from vgg_jax.exceptions import UNPRINTABLE, UserError
 from vgg_jax.models import make_network, variable_shapes
+from vgg_jax.runtime.exceptions import UNPRINTABLE, UserError
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
 from vgg_jax.weights.file import KEY, folded_params, load_weights, make_model, save_weights

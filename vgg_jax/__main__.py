@@ -6,7 +6,7 @@ import runpy
 import sys
 
 from vgg_jax import cli
-from vgg_jax.exceptions import did_you_mean
+from vgg_jax.runtime.exceptions import did_you_mean
 
 COMMANDS = {  # the module that `python -m vgg_jax.MODULE` runs as well, and what it does
     "train": ("main", "train a network that a configuration describes"),

@@ -18,9 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vgg_jax import distributed
-from vgg_jax.digests import checksum, leaf_names
-from vgg_jax.exceptions import UserError, as_user_error, first_line
+from vgg_jax.runtime import distributed
+from vgg_jax.runtime.digests import checksum, leaf_names
+from vgg_jax.runtime.exceptions import UserError, as_user_error, first_line
 from vgg_jax.schedules import Plateau
 from vgg_jax.state import EMA, TrainState
 from vgg_jax.workdir import CHECKPOINTS, checkpoint_steps

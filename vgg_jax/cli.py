@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from absl import logging
 
 from vgg_jax import __version__
-from vgg_jax.exceptions import STOPPED, UserError, as_user_error, did_you_mean, sentence
+from vgg_jax.runtime.exceptions import STOPPED, UserError, as_user_error, did_you_mean, sentence
 
 _HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
 
@@ -150,7 +150,7 @@ def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
             )
         elif not several.value:
             return nullcontext()
-        from vgg_jax import session  # here, so that --help answers at once
+        from vgg_jax.runtime import session  # here, so that --help answers at once
 
         return session.joined(address.value, count.value, index.value, seconds.value)
 

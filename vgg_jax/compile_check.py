@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     # The compiler needs no device, and a busy one would be in the way. Reading the configuration has imported JAX, which then no
     # longer looks at JAX_PLATFORMS.
     jax.config.update("jax_platforms", "cpu")
-    from vgg_jax.compilation import check_devices
+    from vgg_jax.runtime.compilation import check_devices
     from vgg_jax.tpu.report import check
 
     check_devices()

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax.compilation import AUTO
-from vgg_jax.exceptions import UserError
 from vgg_jax.models import BOTTLENECK_STRIDES, CONFIGURATIONS, HEADS, SHORTCUTS, Layers, describe, is_vgg
 from vgg_jax.models.description import layer_names, with_inputs
 from vgg_jax.models.initializers import PRESETS
+from vgg_jax.runtime.compilation import AUTO
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.sharding import RULES
 from vgg_jax.schedules import SCHEDULES
-from vgg_jax.sharding import RULES
 
 DTYPES = ("float32", "bfloat16")
 L2_MASKS = ("kernels", "all")

@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
         cli.fail("--num_classes=1: a model tells at least two classes apart.")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs a device, and a busy one would be in the way
 
-    from vgg_jax.compilation import check_devices  # JAX, after --help and mistakes have been answered
+    from vgg_jax.runtime.compilation import check_devices  # JAX, after --help and mistakes have been answered
     from vgg_jax.weights import containers, hub, imports
     from vgg_jax.weights.file import is_own
 
@@ -151,7 +151,7 @@ def _write(weights: Weights, dest: Path) -> Path:
             f"{weights.crop} x {weights.crop} up -> {result}"
         )
     elif _TO.value == "stablehlo":
-        from vgg_jax.files import ANOTHER_PLACE, write_atomically
+        from vgg_jax.runtime.files import ANOTHER_PLACE, write_atomically
         from vgg_jax.weights.exports import PLATFORMS, to_stablehlo
 
         program = to_stablehlo(weights)
@@ -233,7 +233,7 @@ def _with_normalized_activations(weights: Weights, directory: Path) -> Weights:
     from vgg_jax.data.decode import DecodeError, read_file
     from vgg_jax.data.folder import files_below, is_named_like_a_picture
     from vgg_jax.data.parallel import parallel_map, progress
-    from vgg_jax.exceptions import UserError
+    from vgg_jax.runtime.exceptions import UserError
     from vgg_jax.weights.preprocessing import Preprocessing
 
     paths = [path for path in files_below(directory) if is_named_like_a_picture(path)] if directory.is_dir() else []

@@ -41,14 +41,14 @@ def main(arguments: list[str]) -> None:
     if _DRAW.value and len(arguments) > 1:
         cli.fail(f"--draw={_DRAW.value} is for one network, and {len(arguments)} are named.")
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is computed
-    from vgg_jax.console import aligned  # here, so that --help answers at once
     from vgg_jax.models.summary import layer_rows, summary
+    from vgg_jax.runtime.console import aligned  # here, so that --help answers at once
 
     rows = {name: layer_rows(_network(name)) for name in arguments}
     figures = {name: summary(its) for name, its in rows.items()}
     if _DRAW.value:
-        from vgg_jax.files import write_atomically
         from vgg_jax.reporting.network_drawing import draw
+        from vgg_jax.runtime.files import write_atomically
 
         path = Path(_DRAW.value).expanduser()
         with write_atomically(path, "name another file with --draw") as unfinished:
@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _network(name: str) -> Any:
-    from vgg_jax.exceptions import UserError, did_you_mean
     from vgg_jax.models import CONFIGURATIONS, is_vgg, make_network
+    from vgg_jax.runtime.exceptions import UserError, did_you_mean
 
     configuration, description = name, dict[str, Any]()
     if name.endswith("-GAP"):

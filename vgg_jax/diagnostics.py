@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from vgg_jax.config import has_batch_norm
-from vgg_jax.exceptions import UserError
 from vgg_jax.models import is_vgg
+from vgg_jax.runtime.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
 STEPS_TO_LEAVE_CHANCE = 200

@@ -66,10 +66,10 @@ def main(arguments: list[str]) -> None:
     if not workdirs and not weights:
         cli.fail("say what to evaluate: --workdir=runs/quickstart, for example; --help lists the flags.")
     joined = _joined()
-    from vgg_jax import distributed
-    from vgg_jax.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
     from vgg_jax.evaluation.protocol import Request, evaluate  # here, so that --help answers at once
-    from vgg_jax.provenance import code_version
+    from vgg_jax.runtime import distributed
+    from vgg_jax.runtime.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
+    from vgg_jax.runtime.provenance import code_version
 
     request = Request(
         workdirs=workdirs,

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.exceptions import UserError, quoted
 from vgg_jax.models import Network, describe
 from vgg_jax.models.description import endpoint_names, last_features, lengths, needed
+from vgg_jax.runtime.exceptions import UserError, quoted
 from vgg_jax.weights import containers, hub
 from vgg_jax.weights.file import Weights, folded_params, load_weights, make_model
 

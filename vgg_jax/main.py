@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     if _CONFIG.value is None:
         cli.fail("say what to train: --config=quickstart, for example; --help lists the flags.")
     joined = _joined()
-    from vgg_jax.exceptions import Interrupted
+    from vgg_jax.runtime.exceptions import Interrupted
     from vgg_jax.train import train  # here, so that --help answers at once
 
     try:

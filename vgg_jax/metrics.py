@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from vgg_jax import diagnostics
 from vgg_jax.checkpoints import Progress
-from vgg_jax.console import Console, duration
-from vgg_jax.exceptions import writing_to
-from vgg_jax.files import FREE_SPACE, json_text, write_text
+from vgg_jax.runtime.console import Console, duration
+from vgg_jax.runtime.exceptions import writing_to
+from vgg_jax.runtime.files import FREE_SPACE, json_text, write_text
 
 if TYPE_CHECKING:
     from tensorboardX.record_writer import RecordWriter

@@ -65,12 +65,12 @@ def main(arguments: list[str]) -> None:
     if _GRAD_CAM.value and not _MAPS.value:
         cli.fail("--grad_cam draws into the directory of --maps; give --maps=DIR as well.")
     # Imported here, so that --help answers at once.
-    from vgg_jax.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
-    from vgg_jax.console import Console
     from vgg_jax.evaluation.predict_files import list_images, predict
     from vgg_jax.evaluation.trained_model import load_trained
-    from vgg_jax.exceptions import printable, writing_to
-    from vgg_jax.files import write_json
+    from vgg_jax.runtime.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
+    from vgg_jax.runtime.console import Console
+    from vgg_jax.runtime.exceptions import printable, writing_to
+    from vgg_jax.runtime.files import write_json
 
     paths = list_images(arguments, lambda line: print(line, file=sys.stderr))
     check_devices()

@@ -30,9 +30,9 @@ def main(arguments: list[str]) -> None:
         cli.fail("say what to reproduce: --config=paper, for example; --help lists the flags.")
     if _MODELS.value and _STAGES.value:
         cli.fail("--models and --stages both choose a part of the plan; give one of them.")
-    from vgg_jax.compilation import check_devices  # here, so that --help answers at once
-    from vgg_jax.exceptions import Interrupted
     from vgg_jax.reproduction import plan, run, tables
+    from vgg_jax.runtime.compilation import check_devices  # here, so that --help answers at once
+    from vgg_jax.runtime.exceptions import Interrupted
 
     check_devices()
     shared, own = plan.split_config(_CONFIG.value)

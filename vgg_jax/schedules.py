@@ -11,7 +11,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 SCHEDULES = ("plateau", "steps", "cosine")
 WARMUP_FACTOR = 0.1  # on the rate until the training error is below `schedule.warmup_error` (He et al. 2015, §4.2)

@@ -74,9 +74,9 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which features and which images: --weights=FILE --data_root=DIR; --help lists the flags.")
     scales = _whole_numbers(_SCALES.value)
     from vgg_jax import features  # after --help and mistakes have been answered
-    from vgg_jax.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
     from vgg_jax.evaluation import linear_probe, linear_svm, transfer_data
     from vgg_jax.models.description import last_features
+    from vgg_jax.runtime.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
 
     fit = {"svm": linear_svm.fitted_svm, "logistic": linear_probe.fit}[_CLASSIFIER.value]
     if _CLASSIFIER.value == "svm":
@@ -133,7 +133,7 @@ def _report(outcomes: list[Any], backbones: list[Any], scales: list[int], root: 
     """Prints the mean over splits next to the paper's, and writes results.json."""
     import numpy as np
 
-    from vgg_jax.files import write_json
+    from vgg_jax.runtime.files import write_json
 
     scores = np.array([outcome.score for outcome in outcomes])
     spread = f" ± {100 * scores.std(ddof=1):.2f}" if len(scores) > 1 else ""

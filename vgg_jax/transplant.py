@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vgg_jax.checkpoints import load_variables
-from vgg_jax.exceptions import UserError, plain_name
+from vgg_jax.runtime.exceptions import UserError, plain_name
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_variables
 

@@ -21,8 +21,8 @@ from vgg_jax.config import (
     network_layers,
     scale_text,
 )
-from vgg_jax.exceptions import UserError, did_you_mean, quoted
 from vgg_jax.models import is_vgg
+from vgg_jax.runtime.exceptions import UserError, did_you_mean, quoted
 from vgg_jax.schedules import drop_epochs
 
 _LEAST_RATE = 1e-30  # of learning, after the last drop; float32 has 1.2e-38

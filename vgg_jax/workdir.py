@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vgg_jax.compilation import COMPILED
 from vgg_jax.config import default_config, flatten, has_batch_norm, may_change
-from vgg_jax.exceptions import UserError, differences, plain_name, writing_to
-from vgg_jax.files import is_unfinished, read_json, write_json
-from vgg_jax.lock import LOCK
+from vgg_jax.runtime.compilation import COMPILED
+from vgg_jax.runtime.exceptions import UserError, differences, plain_name, writing_to
+from vgg_jax.runtime.files import is_unfinished, read_json, write_json
+from vgg_jax.runtime.lock import LOCK
 
 CHECKPOINTS = "checkpoints"
 # Files that a run makes. A run that was killed before its config.json was there leaves no other ones.

@@ -21,7 +21,7 @@ from PIL import Image
 
 from vgg_jax.data import prepared
 from vgg_jax.data.records import Record
-from vgg_jax.exceptions import UserError, first_line
+from vgg_jax.runtime.exceptions import UserError, first_line
 from vgg_jax.weights.pickles import Dialect, Name, read_pickle
 from vgg_jax.weights.tensors import WeightsError
 

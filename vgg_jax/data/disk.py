@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 SKIPPED = "skipped.json"  # next to prepared data: the images that were left out, and why
 

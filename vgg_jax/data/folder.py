@@ -21,7 +21,7 @@ from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import Record
 from vgg_jax.data.rgb import has_16_bits
 from vgg_jax.data.statistics import moments
-from vgg_jax.exceptions import UserError, plain_name, printable
+from vgg_jax.runtime.exceptions import UserError, plain_name, printable
 
 NAME = "vgg_jax_folder"  # the first part of the name of every folder's prepared data
 NO_CLASS = -1  # label of images of a class that `train` lacks

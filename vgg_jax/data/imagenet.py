@@ -29,8 +29,8 @@ from vgg_jax.data.imagenet_tars import ILSVRC2012, NAME, Edition, check_md5, fin
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared, ShardPlan, plan_shards, read, write_description, write_shard
 from vgg_jax.data.records import Record
-from vgg_jax.exceptions import UserError, printable
-from vgg_jax.files import write_atomically, write_json
+from vgg_jax.runtime.exceptions import UserError, printable
+from vgg_jax.runtime.files import write_atomically, write_json
 
 _VERSION = "5.1.0"  # of TFDS's layout of it
 

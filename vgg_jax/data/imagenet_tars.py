@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vgg_jax.data.parallel import progress
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 NAME = "imagenet2012"
 

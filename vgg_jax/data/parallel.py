@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from vgg_jax.console import duration
+from vgg_jax.runtime.console import duration
 
 A = TypeVar("A")
 B = TypeVar("B")

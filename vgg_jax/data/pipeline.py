@@ -33,8 +33,8 @@ from vgg_jax.data.crops import center_crop, random_crop, random_resized_crop
 from vgg_jax.data.decode import DecodeError, is_cut_short
 from vgg_jax.data.records import Records
 from vgg_jax.data.trivial_augment import trivial_augment
-from vgg_jax.exceptions import UserError, printable
-from vgg_jax.sharding import batch_sharding, local_rows
+from vgg_jax.runtime.exceptions import UserError, printable
+from vgg_jax.runtime.sharding import batch_sharding, local_rows
 
 Example = dict[str, Any]
 _SHARED_BATCHES = 3  # of each decoding process that lie in shared memory: made, waiting, being taken

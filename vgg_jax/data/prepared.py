@@ -29,8 +29,8 @@ from etils import epath
 from vgg_jax.data.disk import save_json, writable
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import WRITER_OPTIONS, Part, Record, Records, serialized
-from vgg_jax.exceptions import UserError, first_line, plain_name, quoted
-from vgg_jax.files import cleaned_up_when_killed, unfinished_path, write_json
+from vgg_jax.runtime.exceptions import UserError, first_line, plain_name, quoted
+from vgg_jax.runtime.files import cleaned_up_when_killed, unfinished_path, write_json
 
 _INFO = "dataset_info.json"
 _DIGESTS = "image_digests.json"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 Record = dict[str, Any]
 

@@ -33,8 +33,8 @@ from vgg_jax.data.statistics import (
     split_statistics,
 )
 from vgg_jax.data.tfds_sets import shell_flag
-from vgg_jax.exceptions import UserError, first_line, printable
-from vgg_jax.files import write_json
+from vgg_jax.runtime.exceptions import UserError, first_line, printable
+from vgg_jax.runtime.files import write_json
 
 _ADVICE = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
 _NUMBER = r"(-?[\d_.]+)?(%|shard)?"

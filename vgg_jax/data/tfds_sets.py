@@ -12,7 +12,7 @@ from etils import epath
 
 from vgg_jax.data import cifar, prepared
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared
-from vgg_jax.exceptions import UserError, did_you_mean, first_line, printable
+from vgg_jax.runtime.exceptions import UserError, did_you_mean, first_line, printable
 
 
 def find(name: str, data_dir: epath.Path) -> Prepared:

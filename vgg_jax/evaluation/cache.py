@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.exceptions import writing_to
-from vgg_jax.files import FREE_SPACE, write_atomically, write_json
+from vgg_jax.runtime.exceptions import writing_to
+from vgg_jax.runtime.files import FREE_SPACE, write_atomically, write_json
 
 _MOST = 1.001  # of a probability, as it is rounded
 _DIGEST = "sha256"  # name of the array that holds it

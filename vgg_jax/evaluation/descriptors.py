@@ -18,20 +18,20 @@ from jax.sharding import Mesh
 
 from vgg_jax import features
 from vgg_jax.augment import ColorStatistics
-from vgg_jax.console import Console, duration
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.parallel import parallel_map
-from vgg_jax.digests import params_sha256
 from vgg_jax.evaluation.cache import RowCache, Rows
 from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import MAX_PIXELS, Job, buckets, rescaled_sizes
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, decoded, key_of, run_jobs
 from vgg_jax.evaluation.split import Progress, cached_as_they_come
 from vgg_jax.evaluation.steps import make_descriptors
-from vgg_jax.exceptions import UserError
 from vgg_jax.features import Backbone
 from vgg_jax.models import Network
-from vgg_jax.sharding import make_mesh, replicated
+from vgg_jax.runtime.console import Console, duration
+from vgg_jax.runtime.digests import params_sha256
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.sharding import make_mesh, replicated
 
 _FORMAT = 1  # of what is cached; another format is computed again
 _MOST = float(np.finfo(np.float32).max)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 C_VALUES = (0.1, 1.0, 10.0, 100.0)  # of which the best on a fifth of the training images is taken
 HELD_OUT = 0.2  # share of the training images by which hyper-parameters are chosen (Paper, Appendix B)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax.config import KEYS, eval_scale, scaled_length
-from vgg_jax.exceptions import UserError, quoted
 from vgg_jax.models import is_vgg
+from vgg_jax.runtime.exceptions import UserError, quoted
 
 # protocol -> the methods whose probabilities it averages.
 PROTOCOLS: dict[str, tuple[str, ...]] = {

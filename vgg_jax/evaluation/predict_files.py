@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.console import Console
 from vgg_jax.data.crops import rescaled_size
 from vgg_jax.data.decode import SUFFIXES, DecodeError, check, size_of
 from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
@@ -23,8 +22,9 @@ from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.exceptions import UserError, printable, writing_to
-from vgg_jax.files import write_atomically
+from vgg_jax.runtime.console import Console
+from vgg_jax.runtime.exceptions import UserError, printable, writing_to
+from vgg_jax.runtime.files import write_atomically
 
 _OTHER_MAPS = "choose another --maps"
 

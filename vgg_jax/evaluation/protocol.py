@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgg_jax.config import network_name, network_title, scale_text
-from vgg_jax.console import Console, duration
 from vgg_jax.data.sources import expanded, open_split, prepared_data
-from vgg_jax.distributed import is_primary, primary_first
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.run import EvalStats
 from vgg_jax.evaluation.split import UNLABELLED, Split, cache_dir, split_probs
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
-from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import write_atomically, write_json, write_text
-from vgg_jax.provenance import environment
+from vgg_jax.runtime.console import Console, duration
+from vgg_jax.runtime.distributed import is_primary, primary_first
+from vgg_jax.runtime.exceptions import UserError, writing_to
+from vgg_jax.runtime.files import write_atomically, write_json, write_text
+from vgg_jax.runtime.provenance import environment
 
 
 class Request(NamedTuple):

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vgg_jax.config import network_name
-from vgg_jax.console import aligned
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.paper import TopKError
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, paper_scales
 from vgg_jax.evaluation.split import Split
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.console import aligned
+from vgg_jax.runtime.exceptions import UserError
 
 
 class Row(NamedTuple):

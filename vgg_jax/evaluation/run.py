@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vgg_jax.augment import ColorStatistics
-from vgg_jax.compilation import compile_step
 from vgg_jax.data.crops import center_crop, rescaled, square_crops
 from vgg_jax.data.decode import DecodeError
 from vgg_jax.data.parallel import parallel_map
@@ -23,10 +22,11 @@ from vgg_jax.evaluation import steps
 from vgg_jax.evaluation.passes import GRID_CELLS, EvalPass
 from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.exceptions import UserError
 from vgg_jax.memory import host_memory
 from vgg_jax.models import Network
-from vgg_jax.sharding import batch_sharding, replicated
+from vgg_jax.runtime.compilation import compile_step
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.sharding import batch_sharding, replicated
 
 DEFAULT_BATCH = 64  # images of the crop's size, a device
 

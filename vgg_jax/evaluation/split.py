@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from vgg_jax.config import network_name
-from vgg_jax.console import Console, duration
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Records
@@ -23,7 +22,8 @@ from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import Job, compilation_macs_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, decoded, key_of, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.console import Console, duration
+from vgg_jax.runtime.exceptions import UserError
 
 UNLABELLED = "unlabelled"  # a folder whose only class has this name has no labels
 _FORMAT = 2  # of what is cached; another format is computed again

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from vgg_jax.augment import ColorStatistics
 from vgg_jax.config import default_config, flatten, network_title
-from vgg_jax.digests import leaf_names, params_sha256
-from vgg_jax.exceptions import UserError, plain_name
-from vgg_jax.files import read_json
 from vgg_jax.models import Network
-from vgg_jax.sharding import make_mesh, replicated
+from vgg_jax.runtime.digests import leaf_names, params_sha256
+from vgg_jax.runtime.exceptions import UserError, plain_name
+from vgg_jax.runtime.files import read_json
+from vgg_jax.runtime.sharding import make_mesh, replicated
 from vgg_jax.state import make_model, model_shapes
 from vgg_jax.validation import check_values
 from vgg_jax.weights import hub

@@ -17,7 +17,7 @@ from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.descriptors import Images
 from vgg_jax.evaluation.predict_files import ImageFiles
 from vgg_jax.evaluation.split import UNLABELLED
-from vgg_jax.exceptions import UserError, plain_name, quoted
+from vgg_jax.runtime.exceptions import UserError, plain_name, quoted
 
 _LABELS = {"1": 1, "+1": 1, "0": 0, "-1": -1}
 

@@ -11,14 +11,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from vgg_jax.compilation import check_devices
-from vgg_jax.console import Console
-from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import is_unfinished, write_text
-from vgg_jax.provenance import environment
 from vgg_jax.reporting import overviews, sections
 from vgg_jax.reporting.reproduction import Reproduction, is_reproduction, read_reproduction
 from vgg_jax.reporting.runs import Run, check_same_data, is_run, read_run
+from vgg_jax.runtime.compilation import check_devices
+from vgg_jax.runtime.console import Console
+from vgg_jax.runtime.exceptions import UserError, writing_to
+from vgg_jax.runtime.files import is_unfinished, write_text
+from vgg_jax.runtime.provenance import environment
 
 # Begins every page; a file that does not begin so is not overwritten.
 _BEGINNING = "<!doctype html>\n<!-- a report of vgg_jax -->\n"

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vgg_jax.console import Console
 from vgg_jax.data.decode import decode
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.cache import Cache, Probs
@@ -17,9 +16,10 @@ from vgg_jax.evaluation.protocol import Request, evaluate, open_evaluated, workd
 from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.split import Split, pass_name
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import images
 from vgg_jax.reporting.runs import Evaluations, read_evaluations, read_json
+from vgg_jax.runtime.console import Console
+from vgg_jax.runtime.exceptions import UserError
 
 _THUMBNAIL = 168  # pixels
 _MAP_SIDE = 256  # pixels

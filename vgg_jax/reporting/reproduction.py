@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vgg_jax.config import scale_text
-from vgg_jax.exceptions import UserError
-from vgg_jax.files import is_unfinished
 from vgg_jax.models import CONFIGURATIONS
 from vgg_jax.reporting.runs import Run, is_run, read_json, read_run, state
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.files import is_unfinished
 
 
 class StageState(NamedTuple):

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax import files
 from vgg_jax.config import default_config, flatten
 from vgg_jax.evaluation.protocol import Request
-from vgg_jax.exceptions import UserError, quoted
 from vgg_jax.metrics import read_metrics
+from vgg_jax.runtime import files
+from vgg_jax.runtime.exceptions import UserError, quoted
 from vgg_jax.validation import check_values
 
 _MOST_BITS = 63  # of an integer

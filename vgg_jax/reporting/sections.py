@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from vgg_jax.config import default_config, flatten, network_name, network_title, scale_text
-from vgg_jax.console import duration
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
-from vgg_jax.exceptions import UserError
 from vgg_jax.reporting import images, predictions
 from vgg_jax.reporting.curves import ABSENT, percent, rate_text, run_charts
 from vgg_jax.reporting.runs import Run, lr_drops, state
+from vgg_jax.runtime.console import duration
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.workdir import CHECKPOINTS
 
 _MOST_CLASSES = 20  # of a confusion matrix; of more, the hardest

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
-from vgg_jax.exceptions import UserError, did_you_mean
+from vgg_jax.runtime.exceptions import UserError, did_you_mean
 
 
 class Stage(NamedTuple):

@@ -12,11 +12,11 @@ import jax
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
-from vgg_jax.console import aligned, duration
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import is_unfinished, read_json, write_json
 from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
+from vgg_jax.runtime.console import aligned, duration
+from vgg_jax.runtime.exceptions import UserError, writing_to
+from vgg_jax.runtime.files import is_unfinished, read_json, write_json
 from vgg_jax.train import train
 from vgg_jax.validation import validate
 from vgg_jax.workdir import checkpoint_steps, claim

@@ -6,7 +6,7 @@ import math
 import re
 from typing import NamedTuple
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 
 class Chip(NamedTuple):

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
 from vgg_jax.augment import IMAGENET_STATISTICS
-from vgg_jax.compilation import compile_step
 from vgg_jax.evaluation.steps import make_dense
-from vgg_jax.exceptions import UserError, first_line
-from vgg_jax.sharding import batch_sharding, make_mesh, replicated
+from vgg_jax.runtime.compilation import compile_step
+from vgg_jax.runtime.exceptions import UserError, first_line
+from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.state import make_model, state_shapes
 from vgg_jax.steps import compile_train_step
 from vgg_jax.tpu import hlo

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from vgg_jax import __version__
 from vgg_jax import config as config_lib
 from vgg_jax.config import network_title
-from vgg_jax.console import duration
-from vgg_jax.exceptions import UserError, did_you_mean
-from vgg_jax.files import write_json
-from vgg_jax.sharding import RULES
+from vgg_jax.runtime.console import duration
+from vgg_jax.runtime.exceptions import UserError, did_you_mean
+from vgg_jax.runtime.files import write_json
+from vgg_jax.runtime.sharding import RULES
 from vgg_jax.tpu import compiled
 from vgg_jax.tpu.chips import Slice, parse_slice
 from vgg_jax.tpu.compiled import GIB, CompileResult

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import caffe_file, keras_file, npz_file, safetensors_file, torch_file
 from vgg_jax.weights.dialects import as_torchvision_names
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short

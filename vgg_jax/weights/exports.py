@@ -13,9 +13,9 @@ from jax import export
 
 from vgg_jax import __version__
 from vgg_jax.config import default_config, flatten, network_title
-from vgg_jax.exceptions import UserError, writing_to
-from vgg_jax.files import ANOTHER_PLACE, unfinished_path, write_atomically
 from vgg_jax.models import NO_HEAD, is_vgg
+from vgg_jax.runtime.exceptions import UserError, writing_to
+from vgg_jax.runtime.files import ANOTHER_PLACE, unfinished_path, write_atomically
 from vgg_jax.weights import layouts, preprocessing
 from vgg_jax.weights.file import SUFFIX, Weights, folded_params, folded_variables, make_model, save_weights
 from vgg_jax.weights.preprocessing import Preprocessing

@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vgg_jax.config import KEYS
-from vgg_jax.digests import params_sha256
-from vgg_jax.exceptions import UNPRINTABLE, UserError, printable
-from vgg_jax.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.models import CONFIGURATIONS, NO_HEAD, Layers, Network, describe, is_vgg, make_network, variable_shapes
+from vgg_jax.runtime.digests import params_sha256
+from vgg_jax.runtime.exceptions import UNPRINTABLE, UserError, printable
+from vgg_jax.runtime.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.weights import containers, preprocessing
 from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short

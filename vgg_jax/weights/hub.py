@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from vgg_jax.exceptions import UserError, did_you_mean, first_line, writing_to
-from vgg_jax.files import write_atomically
+from vgg_jax.runtime.exceptions import UserError, did_you_mean, first_line, writing_to
+from vgg_jax.runtime.files import write_atomically
 from vgg_jax.weights import containers, imports
 from vgg_jax.weights.file import SUFFIX, Weights, is_own, load_weights, save_weights
 from vgg_jax.weights.model_config import FILES, ModelConfig, parse

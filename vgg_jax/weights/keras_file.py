@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vgg_jax.exceptions import UserError
 from vgg_jax.models import describe
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
 
 START = b"\x89HDF\r\n\x1a\n"

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vgg_jax.exceptions import UserError
-from vgg_jax.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.models.description import Layer, needed, with_inputs
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.weights.file import Weights, folded_params
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022, which everything reads

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 ORDERS = ("RGB", "BGR")
 

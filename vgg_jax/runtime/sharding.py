@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vgg_jax.exceptions import UserError
+from vgg_jax.runtime.exceptions import UserError
 
 # name -> ((pattern of a parameter's path, axes of its dimensions), ...); the first that matches counts, none:
 # replicated. Momentum has its parameter's path with a prefix, so it lies where its parameter lies.

@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
 
 def code_version() -> str:
     """Returns this package's version and the first digits of a digest of its sources."""
-    package, digest = Path(__file__).parent, hashlib.sha256()
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
     return f"{__version__}, sources {digest.hexdigest()[:12]}"

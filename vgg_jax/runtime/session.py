@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 import jax
 
-from vgg_jax import compilation, distributed, lock
-from vgg_jax.distributed import HEARTBEAT_SECONDS, Coordinator, stop_signals
-from vgg_jax.exceptions import STOPPED, Interrupted, UserError, as_user_error, first_line, sentence
+from vgg_jax.runtime import compilation, distributed, lock
+from vgg_jax.runtime.distributed import HEARTBEAT_SECONDS, Coordinator, stop_signals
+from vgg_jax.runtime.exceptions import STOPPED, Interrupted, UserError, as_user_error, first_line, sentence
 
 GATHER_SECONDS = 60  # to wait for each other at the start, where an address was given
 CLUSTER_GATHER_SECONDS = 300  # and where JAX finds the processes: machines of a cluster come up minutes apart

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed as jax_distributed  # the key-value store has no public name; Orbax takes it from here
 
-from vgg_jax.exceptions import UserError, differences, writing_to
+from vgg_jax.runtime.exceptions import UserError, differences, writing_to
 
 _LEAVE_SECONDS = 10.0  # process 0 hosts the store, so it waits this long for peers to read the failure
 
@@ -288,7 +288,7 @@ _coordinator: Coordinator | None = None  # jax.distributed, too, is one for the 
 def current() -> Coordinator:
     """Returns the coordinator of `install`."""
     if _coordinator is None:
-        raise RuntimeError("several processes: enter vgg_jax.session.joined first")
+        raise RuntimeError("several processes: enter vgg_jax.runtime.session.joined first")
     return _coordinator
 
 

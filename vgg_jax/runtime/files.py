@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.runtime.exceptions import UserError, writing_to
 
 _UNFINISHED = ".unfinished"  # suffix of what is being written
 _OLD_SECONDS = 24 * 3600.0  # without a change for so long, nobody writes it any more

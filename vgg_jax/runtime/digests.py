@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.sharding import replicate
+from vgg_jax.runtime.sharding import replicate
 
 
 def checksum(array: Any, xp: Any = jnp) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vgg_jax.exceptions import UserError, writing_to
+from vgg_jax.runtime.exceptions import UserError, writing_to
 
 LOCK = "lock.json"
 RENEW_SECONDS = 20.0

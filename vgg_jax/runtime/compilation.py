@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from vgg_jax.exceptions import UserError, first_line
+from vgg_jax.runtime.exceptions import UserError, first_line
 
 AUTO = "auto"
 COMPILED = "compiled"  # directory of kept programs
