@@ -149,7 +149,7 @@ def settings(group, name, seed):
 
 def train_all(directory, groups):
     from vgg_jax.runtime.exceptions import Interrupted
-    from vgg_jax.train import train
+    from vgg_jax.training.train import train
 
     for seed in range(_SEEDS.value):  # one after another, so that an early end leaves whole ones
         for group in groups:

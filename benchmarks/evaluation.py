@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vgg_jax.augment import IMAGENET_STATISTICS, normalize
 from vgg_jax.config import default_config
 from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.evaluation.passes import EvalPass
@@ -30,7 +29,8 @@ from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.sharding import make_mesh, replicated
-from vgg_jax.state import make_model
+from vgg_jax.training.augment import IMAGENET_STATISTICS, normalize
+from vgg_jax.training.state import make_model
 
 
 def arguments():

@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vgg_jax.augment import normalize
 from vgg_jax.data.crops import center_crop
 from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.evaluation.passes import PROTOCOLS, eval_passes
@@ -23,6 +22,7 @@ from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.results import average, top5_classes
 from vgg_jax.evaluation.split import pass_name
 from vgg_jax.evaluation.trained_model import load_trained
+from vgg_jax.training.augment import normalize
 
 # what, protocol, scales, dtype, and the row above that it is compared with
 ROWS = (

@@ -124,7 +124,7 @@ def settings():
 
 
 def train_all(directory):
-    from vgg_jax.train import Interrupted, train
+    from vgg_jax.training.train import Interrupted, train
 
     config, plan = settings()
     plan.seeds = _SEEDS.value

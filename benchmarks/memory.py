@@ -12,7 +12,7 @@ import jax
 
 from vgg_jax.config import paper_config
 from vgg_jax.runtime.sharding import bytes_a_device, make_mesh
-from vgg_jax.state import state_shapes
+from vgg_jax.training.state import state_shapes
 
 CHOICES = [("replicated", 1), ("fsdp", 1), *(("fc_model_parallel", parallel) for parallel in (2, 4, 8))]
 

@@ -79,12 +79,12 @@ def ours(row):
     import jax.numpy as jnp
 
     from vgg_jax import features
-    from vgg_jax.augment import IMAGENET_STATISTICS, normalize
     from vgg_jax.config import default_config
     from vgg_jax.runtime.compilation import compile_step
     from vgg_jax.runtime.sharding import make_mesh
-    from vgg_jax.state import init_state, make_model, state_shapes
-    from vgg_jax.steps import compile_steps
+    from vgg_jax.training.augment import IMAGENET_STATISTICS, normalize
+    from vgg_jax.training.state import init_state, make_model, state_shapes
+    from vgg_jax.training.steps import compile_steps
 
     config, mesh = default_config(), make_mesh()
     config.model.configuration, config.model.num_classes = row.configuration, row.num_classes

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from vgg_jax import diagnostics
 from vgg_jax.config import default_config
+from vgg_jax.training import diagnostics
 
 BLOCKS = ("block1", "block3", "block5", "fc6", "fc8")
 # preset, rate -> loss after three epochs, update ratios by block: net A, ten classes.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics, augment, normalize
+from vgg_jax.training.augment import IMAGENET_STATISTICS, ColorStatistics, augment, normalize
 
 STATISTICS = ColorStatistics(
     mean_rgb=np.array([10.0, 20.0, 30.0], np.float32),

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from tests.first_steps import some_steps
-from vgg_jax.checkpoints import Checkpoints, Progress, load_variables
 from vgg_jax.runtime.digests import params_sha256
 from vgg_jax.runtime.exceptions import UserError, first_line
-from vgg_jax.schedules import Plateau
-from vgg_jax.transplant import read_donor, start_from
+from vgg_jax.training.checkpoints import Checkpoints, Progress, load_variables
+from vgg_jax.training.schedules import Plateau
+from vgg_jax.training.transplant import read_donor, start_from
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_best_of_an_earlier_version_has_no_loss_and_stays_at_a_tie(state, tm
     content = dataclasses.asdict(Progress(best_top1_error=0.5, best_step=60, last={"top1_error": 0.6, "loss": 1.0}))
     del content["best_loss"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vgg_jax.checkpoints.dataclasses.asdict", lambda _: content)
+        patch.setattr("vgg_jax.training.checkpoints.dataclasses.asdict", lambda _: content)
         checkpoints.save(80, state, Progress(best_step=60))
         checkpoints.wait()
     progress = checkpoints.restore(shapes_of(state)).progress
@@ -222,7 +222,7 @@ def test_what_may_pass_by_itself_is_no_damage(state, tmp_path, monkeypatch, erro
     def failing(_):
         raise error
 
-    monkeypatch.setattr("vgg_jax.checkpoints._read_progress", failing)
+    monkeypatch.setattr("vgg_jax.training.checkpoints._read_progress", failing)
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(type(error), match=str(error.args[-1])):
         checkpoints.restore(shapes_of(state))

@@ -12,8 +12,8 @@ from vgg_jax.models import describe, make_network
 from vgg_jax.models.description import lengths, macs, total_stride
 from vgg_jax.models.summary import layer_rows, summary
 from vgg_jax.runtime.sharding import make_mesh
-from vgg_jax.state import init_state, make_model, state_shapes
-from vgg_jax.steps import make_train_step
+from vgg_jax.training.state import init_state, make_model, state_shapes
+from vgg_jax.training.steps import make_train_step
 
 BN, GAP = {"batch_norm": True}, {"head": "gap"}
 
@@ -269,7 +269,7 @@ def test_auxiliary_losses_count_three_tenths_and_the_loss_shown_is_the_networks(
     config.optimizer.l2, config.augment.color_std, config.augment.flip = 0.0, 0.0, False
     model = make_model(config)
     model = model.clone(layers=tuple(layer for layer in model.layers if layer.kind != "dropout"))
-    monkeypatch.setattr("vgg_jax.steps.make_model", lambda _: model)
+    monkeypatch.setattr("vgg_jax.training.steps.make_model", lambda _: model)
     mesh, batch = make_mesh(1, jax.devices()[:1]), one_batch(4, 80)
     state = init_state(config, state_shapes(config, mesh))
     names = ("aux1_fc2", "aux2_fc2")

@@ -13,12 +13,12 @@ from tests.command import as_flags, help_of, run_main, run_module
 from tests.random_weights import ODD, some_weights
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
 from vgg_jax import features
-from vgg_jax.checkpoints import load_variables
 from vgg_jax.convert import has_published_shape
 from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
-from vgg_jax.transplant import read_donor, start_from
+from vgg_jax.training.checkpoints import load_variables
+from vgg_jax.training.transplant import read_donor, start_from
 from vgg_jax.weights.exports import to_stablehlo
 from vgg_jax.weights.file import folded_params, load_weights, make_model, save_weights
 

@@ -17,8 +17,8 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from tests.command import REPOSITORY, as_flags, run_main, start_main
-from vgg_jax.checkpoints import Checkpoints
 from vgg_jax.runtime import distributed, lock, session
+from vgg_jax.training.checkpoints import Checkpoints
 
 QUICKSTART = "--config=configs/quickstart.py"
 STEPS = 40

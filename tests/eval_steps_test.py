@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.networks import small
-from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.evaluation import plan, steps
 from vgg_jax.evaluation.passes import GRID_CELLS
 from vgg_jax.models.vgg import TABLE_1
+from vgg_jax.training.augment import ColorStatistics, normalize
 
 STATISTICS = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
 

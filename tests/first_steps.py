@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from vgg_jax.augment import ColorStatistics
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
-from vgg_jax.state import init_state, state_shapes
-from vgg_jax.steps import compile_train_step
+from vgg_jax.training.augment import ColorStatistics
+from vgg_jax.training.state import init_state, state_shapes
+from vgg_jax.training.steps import compile_train_step
 
 STATISTICS = ColorStatistics(np.full(3, 127.0, np.float32), np.eye(3, dtype=np.float32) * 40)
 

@@ -6,12 +6,12 @@ import pytest
 
 from tests.networks import small
 from vgg_jax import features
-from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.config import default_config
 from vgg_jax.evaluation import heatmaps
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import describe
 from vgg_jax.models.description import first_center
+from vgg_jax.training.augment import ColorStatistics, normalize
 
 
 def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():

@@ -21,7 +21,7 @@ from vgg_jax.data.builtin import render
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.transplant import read_donor
+from vgg_jax.training.transplant import read_donor
 from vgg_jax.weights import containers, hub, imports
 from vgg_jax.weights import file as weights_file
 from vgg_jax.weights.exports import to_torchvision, write_hub_folder

@@ -11,10 +11,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vgg_jax.config import default_config
-from vgg_jax.metrics import MetricsLog, TrainMetrics
 from vgg_jax.runtime.console import duration
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import read_json, write_atomically, write_json
+from vgg_jax.training.metrics import MetricsLog, TrainMetrics
 
 
 def lines(path):
@@ -44,7 +44,7 @@ def test_what_lies_beyond_the_checkpoint_is_cut_back(tmp_path):
 def test_the_speed_is_that_of_finished_steps(log_every, monkeypatch):
     """A step takes a second, an evaluation after every hundredth fifty."""
     clock, written = [0.0], []
-    monkeypatch.setattr("vgg_jax.metrics.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("vgg_jax.training.metrics.time.monotonic", lambda: clock[0])
     config = default_config()
     config.log_every_steps, config.batch_size = log_every, 32
     log = SimpleNamespace(write=lambda step, values: written.append(values["train/images_per_second"]))

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from vgg_jax.config import default_config
-from vgg_jax.optimizer import make_optimizer
+from vgg_jax.training.optimizer import make_optimizer
 
 
 @pytest.mark.parametrize("mask", ["kernels", "all"])

@@ -15,14 +15,14 @@ from tests.reference import Reference, softmax
 from tests.runs import CLASS_NAMES, SIZES, make_run, random_params, records_of, varied_pictures
 from vgg_jax.data.decode import decode
 from vgg_jax.data.pipeline import batches, eval_examples
-from vgg_jax.evaluation.center_crop import evaluate as evaluate_center_crops
 from vgg_jax.evaluation.protocol import evaluate, open_evaluated
 from vgg_jax.evaluation.split import cache_dir
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import make_mesh
-from vgg_jax.steps import make_eval_step
+from vgg_jax.training.center_crop import evaluate as evaluate_center_crops
+from vgg_jax.training.steps import make_eval_step
 
 
 @pytest.mark.parametrize(("of_run", "flag", "is_applied"), [(0, None, 0), (1, None, 1), (1, False, 0), (0, True, 1)])

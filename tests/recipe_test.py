@@ -10,16 +10,16 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.first_steps import STATISTICS, one_batch, some_steps
-from vgg_jax.augment import mix
-from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import default_config
 from vgg_jax.data.statistics import class_weights
 from vgg_jax.data.trivial_augment import OPERATIONS, trivial_augment
-from vgg_jax.optimizer import make_optimizer
 from vgg_jax.runtime.sharding import make_mesh
-from vgg_jax.state import init_state, state_shapes
-from vgg_jax.steps import make_train_step
-from vgg_jax.train import train
+from vgg_jax.training.augment import mix
+from vgg_jax.training.checkpoints import load_variables
+from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.state import init_state, state_shapes
+from vgg_jax.training.steps import make_train_step
+from vgg_jax.training.train import train
 
 KEYS = [jax.random.key(i) for i in range(40)]
 
@@ -123,7 +123,7 @@ def test_mixed_images_have_the_weights_of_both_classes(tiny_config, monkeypatch)
 
     def loss(shares, weights):
         shares_BxK = jnp.tile(jnp.asarray(shares, jnp.float32), (8, 1))
-        monkeypatch.setattr("vgg_jax.steps.mix", lambda key, images, *_: (images, shares_BxK))
+        monkeypatch.setattr("vgg_jax.training.steps.mix", lambda key, images, *_: (images, shares_BxK))
         step = make_train_step(tiny_config, STATISTICS, mesh, weights)
         return float(jax.jit(step)(state, batch, np.float32(1e-9))[1]["loss"])
 

@@ -21,7 +21,7 @@ from vgg_jax.reporting.page import write_page
 from vgg_jax.reporting.sections import ABSENT
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import make_mesh
-from vgg_jax.state import init_state, state_shapes
+from vgg_jax.training.state import init_state, state_shapes
 
 BLOCKS = [*(f"block{i}" for i in range(1, 6)), "fc6", "fc7", "fc8"]
 

@@ -13,7 +13,7 @@ from vgg_jax.evaluation import paper, results
 from vgg_jax.evaluation.passes import EvalPass, eval_passes
 from vgg_jax.evaluation.passes import test_scales as scales_of
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.steps import topk_errors as errors_in_training
+from vgg_jax.training.steps import topk_errors as errors_in_training
 
 
 def config_of(file):

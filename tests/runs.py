@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vgg_jax import workdir as workdir_lib
-from vgg_jax.checkpoints import Checkpoints, Progress
 from vgg_jax.data.builtin import CLASS_NAMES, render
 from vgg_jax.data.sources import expanded, open_split, prepared_data
-from vgg_jax.optimizer import make_optimizer
-from vgg_jax.state import TrainState, model_shapes
+from vgg_jax.training import workdir as workdir_lib
+from vgg_jax.training.checkpoints import Checkpoints, Progress
+from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.state import TrainState, model_shapes
 
 # (width, height): awkward, upright, square, long.
 SIZES = [(75, 101), (190, 80), (64, 64), (97, 96), (80, 150), (131, 77), (66, 120), (150, 100), (330, 70), (64, 300)]

@@ -7,7 +7,7 @@ import pytest
 
 from vgg_jax.config import default_config
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.schedules import Plateau, epochs_text, is_finished, learning_rate, lr_drops
+from vgg_jax.training.schedules import Plateau, epochs_text, is_finished, learning_rate, lr_drops
 from vgg_jax.validation import validate
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from tests.first_steps import one_batch, some_steps
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import batch_sharding, bytes_a_device, local_rows, make_mesh
-from vgg_jax.state import init_state, state_shapes
+from vgg_jax.training.state import init_state, state_shapes
 
 
 def shapes_for(config, devices=8):

@@ -25,7 +25,7 @@ from vgg_jax.data.decode import decode
 from vgg_jax.data.sources import expanded, open_dataset, open_split
 from vgg_jax.data.statistics import moments, split_statistics
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.train import train
+from vgg_jax.training.train import train
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from vgg_jax.config import default_config
 from vgg_jax.models import make_network
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.sharding import make_mesh
-from vgg_jax.state import init_state, make_model, state_shapes
-from vgg_jax.steps import make_eval_step, make_train_step, topk_errors
+from vgg_jax.training.state import init_state, make_model, state_shapes
+from vgg_jax.training.steps import make_eval_step, make_train_step, topk_errors
 
 
 @pytest.mark.every_python
@@ -154,9 +154,9 @@ def test_net_e_at_full_size_takes_a_step():
 def test_models_and_steps_import_no_grain_and_nothing_imports_tfds():
     code = """
 import sys
-import vgg_jax.models, vgg_jax.steps
+import vgg_jax.models, vgg_jax.training.steps
 assert not {"tensorflow_datasets", "grain", "tensorflow"} & set(sys.modules), "models and steps"
-import vgg_jax.train
+import vgg_jax.training.train
 assert not {"tensorflow_datasets", "pyarrow", "tensorflow"} & set(sys.modules), "train"
 assert "grain" in sys.modules
 """

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from tests.command import as_flags, run_main, start_main
-from vgg_jax import workdir as workdir_lib
-from vgg_jax.checkpoints import load_variables
 from vgg_jax.config import KEYS
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.metrics import TrainMetrics
 from vgg_jax.runtime import lock
 from vgg_jax.runtime.exceptions import Interrupted, UserError
 from vgg_jax.runtime.sharding import make_mesh
-from vgg_jax.train import train
+from vgg_jax.training import workdir as workdir_lib
+from vgg_jax.training.checkpoints import load_variables
+from vgg_jax.training.metrics import TrainMetrics
+from vgg_jax.training.train import train
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -180,7 +180,7 @@ def test_a_validation_that_is_not_finite_replaces_nothing(tiny_config, tmp_path,
     tiny_config.eval_every_epochs, tiny_config.checkpoint_every_steps = 0.2, 0
     losses = iter([1.1, math.nan])
     monkeypatch.setattr(
-        "vgg_jax.train.evaluate", lambda *_: {"top1_error": 0.5, "top5_error": 0.0, "loss": next(losses)}
+        "vgg_jax.training.train.evaluate", lambda *_: {"top1_error": 0.5, "top5_error": 0.0, "loss": next(losses)}
     )
     with pytest.raises(UserError, match=r"has diverged: at step 5 the validation loss is nan\..*; in a new --workdir"):
         train(tiny_config, tmp_path / "run", quiet=True)
@@ -202,7 +202,7 @@ def test_a_weight_decay_that_explodes_is_divergence_and_leaves_json(tiny_config,
 
 @pytest.mark.slow
 def test_guessing_is_noticed_and_explained(tiny_config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vgg_jax.diagnostics.STEPS_TO_LEAVE_CHANCE", 10)
+    monkeypatch.setattr("vgg_jax.training.diagnostics.STEPS_TO_LEAVE_CHANCE", 10)
     tiny_config.num_epochs = 1.0
     tiny_config.model.init = "std001"
     tiny_config.optimizer.learning_rate = 1e-6
@@ -313,8 +313,8 @@ def test_processes_with_other_images_are_told_before_anything_is_compiled_or_wri
         if "train_images" in facts:
             raise UserError("not alike")
 
-    monkeypatch.setattr("vgg_jax.train.distributed.check_same", check_same)
-    monkeypatch.setattr("vgg_jax.train._compile", lambda _: pytest.fail("compiled"))
+    monkeypatch.setattr("vgg_jax.training.train.distributed.check_same", check_same)
+    monkeypatch.setattr("vgg_jax.training.train._compile", lambda _: pytest.fail("compiled"))
     with pytest.raises(UserError, match="not alike"):
         train(tiny_config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
@@ -327,7 +327,7 @@ def test_processes_with_other_images_are_told_before_anything_is_compiled_or_wri
     "few_params", [pytest.param(1e7, marks=pytest.mark.every_python, id="one step"), pytest.param(0, id="two steps")]
 )
 def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config, tmp_path, monkeypatch, few_params):
-    monkeypatch.setattr("vgg_jax.steps._FEW_PARAMS", few_params)
+    monkeypatch.setattr("vgg_jax.training.steps._FEW_PARAMS", few_params)
     tiny_config.num_epochs = 2.0
     train(tiny_config, tmp_path / "whole", quiet=True)
     tiny_config.num_epochs = 8 / 11.25  # ends between two log lines
@@ -381,7 +381,7 @@ def test_a_short_run_has_metrics_and_top5_error_counts_from_six_classes(tiny_con
 def test_a_lengthened_run_keeps_its_best_checkpoint(tiny_config, tmp_path, monkeypatch):
     results = iter([(0.5, 1.1), (0.7, 1.0), (0.6, 1.0), (0.5, 1.6), (0.4, 1.0)])
     monkeypatch.setattr(
-        "vgg_jax.train.evaluate",
+        "vgg_jax.training.train.evaluate",
         lambda *_: dict(zip(("top1_error", "loss"), next(results), strict=True), top5_error=0.0),
     )
     best = []
@@ -464,7 +464,7 @@ def test_the_ends_of_every_range_run_or_are_refused_in_a_sentence(tiny_config, t
     monkeypatch.setattr("vgg_jax.runtime.distributed.Stop.after", lambda _, step: step >= 2)
     monkeypatch.setattr("vgg_jax.runtime.distributed.Stop.signum", signal.SIGTERM)
     if key not in ("batch_size", "model_parallel"):  # one device compiles and saves faster
-        monkeypatch.setattr("vgg_jax.train.make_mesh", lambda _: make_mesh(devices=jax.devices()[:1]))
+        monkeypatch.setattr("vgg_jax.training.train.make_mesh", lambda _: make_mesh(devices=jax.devices()[:1]))
     if key == "image.scale_max":
         tiny_config.image.scale_min = 32
     section, _, name = key.rpartition(".")

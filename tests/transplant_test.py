@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from tests.runs import make_run
-from vgg_jax.checkpoints import load_variables
 from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.models import describe
 from vgg_jax.models.description import layer_names
 from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import make_mesh
-from vgg_jax.state import init_state, make_model, model_shapes, state_shapes
-from vgg_jax.transplant import chosen_layers, read_donor, start_from, transplant
+from vgg_jax.training.checkpoints import load_variables
+from vgg_jax.training.state import init_state, make_model, model_shapes, state_shapes
+from vgg_jax.training.transplant import chosen_layers, read_donor, start_from, transplant
 from vgg_jax.weights.file import save_weights
 
 PAPER = ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"]

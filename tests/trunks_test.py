@@ -16,7 +16,7 @@ from vgg_jax import features
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.models import make_network, variable_shapes
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.transplant import read_donor, start_from
+from vgg_jax.training.transplant import read_donor, start_from
 from vgg_jax.weights.exports import to_torchvision, write_keras
 from vgg_jax.weights.file import KEY, load_weights, make_model, save_weights, write_safetensors
 from vgg_jax.weights.imports import Digests, import_weights, with_new_head

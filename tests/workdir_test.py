@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from vgg_jax import workdir
 from vgg_jax.config import default_config
 from vgg_jax.runtime import lock
 from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.training import workdir
 
 DATA = {"name": "a/1", "class_names": ["x", "y"], "train_images": 3, "mean_rgb": [120.5, 110.25, 100.125]}
 DIGESTS = {"train": "5f" * 32, "validation": "6a" * 32}

@@ -16,7 +16,7 @@ from vgg_jax.models.initializers import PRESETS
 from vgg_jax.runtime.compilation import AUTO
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import RULES
-from vgg_jax.schedules import SCHEDULES
+from vgg_jax.training.schedules import SCHEDULES
 
 DTYPES = ("float32", "bfloat16")
 L2_MASKS = ("kernels", "all")

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
         cli.fail("say what to train: --config=quickstart, for example; --help lists the flags.")
     joined = _joined()
     from vgg_jax.runtime.exceptions import Interrupted
-    from vgg_jax.train import train  # here, so that --help answers at once
+    from vgg_jax.training.train import train  # here, so that --help answers at once
 
     try:
         with joined:

@@ -23,7 +23,7 @@ from vgg_jax.config import (
 )
 from vgg_jax.models import is_vgg
 from vgg_jax.runtime.exceptions import UserError, did_you_mean, quoted
-from vgg_jax.schedules import drop_epochs
+from vgg_jax.training.schedules import drop_epochs
 
 _LEAST_RATE = 1e-30  # of learning, after the last drop; float32 has 1.2e-38
 _WITH_BOTTLENECKS = ("ResNet-50", "ResNet-101", "ResNet-152")

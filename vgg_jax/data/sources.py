@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from vgg_jax.augment import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.config import DATA_DIR
 from vgg_jax.data import builtin, folder, prepared, tfds_sets
 from vgg_jax.data.disk import SKIPPED, need_space
@@ -35,6 +34,7 @@ from vgg_jax.data.statistics import (
 from vgg_jax.data.tfds_sets import shell_flag
 from vgg_jax.runtime.exceptions import UserError, first_line, printable
 from vgg_jax.runtime.files import write_json
+from vgg_jax.training.augment import IMAGENET_STATISTICS, ColorStatistics
 
 _ADVICE = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
 _NUMBER = r"(-?[\d_.]+)?(%|shard)?"

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from vgg_jax.augment import ColorStatistics
 from vgg_jax.data.decode import decode
 from vgg_jax.data.disk import save_json
 from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.training.augment import ColorStatistics
 
 
 class SplitStatistics(NamedTuple):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vgg_jax.augment import ColorStatistics
 from vgg_jax.data.crops import center_crop, rescaled, square_crops
 from vgg_jax.data.decode import DecodeError
 from vgg_jax.data.parallel import parallel_map
@@ -22,11 +21,12 @@ from vgg_jax.evaluation import steps
 from vgg_jax.evaluation.passes import GRID_CELLS, EvalPass
 from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.memory import host_memory
 from vgg_jax.models import Network
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import batch_sharding, replicated
+from vgg_jax.training.augment import ColorStatistics
+from vgg_jax.training.memory import host_memory
 
 DEFAULT_BATCH = 64  # images of the crop's size, a device
 

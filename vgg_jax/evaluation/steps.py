@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.augment import ColorStatistics, normalize
 from vgg_jax.evaluation.passes import GRID, GRID_CELLS
 from vgg_jax.models import Network
 from vgg_jax.models.description import lengths
+from vgg_jax.training.augment import ColorStatistics, normalize
 
 
 def transpose_kernels(variables: dict) -> dict:

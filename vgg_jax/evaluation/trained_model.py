@@ -12,19 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax.augment import ColorStatistics
 from vgg_jax.config import default_config, flatten, network_title
 from vgg_jax.models import Network
 from vgg_jax.runtime.digests import leaf_names, params_sha256
 from vgg_jax.runtime.exceptions import UserError, plain_name
 from vgg_jax.runtime.files import read_json
 from vgg_jax.runtime.sharding import make_mesh, replicated
-from vgg_jax.state import make_model, model_shapes
+from vgg_jax.training.augment import ColorStatistics
+from vgg_jax.training.state import make_model, model_shapes
+from vgg_jax.training.workdir import CHECKPOINTS
 from vgg_jax.validation import check_values
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import Weights, folded_variables
 from vgg_jax.weights.preprocessing import Preprocessing
-from vgg_jax.workdir import CHECKPOINTS
 
 
 class TrainedModel(NamedTuple):
@@ -60,7 +60,9 @@ def load_trained(source: str | Path, dtype: str = "", averages: bool = True) -> 
 
 
 def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
-    from vgg_jax.checkpoints import load_variables  # here, since Orbax takes a third of a second, and weights need none
+    from vgg_jax.training.checkpoints import (
+        load_variables,  # here, since Orbax takes a third of a second, and weights need none
+    )
 
     workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
     if not workdir.is_dir():

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import default_config, flatten
 from vgg_jax.evaluation.protocol import Request
-from vgg_jax.metrics import read_metrics
 from vgg_jax.runtime import files
 from vgg_jax.runtime.exceptions import UserError, quoted
+from vgg_jax.training.metrics import read_metrics
 from vgg_jax.validation import check_values
 
 _MOST_BITS = 63  # of an integer

@@ -18,7 +18,7 @@ from vgg_jax.reporting.curves import ABSENT, percent, rate_text, run_charts
 from vgg_jax.reporting.runs import Run, lr_drops, state
 from vgg_jax.runtime.console import duration
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.workdir import CHECKPOINTS
+from vgg_jax.training.workdir import CHECKPOINTS
 
 _MOST_CLASSES = 20  # of a confusion matrix; of more, the hardest
 _HARDEST = 15

@@ -17,9 +17,9 @@ from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
 from vgg_jax.runtime.console import aligned, duration
 from vgg_jax.runtime.exceptions import UserError, writing_to
 from vgg_jax.runtime.files import is_unfinished, read_json, write_json
-from vgg_jax.train import train
+from vgg_jax.training.train import train
+from vgg_jax.training.workdir import checkpoint_steps, claim
 from vgg_jax.validation import validate
-from vgg_jax.workdir import checkpoint_steps, claim
 
 # What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
 _STANDS_FOR_STAGE = (

@@ -14,16 +14,16 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
-from vgg_jax.augment import IMAGENET_STATISTICS
 from vgg_jax.evaluation.steps import make_dense
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.exceptions import UserError, first_line
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
-from vgg_jax.state import make_model, state_shapes
-from vgg_jax.steps import compile_train_step
 from vgg_jax.tpu import hlo
 from vgg_jax.tpu.chips import Slice
 from vgg_jax.tpu.roofline import Roofline, roofline
+from vgg_jax.training.augment import IMAGENET_STATISTICS
+from vgg_jax.training.state import make_model, state_shapes
+from vgg_jax.training.steps import compile_train_step
 from vgg_jax.validation import validate
 
 GIB = 2**30
@@ -68,7 +68,7 @@ def topology_devices(topology: Slice) -> list[jax.Device]:
 
 
 def compile_train(config: ConfigDict, topology: Slice, devices: list[jax.Device]) -> CompileResult:
-    """Compiles one update as `vgg_jax.train` does.
+    """Compiles one update as `vgg_jax.training.train` does.
 
     Raises:
       UserError: a configuration that these devices cannot run.

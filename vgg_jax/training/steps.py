@@ -15,14 +15,14 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax.augment import ColorStatistics, augment, mix, normalize
 from vgg_jax.config import lr_factors
 from vgg_jax.models import Layers, Network
 from vgg_jax.models.description import auxiliary_heads
-from vgg_jax.optimizer import make_optimizer
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.sharding import batch_sharding, gather_for_compute, replicated, shard_images
-from vgg_jax.state import EMA, TrainState, make_model, step_key
+from vgg_jax.training.augment import ColorStatistics, augment, mix, normalize
+from vgg_jax.training.optimizer import make_optimizer
+from vgg_jax.training.state import EMA, TrainState, make_model, step_key
 
 Batch = dict[str, jax.Array]
 

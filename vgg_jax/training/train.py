@@ -21,15 +21,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
-from vgg_jax import diagnostics, schedules
-from vgg_jax import workdir as workdir_lib
-from vgg_jax.checkpoints import Checkpoints, Progress
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
 from vgg_jax.data.statistics import class_weights
-from vgg_jax.evaluation.center_crop import evaluate
-from vgg_jax.memory import check_memory, need_memory, state_line
-from vgg_jax.metrics import MetricsLog, TrainMetrics, top5_text
 from vgg_jax.runtime import compilation, distributed, lock
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.digests import params_sha256
@@ -37,9 +31,15 @@ from vgg_jax.runtime.exceptions import Interrupted, UserError
 from vgg_jax.runtime.files import write_json
 from vgg_jax.runtime.provenance import code_version, environment
 from vgg_jax.runtime.sharding import make_mesh, replicated
-from vgg_jax.state import TrainState, init_state, state_shapes
-from vgg_jax.steps import Steps, compile_steps
-from vgg_jax.transplant import Donor, check_fit, read_donor, start_from
+from vgg_jax.training import diagnostics, schedules
+from vgg_jax.training import workdir as workdir_lib
+from vgg_jax.training.center_crop import evaluate
+from vgg_jax.training.checkpoints import Checkpoints, Progress
+from vgg_jax.training.memory import check_memory, need_memory, state_line
+from vgg_jax.training.metrics import MetricsLog, TrainMetrics, top5_text
+from vgg_jax.training.state import TrainState, init_state, state_shapes
+from vgg_jax.training.steps import Steps, compile_steps
+from vgg_jax.training.transplant import Donor, check_fit, read_donor, start_from
 from vgg_jax.validation import validate
 
 

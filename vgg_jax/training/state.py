@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import lr_factors, network_layers
 from vgg_jax.models import Network
-from vgg_jax.optimizer import make_optimizer
 from vgg_jax.runtime.sharding import RULES, bytes_a_device, make_mesh, tree_shardings
+from vgg_jax.training.optimizer import make_optimizer
 
 EMA = "ema"  # key in `TrainState.opt_state`
 

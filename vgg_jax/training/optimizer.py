@@ -18,7 +18,7 @@ from vgg_jax.config import lr_factors
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """Returns the chain for a configuration; its state is a dict of the parts' states, by name.
 
-    `update` takes the learning rate in force as the keyword `learning_rate`, a float32 scalar (`vgg_jax.schedules`).
+    `update` takes the learning rate in force as the keyword `learning_rate`, a float32 scalar (`vgg_jax.training.schedules`).
     """
     mask = _is_kernel if config.optimizer.l2_mask == "kernels" else None
     clip = [("clip", optax.clip_by_global_norm(config.optimizer.clip_norm))] if config.optimizer.clip_norm else []

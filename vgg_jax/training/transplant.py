@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vgg_jax.checkpoints import load_variables
 from vgg_jax.runtime.exceptions import UserError, plain_name
+from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_variables
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vgg_jax import diagnostics
-from vgg_jax.checkpoints import Progress
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.exceptions import writing_to
 from vgg_jax.runtime.files import FREE_SPACE, json_text, write_text
+from vgg_jax.training import diagnostics
+from vgg_jax.training.checkpoints import Progress
 
 if TYPE_CHECKING:
     from tensorboardX.record_writer import RecordWriter

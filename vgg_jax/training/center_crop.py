@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
-from vgg_jax.steps import Batch, EvalMetrics
+from vgg_jax.training.steps import Batch, EvalMetrics
 
 
 def evaluate(

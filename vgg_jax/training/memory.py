@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import bytes_a_device, local_rows
-from vgg_jax.state import TrainState, state_bytes_by_sharding
+from vgg_jax.training.state import TrainState, state_bytes_by_sharding
 
 _INTERPRETER_BYTES = 200 * 2**20  # of a process that decodes
 

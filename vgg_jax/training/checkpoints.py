@@ -21,9 +21,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vgg_jax.runtime import distributed
 from vgg_jax.runtime.digests import checksum, leaf_names
 from vgg_jax.runtime.exceptions import UserError, as_user_error, first_line
-from vgg_jax.schedules import Plateau
-from vgg_jax.state import EMA, TrainState
-from vgg_jax.workdir import CHECKPOINTS, checkpoint_steps
+from vgg_jax.training.schedules import Plateau
+from vgg_jax.training.state import EMA, TrainState
+from vgg_jax.training.workdir import CHECKPOINTS, checkpoint_steps
 
 _STATE, _PROGRESS = "state", "progress"
 _LEAST_SLICE = 2**24  # bytes of an array that one of several devices writes
