@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.findings import PICTURES, Run, difference
 from configs.resnet_cifar import get_config as cifar_config
-from vgg_jax import cli
+from vgg_jax.commands import cli
 from vgg_jax.config import default_config, scaled_length
 from vgg_jax.reproduction.plan import workdir_of
 from vgg_jax.runtime.exceptions import UserError

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.evaluation_findings import split_probs
-from vgg_jax import cli
+from vgg_jax.commands import cli
 from vgg_jax.config import default_config
 from vgg_jax.evaluation.results import average, top5_classes
 from vgg_jax.reproduction.plan import STAGES, Stage, plan_defaults, workdir_of

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 from vgg_jax.data.builtin import CLASS_NAMES, render
 from vgg_jax.data.prepared import read
 from vgg_jax.data.sources import open_split
@@ -61,13 +61,13 @@ class Work:
     def __init__(self, root: Path):
         self.root = root
 
-    def python(self, module: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", f"vgg_jax.{module}", *arguments]
+    def python(self, command: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "vgg_jax", command, *arguments]
 
     def train(self, place: Path) -> list[str]:
         config = _CONFIG | {"data.root": self.root / "images", "data.dir": self.root / "data"}
         values = [f"--config.{key}={value}" for key, value in config.items()]
-        return self.python("main", "--config=configs/quickstart.py", f"--workdir={place / 'run'}", *values)
+        return self.python("train", "--config=configs/quickstart.py", f"--workdir={place / 'run'}", *values)
 
     def prepare(self, place: Path) -> list[str]:
         return self.python("prepare", "folder", f"--data_root={self.root / 'images'}", f"--data_dir={place / 'data'}")

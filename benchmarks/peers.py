@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.torch_network import torch_lpips, torch_network
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 
 class Row(NamedTuple):

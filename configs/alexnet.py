@@ -6,7 +6,7 @@ Recipe: batch 128, momentum 0.9, L2 5e-4, normal initialisation of deviation 0.0
 at each of three plateaus, about 90 epochs; S = 256, one random crop of 227, flipped and shifted in colour; dropout 0.5.
 
     python -m vgg_jax.main --config=configs/alexnet.py
-    python -m vgg_jax.evaluate --workdir=runs/alexnet --protocol=ten_crop
+    vgg-jax evaluate --workdir=runs/alexnet --protocol=ten_crop
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ epochs, for 250 epochs. The start is Glorot's: the paper does not say its own. A
 of Polyak's.
 
     python -m vgg_jax.main --config=configs/googlenet.py
-    python -m vgg_jax.evaluate --workdir=runs/googlenet --protocol=square_crop
+    vgg-jax evaluate --workdir=runs/googlenet --protocol=square_crop
 """
 
 from ml_collections import ConfigDict

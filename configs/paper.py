@@ -1,8 +1,8 @@
 """All models of the paper, from A to the seven of its submission: Paper Tables 3 to 6.
 
-    python -m vgg_jax.reproduce --config=configs/paper.py            # at crop 224
-    python -m vgg_jax.reproduce --config=configs/paper.py:crop=64    # every length in proportion
-    python -m vgg_jax.reproduce --config=configs/paper.py --dry_run
+    vgg-jax reproduce --config=configs/paper.py            # at crop 224
+    vgg-jax reproduce --config=configs/paper.py:crop=64    # every length in proportion
+    vgg-jax reproduce --config=configs/paper.py --dry_run
 
 Paper: top-1/top-5 error from 29.6/10.4 % (A, S = 256) to 23.7/6.8 % (D and E, fused).
 Ours: not trained on ImageNet yet; on small data, benchmarks/findings.md.

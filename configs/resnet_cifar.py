@@ -8,7 +8,7 @@ Recipe: batch 128, momentum 0.9, L2 1e-4, He's initialisation, learning rate 0.1
 rate is 0.01 for the epochs until the training error of one is below 80 %. One thing is other than in the paper: the mean RGB is
 subtracted, not the mean of each pixel.
 
-    python -m vgg_jax.prepare cifar10 --data_root=cifar-10-python.tar.gz   # of https://www.cs.toronto.edu/~kriz/cifar.html
+    vgg-jax prepare cifar10 --data_root=cifar-10-python.tar.gz   # of https://www.cs.toronto.edu/~kriz/cifar.html
     python -m vgg_jax.main --config=configs/resnet_cifar.py
     python -m vgg_jax.main --config=configs/resnet_cifar.py:plain-56
 """

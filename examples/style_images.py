@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 from vgg_jax.runtime.exceptions import writing_to
 
 flags = cli.Flags()

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 from PIL import Image
 
-from vgg_jax import cli, features
+from vgg_jax import features
+from vgg_jax.commands import cli
 from vgg_jax.data.crops import rescaled
 from vgg_jax.data.decode import read_file, size_of
 from vgg_jax.models.description import endpoint_names
@@ -27,7 +28,7 @@ from vgg_jax.runtime.exceptions import UserError, writing_to
 LONGEST = 8  # times the shorter side
 
 flags = cli.Flags()
-_WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (python -m vgg_jax.convert).", required=True)
+_WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (vgg-jax convert).", required=True)
 _CONTENT = flags.DEFINE_string("content", None, "The image to paint.", required=True)
 _STYLE = flags.DEFINE_string("style", None, "The image in whose manner.", required=True)
 _OUTPUT = flags.DEFINE_string("output", "painted.png", "Where the result goes.")

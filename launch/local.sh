@@ -12,7 +12,7 @@ Starts PROCESSES processes of `python -m vgg_jax.main ARGUMENTS` on this machine
 
   -n PROCESSES               how many
   --devices-per-process D    GPUs of each, or virtual devices of the CPU; default 1
-  --module M                 another module in place of vgg_jax.main: vgg_jax.evaluate
+  --module M                 another module in place of vgg_jax.main: vgg_jax.commands.evaluate
   --dry-run                  print the commands and start nothing
   --help                     this text
 

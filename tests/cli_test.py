@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
-from vgg_jax import __version__, cli
+from vgg_jax import __version__
 from vgg_jax.__main__ import COMMANDS
+from vgg_jax.commands import cli
 
 EVERY_COMMAND = """
 import importlib, json, sys
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 for module, *arguments in json.loads(sys.argv[1]):
     command = importlib.import_module(f"vgg_jax.{module}")
@@ -29,7 +30,7 @@ for module, *arguments in json.loads(sys.argv[1]):
 """
 IN_THE_COLLECTOR = """
 import gc, signal, time
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 def main(_):
     # JAX has such a callback; what is raised in it, Python drops.
@@ -42,7 +43,7 @@ cli.run(main, cli.Flags())
 """
 ANYWHERE = """
 import signal
-from vgg_jax import cli
+from vgg_jax.commands import cli
 cli.run(lambda _: signal.raise_signal(signal.SIGINT), cli.Flags())
 """
 
@@ -55,7 +56,7 @@ def test_what_a_terminal_would_obey_is_printed_as_text(capsys):
 
 def test_describing_needs_no_device():
     done = subprocess.run(
-        [sys.executable, "-m", "vgg_jax.describe", "A"],
+        [sys.executable, "-m", "vgg_jax", "describe", "A"],
         cwd=REPOSITORY,
         env=os.environ | {"JAX_PLATFORMS": "cuda"},
         capture_output=True,
@@ -83,12 +84,12 @@ def test_an_environment_in_which_jax_cannot_compute_is_named_by_every_command(ru
     Image.new("RGB", (40, 40)).save(image)
     commands = [
         ("main", "--config=quickstart", f"--workdir={workdir}"),
-        ("evaluate", f"--workdir={run}"),
-        ("predict", f"--workdir={run}", str(image)),
-        ("convert", str(run), str(tmp_path / "out.safetensors")),
-        ("transfer", "--weights=vgg16.safetensors", f"--data_root={tmp_path}"),
-        ("report", str(run)),
-        ("reproduce", "--config=paper", f"--workdir={workdir}"),
+        ("commands.evaluate", f"--workdir={run}"),
+        ("commands.predict", f"--workdir={run}", str(image)),
+        ("commands.convert", str(run), str(tmp_path / "out.safetensors")),
+        ("commands.transfer", "--weights=vgg16.safetensors", f"--data_root={tmp_path}"),
+        ("commands.report", str(run)),
+        ("commands.reproduce", "--config=paper", f"--workdir={workdir}"),
     ]
     done = subprocess.run(
         [sys.executable, "-c", EVERY_COMMAND, json.dumps(commands)],
@@ -125,13 +126,18 @@ def script(*arguments, **options) -> subprocess.CompletedProcess:
 
 def test_all_commands_can_be_imported_together_and_have_their_own_help():
     assert {module for module, _ in COMMANDS.values()} == {
-        path.stem for path in (REPOSITORY / "vgg_jax").glob("*.py") if "cli.run(main, flags" in path.read_text()
+        "main",
+        *(
+            f"commands.{path.stem}"
+            for path in (REPOSITORY / "vgg_jax" / "commands").glob("*.py")
+            if "cli.run(main, flags" in path.read_text()
+        ),
     }
     assert run_code("import " + ", ".join(f"vgg_jax.{module}" for module, _ in COMMANDS.values())).returncode == 0
     for name, (module, _) in COMMANDS.items():
         done = script(name, "--help")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith(f"`python -m vgg_jax.{module}")
+        assert done.stdout.startswith("`python -m vgg_jax.main" if name == "train" else f"`vgg-jax {name}")
         own = done.stdout.split("\n\n")[1 if name not in ("predict", "convert", "prepare", "report") else -1]
         assert "--protocol" not in done.stdout or name in ("evaluate", "predict", "transfer")
         assert "coordinator_address" not in own  # its own flags come first
@@ -142,7 +148,7 @@ def test_a_developers_warning_is_seen_and_a_librarys_is_not():
     code = """
 import logging, sys
 from absl import logging as absl_logging
-from vgg_jax import cli
+from vgg_jax.commands import cli
 def main(_):
     logging.warning("mine")
     absl_logging.warning("mine too")
@@ -190,7 +196,7 @@ def test_a_wrong_command_gets_a_sentence(arguments, sentence):
 
 PRINTING = """
 import sys
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 def main(_):
     for _ in range(100_000):
@@ -213,7 +219,7 @@ def test_a_reader_that_goes_away_ends_a_command_quietly_and_training_never(outli
 
 
 def test_streams_of_plain_ascii_and_closed_ones_take_any_text():
-    code = "from vgg_jax import cli; cli.run(lambda _: print('Müller', '\\udcff'), cli.Flags())"
+    code = "from vgg_jax.commands import cli; cli.run(lambda _: print('Müller', '\\udcff'), cli.Flags())"
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = run_code(code, env=ascii_only)
     assert (done.returncode, done.stdout, done.stderr) == (0, "M\\xfcller \\udcff\n", "")
@@ -239,7 +245,7 @@ def test_streams_of_plain_ascii_and_closed_ones_take_any_text():
     ],
 )
 def test_what_the_machine_refuses_is_one_sentence(raised, sentence):
-    code = f"from vgg_jax import cli\ndef main(_): raise {raised}\ncli.run(main, cli.Flags())"
+    code = f"from vgg_jax.commands import cli\ndef main(_): raise {raised}\ncli.run(main, cli.Flags())"
     done = run_code(code)
     assert done.returncode == 2
     assert done.stderr.startswith(sentence)

@@ -33,6 +33,15 @@ def run_module(module: str, *arguments, devices: int = 1) -> tuple[int, str, str
     return process.returncode, out, err
 
 
+def start_command(name: str, *arguments, **options) -> subprocess.Popen:
+    """Starts `python -m vgg_jax NAME`, which is `vgg-jax NAME`."""
+    return start_module("vgg_jax", name, *arguments, **options)
+
+
+def run_command(name: str, *arguments, devices: int = 1) -> tuple[int, str, str]:
+    return run_module("vgg_jax", name, *arguments, devices=devices)
+
+
 def start_main(*arguments, **options) -> subprocess.Popen:
     return start_module("vgg_jax.main", *arguments, **options)
 
@@ -42,10 +51,10 @@ def run_main(*arguments, devices: int = 1) -> tuple[int, str, str]:
 
 
 def help_of(tool: str) -> str:
-    """What `python -m vgg_jax.<tool> --help` prints, without loading what takes seconds to load."""
+    """Returns what `vgg-jax TOOL --help` prints; it must not load what takes seconds to load."""
     code = (
-        f"import sys, runpy; sys.argv = ['{tool}', '--help']\n"
-        f"try: runpy.run_module('vgg_jax.{tool}', run_name='__main__')\n"
+        f"import sys, runpy; sys.argv = ['vgg-jax', '{tool}', '--help']\n"
+        "try: runpy.run_module('vgg_jax', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "assert not {'jax', 'safetensors', 'tensorflow_datasets'} & set(sys.modules)"
     )

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.command import as_flags, help_of, run_main, run_module
+from tests.command import as_flags, help_of, run_command, run_main
 from tests.random_weights import ODD, some_weights
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
 from vgg_jax import features
-from vgg_jax.convert import has_published_shape
+from vgg_jax.commands.convert import has_published_shape
 from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
@@ -41,8 +41,8 @@ def test_help_answers_without_loading_jax():
 def test_it_says_what_it_read_and_wrote(pth, tmp_path):
     dest = tmp_path / "new" / "model.safetensors"
     digest = sha256(pth)
-    status, out, err = run_module(
-        "vgg_jax.convert",
+    status, out, err = run_command(
+        "convert",
         pth,
         dest,
         "--preprocessing=torchvision",
@@ -80,7 +80,7 @@ def test_it_says_what_it_read_and_wrote(pth, tmp_path):
 )
 def test_a_mistake_gets_a_sentence_and_a_status_and_leaves_nothing(arguments, sentence, pth, tmp_path):
     names = {"PTH": str(pth), "DEST": str(tmp_path / "dest.safetensors")}
-    status, out, err = run_module("vgg_jax.convert", *(names.get(a, a) for a in arguments))
+    status, out, err = run_command("convert", *(names.get(a, a) for a in arguments))
     assert status == 2
     assert sentence in out + err
     assert "Traceback" not in err
@@ -90,17 +90,17 @@ def test_a_mistake_gets_a_sentence_and_a_status_and_leaves_nothing(arguments, se
 def test_what_exists_is_left_unless_one_says_otherwise(pth, tmp_path):
     dest = tmp_path / "dest.safetensors"
     dest.write_text("precious")
-    status, _, err = run_module("vgg_jax.convert", pth, dest, "--preprocessing=caffe")
+    status, _, err = run_command("convert", pth, dest, "--preprocessing=caffe")
     assert (status, err) == (2, f"error: {dest} exists; choose another name, or say --overwrite.\n")
     assert dest.read_text() == "precious"
-    assert run_module("vgg_jax.convert", pth, dest, "--preprocessing=caffe", "--overwrite")[0] == 0
+    assert run_command("convert", pth, dest, "--preprocessing=caffe", "--overwrite")[0] == 0
     assert load_weights(dest).configuration == "D"
 
 
 @pytest.mark.slow
 def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_config, tmp_path):
     dest = tmp_path / "run.safetensors"
-    status, out, err = run_module("vgg_jax.convert", run, dest)
+    status, out, err = run_command("convert", run, dest)
     assert (status, err) == (0, "")
     assert "3 classes, their names are known" in out
     of_run, of_file = load_trained(run), load_trained(dest)
@@ -119,10 +119,10 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
     fused = evaluate(Request(workdirs=(str(run),), weights=(str(dest),), **data), quiet=True)
     assert fused["rows"][-1]["models"] == "fusion of 2"
 
-    assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision")[0] == 0
+    assert run_command("convert", run, tmp_path / "out.safetensors", "--to=torchvision")[0] == 0
     assert load_file(tmp_path / "out.safetensors")["classifier.6.weight"].shape == (3, 16)
     # It says itself what it expects of pixels, and comes back as the same model.
-    status, out, err = run_module("vgg_jax.convert", tmp_path / "out.safetensors", tmp_path / "back.safetensors")
+    status, out, err = run_command("convert", tmp_path / "out.safetensors", tmp_path / "back.safetensors")
     assert (status, err) == (0, "")
     assert "preprocessing as the file says" in out
     back = load_trained(tmp_path / "back.safetensors")
@@ -132,9 +132,9 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
             back.variables["params"][name]["kernel"], of_run.variables["params"][name]["kernel"], rtol=1e-6
         )
     first = sha256(tmp_path / "out.safetensors")
-    assert run_module("vgg_jax.convert", run, tmp_path / "out.safetensors", "--to=torchvision", "--overwrite")[0] == 0
+    assert run_command("convert", run, tmp_path / "out.safetensors", "--to=torchvision", "--overwrite")[0] == 0
     assert sha256(tmp_path / "out.safetensors") == first
-    status, _, err = run_module("vgg_jax.convert", run, tmp_path / "x.safetensors", "--preprocessing=caffe")
+    status, _, err = run_command("convert", run, tmp_path / "x.safetensors", "--preprocessing=caffe")
     assert (status, err.startswith("error: --preprocessing is for files")) == (2, True)
 
 
@@ -156,8 +156,8 @@ def test_networks_that_published_classes_do_not_take_are_known(description, chan
 def test_a_program_and_a_new_head_from_the_command_line(tmp_path):
     pytest.importorskip("flatbuffers", reason="exports, which needs flatbuffers (pip install 'vgg-jax[export]')")
     save_weights(tmp_path / "a.safetensors", some_weights("A"))
-    status, out, err = run_module(
-        "vgg_jax.convert", tmp_path / "a.safetensors", tmp_path / "a.stablehlo", "--to=stablehlo", "--num_classes=7"
+    status, out, err = run_command(
+        "convert", tmp_path / "a.safetensors", tmp_path / "a.stablehlo", "--to=stablehlo", "--num_classes=7"
     )
     assert (status, err) == (0, "")
     assert "new head: 7 classes in place of 5, random" in out
@@ -210,8 +210,8 @@ def test_a_new_head_with_names_can_be_made_beforehand(tmp_path):
     assert variables["params"]["fc8"]["kernel"] is ten["fc8"]["kernel"]
     assert report.endswith("random: fc8 (fc8: 5 classes there, 10 here)")
     (tmp_path / "ten").write_text("".join(f"class number {i}\n" for i in range(10)))
-    status, _, _ = run_module(
-        "vgg_jax.convert",
+    status, _, _ = run_command(
+        "convert",
         *(
             tmp_path / "a.safetensors",
             tmp_path / "b.safetensors",
@@ -228,9 +228,7 @@ def test_a_new_head_with_names_can_be_made_beforehand(tmp_path):
 @pytest.mark.slow
 def test_a_run_starts_from_a_file(net_config, tmp_path):
     save_weights(tmp_path / "a.safetensors", some_weights("A", class_names=None, params=random_params("A")))
-    assert (
-        run_module("vgg_jax.convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--num_classes=3")[0] == 0
-    )
+    assert run_command("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--num_classes=3")[0] == 0
     net_config.init_from = str(tmp_path / "b.safetensors")
     net_config.num_epochs = 0.01
     net_config.optimizer.learning_rate = 1e-12
@@ -252,7 +250,7 @@ def test_activations_are_normalised_over_a_directory(images, tmp_path):
     source, dest = tmp_path / "d.safetensors", tmp_path / "normalized.safetensors"
     save_weights(source, some_weights())
     directory = images / "validation"
-    status, _, err = run_module("vgg_jax.convert", source, dest, f"--normalize_activations={directory}")
+    status, _, err = run_command("convert", source, dest, f"--normalize_activations={directory}")
     assert status == 0, err
     before, after = load_weights(source), load_weights(dest)
     files = list(directory.rglob("*.jpg"))
@@ -262,7 +260,7 @@ def test_activations_are_normalised_over_a_directory(images, tmp_path):
     np.testing.assert_allclose(means[means > 0], 1, rtol=1e-3)
     scores = features.activations(features.from_weights(before), crops, ("score_map",))["score_map"]
     np.testing.assert_allclose(maps["score_map"], scores, rtol=1e-3, atol=1e-3 * np.abs(scores).max())
-    status, _, err = run_module(
-        "vgg_jax.convert", source, tmp_path / "x.safetensors", f"--normalize_activations={tmp_path / 'none'}"
+    status, _, err = run_command(
+        "convert", source, tmp_path / "x.safetensors", f"--normalize_activations={tmp_path / 'none'}"
     )
     assert (status, "there are no images; name a directory of some" in err) == (2, True)

@@ -1,4 +1,4 @@
-"""`python -m vgg_jax.describe`: figures that others publish, and a sentence for every mistake."""
+"""`vgg-jax describe`: figures that others publish, and a sentence for every mistake."""
 
 import json
 import re
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import help_of, run_module
+from tests.command import help_of, run_command
 from vgg_jax.models import make_network
 from vgg_jax.models.summary import layer_rows, summary
 
 
 def run(*arguments):
-    status, out, err = run_module("vgg_jax.describe", *arguments)
+    status, out, err = run_command("describe", *arguments)
     assert "Traceback" not in err
     return status, out, err
 
@@ -84,7 +84,7 @@ def test_json_and_a_drawing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "say which networks, as in: python -m vgg_jax.describe A D ResNet-50"),
+        ((), "say which networks, as in: vgg-jax describe A D ResNet-50"),
         (("ResNet-51",), "'ResNet-51' is no network. Did you mean 'ResNet-56'?"),
         (("ResNet-50-BN",), "'ResNet-50-BN' is no network."),
         (("D", f"--crop={10**26}"), "is not an integer in the range [8, 16384]"),

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.command import help_of, run_module, start_module
+from tests.command import help_of, run_command, start_command
 from tests.runs import make_run
 
 
@@ -29,7 +29,7 @@ def test_help_answers_without_loading_jax():
     ],
 )
 def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
-    status, out, err = run_module("vgg_jax.evaluate", *arguments)
+    status, out, err = run_command("evaluate", *arguments)
     assert status == 2
     assert sentence in out + err
     assert "Traceback" not in err
@@ -38,18 +38,18 @@ def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
 @pytest.mark.slow
 def test_errors_name_the_flags_of_the_command(net_config, tmp_path):
     run = make_run(tmp_path / "run", net_config)
-    status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", "--data_root=/nowhere")
+    status, _, err = run_command("evaluate", f"--workdir={run}", "--data_root=/nowhere")
     assert status == 2
     assert err.endswith("'/nowhere'; give one, laid out <split>/<class>/<image>, with --data_root=DIR.\n")
     net_config.data.name, net_config.data.root = "builtin", ""
-    status, _, err = run_module(
-        "vgg_jax.evaluate", f"--workdir={make_run(tmp_path / 'other', net_config)}", "--data_name=folder"
+    status, _, err = run_command(
+        "evaluate", f"--workdir={make_run(tmp_path / 'other', net_config)}", "--data_name=folder"
     )
     assert status == 2
     assert err.endswith("no folder of images ''; give one, laid out <split>/<class>/<image>, with --data_root=DIR.\n")
-    status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", f"--json={tmp_path}")
+    status, _, err = run_command("evaluate", f"--workdir={run}", f"--json={tmp_path}")
     assert (status, err) == (2, f"error: --json={tmp_path} is a directory; name a file in it.\n")
-    status, _, err = run_module("vgg_jax.evaluate", f"--workdir={run}", "--data_name=imagenet2021")
+    status, _, err = run_command("evaluate", f"--workdir={run}", "--data_name=imagenet2021")
     assert status == 2
     assert err.startswith("error: --data_name is 'imagenet2021', which is neither")
 
@@ -58,8 +58,8 @@ def test_errors_name_the_flags_of_the_command(net_config, tmp_path):
 def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config, tmp_path):
     run = make_run(tmp_path / "run", net_config)
     scales = ",".join(map(str, range(64, 72)))
-    command = ("vgg_jax.evaluate", f"--workdir={run}", "--protocol=multi_crop", f"--scales={scales}")
-    process = start_module(*command)
+    command = ("evaluate", f"--workdir={run}", "--protocol=multi_crop", f"--scales={scales}")
+    process = start_command(*command)
     for line in process.stdout:
         if line.startswith("pass 2 of 8, "):
             break
@@ -70,7 +70,7 @@ def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config,
     assert list(run.glob("evaluation/7/*/multi_crop-Q64.npz"))
     assert not list(run.glob("evaluation/7/*/multi_crop-Q71.npz"))
 
-    status, out, err = run_module(*command)
+    status, out, err = run_command(*command)
     assert (status, err) == (0, "")
     assert "from the cache: multi_crop-Q64" in out
     assert f"A run   multi_crop  {scales}" in out

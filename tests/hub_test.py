@@ -331,7 +331,7 @@ def test_a_name_that_needs_a_flag_is_told_which_command_has_it(tmp_path, monkeyp
     path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
     monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
     repository(monkeypatch, {"model.safetensors": path})
-    said = "say it with --preprocessing=torchvision .*: python -m vgg_jax.convert hf://me/mine FILE.safetensors has this flag"
+    said = "say it with --preprocessing=torchvision .*: vgg-jax convert hf://me/mine FILE.safetensors has this flag"
     with pytest.raises(UserError, match=said):
         hub.load("hf://me/mine")
 

@@ -3,14 +3,14 @@
 import pytest
 
 from tests.command import help_of, run_main
-from vgg_jax.cli import default_workdir
+from vgg_jax.commands.cli import default_workdir
 
 QUICKSTART = "--config=configs/quickstart.py"
 TWO = ("--coordinator_address=localhost:1", "--num_processes=2", "--process_id=0")
 
 
 def test_help_answers_without_loading_jax():
-    shown = help_of("main")
+    shown = help_of("train")
     assert "--workdir" in shown
     assert "configs/vgg19.py:S=384" in shown
 
@@ -76,7 +76,7 @@ def test_a_configuration_is_found_by_its_name_and_by_its_path(form, tmp_path):
         ((QUICKSTART, "--workdir=/proc/1/run"), "--workdir=/proc/1/run cannot be written"),
         (
             ("--config=configs/vgg19.py", "--config.data.dir=/nowhere"),
-            "python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=/nowhere",
+            "vgg-jax prepare imagenet2012 --tars=DIR --data_dir=/nowhere",
         ),
     ],
 )

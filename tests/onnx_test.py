@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.command import run_module
+from tests.command import run_command
 from tests.networks import small
 from tests.random_weights import ODD, some_weights
 from vgg_jax.runtime.exceptions import UserError
@@ -60,9 +60,7 @@ def test_a_trunk_gives_its_last_map(tmp_path):
     trunk = {name: leaves for name, leaves in weights.params.items() if name.startswith("conv")}
     weights = weights._replace(params=trunk, description={"head": "none"}, class_names=None)
     save_weights(tmp_path / "trunk.safetensors", weights)
-    status, out, err = run_module(
-        "vgg_jax.convert", tmp_path / "trunk.safetensors", tmp_path / "trunk.onnx", "--to=onnx"
-    )
+    status, out, err = run_command("convert", tmp_path / "trunk.safetensors", tmp_path / "trunk.onnx", "--to=onnx")
     assert (status, err) == (0, "")
     assert "uint8 RGB [b, height, width, 3], from 64 x 64 up -> features [b, C, h, w]" in out
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)

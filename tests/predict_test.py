@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.command import help_of, run_module, start_module
+from tests.command import help_of, run_command, start_command
 from tests.reference import Reference
 from vgg_jax.evaluation.predict_files import list_images, predict
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
@@ -85,8 +85,8 @@ def test_predictions_turn_images_as_the_run_does_and_print_names_as_text(run, ph
     turned(sorted(photos.glob("validation/*/*"))[1], tmp_path)[1].rename(tmp_path / "a\x1b[31mb.png")
     output = tmp_path / "found.json"
     for flag, exif in ((), True), (("--noexif",), False):
-        status, out, err = run_module(
-            "vgg_jax.predict", f"--workdir={run}", "--protocol=center_crop", f"--json={output}", *flag, str(tmp_path)
+        status, out, err = run_command(
+            "predict", f"--workdir={run}", "--protocol=center_crop", f"--json={output}", *flag, str(tmp_path)
         )
         assert (status, json.loads(output.read_text())["exif"]) == (0, exif), err
         assert ("EXIF orientation" in out) != exif
@@ -105,8 +105,8 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
     (folder / "text.PNG").write_text("no image")
     (folder / "notes.txt").write_text("not looked at")
     output = tmp_path / "deep" / "found.json"
-    status, out, err = run_module(
-        "vgg_jax.predict",
+    status, out, err = run_command(
+        "predict",
         *(
             f"--weights={weights}",
             f"--json={output}",
@@ -149,7 +149,7 @@ def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_pat
     odd = tmp_path / os.fsdecode(b"caf\xe9.png")  # no UTF-8
     shutil.copy(images[0], odd)
     options = (f"--weights={weights}", f"--json={output}", "--protocol=dense+multi_crop", "--batch_size=1")
-    process = start_module("vgg_jax.predict", *options, odd, *images)
+    process = start_command("predict", *options, odd, *images)
     first = process.stdout.readline().strip()
     process.stdout.readline()
     process.kill()
@@ -214,7 +214,7 @@ def test_a_run_serves_as_well_as_a_file(weights, run, photos):
         predict(trained, images, "center_crop")[0] for trained in (load_trained(run), load_trained(weights))
     )
     assert (of_run.probabilities == of_file.probabilities).all()
-    status, out, err = run_module("vgg_jax.predict", f"--workdir={run}", "--protocol=center_crop", *images)
+    status, out, err = run_command("predict", f"--workdir={run}", "--protocol=center_crop", *images)
     assert (status, err) == (0, "")
     assert [line.split("%")[0].strip() for line in out.splitlines()[1:]] == [
         f"{100 * p:.1f}" for p in of_run.probabilities
@@ -247,7 +247,7 @@ def test_files_folders_and_patterns(photos, tmp_path):
     ],
 )
 def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
-    status, out, err = run_module("vgg_jax.predict", *arguments)
+    status, out, err = run_command("predict", *arguments)
     assert status == 2
     assert sentence in out + err
     assert "Traceback" not in err

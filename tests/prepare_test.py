@@ -1,4 +1,4 @@
-"""`python -m vgg_jax.prepare`: what it makes, what it leaves out, and a sentence for every mistake."""
+"""`vgg-jax prepare`: what it makes, what it leaves out, and a sentence for every mistake."""
 
 import json
 import shlex
@@ -9,14 +9,14 @@ import time
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.command import help_of, run_module, start_module
+from tests.command import help_of, run_command, start_command
 from vgg_jax.data import disk
 from vgg_jax.data.sources import open_dataset, prepared_data
 from vgg_jax.runtime.exceptions import UserError
 
 
 def run(*arguments):
-    status, out, err = run_module("vgg_jax.prepare", *arguments)
+    status, out, err = run_command("prepare", *arguments)
     assert "Traceback" not in err
     return status, out, " ".join(err.split())
 
@@ -52,7 +52,7 @@ def test_help_answers_without_loading_jax():
             "gs://bucket is no directory of this machine",
         ),
         (("imagenet2102",), "neither `builtin` nor `folder` nor a TFDS data set. Did you mean 'imagenet2012'"),
-        (("cifar10",), "python -m vgg_jax.prepare cifar10 --data_root=cifar-10-python.tar.gz"),
+        (("cifar10",), "vgg-jax prepare cifar10 --data_root=cifar-10-python.tar.gz"),
         (("builtin", "--exif"), "--exif goes with `folder`, not with `builtin`"),
         (("cifar100",), "tfds build cifar100 --file_format=array_record"),
         (("cifar10", "--root=/nowhere"), "--data_root=/nowhere is not one of CIFAR-10's archives as published"),
@@ -109,7 +109,7 @@ def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, t
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_preparation_begins_anew(tmp_path, number):
-    process = start_module("vgg_jax.prepare", "builtin", f"--data_dir={tmp_path}")
+    process = start_command("prepare", "builtin", f"--data_dir={tmp_path}")
     while not list(tmp_path.rglob("*unfinished*")):
         time.sleep(0.05)
     time.sleep(1)

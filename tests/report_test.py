@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import browser
-from tests.command import help_of, run_module
+from tests.command import help_of, run_command
 from tests.runs import make_run
 from vgg_jax.data.builtin import CLASS_NAMES
 from vgg_jax.evaluation.protocol import Request, evaluate
@@ -536,14 +536,14 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_curves(trained):
     [((), "say what to report on"), (("/nowhere",), "error: /nowhere: there is no such directory")],
 )
 def test_the_command_line_says_mistakes_in_a_sentence(arguments, sentence):
-    status, out, err = run_module("vgg_jax.report", *arguments)
+    status, out, err = run_command("report", *arguments)
     assert status == 2
     assert sentence in out + err
     assert "Traceback" not in err
 
 
 def test_the_command_line_makes_the_page(trained, tmp_path):
-    status, out, err = run_module("vgg_jax.report", trained, f"--output={tmp_path / 'new' / 'page.html'}")
+    status, out, err = run_command("report", trained, f"--output={tmp_path / 'new' / 'page.html'}")
     assert (status, err) == (0, "")
     assert out.splitlines()[-1].startswith(f"report: {tmp_path / 'new' / 'page.html'} (")
     assert (tmp_path / "new" / "page.html").read_text().startswith("<!doctype html>")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import paper as paper_file
-from tests.command import as_flags, help_of, run_module
+from tests.command import as_flags, help_of, run_command
 from tests.runs import make_run
 from vgg_jax.config import flatten, paper_config, scaled_length
 from vgg_jax.data.sources import open_dataset
@@ -246,15 +246,15 @@ def test_a_plan_runs_stops_and_goes_on(tiny_config, tmp_path):
     flags = [flag for flag in as_flags(shared) if not re.match(r"--config\.(init|image\.(crop|scale))", flag)]
     flags = ["--config=configs/paper.py:crop=32", f"--workdir={tmp_path}", "--config.plan.later_epochs=0.2", *flags]
     stages = "--stages=A-256,B-5x5-256,D-256,D-384,D-jitter-fc"
-    status, out, err = run_module("vgg_jax.reproduce", *flags, stages, "--dry_run")
+    status, out, err = run_command("reproduce", *flags, stages, "--dry_run")
     assert (status, err) == (0, "")
     assert "0 of 5 runs finished" in out
     assert list(tmp_path.iterdir()) == []
-    status, out, err = run_module("vgg_jax.reproduce", *flags, "--models=A")
+    status, out, err = run_command("reproduce", *flags, "--models=A")
     assert (status, err) == (0, "")
     digest = json.loads((tmp_path / "seed0" / "A-256" / "summary.json").read_text())["params_sha256"]
     before = (tmp_path / "seed0" / "A-256" / "summary.json").stat().st_mtime_ns
-    status, out, err = run_module("vgg_jax.reproduce", *flags, stages)
+    status, out, err = run_command("reproduce", *flags, stages)
     assert (status, err) == (0, "")
     assert "run 1 of 5" not in out
     assert "run 2 of 5: seed0/B-5x5-256" in out

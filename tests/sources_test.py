@@ -588,7 +588,7 @@ def test_unknown_and_unprepared_sets_say_what_to_do(folder_config):
     folder_config.data.name = "imagenet2021"
     refused(folder_config, "neither `builtin` nor `folder` nor a TFDS data set. Did you mean 'imagenet2012'")
     folder_config.data.name = "imagenet2012"
-    refused(folder_config, "is not prepared in .*python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=")
+    refused(folder_config, "is not prepared in .*vgg-jax prepare imagenet2012 --tars=DIR --data_dir=")
     folder_config.data.name = "cifar100"
     refused(
         folder_config, "is not prepared in .*TensorFlow.*tfds build cifar100 --file_format=array_record --data_dir="

@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from tests.command import help_of, run_module
+from tests.command import help_of, run_command
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.tpu import hlo
 from vgg_jax.tpu.chips import CHIPS, SLICES, parse_slice
@@ -341,7 +341,7 @@ def test_the_compilers_refusal_is_read():
 
 
 def test_help_answers_at_once():
-    assert "--topology" in help_of("compile_check")
+    assert "--topology" in help_of("compile-check")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_help_answers_at_once():
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(flags, message):
-    status, out, err = run_module("vgg_jax.compile_check", "--config=configs/vgg19.py", *flags)
+    status, out, err = run_command("compile-check", "--config=configs/vgg19.py", *flags)
     assert (status, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
@@ -388,8 +388,8 @@ def test_the_compiler_itself(tmp_path):
         "batch_size": 32,
     }
     flags = [f"--config.{key}={value}" for key, value in tiny.items()]
-    status, out, err = run_module(
-        "vgg_jax.compile_check",
+    status, out, err = run_command(
+        "compile-check",
         "--config=configs/vgg11.py",
         "--topology=v5e:2x2",
         f"--json={tmp_path / 'a.json'}",

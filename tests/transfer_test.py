@@ -11,9 +11,10 @@ import pytest
 from etils import epath
 from PIL import Image, ImageOps
 
-from tests.command import run_module
+from tests.command import run_command
 from tests.random_weights import some_weights
 from vgg_jax import features
+from vgg_jax.commands.transfer import paper_name
 from vgg_jax.data import sources
 from vgg_jax.data.crops import rescaled
 from vgg_jax.data.decode import decode
@@ -31,7 +32,6 @@ from vgg_jax.evaluation.linear_svm import (
 from vgg_jax.models import describe, make_network
 from vgg_jax.models.description import last_features
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.transfer import paper_name
 from vgg_jax.weights.file import save_weights
 
 SIZES = ((90, 70), (70, 90), (64, 64), (150, 70), (70, 230), (75, 75), (120, 80))
@@ -469,9 +469,7 @@ def test_the_command_writes_its_results_and_keeps_descriptors(weights_file, tmp_
         f"--output={tmp_path / 'out'}",
         "--scales=64,72",
     )
-    status, out, err = run_module(
-        "vgg_jax.transfer", *flags, "--train_images=5", "--layers=relu1_2,relu2_2", "--splits=2"
-    )
+    status, out, err = run_command("transfer", *flags, "--train_images=5", "--layers=relu1_2,relu2_2", "--splits=2")
     assert status == 0, err
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [outcome["descriptor"] for outcome in results["outcomes"]] == ["relu1_2"] * 2 or results["outcomes"][0][
@@ -482,16 +480,16 @@ def test_the_command_writes_its_results_and_keeps_descriptors(weights_file, tmp_
     voc_kit(tmp_path / "kit", sorted((tmp_path / "data" / "red").iterdir()))
     (tmp_path / "kit" / "ImageSets" / "Main" / "dog_test.txt").write_text("004 -1\n005 -1\n")
     kit = (f"--data_root={tmp_path / 'kit'}", f"--output={tmp_path / 'voc'}", "--protocol=voc", "--scales=64")
-    status, out, err = run_module("vgg_jax.transfer", flags[0], *kit, "--layers=relu1_2")
+    status, out, err = run_command("transfer", flags[0], *kit, "--layers=relu1_2")
     assert status == 0, err
     assert "dog is left out of the mean: the lists have no image with it to test" in out
     results = json.loads((tmp_path / "voc" / "results.json").read_text(), parse_constant=pytest.fail)
     assert results["outcomes"][0]["by_class"][1] is None
     assert results["outcomes"][0]["score"] == results["outcomes"][0]["by_class"][0]
-    status, out, err = run_module("vgg_jax.transfer", *flags)
+    status, out, err = run_command("transfer", *flags)
     assert status == 2
     assert "3 classes have no more than 30 images" in err
-    status, _, err = run_module("vgg_jax.transfer", *flags[:2], "--scales=big")
+    status, _, err = run_command("transfer", *flags[:2], "--scales=big")
     assert (status, "--scales=big: give whole numbers" in err) == (2, True)
 
 

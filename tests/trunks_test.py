@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.command import run_module
+from tests.command import run_command
 from tests.weights_files import NARROW, as_laid_out, random_params, write_h5, write_pth
 from vgg_jax import features
 from vgg_jax.evaluation.trained_model import load_trained
@@ -302,7 +302,7 @@ def test_a_trunk_does_not_classify(trunk):
         load_trained(trunk)
     with pytest.raises(UserError, match="is for a model with a head, and this is a trunk"):
         with_new_head(load_weights(trunk), 10, 0)
-    status, out, err = run_module("vgg_jax.predict", f"--weights={trunk}", "photo.jpg")
+    status, out, err = run_command("predict", f"--weights={trunk}", "photo.jpg")
     assert status == 2
     assert "without a classifier" in err
     assert "Traceback" not in out + err

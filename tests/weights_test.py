@@ -164,7 +164,7 @@ def test_a_changed_number_is_found(tmp_path):
 
 def test_anothers_file_is_not_taken_for_ones_own(tmp_path):
     save_file(as_laid_out(random_params(), "timm"), tmp_path / "timm.safetensors")
-    with pytest.raises(UserError, match=r"make one of it with: python -m vgg_jax.convert .*timm.safetensors NAME"):
+    with pytest.raises(UserError, match=r"make one of it with: vgg-jax convert .*timm.safetensors NAME"):
         load_weights(tmp_path / "timm.safetensors")
 
 

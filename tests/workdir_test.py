@@ -131,7 +131,7 @@ def test_a_run_that_was_killed_in_its_first_moment_begins_anew(tmp_path):
 HOLDING = """
 import sys, time
 from pathlib import Path
-from vgg_jax import lock
+from vgg_jax.runtime import lock
 with lock.locked(Path(sys.argv[1]), print):
     print("locked", flush=True)
     time.sleep(60)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import runpy
 import sys
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 from vgg_jax.runtime.exceptions import did_you_mean
 
-COMMANDS = {  # the module that `python -m vgg_jax.MODULE` runs as well, and what it does
+COMMANDS = {  # below `vgg_jax`, the module, and what it does
     "train": ("main", "train a network that a configuration describes"),
-    "evaluate": ("evaluate", "the paper's test protocol on trained networks, single or fused"),
-    "predict": ("predict", "the likeliest classes of your own images"),
-    "convert": ("convert", "weights of other frameworks in, and out again"),
-    "report": ("report", "runs as one HTML page"),
-    "reproduce": ("reproduce", "the paper's networks one after another, and its tables"),
-    "prepare": ("prepare", "make a data set ready, and find its bad images"),
-    "transfer": ("transfer", "how good features are for other data, by linear classifiers"),
-    "describe": ("describe", "what networks are made of, side by side or layer by layer"),
-    "compile-check": ("compile_check", "what a TPU slice would make of a run, without a TPU"),
+    "evaluate": ("commands.evaluate", "the paper's test protocol on trained networks, single or fused"),
+    "predict": ("commands.predict", "the likeliest classes of your own images"),
+    "convert": ("commands.convert", "weights of other frameworks in, and out again"),
+    "report": ("commands.report", "runs as one HTML page"),
+    "reproduce": ("commands.reproduce", "the paper's networks one after another, and its tables"),
+    "prepare": ("commands.prepare", "make a data set ready, and find its bad images"),
+    "transfer": ("commands.transfer", "how good features are for other data, by linear classifiers"),
+    "describe": ("commands.describe", "what networks are made of, side by side or layer by layer"),
+    "compile-check": ("commands.compile_check", "what a TPU slice would make of a run, without a TPU"),
 }
 
 

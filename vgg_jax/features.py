@@ -51,7 +51,7 @@ class Backbone:
 
 
 def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
-    """Loads a backbone from a weights file of `python -m vgg_jax.convert`.
+    """Loads a backbone from a weights file of `vgg-jax convert`.
 
     Args:
       source: the file, or a name of published weights (`weights.hub`), as torchvision:vgg16.

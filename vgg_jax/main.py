@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import config_flags
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(

@@ -42,9 +42,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
       UserError: the first value that cannot work: its key, the value, and what is allowed.
     """
     if "plan" in config:
-        raise UserError(
-            "this configuration has config.plan, so it is of many runs: python -m vgg_jax.reproduce trains them."
-        )
+        raise UserError("this configuration has config.plan, so it is of many runs: vgg-jax reproduce trains them.")
     given = flatten(config)
     for name in given:
         if name not in KEYS:

@@ -91,7 +91,7 @@ def _why_missing(directory: Path, expected: Tar) -> str:
         return (
             f"{expected.tar} is missing in {directory}, where {len(unpacked)} entries like {unpacked[0]} lie: it seems to "
             "have been unpacked. The tar itself is wanted (images laid out <split>/<class>/<image> can be prepared "
-            "with: python -m vgg_jax.prepare folder --data_root=DIR)."
+            "with: vgg-jax prepare folder --data_root=DIR)."
         )
     others = [e.name for e in entries if ".tar" in e.name]
     there = f"; there are {', '.join(others)}, perhaps of another year" if others else ""

@@ -230,7 +230,7 @@ def _example(records: Records, index: int, cut: Callable, *args: Any) -> Example
     except DecodeError as error:
         raise UserError(
             f"{_name(record)}, {records.describe(index)}, cannot be decoded: {error}. "
-            "Prepare the data again, with `python -m vgg_jax.prepare` where it can, which finds all such images."
+            "Prepare the data again, with `vgg-jax prepare` where it can, which finds all such images."
         ) from error
 
 

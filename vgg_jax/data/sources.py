@@ -325,7 +325,7 @@ def _prepared_folder(
     if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} of {len(sizes)} files are not valid images; repair or remove them and start again, or "
-            f"leave them out with: python -m vgg_jax.prepare folder {shell_flag('data_root', root)} {shell_flag('data_dir', data_dir)} "
+            f"leave them out with: vgg-jax prepare folder {shell_flag('data_root', root)} {shell_flag('data_dir', data_dir)} "
             f"--skip_bad{' --exif' * exif}. Nothing was prepared.\n  "
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())
         )

@@ -70,12 +70,12 @@ def _how_to_prepare(name: str, data_dir: epath.Path) -> str:
     """Returns the command that prepares a TFDS data set as ArrayRecord, in a sentence without its end."""
     if re.split("[:/]", name)[0] == "imagenet2012":
         return (
-            "Prepare it from the tars of image-net.org: python -m vgg_jax.prepare imagenet2012 --tars=DIR "
+            "Prepare it from the tars of image-net.org: vgg-jax prepare imagenet2012 --tars=DIR "
             f"{shell_flag('data_dir', data_dir)}"
         )
     if name.split(":")[0] == cifar.NAME:
         return (
-            "Prepare it from an archive of cs.toronto.edu/~kriz/cifar.html: python -m vgg_jax.prepare cifar10 "
+            "Prepare it from an archive of cs.toronto.edu/~kriz/cifar.html: vgg-jax prepare cifar10 "
             f"--data_root=cifar-10-python.tar.gz {shell_flag('data_dir', data_dir)}"
         )
     return (

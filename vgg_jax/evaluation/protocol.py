@@ -146,7 +146,7 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
         source, names = trained.workdir, ""
         if trained.checkpoint.is_file():  # weights from elsewhere may lack the names of their classes
             source = trained.checkpoint
-            names = ", or name its classes with: python -m vgg_jax.convert ... --class_names=FILE"
+            names = ", or name its classes with: vgg-jax convert ... --class_names=FILE"
         raise UserError(
             f"{data.name} has {len(unknown)} classes that the model in {source} does not know, among them "
             f"{unknown[0]!r}; evaluate it on images of the {len(trained.class_names)} classes it was trained on "

@@ -28,7 +28,7 @@ class StageState(NamedTuple):
 
 
 class Reproduction(NamedTuple):
-    """Files of `python -m vgg_jax.reproduce`."""
+    """Files of `vgg-jax reproduce`."""
 
     directory: Path
     stages: list[StageState]

@@ -101,7 +101,7 @@ def _predictions(
     if cached is None:
         if not detail.may_compute:
             notes.append(
-                f"No predictions: it was not evaluated yet (python -m vgg_jax.evaluate {shlex.quote(f'--workdir={run.workdir}')})."
+                f"No predictions: it was not evaluated yet (vgg-jax evaluate {shlex.quote(f'--workdir={run.workdir}')})."
             )
         return section
     split = None

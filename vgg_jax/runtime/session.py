@@ -31,7 +31,7 @@ def joined(address: str = "", count: int | None = None, index: int | None = None
     """Joins this process to the others of a run, for as long as the context lasts; before anything touches a device.
 
     What fails here ends every process within seconds: this one prints the reason, the others print it too with this
-    one's number. The exit status is that of `vgg_jax.cli`: 2 for a UserError, 128 + n for a signal. A process that
+    one's number. The exit status is that of `vgg_jax.commands.cli`: 2 for a UserError, 128 + n for a signal. A process that
     cannot report it is missed after HEARTBEAT_SECONDS.
 
     Args:

@@ -39,7 +39,7 @@ def read_donor(source: str) -> Donor:
 
     Args:
       source: a run's workdir (its best checkpoint is taken), one of its checkpoints/<step>, or a weights file of
-        `python -m vgg_jax.convert` or a name of published weights (`weights.hub`), whose preprocessing becomes part of
+        `vgg-jax convert` or a name of published weights (`weights.hub`), whose preprocessing becomes part of
         conv1_1.
 
     Raises:

@@ -96,7 +96,7 @@ def folded_variables(weights: Weights) -> dict:
 
 
 def load_weights(source: str | os.PathLike) -> Weights:
-    """Reads a file that `save_weights` or `python -m vgg_jax.convert` wrote.
+    """Reads a file that `save_weights` or `vgg-jax convert` wrote.
 
     Raises:
       UserError: it cannot be read, is another framework's, or is damaged: shapes, dtypes, finiteness and a digest of
@@ -106,7 +106,7 @@ def load_weights(source: str | os.PathLike) -> Weights:
     with containers.open_tensors(path) as contents:
         if KEY not in contents.metadata:
             raise UserError(
-                f"{path} is {contents.kind}, but not of this project; make one of it with: python -m vgg_jax.convert "
+                f"{path} is {contents.kind}, but not of this project; make one of it with: vgg-jax convert "
                 f"{shlex.quote(str(path))} NAME{SUFFIX}"
             )
         return load_own(contents)

@@ -149,7 +149,7 @@ def _converted(name: str, path: Path, fetched: Path, sha256: str) -> Weights:
         if "--preprocessing" not in str(error):
             raise
         raise UserError(
-            f"{str(error).rstrip('.')}: python -m vgg_jax.convert {name} FILE{SUFFIX} has this flag, and FILE{SUFFIX} then "
+            f"{str(error).rstrip('.')}: vgg-jax convert {name} FILE{SUFFIX} has this flag, and FILE{SUFFIX} then "
             "stands for it."
         ) from error
     _say(f"{name}: {description}; kept as {path}")

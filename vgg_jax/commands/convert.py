@@ -1,13 +1,13 @@
-"""`python -m vgg_jax.convert SOURCE DEST`: weights of other frameworks into this project's file, and out again.
+"""`vgg-jax convert SOURCE DEST`: weights of other frameworks into this project's file, and out again.
 
-    python -m vgg_jax.convert vgg16-397923af.pth vgg16.safetensors              torchvision's, timm's, Keras's or Caffe's
-    python -m vgg_jax.convert runs/vgg16 vgg16.safetensors                      a run's best checkpoint
-    python -m vgg_jax.convert vgg16.safetensors mine.safetensors --num_classes=10   the same body, a new head
-    python -m vgg_jax.convert runs/vgg16 torch.safetensors --to=torchvision
-    python -m vgg_jax.convert vgg16.safetensors vgg16.stablehlo --to=stablehlo
-    python -m vgg_jax.convert vgg16.safetensors vgg16.onnx --to=onnx
-    python -m vgg_jax.convert torchvision:vgg16 vgg16.safetensors               published weights by name, also keras:vgg16
-    python -m vgg_jax.convert runs/vgg16 folder --to=hf                         a folder for the Hugging Face hub
+    vgg-jax convert vgg16-397923af.pth vgg16.safetensors              torchvision's, timm's, Keras's or Caffe's
+    vgg-jax convert runs/vgg16 vgg16.safetensors                      a run's best checkpoint
+    vgg-jax convert vgg16.safetensors mine.safetensors --num_classes=10   the same body, a new head
+    vgg-jax convert runs/vgg16 torch.safetensors --to=torchvision
+    vgg-jax convert vgg16.safetensors vgg16.stablehlo --to=stablehlo
+    vgg-jax convert vgg16.safetensors vgg16.onnx --to=onnx
+    vgg-jax convert torchvision:vgg16 vgg16.safetensors               published weights by name, also keras:vgg16
+    vgg-jax convert runs/vgg16 folder --to=hf                         a folder for the Hugging Face hub
 
 The kind is told by the content. Names, shapes, dtypes and finiteness are checked, and no code of a file is ever run.
 """
@@ -20,7 +20,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace DEST where it exists
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         cli.fail(
-            "give two names, from what and to what: python -m vgg_jax.convert vgg16-397923af.pth vgg16.safetensors; "
+            "give two names, from what and to what: vgg-jax convert vgg16-397923af.pth vgg16.safetensors; "
             "--help lists the flags."
         )
     source, dest = (Path(argument).expanduser() for argument in arguments)

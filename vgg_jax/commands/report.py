@@ -1,7 +1,7 @@
-"""`python -m vgg_jax.report WORKDIR...`: a run, several side by side, or a whole reproduction as one HTML page.
+"""`vgg-jax report WORKDIR...`: a run, several side by side, or a whole reproduction as one HTML page.
 
-    python -m vgg_jax.report runs/vgg16
-    python -m vgg_jax.report runs/vgg16 runs/vgg19 --output=both.html
+    vgg-jax report runs/vgg16
+    vgg-jax report runs/vgg16 runs/vgg19 --output=both.html
 
 It never trains. It shows the evaluations that are kept; where there is none it computes and keeps a centre crop's. While
 a run uses the devices, make its report with JAX_PLATFORMS=cpu before the command.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 flags = cli.Flags()
 _OUTPUT = flags.DEFINE_string(

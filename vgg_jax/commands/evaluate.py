@@ -1,8 +1,8 @@
-"""`python -m vgg_jax.evaluate --workdir=RUN`: the paper's test protocol on a trained model, or on several fused."""
+"""`vgg-jax evaluate --workdir=RUN`: the paper's test protocol on a trained model, or on several fused."""
 
 from __future__ import annotations
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 flags = cli.Flags()
 _WORKDIR = flags.DEFINE_multi_string(
@@ -10,7 +10,7 @@ _WORKDIR = flags.DEFINE_multi_string(
     "giving the flag again, are fused: the mean of their probabilities, each model at its own scales."
 )  # fmt: skip
 _WEIGHTS = flags.DEFINE_multi_string(
-    "weights", [], "A file of weights (python -m vgg_jax.convert) or the name of published ones (torchvision:vgg16, "
+    "weights", [], "A file of weights (vgg-jax convert) or the name of published ones (torchvision:vgg16, "
     "hf://timm/vgg16.tv_in1k) in place of a run; several as for --workdir. Its test "
     "data is ImageNet's validation split unless --data_name, --data_root, --data_dir or --split say otherwise."
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m vgg_jax.compile_check --config=configs/vgg19.py --topology=v5e:4x4`: what a TPU slice would make of a run.
+"""`vgg-jax compile-check --config=configs/vgg19.py --topology=v5e:4x4`: what a TPU slice would make of a run.
 
 Compiles the train step with the real TPU compiler. No TPU is needed, nor any data.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import config_flags
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(

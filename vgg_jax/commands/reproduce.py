@@ -1,4 +1,4 @@
-"""`python -m vgg_jax.reproduce --config=configs/paper.py`: the paper's models one after another, and its Tables 3 to 6."""
+"""`vgg-jax reproduce --config=configs/paper.py`: the paper's models one after another, and its Tables 3 to 6."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 
 from ml_collections import config_flags
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 flags = cli.Flags()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     content = tables.fill(directory, range(own.seeds), plan.STAGES, lambda line: print(line, flush=True))
     print(tables.write(content, directory))
     print(
-        f"the same: {directory / 'tables.md'}, {directory / 'tables.json'}; all of it: python -m vgg_jax.report "
+        f"the same: {directory / 'tables.md'}, {directory / 'tables.json'}; all of it: vgg-jax report "
         f"{shlex.quote(str(directory))}"
     )
 

@@ -1,10 +1,10 @@
-"""`python -m vgg_jax.prepare imagenet2012 --tars=DIR`: makes a data set ready for training, and finds its bad images.
+"""`vgg-jax prepare imagenet2012 --tars=DIR`: makes a data set ready for training, and finds its bad images.
 
-    python -m vgg_jax.prepare imagenet2012 --tars=DIR --data_dir=DIR    from the tars of image-net.org
-    python -m vgg_jax.prepare folder --data_root=DIR --data_dir=DIR     <split>/<class>/<image>
-    python -m vgg_jax.prepare cifar10 --data_root=FILE                  an official archive, or extracted
-    python -m vgg_jax.prepare builtin --data_dir=DIR                    the images that the package draws
-    python -m vgg_jax.prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
+    vgg-jax prepare imagenet2012 --tars=DIR --data_dir=DIR    from the tars of image-net.org
+    vgg-jax prepare folder --data_root=DIR --data_dir=DIR     <split>/<class>/<image>
+    vgg-jax prepare cifar10 --data_root=FILE                  an official archive, or extracted
+    vgg-jax prepare builtin --data_dir=DIR                    the images that the package draws
+    vgg-jax prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
 
 Resumable: rerun the same command. Partial output is never used.
 """
@@ -15,7 +15,7 @@ import json
 import shlex
 from pathlib import Path
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 flags = cli.Flags()
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/tensorflow_datasets", "Where prepared data goes (config.data.dir).")
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         cli.fail(
             "say what to prepare, one thing: imagenet2012, folder, cifar10, builtin or the name of a TFDS set, as in: "
-            "python -m vgg_jax.prepare imagenet2012 --tars=DIR"
+            "vgg-jax prepare imagenet2012 --tars=DIR"
         )
     name = arguments[0]
     for flag, value, owners in (

@@ -1,8 +1,8 @@
-"""`python -m vgg_jax.transfer --weights=FILE --data_root=DIR`: how good features are for other data (Paper, Appendix B).
+"""`vgg-jax transfer --weights=FILE --data_root=DIR`: how good features are for other data (Paper, Appendix B).
 
-    python -m vgg_jax.transfer --weights=vgg16.safetensors --data_root=101_ObjectCategories --scales=256,384,512
-    python -m vgg_jax.transfer --weights=D.safetensors,E.safetensors --data_root=VOCdevkit/VOC2007 --protocol=voc --scales=256,384,512
-    python -m vgg_jax.transfer --weights=trunk.safetensors --data_root=DIR --layers=relu3_3,relu4_3,relu5_3
+    vgg-jax transfer --weights=vgg16.safetensors --data_root=101_ObjectCategories --scales=256,384,512
+    vgg-jax transfer --weights=D.safetensors,E.safetensors --data_root=VOCdevkit/VOC2007 --protocol=voc --scales=256,384,512
+    vgg-jax transfer --weights=trunk.safetensors --data_root=DIR --layers=relu3_3,relu4_3,relu5_3
 
 A descriptor is a layer's activations, computed densely over the whole image and its mirror image, averaged over space, of length 1.
 Linear support vector machines tell classes apart; the network stays as it is. DIR is a folder <class>/<image> or
@@ -16,14 +16,14 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 if TYPE_CHECKING:
     import numpy as np
 
 flags = cli.Flags()
 _WEIGHTS = flags.DEFINE_list(
-    "weights", [], "Files of weights (python -m vgg_jax.convert), or names of published ones; the descriptors of several "
+    "weights", [], "Files of weights (vgg-jax convert), or names of published ones; the descriptors of several "
     "are stacked."
 )  # fmt: skip
 _DATA_ROOT = flags.DEFINE_string(

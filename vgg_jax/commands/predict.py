@@ -1,7 +1,7 @@
-"""`python -m vgg_jax.predict --weights=FILE PICTURE...`: what a model sees in images, its five likeliest classes.
+"""`vgg-jax predict --weights=FILE PICTURE...`: what a model sees in images, its five likeliest classes.
 
-    python -m vgg_jax.predict --weights=vgg16.safetensors photo.jpg folder 'more/*.png'
-    python -m vgg_jax.predict --workdir=runs/vgg16 --protocol=dense+multi_crop --maps=maps --json=found.json photo.jpg
+    vgg-jax predict --weights=vgg16.safetensors photo.jpg folder 'more/*.png'
+    vgg-jax predict --workdir=runs/vgg16 --protocol=dense+multi_crop --maps=maps --json=found.json photo.jpg
 
 Each is printed as soon as it is done, in whatever order is cheapest, and --json is written every few seconds. An image that
 cannot be read is reported, the others are still processed, and the exit status is then 1.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 if TYPE_CHECKING:
     from vgg_jax.evaluation.predict_files import Failure, Prediction
@@ -27,7 +27,7 @@ flags = cli.Flags()
 _WEIGHTS = flags.DEFINE_string(
     "weights",
     "",
-    "A file of weights (python -m vgg_jax.convert), or "
+    "A file of weights (vgg-jax convert), or "
     "the name of published ones: torchvision:vgg16, keras:vgg16, hf://timm/vgg16.tv_in1k.",
 )
 _WORKDIR = flags.DEFINE_string(

@@ -241,7 +241,7 @@ def _explain_configuration(text: str) -> None:
 
 def configurations() -> dict[str, Path]:
     """Returns the files of the configurations by name, within the installed package or next to it in a clone."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     directories = [directory for directory in (package / "configs", package.parent / "configs") if directory.is_dir()]
     return {file.stem: file for directory in directories[:1] for file in sorted(directory.glob("*.py"))}
 

@@ -1,8 +1,8 @@
-"""`python -m vgg_jax.describe NETWORK...`: what networks are made of, side by side, or one of them layer by layer.
+"""`vgg-jax describe NETWORK...`: what networks are made of, side by side, or one of them layer by layer.
 
-    python -m vgg_jax.describe A D E D-BN D-GAP ResNet-50
-    python -m vgg_jax.describe ResNet-18 --draw=resnet18.png
-    python -m vgg_jax.describe ResNet-20 --crop=32 --num_classes=10 --json
+    vgg-jax describe A D E D-BN D-GAP ResNet-50
+    vgg-jax describe ResNet-18 --draw=resnet18.png
+    vgg-jax describe ResNet-20 --crop=32 --num_classes=10 --json
 
 A VGG may have -BN (batch normalisation) and -GAP (global average pooling in place of its FC layers) behind its name. Nothing is
 computed and nothing is downloaded.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_jax import cli
+from vgg_jax.commands import cli
 
 if TYPE_CHECKING:
     from vgg_jax.models.summary import LayerRow
@@ -37,7 +37,7 @@ _STACKS = """Stacks of convolutions with C channels (Paper 2.3):
 
 def main(arguments: list[str]) -> None:
     if not arguments:
-        cli.fail("say which networks, as in: python -m vgg_jax.describe A D ResNet-50")
+        cli.fail("say which networks, as in: vgg-jax describe A D ResNet-50")
     if _DRAW.value and len(arguments) > 1:
         cli.fail(f"--draw={_DRAW.value} is for one network, and {len(arguments)} are named.")
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is computed
