@@ -20,7 +20,7 @@ from benchmarks.findings import PICTURES, Run, difference
 from configs.resnet_cifar import get_config as cifar_config
 from vgg_jax.commands import cli
 from vgg_jax.config import default_config, scaled_length
-from vgg_jax.reproduction.plan import workdir_of
+from vgg_jax.reproduction.stages import workdir_of
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
 

@@ -20,11 +20,11 @@ import numpy as np
 
 from vgg_jax.config import default_config
 from vgg_jax.data.sources import expanded, open_split, prepared_data
+from vgg_jax.evaluation.dense_steps import make_crops, make_dense
 from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import compilation_macs_of, macs, plan_pass, rescaled_sizes
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, run_jobs
 from vgg_jax.evaluation.split import Split
-from vgg_jax.evaluation.steps import make_crops, make_dense
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.console import Console

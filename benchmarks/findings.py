@@ -25,8 +25,8 @@ from benchmarks.evaluation_findings import split_probs
 from vgg_jax.commands import cli
 from vgg_jax.config import default_config
 from vgg_jax.evaluation.results import average, top5_classes
-from vgg_jax.reproduction.plan import STAGES, Stage, plan_defaults, workdir_of
-from vgg_jax.reproduction.run import planned_runs
+from vgg_jax.reproduction.runner import planned_runs
+from vgg_jax.reproduction.stages import STAGES, Stage, plan_defaults, workdir_of
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
 

@@ -11,7 +11,7 @@ Ours: not trained on ImageNet yet; on small data, benchmarks/findings.md.
 from ml_collections import ConfigDict
 
 from vgg_jax.config import default_config
-from vgg_jax.reproduction.plan import plan_defaults
+from vgg_jax.reproduction.stages import plan_defaults
 from vgg_jax.runtime.exceptions import UserError
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
 from vgg_jax.config import KEYS, default_config, eval_scale, flatten, lr_factors, lr_factors_text, network_name
-from vgg_jax.reproduction.plan import split_config
+from vgg_jax.reproduction.stages import split_config
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.schedules import SCHEDULES, Plateau, learning_rate
 from vgg_jax.validation import validate

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.networks import small
-from vgg_jax.evaluation import plan, steps
+from vgg_jax.evaluation import dense_steps, plan
 from vgg_jax.evaluation.passes import GRID_CELLS
 from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.training.augment import ColorStatistics, normalize
@@ -66,14 +66,14 @@ FAST = ("C", "A-GAP")  # 3x3 and 1x1 kernels, no FC layers
 def test_a_picture_in_a_frame_is_the_picture_alone_and_the_mask_matters(name):
     rng = np.random.default_rng(3)
     model, params = network_for(name)
-    dense = jax.jit(steps.make_dense(model, STATISTICS))
+    dense = jax.jit(dense_steps.make_dense(model, STATISTICS))
     for on_side in (False, True):
         photos = [noise(rng, 70, int(width)) for width in rng.integers(70, 200, 2)]
         if on_side:
             photos = [photo.swapaxes(0, 1) for photo in photos]  # upright ones
         laid = [photo.swapaxes(0, 1) for photo in photos] if on_side else photos
         frames, sizes = framed(laid, (70, 200))
-        used = steps.transpose_kernels(params) if on_side else params
+        used = dense_steps.transpose_kernels(params) if on_side else params
         found = np.asarray(dense(used, frames, sizes, on_side))
         wanted = np.stack([alone(model, params, photo) for photo in photos])
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=1e-6)
@@ -82,7 +82,7 @@ def test_a_picture_in_a_frame_is_the_picture_alone_and_the_mask_matters(name):
         for other in (
             dense(used, frames, np.full_like(sizes, (70, 200)), on_side),
             dense(used, frames, sizes, not on_side),
-            dense(params if on_side else steps.transpose_kernels(params), frames, sizes, on_side),
+            dense(params if on_side else dense_steps.transpose_kernels(params), frames, sizes, on_side),
         ):
             assert np.abs(np.asarray(other) - wanted).max() > 1e-4
 
@@ -92,7 +92,7 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
     photos = [noise(rng, 5, 9), noise(rng, 4, 7)]
     frames, sizes = framed(photos, (6, 9))
     for on_side, wanted in ((False, lambda p: p[:, ::-1]), (True, lambda p: p[::-1])):
-        found = np.asarray(steps.mirrored(frames, sizes, on_side))
+        found = np.asarray(dense_steps.mirrored(frames, sizes, on_side))
         for image, photo in zip(found, photos, strict=True):
             np.testing.assert_array_equal(image[: photo.shape[0], : photo.shape[1]], wanted(photo))
 
@@ -118,7 +118,7 @@ def test_strips_together_are_the_whole_picture(name):
     cuts = plan.tiles(network, photo.shape[1], length)
     assert len(cuts) > 2
     frames, sizes = framed([photo[:, cut.start : cut.start + length] for cut in cuts], (70, length))
-    step = jax.jit(steps.make_tiles(model, STATISTICS))
+    step = jax.jit(dense_steps.make_tiles(model, STATISTICS))
     found = np.asarray(step(params, frames, sizes, np.array([(cut.first, cut.last) for cut in cuts]))).sum(0)
     images = normalize(jnp.asarray(photo[None]), STATISTICS)
     _, maps = model.apply(params, images, endpoints=("score_map",))
@@ -131,13 +131,13 @@ def test_strips_together_are_the_whole_picture(name):
 
 @pytest.mark.parametrize(("side", "crop", "offsets"), [(256, 224, [0, 8, 16, 24, 32]), (64, 64, [0] * 5)])
 def test_the_grid_is_regular(side, crop, offsets):
-    assert steps.grid_offsets(side, crop).tolist() == offsets
+    assert dense_steps.grid_offsets(side, crop).tolist() == offsets
 
 
 def test_the_grid_of_any_side_is_the_formulas():
     for side in range(64, 200):
         wanted = [int(np.floor(i * (side - 64) / 4 + 0.5)) for i in range(5)]
-        assert steps.grid_offsets(side, 64).tolist() == wanted
+        assert dense_steps.grid_offsets(side, 64).tolist() == wanted
 
 
 def test_crops_cut_on_the_device_are_slices_of_the_picture():
@@ -145,14 +145,14 @@ def test_crops_cut_on_the_device_are_slices_of_the_picture():
     photos = [noise(rng, 40, 61), noise(rng, 40, 40), noise(rng, 40, 77)]
     for on_side in (False, True):
         frames, sizes = framed(photos, (40, 77))
-        found = np.asarray(steps.cut_grid(frames, sizes, on_side, 32))
+        found = np.asarray(dense_steps.cut_grid(frames, sizes, on_side, 32))
         assert found.shape == (3, 25, 32, 32, 3)
         for crops, laid in zip(found, photos, strict=True):
             photo = laid.swapaxes(0, 1) if on_side else laid
-            rows, columns = (steps.grid_offsets(side, 32) for side in photo.shape[:2])
+            rows, columns = (dense_steps.grid_offsets(side, 32) for side in photo.shape[:2])
             for i, row in enumerate(rows):
                 for j, column in enumerate(columns):
                     np.testing.assert_array_equal(crops[5 * i + j], photo[row : row + 32, column : column + 32])
-        ten = np.asarray(steps.cut_grid(frames, sizes, on_side, 32, GRID_CELLS["ten_crop"]))
+        ten = np.asarray(dense_steps.cut_grid(frames, sizes, on_side, 32, GRID_CELLS["ten_crop"]))
         corners = {crop.tobytes() for crop in found[0][[0, 4, 12, 20, 24]]}
         assert {crop.tobytes() for crop in ten[0]} == corners

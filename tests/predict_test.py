@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from tests.command import help_of, run_command, start_command
 from tests.reference import Reference
-from vgg_jax.evaluation.predict_files import list_images, predict
+from vgg_jax.evaluation.prediction import list_images, predict
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.exceptions import UserError
@@ -184,7 +184,7 @@ def test_what_is_computed_before_a_failure_is_shown_and_the_rest_is_closed(run, 
         finally:
             happened.append("closed")
 
-    monkeypatch.setattr("vgg_jax.evaluation.predict_files._probs", probs)
+    monkeypatch.setattr("vgg_jax.evaluation.prediction._probs", probs)
     paths = sorted(photos.glob("validation/*/*"))[:2]
     with pytest.raises(UserError, match="gone"):
         predict(

@@ -12,8 +12,8 @@ from tests.command import as_flags, help_of, run_command
 from tests.runs import make_run
 from vgg_jax.config import flatten, paper_config, scaled_length
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, chosen_stages, split_config, stage_config
-from vgg_jax.reproduction.run import describe, planned_runs, run, write_plan
+from vgg_jax.reproduction.runner import describe, planned_runs, run, write_plan
+from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage, chosen_stages, split_config, stage_config
 from vgg_jax.reproduction.tables import TABLES, fill, markdown, write
 from vgg_jax.runtime.exceptions import UserError
 

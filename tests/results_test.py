@@ -246,5 +246,7 @@ def test_the_command_line_knows_the_protocols():
     # The flag lists them itself, so that --help need not load JAX.
     from vgg_jax.evaluation.passes import PROTOCOLS
 
-    listed = re.search(r'"protocol", "dense", \[([^\]]+)\]', (REPOSITORY / "vgg_jax" / "commands" / "evaluate.py").read_text())[1]
+    listed = re.search(
+        r'"protocol", "dense", \[([^\]]+)\]', (REPOSITORY / "vgg_jax" / "commands" / "evaluate.py").read_text()
+    )[1]
     assert listed.replace('"', "").split(", ") == list(PROTOCOLS)

@@ -19,9 +19,12 @@ from vgg_jax.data import sources
 from vgg_jax.data.crops import rescaled
 from vgg_jax.data.decode import decode
 from vgg_jax.data.orientation import read_image
-from vgg_jax.evaluation import linear_probe, transfer_data
-from vgg_jax.evaluation.descriptors import descriptors, normalized
-from vgg_jax.evaluation.linear_svm import (
+from vgg_jax.models import describe, make_network
+from vgg_jax.models.description import last_features
+from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.transfer import datasets, linear_probe
+from vgg_jax.transfer.descriptors import descriptors, normalized
+from vgg_jax.transfer.linear_svm import (
     average_precision,
     caltech_splits,
     fitted_svm,
@@ -29,9 +32,6 @@ from vgg_jax.evaluation.linear_svm import (
     need_scikit_learn,
     single_label,
 )
-from vgg_jax.models import describe, make_network
-from vgg_jax.models.description import last_features
-from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import save_weights
 
 SIZES = ((90, 70), (70, 90), (64, 64), (150, 70), (70, 230), (75, 75), (120, 80))
@@ -79,7 +79,7 @@ def test_exif_orientations_of_a_folder_and_unicode_forms_of_its_classes(tmp_path
     for path in paths:
         path.parent.mkdir(parents=True)
         Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)).save(path, exif=exif)
-    listed = {exif: transfer_data.folder(tmp_path, exif) for exif in (False, True)}
+    listed = {exif: datasets.folder(tmp_path, exif) for exif in (False, True)}
     assert listed[False].class_names == listed[True].class_names == ["caf\u00e9", "x"]
     assert listed[False].labels.tolist() == [0, 1, 0]
     assert listed[False].images.digest != listed[True].images.digest
@@ -89,7 +89,7 @@ def test_exif_orientations_of_a_folder_and_unicode_forms_of_its_classes(tmp_path
 
 @pytest.mark.slow
 def test_descriptors_of_another_dtype_and_of_the_score_map(weights_file, photos, tmp_path):
-    images = transfer_data.image_files(photos[:2])
+    images = datasets.image_files(photos[:2])
     for dtype in ("float32", "bfloat16"):
         backbone = features.load(weights_file, dtype)
         found = descriptors(backbone, ("score_map",), images, 64, tmp_path)["score_map"]
@@ -102,7 +102,7 @@ def test_descriptors_of_another_dtype_and_of_the_score_map(weights_file, photos,
 @pytest.mark.parametrize("batch_size", [8, 1])
 def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_path, batch_size):
     backbone = features.load(weights_file)
-    found = descriptors(backbone, LAYERS, transfer_data.image_files(photos), 64, tmp_path, batch_size)
+    found = descriptors(backbone, LAYERS, datasets.image_files(photos), 64, tmp_path, batch_size)
     for layer in LAYERS:
         wanted = np.stack([alone(backbone, path, layer, 64) for path in photos])
         assert wanted.std() > 0
@@ -110,9 +110,9 @@ def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_pat
 
 
 def test_cached_descriptors_are_not_computed_again(weights_file, photos, tmp_path, monkeypatch):
-    backbone, images = features.load(weights_file), transfer_data.image_files(photos)
+    backbone, images = features.load(weights_file), datasets.image_files(photos)
     first = descriptors(backbone, ("relu1_1", "relu2_2"), images, 64, tmp_path)
-    monkeypatch.setattr("vgg_jax.evaluation.descriptors.run_jobs", None)
+    monkeypatch.setattr("vgg_jax.transfer.descriptors.run_jobs", None)
     for layer in ("relu1_1", "relu2_2"):
         np.testing.assert_array_equal(descriptors(backbone, (layer,), images, 64, tmp_path)[layer], first[layer])
 
@@ -159,7 +159,7 @@ def in_place(path):
     [cut, in_place, *map(with_array, (row_of_zeros, scaled_column, nan_in_the_last_column, infinity))],
 )
 def test_a_cached_file_that_is_not_whole_is_computed_again(weights_file, photos, tmp_path, capsys, damage):
-    backbone, images = features.load(weights_file), transfer_data.image_files(photos[:3])
+    backbone, images = features.load(weights_file), datasets.image_files(photos[:3])
     first = descriptors(backbone, ("relu1_2",), images, 32, tmp_path)["relu1_2"]
     (path,) = tmp_path.glob("*.np[yz]")
     damage(path)
@@ -169,7 +169,7 @@ def test_a_cached_file_that_is_not_whole_is_computed_again(weights_file, photos,
 
 
 def test_descriptors_of_an_interrupted_run_are_not_computed_again(weights_file, photos, tmp_path, monkeypatch):
-    backbone, images, counted = features.load(weights_file), transfer_data.image_files(photos), []
+    backbone, images, counted = features.load(weights_file), datasets.image_files(photos), []
     whole = descriptors(backbone, LAYERS_OF_SHARDS, images, 32, tmp_path / "whole")
     portrait = photos[4].read_bytes()  # portrait images are computed last
 
@@ -196,12 +196,12 @@ def test_descriptors_that_are_not_finite_are_not_cached(weights_file, photos, tm
         backbone, params=backbone.params | {"conv1_1": backbone.params["conv1_1"] | {"bias": kernel}}
     )
     with pytest.raises(UserError, match=r"activations of .*\.png are not finite"):
-        descriptors(broken, ("relu1_1",), transfer_data.image_files(photos[:2]), 32, tmp_path)
+        descriptors(broken, ("relu1_1",), datasets.image_files(photos[:2]), 32, tmp_path)
     assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_what_was_computed_with_another_mean_is_not_taken(weights_file, photos, tmp_path):
-    backbone, images = features.load(weights_file), transfer_data.image_files(photos[:1])
+    backbone, images = features.load(weights_file), datasets.image_files(photos[:1])
     other = dataclasses.replace(backbone, mean_rgb=backbone.mean_rgb + 40)
     kept = [descriptors(b, ("relu1_1",), images, 64, tmp_path / "kept")["relu1_1"] for b in (backbone, other)]
     fresh = descriptors(other, ("relu1_1",), images, 64, tmp_path / "fresh")["relu1_1"]
@@ -214,7 +214,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_kept(weights_f
     bad.write_bytes(photos[0].read_bytes()[:40])
     with pytest.raises(UserError, match=r"bad.png, .* cannot be decoded: .*; leave it out"):
         descriptors(
-            features.load(weights_file), ("relu1_1",), transfer_data.image_files([*photos, bad]), 64, tmp_path / "kept"
+            features.load(weights_file), ("relu1_1",), datasets.image_files([*photos, bad]), 64, tmp_path / "kept"
         )
     np.testing.assert_allclose(np.linalg.norm(normalized(np.array([[3, 4.0], [0, 0]])), axis=1), [1, 0])
 
@@ -290,7 +290,7 @@ def test_support_vector_machines_reach_the_least_objective(num_features):
 
 
 def test_machines_that_do_not_converge_say_so(monkeypatch, capsys):
-    monkeypatch.setattr("vgg_jax.evaluation.linear_svm._MAX_ITERATIONS", 2)
+    monkeypatch.setattr("vgg_jax.transfer.linear_svm._MAX_ITERATIONS", 2)
     fitted_svm(*noisy_problem(60, 20, 2), 100.0)
     assert "C = 100: stopped after 2 iterations" in capsys.readouterr().out
 
@@ -332,13 +332,13 @@ def test_logistic_regression_by_optax_is_scikit_learns(classes, c):
 def test_a_set_of_tfds_is_its_images(images, tmp_path):
     made = sources.prepared_data("folder", epath.Path(tmp_path), str(images))
     name = made.name.replace("/1.0.0", ":1.0.0")
-    listed, found = transfer_data.folder(images), transfer_data.prepared(name, str(tmp_path))
+    listed, found = datasets.folder(images), datasets.prepared(name, str(tmp_path))
 
     def contents(data):
         return sorted((data.images.records[i]["image"], data.class_names[k]) for i, k in enumerate(data.labels))
 
     assert contents(found) == contents(listed)
-    again = transfer_data.prepared(name, str(tmp_path))
+    again = datasets.prepared(name, str(tmp_path))
     assert found.images.digest == again.images.digest != listed.images.digest
 
 
@@ -356,7 +356,7 @@ def voc_kit(root, photos, prefix=""):
 
 def test_a_voc_kit_is_read_by_its_lists(photos, tmp_path):
     root = voc_kit(tmp_path / "VOC2007", photos)
-    data = transfer_data.voc(root, "trainval", "test")
+    data = datasets.voc(root, "trainval", "test")
     assert data.class_names == ["cat", "dog"]
     assert [Path(record["file_name"]).stem for record in data.images.records] == [
         "000",
@@ -369,17 +369,17 @@ def test_a_voc_kit_is_read_by_its_lists(photos, tmp_path):
     assert data.labels.tolist() == [[1, -1], [-1, 1], [1, -1], [-1, 1], [0, 1], [1, -1]]
     assert (data.train.tolist(), data.test.tolist()) == ([0, 1, 2, 3], [4, 5])
     with pytest.raises(UserError, match="--train_list=trainval and --test_list=trainval share 4 images"):
-        transfer_data.voc(root, "trainval", "trainval")
+        datasets.voc(root, "trainval", "trainval")
     (root / "JPEGImages" / "003.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of 6 images of the lists are missing, the first .*003.jpg"):
-        transfer_data.voc(root, "trainval", "test")
+        datasets.voc(root, "trainval", "test")
     with pytest.raises(UserError, match="cat_val.txt cannot be read"):
-        transfer_data.voc(root, "trainval", "val")
+        datasets.voc(root, "trainval", "val")
     with pytest.raises(UserError, match="has no ImageSets/Main"):
-        transfer_data.voc(tmp_path, "trainval", "test")
+        datasets.voc(tmp_path, "trainval", "test")
     (root / "ImageSets" / "Main" / "cat_test.txt").write_text("004 yes\n")
     with pytest.raises(UserError, match="is no list of VOC"):
-        transfer_data.voc(root, "trainval", "test")
+        datasets.voc(root, "trainval", "test")
 
 
 @pytest.mark.parametrize(
@@ -403,21 +403,19 @@ def test_lists_of_a_voc_kit_that_do_not_agree_are_refused(photos, tmp_path, list
     root = voc_kit(tmp_path / "VOC2007", photos)
     (root / "ImageSets" / "Main" / f"{listing}.txt").write_text(lines)
     with pytest.raises(UserError, match=message):
-        transfer_data.voc(root, "trainval", "test")
+        datasets.voc(root, "trainval", "test")
 
 
 def test_classes_that_a_voc_kit_cannot_score_are_named(photos, tmp_path):
     root = voc_kit(tmp_path / "VOC2007", photos)
-    assert transfer_data.classes_left_out(transfer_data.voc(root, "trainval", "test")) == {}
+    assert datasets.classes_left_out(datasets.voc(root, "trainval", "test")) == {}
     (root / "ImageSets" / "Main" / "dog_test.txt").write_text("004 -1\n005 -1\n")
-    assert transfer_data.classes_left_out(transfer_data.voc(root, "trainval", "test")) == {
-        "dog": "no image with it to test"
-    }
+    assert datasets.classes_left_out(datasets.voc(root, "trainval", "test")) == {"dog": "no image with it to test"}
     (root / "ImageSets" / "Main" / "cat_trainval.txt").write_text("".join(f"00{i} 1\n" for i in range(4)))
     with pytest.raises(
         UserError, match=r"no class .* \(cat: no image without it to train on, dog: no image with it to test\)"
     ):
-        transfer_data.classes_left_out(transfer_data.voc(root, "trainval", "test"))
+        datasets.classes_left_out(datasets.voc(root, "trainval", "test"))
 
 
 def test_a_class_without_positives_is_not_in_the_mean():
@@ -433,7 +431,7 @@ def test_a_class_without_positives_is_not_in_the_mean():
 @pytest.mark.parametrize(("prefix", "points"), [("", 11), ("2008_", 0)])
 def test_the_year_of_a_voc_kit_is_that_of_its_images(photos, tmp_path, prefix, points):
     root = voc_kit(tmp_path / "renamed", photos, prefix)
-    assert transfer_data.voc(root, "trainval", "test").recall_points == points
+    assert datasets.voc(root, "trainval", "test").recall_points == points
 
 
 def test_a_folder_is_read_with_and_without_splits(photos, tmp_path):
@@ -441,11 +439,11 @@ def test_a_folder_is_read_with_and_without_splits(photos, tmp_path):
         (tmp_path / place).mkdir(parents=True)
         for photo in photos[:2]:
             (tmp_path / place / photo.name).write_bytes(photo.read_bytes())
-    whole, part = transfer_data.folder(tmp_path), transfer_data.folder(tmp_path / "train")
+    whole, part = datasets.folder(tmp_path), datasets.folder(tmp_path / "train")
     assert (whole.class_names, part.class_names) == (["a", "b"], ["a", "b"])
     assert (whole.labels.tolist(), part.labels.tolist()) == ([0, 0, 1, 1, 0, 0, 1, 1], [0, 0, 1, 1])
     with pytest.raises(UserError, match="has images of fewer than two classes"):
-        transfer_data.folder(tmp_path / "train" / "a")
+        datasets.folder(tmp_path / "train" / "a")
 
 
 def test_without_scikit_learn_it_says_how_to_install_it(monkeypatch):

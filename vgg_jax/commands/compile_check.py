@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     # longer looks at JAX_PLATFORMS.
     jax.config.update("jax_platforms", "cpu")
     from vgg_jax.runtime.compilation import check_devices
-    from vgg_jax.tpu.report import check
+    from vgg_jax.tpu.memory_report import check
 
     check_devices()
     destination = Path(_JSON.value).expanduser() if _JSON.value else None

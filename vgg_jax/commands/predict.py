@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vgg_jax.commands import cli
 
 if TYPE_CHECKING:
-    from vgg_jax.evaluation.predict_files import Failure, Prediction
+    from vgg_jax.evaluation.prediction import Failure, Prediction
 
 _SECONDS_BETWEEN_WRITES = 5.0  # of --json
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     if _GRAD_CAM.value and not _MAPS.value:
         cli.fail("--grad_cam draws into the directory of --maps; give --maps=DIR as well.")
     # Imported here, so that --help answers at once.
-    from vgg_jax.evaluation.predict_files import list_images, predict
+    from vgg_jax.evaluation.prediction import list_images, predict
     from vgg_jax.evaluation.trained_model import load_trained
     from vgg_jax.runtime.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
     from vgg_jax.runtime.console import Console

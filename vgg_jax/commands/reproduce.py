@@ -30,25 +30,25 @@ def main(arguments: list[str]) -> None:
         cli.fail("say what to reproduce: --config=paper, for example; --help lists the flags.")
     if _MODELS.value and _STAGES.value:
         cli.fail("--models and --stages both choose a part of the plan; give one of them.")
-    from vgg_jax.reproduction import plan, run, tables
+    from vgg_jax.reproduction import runner, stages, tables
     from vgg_jax.runtime.compilation import check_devices  # here, so that --help answers at once
     from vgg_jax.runtime.exceptions import Interrupted
 
     check_devices()
-    shared, own = plan.split_config(_CONFIG.value)
+    shared, own = stages.split_config(_CONFIG.value)
     directory = cli.run_workdir(flags, _WORKDIR.value)
-    chosen = plan.chosen_stages(plan.STAGES, _MODELS.value, _STAGES.value)
-    steps = run.planned_runs(chosen, shared, own, directory, plan.STAGES)
-    print(run.describe(steps), flush=True)
+    chosen = stages.chosen_stages(stages.STAGES, _MODELS.value, _STAGES.value)
+    steps = runner.planned_runs(chosen, shared, own, directory, stages.STAGES)
+    print(runner.describe(steps), flush=True)
     if _DRY_RUN.value:
         return
-    run.write_plan(steps, plan.STAGES, own.seeds, directory)
+    runner.write_plan(steps, stages.STAGES, own.seeds, directory)
     try:
-        run.run(steps)
+        runner.run(steps)
     except Interrupted as interruption:
         cli.fail(str(interruption), 128 + interruption.signum)
     print("\n== tables ==", flush=True)
-    content = tables.fill(directory, range(own.seeds), plan.STAGES, lambda line: print(line, flush=True))
+    content = tables.fill(directory, range(own.seeds), stages.STAGES, lambda line: print(line, flush=True))
     print(tables.write(content, directory))
     print(
         f"the same: {directory / 'tables.md'}, {directory / 'tables.json'}; all of it: vgg-jax report "

@@ -74,9 +74,9 @@ def main(arguments: list[str]) -> None:
         cli.fail("say which features and which images: --weights=FILE --data_root=DIR; --help lists the flags.")
     scales = _whole_numbers(_SCALES.value)
     from vgg_jax import features  # after --help and mistakes have been answered
-    from vgg_jax.evaluation import linear_probe, linear_svm, transfer_data
     from vgg_jax.models.description import last_features
     from vgg_jax.runtime.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
+    from vgg_jax.transfer import datasets, linear_probe, linear_svm
 
     fit = {"svm": linear_svm.fitted_svm, "logistic": linear_probe.fit}[_CLASSIFIER.value]
     if _CLASSIFIER.value == "svm":
@@ -97,14 +97,12 @@ def main(arguments: list[str]) -> None:
     choices = [(layer,) * len(backbones) for layer in _LAYERS.value]
     choices = choices or [tuple(last_features(backbone.model.layers) for backbone in backbones)]
     if is_voc:
-        data = transfer_data.voc(root, _TRAIN_LIST.value, _TEST_LIST.value, _EXIF.value)
+        data = datasets.voc(root, _TRAIN_LIST.value, _TEST_LIST.value, _EXIF.value)
         splits = [(data.train, data.test)]
-        for name, reason in transfer_data.classes_left_out(data).items():
+        for name, reason in datasets.classes_left_out(data).items():
             print(f"WARNING: {name} is left out of the mean: the lists have {reason}", flush=True)
     else:
-        data = (
-            transfer_data.prepared(tfds_name, _DATA_DIR.value) if tfds_name else transfer_data.folder(root, _EXIF.value)
-        )
+        data = datasets.prepared(tfds_name, _DATA_DIR.value) if tfds_name else datasets.folder(root, _EXIF.value)
         counts = (_TRAIN_IMAGES.value, _TEST_IMAGES.value, _SPLITS.value, _SEED.value)
         splits = linear_svm.caltech_splits(data.labels, data.class_names, *counts)
     print(f"{root}: {len(data.labels):,} images, {len(data.class_names)} classes", flush=True)
@@ -175,7 +173,7 @@ def _descriptors(
     """Returns the descriptors of a choice, computing those of all of them: of several scales averaged or stacked, of several networks stacked, of length 1."""
     import numpy as np
 
-    from vgg_jax.evaluation.descriptors import descriptors, normalized
+    from vgg_jax.transfer.descriptors import descriptors, normalized
 
     parts, directory = [], Path(_OUTPUT.value).expanduser() / "descriptors"
     for backbone, layers in zip(backbones, zip(*choices, strict=True), strict=True):

@@ -17,7 +17,7 @@ from vgg_jax.data.crops import center_crop, rescaled, square_crops
 from vgg_jax.data.decode import DecodeError
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Records
-from vgg_jax.evaluation import steps
+from vgg_jax.evaluation import dense_steps
 from vgg_jax.evaluation.passes import GRID_CELLS, EvalPass
 from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
 from vgg_jax.evaluation.trained_model import TrainedModel
@@ -76,7 +76,7 @@ class CompiledSteps:
 
     def __init__(self, trained: ModelOnDevices, stats: EvalStats, dense: Callable | None = None):
         self.trained, self.network = trained, network_of(trained.model.layers, trained.variables["params"])
-        self._dense = dense or steps.make_dense(trained.model, trained.statistics)
+        self._dense = dense or dense_steps.make_dense(trained.model, trained.statistics)
         self._stats, self._compiled = stats, dict[Any, Future[Callable]]()
         self._compiler = ThreadPoolExecutor(1, "compiler")
         self._variables = {False: trained.variables}
@@ -85,7 +85,7 @@ class CompiledSteps:
         """Returns the model's variables, with transposed kernels if need be."""
         if transposed not in self._variables:
             shardings = jax.tree.map(lambda x: x.sharding, self.trained.variables)
-            transpose = jax.jit(steps.transpose_kernels, out_shardings=shardings)
+            transpose = jax.jit(dense_steps.transpose_kernels, out_shardings=shardings)
             self._variables[transposed] = transpose(self.trained.variables)
         return self._variables[transposed]
 
@@ -260,7 +260,7 @@ def _prepared(eval_pass: EvalPass, job: Job, encoded: bytes) -> np.ndarray:
         return square_crops(encoded, eval_pass.scale, crop)
     image = rescaled(encoded, eval_pass.scale)
     if job.kind == "host_grid":  # a long image would not fit the devices, but its crops do
-        rows, columns = (steps.grid_offsets(side, crop) for side in image.shape[:2])
+        rows, columns = (dense_steps.grid_offsets(side, crop) for side in image.shape[:2])
         corners = ((rows[r], columns[c]) for r, c in GRID_CELLS[eval_pass.method])
         return np.stack([image[top : top + crop, left : left + crop] for top, left in corners])
     # Tiles are cut from the image and from its mirror image before they are transposed.
@@ -275,7 +275,7 @@ def _run_crops(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, ima
 
 
 def _crops(compiled: CompiledSteps, eval_pass: EvalPass, crops: jax.Array) -> jax.Array:
-    step = steps.make_crops(compiled.trained.model, compiled.trained.statistics, eval_pass.mirrored)
+    step = dense_steps.make_crops(compiled.trained.model, compiled.trained.statistics, eval_pass.mirrored)
     return compiled.call(f"crops, mirrored {eval_pass.mirrored}", step, compiled.trained.variables, crops)
 
 
@@ -283,7 +283,7 @@ def _run_grid(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, imag
     arguments = (*_padded(compiled, bucket, images), compiled.flag(bucket.transposed))
     crops = compiled.call(
         f"cut {eval_pass.method} {eval_pass.crop}",
-        lambda images, sizes, transposed: steps.cut_grid(
+        lambda images, sizes, transposed: dense_steps.cut_grid(
             images, sizes, transposed, eval_pass.crop, GRID_CELLS[eval_pass.method]
         ),
         *arguments,
@@ -306,7 +306,7 @@ def _run_tiles(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, ima
     upright = [image, image[:, ::-1]]
     pair = [view.swapaxes(0, 1) if bucket.transposed else view for view in upright]
     pieces = [(view[:, cut.start : cut.start + strip], (cut.first, cut.last)) for view in pair for cut in cuts]
-    step = steps.make_tiles(compiled.trained.model, compiled.trained.statistics)
+    step = dense_steps.make_tiles(compiled.trained.model, compiled.trained.statistics)
     scores = []
     for begin in range(0, len(pieces), count):
         mine = pieces[begin : begin + count][local_rows(count)]

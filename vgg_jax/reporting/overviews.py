@@ -7,7 +7,7 @@ from typing import Any
 
 from vgg_jax.reporting.charts import COLORS, Chart, Line, chart
 from vgg_jax.reporting.curves import ABSENT, percent
-from vgg_jax.reporting.reproduction import Reproduction, StageState
+from vgg_jax.reporting.reproduction_state import Reproduction, StageState
 from vgg_jax.reporting.runs import Run, state
 from vgg_jax.reporting.sections import title
 from vgg_jax.runtime.console import duration

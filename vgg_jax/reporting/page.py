@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from vgg_jax.reporting import overviews, sections
-from vgg_jax.reporting.reproduction import Reproduction, is_reproduction, read_reproduction
+from vgg_jax.reporting.reproduction_state import Reproduction, is_reproduction, read_reproduction
 from vgg_jax.reporting.runs import Run, check_same_data, is_run, read_run
 from vgg_jax.runtime.compilation import check_devices
 from vgg_jax.runtime.console import Console

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.reproduction.plan import STAGES, SUBMISSION, Stage, workdir_of
+from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage, workdir_of
 from vgg_jax.runtime.files import write_json, write_text
 
 _CROPS = ("dense", "multi_crop", "dense+multi_crop")

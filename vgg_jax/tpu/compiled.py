@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
-from vgg_jax.evaluation.steps import make_dense
+from vgg_jax.evaluation.dense_steps import make_dense
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.exceptions import UserError, first_line
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated

@@ -72,7 +72,9 @@ def split_config(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
         if key not in known:
             raise UserError(f"config.plan.{key} is not a known key.{did_you_mean(key, known)}")
     if missing := set(known) - set(plan):
-        raise UserError(f"config.plan.{min(missing)} is missing; start from vgg_jax.reproduction.plan.plan_defaults().")
+        raise UserError(
+            f"config.plan.{min(missing)} is missing; start from vgg_jax.reproduction.stages.plan_defaults()."
+        )
     for key, least, greatest in (("seeds", 1, 1000), ("later_drops", 0, 100)):
         if not isinstance(plan[key], int) or not least <= plan[key] <= greatest:
             raise UserError(

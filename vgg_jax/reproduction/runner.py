@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.reproduction.plan import Stage, stage_config, workdir_of
+from vgg_jax.reproduction.stages import Stage, stage_config, workdir_of
 from vgg_jax.runtime.console import aligned, duration
 from vgg_jax.runtime.exceptions import UserError, writing_to
 from vgg_jax.runtime.files import is_unfinished, read_json, write_json

@@ -20,11 +20,11 @@ from vgg_jax import features
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.cache import RowCache, Rows
+from vgg_jax.evaluation.dense_steps import make_descriptors
 from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import MAX_PIXELS, Job, buckets, rescaled_sizes
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, decoded, key_of, run_jobs
 from vgg_jax.evaluation.split import Progress, cached_as_they_come
-from vgg_jax.evaluation.steps import make_descriptors
 from vgg_jax.features import Backbone
 from vgg_jax.models import Network
 from vgg_jax.runtime.console import Console, duration

@@ -14,10 +14,10 @@ import numpy as np
 from vgg_jax.data import sources
 from vgg_jax.data.folder import files_below, is_named_like_a_picture
 from vgg_jax.data.parallel import parallel_map
-from vgg_jax.evaluation.descriptors import Images
-from vgg_jax.evaluation.predict_files import ImageFiles
+from vgg_jax.evaluation.prediction import ImageFiles
 from vgg_jax.evaluation.split import UNLABELLED
 from vgg_jax.runtime.exceptions import UserError, plain_name, quoted
+from vgg_jax.transfer.descriptors import Images
 
 _LABELS = {"1": 1, "+1": 1, "0": 0, "-1": -1}
 
