@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 
 import pytest
 
@@ -54,6 +55,21 @@ def test_every_module_is_imported():
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert len(names) > 100
+
+
+def test_the_backbone_loads_neither_training_nor_its_libraries():
+    code = "import sys, vgg_jax.features; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("vgg_jax.")}
+    assert rooms == {"features", "models", "runtime", "weights"}
+    assert not {"optax", "ml_collections", "orbax", "grain", "tensorflow_datasets", "clu"} & set(loaded)
+
+
+def test_no_two_modules_of_the_tree_share_a_name_and_few_lie_at_the_front():
+    files = [file for file in (REPOSITORY / "vgg_jax").rglob("*.py") if file.name != "__init__.py"]
+    shared = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
+    assert not shared
+    assert len(list((REPOSITORY / "vgg_jax").glob("*.py"))) <= 8
 
 
 def test_tests_know_the_jaxlib_that_they_run_on():

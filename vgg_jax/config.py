@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax.models import BOTTLENECK_STRIDES, CONFIGURATIONS, HEADS, SHORTCUTS, Layers, describe, is_vgg
-from vgg_jax.models.description import layer_names, with_inputs
+from vgg_jax.models.description import LARGEST_CROP, LARGEST_SCALE, LEAST_CROP, layer_names, with_inputs
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.runtime.compilation import AUTO
 from vgg_jax.runtime.exceptions import UserError
@@ -80,15 +80,17 @@ KEYS: dict[str, Key] = {
     "model.init": Key("glorot", choices=tuple(PRESETS)),  # of the parameters, see docs/decisions.md
     "model.dtype": Key("float32", choices=DTYPES),  # of the computation
     "model.param_dtype": Key("float32", choices=DTYPES),  # of parameters and momentum
-    "image.crop": Key(224, 8, 2048),  # pixels, square (Paper §2.1)
-    "image.scale_min": Key(256, 8, 4096),  # S, pixels: the shorter side after rescaling, drawn from
-    "image.scale_max": Key(256, 8, 4096),  # [scale_min, scale_max] for every image (Paper §3.1)
+    "image.crop": Key(224, LEAST_CROP, LARGEST_CROP),  # pixels, square (Paper §2.1)
+    "image.scale_min": Key(256, LEAST_CROP, LARGEST_SCALE),  # S, pixels: the shorter side after rescaling, drawn from
+    "image.scale_max": Key(256, LEAST_CROP, LARGEST_SCALE),  # [scale_min, scale_max] for every image (Paper §3.1)
     "image.padding": Key(
         0, 0, 512
     ),  # black pixels around the rescaled image, which the crop may take in (He 2015 §4.2)
     # Least share of the image's area in a random resized crop, which takes the place of S (Szegedy 2014 §6: 0.08); 0: none.
     "image.area_min": Key(0.0, 0, 1),
-    "image.eval_scale": Key(0, 0, 4096),  # Q of the validation crop, pixels; 0: S, the middle of the range for jitter
+    "image.eval_scale": Key(
+        0, 0, LARGEST_SCALE
+    ),  # Q of the validation crop, pixels; 0: S, the middle of the range for jitter
     "augment.flip": Key(True),  # mirror every second image (Paper §3.1)
     "augment.color_std": Key(0.1, 0, 10),  # of the shift along the colour vectors (Krizhevsky 2012 §4.1); 0: none
     "augment.trivial": Key(False),  # one operation at random for each crop: TrivialAugment (Müller & Hutter 2021)

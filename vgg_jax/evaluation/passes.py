@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import KEYS, eval_scale, scaled_length
+from vgg_jax.config import eval_scale, scaled_length
 from vgg_jax.models import is_vgg
+from vgg_jax.models.description import LARGEST_SCALE
 from vgg_jax.runtime.exceptions import UserError, quoted
 
 # protocol -> the methods whose probabilities it averages.
@@ -30,8 +31,6 @@ _SQUARE_CROPS = 3 * 6
 SQUARE_SCALES = (256, 288, 320, 352)  # at crop 224 (Szegedy et al. 2014, §7): 4 x 18 x 2 mirrored = 144
 # ResNets are tested densely at shorter sides of these, at crop 224 (He et al. 2015, §3.4).
 RESNET_SCALES = (224, 256, 384, 480, 640)
-
-LARGEST_SCALE = int(KEYS["image.eval_scale"].greatest)  # Q, pixels
 
 
 class EvalPass(NamedTuple):

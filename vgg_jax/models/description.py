@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 WINDOWS = ("conv", "pool", "mean_pool")  # kinds with a kernel that moves over the map
+# Sizes of images, pixels: the least and the largest crop, and the largest shorter side after rescaling (S or Q).
+LEAST_CROP, LARGEST_CROP, LARGEST_SCALE = 8, 2048, 4096
 WHOLE_MAP = 0  # kernel of an FC layer that spans the map of a crop, as fc6 does
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vgg_jax.config import KEYS
 from vgg_jax.models import CONFIGURATIONS, NO_HEAD, Layers, Network, describe, is_vgg, make_network, variable_shapes
+from vgg_jax.models.description import LARGEST_CROP, LARGEST_SCALE, LEAST_CROP
 from vgg_jax.runtime.digests import params_sha256
 from vgg_jax.runtime.exceptions import UNPRINTABLE, UserError, printable
 from vgg_jax.runtime.files import ANOTHER_PLACE, write_atomically
@@ -33,7 +33,6 @@ KEY, FORMS = "vgg_jax", (1, 2)  # 2: of another network than the paper's, which 
 # In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any order.
 EXPORTED_KEY = "vgg_jax_preprocessing"
 SUFFIX = ".safetensors"
-LARGEST_CROP, LARGEST_SCALE = (int(KEYS[key].greatest) for key in ("image.crop", "image.scale_max"))  # pixels
 _LONGEST_NAME = 1000  # letters, of a class
 _ALTERED = "its numbers are not those that were written (their digest differs); take a sound copy"
 
@@ -182,7 +181,7 @@ def _description(given: Any) -> dict[str, Any]:
     is_trunk = _as_dict(checked["network"]).get("head") == NO_HEAD
     classes = whole("num_classes", *((0, 0) if is_trunk else (2, 2**24)))
     whole("fc_width", 1, 2**24)
-    crop = whole("crop", int(KEYS["image.crop"].least), LARGEST_CROP)
+    crop = whole("crop", LEAST_CROP, LARGEST_CROP)
     try:
         describe(checked["configuration"], crop, **checked["network"])
     except (ValueError, TypeError):

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from vgg_jax.models import NO_HEAD, Layers, describe
+from vgg_jax.models.description import LARGEST_CROP
 from vgg_jax.models.vgg import TABLE_1
-from vgg_jax.weights.file import LARGEST_CROP
 from vgg_jax.weights.layouts import (
     FRAMEWORKS,
     HWIO,

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.models import describe, paper_crop
-from vgg_jax.models.description import auxiliary_heads
+from vgg_jax.models.description import LARGEST_SCALE, auxiliary_heads
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers, layouts, preprocessing
-from vgg_jax.weights.file import EXPORTED_KEY, KEY, LARGEST_SCALE, Weights, fault_of_names, load_own
+from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, load_own
 from vgg_jax.weights.identification import identify, mapped
 from vgg_jax.weights.model_config import ModelConfig
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from vgg_jax.config import KEYS
+from vgg_jax.models.description import LARGEST_CROP, LEAST_CROP
 from vgg_jax.weights import preprocessing
 from vgg_jax.weights.file import fault_of_names
 from vgg_jax.weights.preprocessing import Preprocessing
@@ -80,8 +80,7 @@ def _crop(given: dict[str, Any]) -> int:
         size = size[-1] if len(size) == 3 and size[1:] == size[-1:] * 2 else _refuse("input_size", size)
     if size is None:
         return 0
-    least, greatest = KEYS["image.crop"].least, KEYS["image.crop"].greatest
-    return size if type(size) is int and least <= size <= greatest else _refuse("input_size", size)
+    return size if type(size) is int and LEAST_CROP <= size <= LARGEST_CROP else _refuse("input_size", size)
 
 
 def _labels(given: dict[str, Any]) -> list[str] | None:
