@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from vgg_jax.data.imagenet import prepare
 from vgg_jax.data.imagenet_tars import ILSVRC2012, Edition, Tar
 from vgg_jax.data.sources import open_dataset, open_split
 from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.weights.imagenet_classes import titles
 
 CLASSES = ("n01440764", "n01443537", "n15075141")  # labels 0, 1 and 999
 VALIDATION = ("n15075141", "n01440764", "n01440764", "n01443537", "n15075141")
@@ -94,6 +96,20 @@ def test_the_real_table_is_that_of_the_challenge():
     counts = np.unique(ILSVRC2012.validation_classes, return_counts=True)
     assert list(counts[0]) == list(ILSVRC2012.classes)
     assert set(counts[1]) == {50}
+
+
+def test_classes_have_the_wnids_of_tfds_and_the_names_that_people_know():
+    names = titles()
+    labels = Path(tfds.__file__).parent / "datasets" / "imagenet2012" / "labels.txt"
+    assert list(names) == labels.read_text().split()
+    assert len(set(names.values())) == 1000
+    known = {
+        "n01440764": "tench",
+        "n02099712": "Labrador retriever",
+        "n02123045": "tabby",
+        "n15075141": "toilet tissue",
+    }
+    assert {wnid: names[wnid] for wnid in known} == known
 
 
 def test_tars_become_a_data_set_that_tfds_reads_too(made, tmp_path):

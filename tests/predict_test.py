@@ -57,6 +57,14 @@ def test_probabilities_are_those_of_a_slow_reference(run, photos):
     assert np.ptp([p.probabilities[0] for p in found]) > 0.005  # they differ by image
 
 
+def test_wnids_without_titles_are_shown_by_the_names_of_imagenet(run, tmp_path):
+    weights = weights_of_run(run)._replace(class_names=["n01440764", "n02099712", "mine"], class_titles=None)
+    save_weights(tmp_path / "model.safetensors", weights)
+    trained = load_trained(tmp_path / "model.safetensors")
+    assert trained.class_names == ["n01440764", "n02099712", "mine"]
+    assert trained.class_titles == ["tench", "Labrador retriever", "mine"]
+
+
 def turned(photo, directory):
     """A JPEG that says that it was taken with the camera on its side, and the same image upright."""
     exif = Image.Exif()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from vgg_jax.data.parallel import progress
 from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.weights.imagenet_classes import titles
 
 NAME = "imagenet2012"
 
@@ -33,12 +34,12 @@ class Edition(NamedTuple):
     validation_classes: Sequence[str]  # the WNID of every validation image, in the order of their names
 
 
-def _lines(file: str) -> list[str]:
-    """Returns the words of a file that TFDS carries, found without importing TFDS, which takes seconds."""
+def _validation_labels() -> list[str]:
+    """Returns the WNIDs in a file that TFDS carries, found without importing TFDS, which takes seconds."""
     package = importlib.util.find_spec("tensorflow_datasets")
     assert package is not None
     assert package.origin is not None
-    return (Path(package.origin).parent / "datasets" / NAME / file).read_text().split()
+    return (Path(package.origin).parent / "datasets" / NAME / "validation_labels.txt").read_text().split()
 
 
 ILSVRC2012 = Edition(
@@ -49,8 +50,8 @@ ILSVRC2012 = Edition(
             "ILSVRC2012_img_test_v10102019.tar", None, "e1b8681fff3d63731c599df9b4b6fc02", 100_000, 128, required=False
         ),
     },
-    classes=_lines("labels.txt"),
-    validation_classes=_lines("validation_labels.txt"),
+    classes=list(titles()),
+    validation_classes=_validation_labels(),
 )
 
 

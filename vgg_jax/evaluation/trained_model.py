@@ -24,6 +24,7 @@ from vgg_jax.training.workdir import CHECKPOINTS
 from vgg_jax.validation import check_values
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import Weights, folded_variables
+from vgg_jax.weights.imagenet_classes import titles
 from vgg_jax.weights.preprocessing import Preprocessing
 
 
@@ -76,7 +77,7 @@ def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
     _check_fit(workdir, checkpoint, config, variables, class_names)
     if dtype:
         config.model.dtype = dtype
-    trained = _placed(workdir, checkpoint, config, variables, class_names, class_names, statistics)
+    trained = _placed(workdir, checkpoint, config, variables, class_names, None, statistics)
     return trained._replace(averages=averages)
 
 
@@ -106,7 +107,7 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
     workdir = source.with_suffix("")
     if workdir.is_file() or not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK):
         workdir = hub.cache_dir() / "evaluations" / f"{workdir.name}-{params_sha256(weights.params)[:8]}"
-    return _placed(workdir, source, config, variables, names, weights.class_titles or names, statistics)
+    return _placed(workdir, source, config, variables, names, weights.class_titles, statistics)
 
 
 def _placed(
@@ -115,7 +116,7 @@ def _placed(
     config: ConfigDict,
     variables: dict,
     class_names: list[str],
-    class_titles: list[str],
+    class_titles: list[str] | None,
     statistics: ColorStatistics,
 ) -> TrainedModel:
     mesh, model_state = make_mesh(), {name: tree for name, tree in variables.items() if name != "params"}
@@ -127,7 +128,7 @@ def _placed(
         jax.device_put(variables, replicated(mesh)),
         params_sha256(variables["params"], model_state),
         class_names,
-        class_titles,
+        class_titles or [titles().get(name, name) for name in class_names],
         statistics,
         mesh,
     )

@@ -13,7 +13,7 @@ from vgg_jax.models import describe, paper_crop
 from vgg_jax.models.description import LARGEST_SCALE, auxiliary_heads
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.weights import containers, layouts, preprocessing
+from vgg_jax.weights import containers, imagenet_classes, layouts, preprocessing
 from vgg_jax.weights.file import EXPORTED_KEY, KEY, Weights, fault_of_names, load_own
 from vgg_jax.weights.identification import identify, mapped
 from vgg_jax.weights.model_config import ModelConfig
@@ -112,7 +112,7 @@ def import_weights(
         crop=crop,
         training_scales=_imported_scales(training_scales, known, model.configuration, crop, config),
         preprocessing=expected,
-        class_names=_imagenet() if known and size.num_classes == 1000 else None,
+        class_names=list(imagenet_classes.titles()) if known and size.num_classes == 1000 else None,
         class_titles=None,
         source=f"{origin}, {path.name}, sha256 {digests.sha256}",
         description=model.description,
@@ -291,9 +291,3 @@ def _scales(text: str, crop: int, factor: float = 1) -> tuple[int, int]:
     if not crop <= low <= high <= LARGEST_SCALE:
         raise UserError(f"--training_scales={text} must be from the crop, {crop}, to {LARGEST_SCALE}, and ascending.")
     return low, high
-
-
-def _imagenet() -> list[str]:
-    from vgg_jax.data.imagenet_tars import ILSVRC2012  # here, since it takes seconds and only known models need it
-
-    return list(ILSVRC2012.classes)
