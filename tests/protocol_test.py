@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_net_is_named_by_layer_and_shape(run):
     changed(configuration="A", num_classes=4)
     refused("config.json has 4 classes and dataset.json 3; they are not of one run", run)
     (run / "dataset.json").write_text("{}")
-    refused("dataset.json is no data set's description", run)
+    refused("dataset.json has 'class_names' as None, which is not of this program", run)
 
 
 def test_nets_of_other_classes_are_not_fused(run, net_config, tmp_path):

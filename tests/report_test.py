@@ -16,7 +16,7 @@ from tests.runs import make_run
 from vgg_jax.data.builtin import CLASS_NAMES
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
-from vgg_jax.reporting import charts, curves, images, predictions, runs
+from vgg_jax.reporting import charts, curves, history, images, predictions
 from vgg_jax.reporting.page import write_page
 from vgg_jax.reporting.sections import ABSENT
 from vgg_jax.runtime.exceptions import UserError
@@ -102,11 +102,11 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
 
 def test_a_cosine_has_a_curve_and_no_drops(trained):
     config = json.loads((trained / "config.json").read_text())
-    assert runs.lr_drops(runs.read_run(trained, "run")) == [(3.0, 1e-3)]
-    assert "Learning rate" not in [one.title for one in curves.run_charts(runs.read_run(trained, "run"))]
+    assert history.read_history(trained, "run").rate_drops() == [(3.0, 1e-3)]
+    assert "Learning rate" not in [one.title for one in curves.run_charts(history.read_history(trained, "run"))]
     (trained / "config.json").write_text(json.dumps(config | {"schedule": {"name": "cosine"}}))
-    of_cosine = runs.read_run(trained, "run")
-    assert runs.lr_drops(of_cosine) == []
+    of_cosine = history.read_history(trained, "run")
+    assert of_cosine.rate_drops() == []
     drawn = {one.title: one for one in curves.run_charts(of_cosine)}
     assert "Learning rate" in drawn
     assert not any('class="mark"' in one.svg for one in drawn.values())
@@ -118,7 +118,7 @@ def test_the_most_thorough_evaluation_of_the_checkpoint_is_shown(trained):
     evaluate(Request((str(trained),), protocol="center_crop"), quiet=True)
     evaluate(Request((str(trained),), protocol="dense", scales="multi"), quiet=True)
     model = load_trained(trained)
-    found = predictions.from_cache(model, runs.read_run(trained, "run").evaluations)
+    found = predictions.from_cache(model, history.read_history(trained, "run").evaluations)
     assert (found.protocol, found.scales, found.split) == ("dense", "64, 73, 82", "validation")
     parts = [np.load(path)["probs"] for path in trained.glob("evaluation/7/*/dense-Q*.npz")]
     np.testing.assert_allclose(found.probs_NxK, sum(parts) / 3, rtol=1e-6)
@@ -126,7 +126,7 @@ def test_the_most_thorough_evaluation_of_the_checkpoint_is_shown(trained):
     assert "From dense, Q = 64, 73, 82, checkpoint 7" in text
     # Probabilities of other parameters count as none.
     other = model._replace(digest="another")
-    assert predictions.from_cache(other, runs.read_run(trained, "run").evaluations) is None
+    assert predictions.from_cache(other, history.read_history(trained, "run").evaluations) is None
 
 
 def some_predictions(probs, labels):
@@ -139,7 +139,7 @@ def test_the_best_of_equal_errors_has_least_loss_then_comes_first(trained):
     results = {60: (0.5, 1.5999), 84: (0.1, 0.7), 96: (0.1, 0.6), 108: (0.1, 0.6), 110: (0.1, 1.6)}
     lines = [{"step": step, "val/top1_error": error, "val/loss": loss} for step, (error, loss) in results.items()]
     (trained / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert runs.read_run(trained, "").best()["step"] == 96
+    assert history.read_history(trained, "").best()["step"] == 96
 
 
 def test_confusion_best_and_worst_by_hand():
@@ -399,7 +399,7 @@ def broken(path, content):
         ),
         (lambda run: broken(run / "config.json", '{"model": {"configuration": "A"}, "seed": "x"}'), "seed is 'x'"),
         (lambda run: broken(run / "summary.json", "{}"), "summary.json has 'steps' as None"),
-        (lambda run: broken(run / "plan.json", "{}"), "plan.json is no plan of a reproduction"),
+        (lambda run: broken(run / "plan.json", "{}"), "plan.json is not a plan of a reproduction"),
         (lambda run: broken(run / "report.html", "my own page"), "report.html is there already and no report"),
         (lambda run: (run / "report.html").mkdir(), "report.html is a directory"),
     ],
@@ -456,7 +456,8 @@ def test_a_value_that_no_run_has_gets_one_sentence(trained, file, keys, value):
 )
 def test_a_damaged_description_of_the_data_is_not_evaluated(trained, keys, value):
     spoil_json(trained / "dataset.json", *keys, value=value)
-    with pytest.raises(UserError, match=f"{trained}/dataset.json is no data set's description"):
+    sentence = "has 'class_names' as 3" if value == 3 else "is not a data set's description"
+    with pytest.raises(UserError, match=f"{trained}/dataset.json {sentence}"):
         load_trained(trained)
 
 
@@ -470,7 +471,7 @@ def test_of_equal_errors_the_best_is_that_of_least_loss_then_the_earlier(trained
     ]
     text = "".join(json.dumps({"step": s, "val/top1_error": e, "val/loss": loss}) + "\n" for s, e, loss in lines)
     (trained / "metrics.jsonl").write_text(text)
-    assert runs.read_run(trained, "run").best()["step"] == 60
+    assert history.read_history(trained, "run").best()["step"] == 60
 
 
 def test_a_page_leaves_out_large_numbers_and_unknown_reasons(trained):

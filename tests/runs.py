@@ -8,10 +8,10 @@ from PIL import Image
 
 from vgg_jax.data.builtin import CLASS_NAMES, render
 from vgg_jax.data.sources import expanded, open_split, prepared_data
-from vgg_jax.training import workdir as workdir_lib
 from vgg_jax.training.checkpoints import Checkpoints, Progress
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.state import TrainState, model_shapes
+from vgg_jax.training.workdir import claim_workdir
 
 # (width, height): awkward, upright, square, long.
 SIZES = [(75, 101), (190, 80), (64, 64), (97, 96), (80, 150), (131, 77), (66, 120), (150, 100), (330, 70), (64, 300)]
@@ -54,7 +54,7 @@ def make_run(workdir: Path, config, seed: int = 0, class_names=CLASS_NAMES[:3], 
         "mean_rgb": [120.0, 110.0, 100.0],
         "color_vectors": np.eye(3).tolist(),
     }
-    workdir_lib.claim(workdir, config, description)
+    claim_workdir(workdir, config, description)
     if state is None:
         params = random_params(config, seed)
         state = TrainState(jnp.int32(7), params, {}, make_optimizer(config).init(params))

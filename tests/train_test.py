@@ -20,10 +20,10 @@ from vgg_jax.data.sources import open_dataset
 from vgg_jax.runtime import lock
 from vgg_jax.runtime.exceptions import Interrupted, UserError
 from vgg_jax.runtime.sharding import make_mesh
-from vgg_jax.training import workdir as workdir_lib
 from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.training.metrics import TrainMetrics
 from vgg_jax.training.train import train
+from vgg_jax.training.workdir import claim_workdir
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -291,7 +291,7 @@ def test_what_another_start_made_before_the_lock_was_there_counts(
 
     @contextlib.contextmanager
     def locked_late(directory, say):
-        workdir_lib.claim(directory, theirs, open_dataset(theirs).description())
+        claim_workdir(directory, theirs, open_dataset(theirs).description())
         (directory / "checkpoints" / str(step)).mkdir(parents=True)
         with locked(directory, say) as check:
             yield check

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.runtime.exceptions import writing_to
-from vgg_jax.runtime.files import FREE_SPACE, write_atomically, write_json
+from vgg_jax.runtime.exceptions import UserError, writing_to
+from vgg_jax.runtime.files import FREE_SPACE, read_json, write_atomically, write_json
 
 _MOST = 1.001  # of a probability, as it is rounded
 _DIGEST = "sha256"  # name of the array that holds it
@@ -60,7 +60,7 @@ class RowCache:
     def __init__(
         self, directory: Path, name: str, settings: dict[str, Any], rows: Rows, warn: Callable[[str], None] = print
     ):
-        self._directory, self._name, self._settings, self._rows = directory, name, settings, rows
+        self._directory, self._name, self.settings, self._rows = directory, name, settings, rows
         self._warn = warn
 
     def load_arrays(self) -> dict[str, np.ndarray] | None:
@@ -95,7 +95,7 @@ class RowCache:
         with writing_to(self._directory, FREE_SPACE):
             if not self._has_settings(self._path(".part.json")):
                 self._remove_shards()
-                write_json(self._path(".part.json"), self._settings)
+                write_json(self._path(".part.json"), self.settings)
             numbers = [int(path.name.split(".part-")[1].split(".")[0]) for path in self._shard_paths()]
             self._write(f".part-{max(numbers, default=-1) + 1:05d}.npz", {"indices": indices, self._rows.name: rows})
 
@@ -103,17 +103,17 @@ class RowCache:
         """Writes the whole, then removes the shards."""
         with writing_to(self._directory, FREE_SPACE):
             self._write(".npz", arrays)  # whose digest covers the settings, so an older .json does not fit it
-            write_json(self._path(".json"), self._settings)
+            write_json(self._path(".json"), self.settings)
             self._remove_shards()
 
     def _fits(self, arrays: dict[str, np.ndarray]) -> bool:
-        return set(arrays) == {self._rows.name} and self._is_sound_rows(arrays, self._settings["images"])
+        return set(arrays) == {self._rows.name} and self._is_sound_rows(arrays, self.settings["images"])
 
     def _fits_shard(self, arrays: dict[str, np.ndarray]) -> bool:
         if set(arrays) != {"indices", self._rows.name} or arrays["indices"].ndim != 1:
             return False
         indices = arrays["indices"]
-        most = self._settings["images"] - 1
+        most = self.settings["images"] - 1
         return _is_sound(indices, "i", indices.shape, 0, most) and self._is_sound_rows(arrays, len(indices))
 
     def _is_sound_rows(self, arrays: dict[str, np.ndarray], count: int) -> bool:
@@ -132,12 +132,12 @@ class RowCache:
 
     def _has_settings(self, path: Path) -> bool:
         try:
-            return json.loads(path.read_text()) == self._settings
+            return json.loads(path.read_text()) == self.settings
         except (OSError, ValueError, RecursionError):
             return False
 
     def _digest(self, arrays: dict[str, np.ndarray]) -> str:
-        digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         for name, array in sorted(arrays.items()):
             digest.update(f"{name}\t{array.dtype.str}\t{array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -186,6 +186,14 @@ class Cache(RowCache):
     ):
         super().__init__(directory, name, settings, Rows("probs", num_classes, 0, _MOST), warn)
 
+    @classmethod
+    def with_own_settings(cls, directory: Path, name: str, num_classes: int) -> Cache:
+        """Returns the cache of a finished pass, whatever its settings are; raises UserError where they cannot be read."""
+        settings = read_json(directory / f"{name}.json", FREE_SPACE)
+        if not isinstance(settings, dict):
+            raise UserError(f"{directory / name}.json holds no settings of a pass.")
+        return cls(directory, name, settings, num_classes)
+
     def load(self) -> Probs | None:
         """Returns what was finished with these settings; None where there is nothing sound."""
         arrays = self.load_arrays()
@@ -196,7 +204,7 @@ class Cache(RowCache):
         self.finish_arrays(probs._asdict())
 
     def _fits(self, arrays: dict[str, np.ndarray]) -> bool:
-        n, k = self._settings["images"], self._rows.num_columns
+        n, k = self.settings["images"], self._rows.num_columns
         return (
             set(arrays) == set(Probs._fields)
             and _is_sound(arrays["keys"], "U", (n,))

@@ -22,6 +22,7 @@ from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import Job, compilation_macs_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, decoded, key_of, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
+from vgg_jax.runs import RunDir
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.exceptions import UserError
 
@@ -88,7 +89,7 @@ def cache_dir(trained: TrainedModel, split: Split) -> Path:
     if readable != name:  # others may read the same: train[:90%] and train[90%:]
         readable += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     checkpoint = trained.checkpoint.name + "-noaverages" * (not trained.averages)
-    return trained.workdir / "evaluation" / checkpoint / readable
+    return RunDir(trained.workdir).evaluation(checkpoint, readable)
 
 
 def pass_name(trained: TrainedModel, eval_pass: EvalPass) -> str:

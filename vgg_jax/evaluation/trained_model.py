@@ -5,27 +5,27 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax.config import default_config, flatten, network_title
+from vgg_jax.config import default_config, network_title
 from vgg_jax.models import Network
+from vgg_jax.runs import RunDir
 from vgg_jax.runtime.digests import leaf_names, params_sha256
 from vgg_jax.runtime.exceptions import UserError, plain_name
-from vgg_jax.runtime.files import read_json
 from vgg_jax.runtime.sharding import make_mesh, replicated
 from vgg_jax.training.augment import ColorStatistics
 from vgg_jax.training.state import make_model, model_shapes
-from vgg_jax.training.workdir import CHECKPOINTS
-from vgg_jax.validation import check_values
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import Weights, folded_variables
 from vgg_jax.weights.imagenet_classes import titles
 from vgg_jax.weights.preprocessing import Preprocessing
+
+_REMEDY = "--workdir must name a training run's directory, with config.json, dataset.json and checkpoints/ in it"
 
 
 class TrainedModel(NamedTuple):
@@ -61,23 +61,22 @@ def load_trained(source: str | Path, dtype: str = "", averages: bool = True) -> 
 
 
 def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
-    from vgg_jax.training.checkpoints import (
-        load_variables,  # here, since Orbax takes a third of a second, and weights need none
-    )
+    # Imported here, since Orbax takes a third of a second, and weights need none.
+    from vgg_jax.training.checkpoints import load_variables
 
-    workdir = source.parent.parent if source.parent.name == CHECKPOINTS else source
-    if not workdir.is_dir():
+    run = RunDir.containing(source, _REMEDY)
+    if not run.path.is_dir():
         raise UserError(
             f"{source}: there is no such directory or file; give a training run's workdir, one of its checkpoints/<step>, or "
             "a weights file."
         )
-    config = _config(workdir / "config.json")
-    class_names, statistics = _dataset(workdir / "dataset.json")
+    config, class_names = run.config(), run.dataset()["class_names"]
+    statistics = ColorStatistics(*run.colors())
     checkpoint, variables = load_variables(source, averages)
-    _check_fit(workdir, checkpoint, config, variables, class_names)
+    _check_belongs(run, checkpoint, config, variables, class_names)
     if dtype:
         config.model.dtype = dtype
-    trained = _placed(workdir, checkpoint, config, variables, class_names, None, statistics)
+    trained = _placed(run.path, checkpoint, config, variables, class_names, statistics)
     return trained._replace(averages=averages)
 
 
@@ -107,7 +106,8 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
     workdir = source.with_suffix("")
     if workdir.is_file() or not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK):
         workdir = hub.cache_dir() / "evaluations" / f"{workdir.name}-{params_sha256(weights.params)[:8]}"
-    return _placed(workdir, source, config, variables, names, weights.class_titles, statistics)
+    trained = _placed(workdir, source, config, variables, names, statistics)
+    return trained._replace(class_titles=weights.class_titles or trained.class_titles)
 
 
 def _placed(
@@ -116,7 +116,6 @@ def _placed(
     config: ConfigDict,
     variables: dict,
     class_names: list[str],
-    class_titles: list[str] | None,
     statistics: ColorStatistics,
 ) -> TrainedModel:
     mesh, model_state = make_mesh(), {name: tree for name, tree in variables.items() if name != "params"}
@@ -128,7 +127,7 @@ def _placed(
         jax.device_put(variables, replicated(mesh)),
         params_sha256(variables["params"], model_state),
         class_names,
-        class_titles or [titles().get(name, name) for name in class_names],
+        [titles().get(name, name) for name in class_names],
         statistics,
         mesh,
     )
@@ -164,50 +163,20 @@ def weights_of_run(source: str | Path) -> Weights:
     )
 
 
-def _config(path: Path) -> ConfigDict:
-    config = default_config()
-    try:
-        config.update(_read_json(path))
-        check_values(flatten(config))
-    except (TypeError, ValueError, AttributeError, OverflowError, UserError) as error:
-        raise UserError(f"{path} is no run's configuration: {str(error).rstrip('.')}.") from error
-    return config
-
-
-def _dataset(path: Path) -> tuple[list[str], ColorStatistics]:
-    """Returns the class names and the colours of a run's data."""
-    dataset = _read_json(path)
-    try:
-        class_names = dataset["class_names"]
-        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
-            raise TypeError("class_names must be a list of texts")
-        mean_rgb, vectors = (np.array(dataset[name], np.float64) for name in ColorStatistics._fields)
-        if (mean_rgb.shape, vectors.shape) != ((3,), (3, 3)) or not (abs(np.vstack([mean_rgb, vectors])) <= 1e4).all():
-            raise ValueError("mean_rgb must be 3 colours, and color_vectors 3 x 3 numbers")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} is no data set's description ({error!r}).") from error
-    names = [plain_name(name) for name in class_names]
-    return names, ColorStatistics(mean_rgb.astype(np.float32), vectors.astype(np.float32))
-
-
-def _read_json(path: Path) -> Any:
-    remedy = "--workdir must name a training run's directory, with config.json, dataset.json and checkpoints/ in it"
-    return read_json(path, remedy)
-
-
-def _check_fit(workdir: Path, checkpoint: Path, config: ConfigDict, variables: dict, class_names: list[str]) -> None:
-    """Raises UserError where variables, configuration and class names do not belong together."""
+def _check_belongs(run: RunDir, checkpoint: Path, config: ConfigDict, variables: dict, class_names: list[str]) -> None:
+    """Raises UserError where a checkpoint's variables, the configuration and the class names are not of one run."""
+    config_name = run.config_file.name
     if len(class_names) != config.model.num_classes:
         raise UserError(
-            f"{workdir}: config.json has {config.model.num_classes} classes and dataset.json {len(class_names)}; "
-            "they are not of one run."
+            f"{run.path}: {config_name} has {config.model.num_classes} classes and {run.dataset_file.name} "
+            f"{len(class_names)}; they are not of one run."
         )
     there, here = (
         {name.removeprefix("params/"): list(leaf.shape) for name, leaf in leaf_names(tree).items()}
         for tree in (variables, model_shapes(config))
     )
     different = [
-        f"{name} is {there.get(name, 'missing')} in the checkpoint and {here.get(name, 'missing')} by config.json"
+        f"{name} is {there.get(name, 'missing')} in the checkpoint and {here.get(name, 'missing')} by {config_name}"
         for name in sorted({**there, **here})
         if there.get(name) != here.get(name)
     ]
@@ -215,6 +184,6 @@ def _check_fit(workdir: Path, checkpoint: Path, config: ConfigDict, variables: d
         more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
         raise UserError(
             f"the checkpoint {checkpoint} is not of {network_title(config)} with "
-            f"{config.model.num_classes} classes, as {workdir / 'config.json'} says: {'; '.join(different[:3])}{more}. "
+            f"{config.model.num_classes} classes, as {run.config_file} says: {'; '.join(different[:3])}{more}. "
             "Give the workdir that it was made in."
         )

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from vgg_jax.reporting.charts import Chart, Line, Mark, chart
-from vgg_jax.reporting.runs import Run, lr_drops, norms
+from vgg_jax.reporting.history import RunHistory
 
 ABSENT = "\N{EN DASH}"
 
@@ -22,10 +22,10 @@ def rate_text(rate: float) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
-def run_charts(run: Run) -> list[Chart]:
+def run_charts(run: RunHistory) -> list[Chart]:
     """Draws loss, error, a rate that changes gradually, speed, and norms by block where they are logged."""
     x_label = "epoch" if run.steps_per_epoch() else "step"
-    marks = [Mark(x, f"lr {rate_text(rate)}") for x, rate in lr_drops(run)]
+    marks = [Mark(x, f"lr {rate_text(rate)}") for x, rate in run.rate_drops()]
     drops = " Dashed: drops of the learning rate." if marks else ""
     is_gradual = run.config["schedule.name"] == "cosine" or run.config["schedule.warmup_epochs"] > 0
     classes = run.config["model.num_classes"]
@@ -69,5 +69,5 @@ def run_charts(run: Run) -> list[Chart]:
     return [one for one in charts if one is not None]
 
 
-def _by_block(run: Run, prefix: str) -> list[Line]:
-    return [Line(block, points, i, "thin") for i, (block, points) in enumerate(norms(run, prefix).items())]
+def _by_block(run: RunHistory, prefix: str) -> list[Line]:
+    return [Line(block, points, i, "thin") for i, (block, points) in enumerate(run.series_by_block(prefix).items())]

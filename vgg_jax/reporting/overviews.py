@@ -7,13 +7,13 @@ from typing import Any
 
 from vgg_jax.reporting.charts import COLORS, Chart, Line, chart
 from vgg_jax.reporting.curves import ABSENT, percent
+from vgg_jax.reporting.history import RunHistory
 from vgg_jax.reporting.reproduction_state import Reproduction, StageState
-from vgg_jax.reporting.runs import Run, state
 from vgg_jax.reporting.sections import title
 from vgg_jax.runtime.console import duration
 
 
-def comparison(runs: Sequence[Run]) -> dict[str, Any]:
+def comparison(runs: Sequence[RunHistory]) -> dict[str, Any]:
     """Compares several runs."""
     x_label = "epoch" if all(run.steps_per_epoch() for run in runs) else "step"
 
@@ -34,7 +34,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
             {
                 "name": run.name,
                 "model": title(run),
-                "state": state(run),
+                "state": run.state(),
                 "top1": percent(best["val/top1_error"] if best else None, 2),
                 "top5": percent(best.get("val/top5_error") if best else None, 2),
                 "seconds": duration(run.summary["seconds"]) if run.summary else ABSENT,

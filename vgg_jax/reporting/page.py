@@ -12,8 +12,9 @@ import jinja2
 from markupsafe import Markup
 
 from vgg_jax.reporting import overviews, sections
-from vgg_jax.reporting.reproduction_state import Reproduction, is_reproduction, read_reproduction
-from vgg_jax.reporting.runs import Run, check_same_data, is_run, read_run
+from vgg_jax.reporting.history import RunHistory, check_same_data, read_history
+from vgg_jax.reporting.reproduction_state import Reproduction, read_reproduction
+from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.compilation import check_devices
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.exceptions import UserError, writing_to
@@ -85,13 +86,13 @@ def write_page(
     return output
 
 
-def _read(directories: Sequence[Path]) -> list[Run] | Reproduction:
+def _read(directories: Sequence[Path]) -> list[RunHistory] | Reproduction:
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"{directory}: there is no such directory; give one that a training run has made.")
         if not os.access(directory, os.R_OK | os.X_OK):
             raise UserError(f"{directory} cannot be read: no permission; mend it, or leave it out of the report.")
-        if not is_run(directory) and not is_reproduction(directory):
+        if not RunDir(directory).is_run() and not PlanDir(directory).is_plan():
             what = (
                 "is empty"
                 if all(map(is_unfinished, directory.iterdir()))
@@ -100,12 +101,12 @@ def _read(directories: Sequence[Path]) -> list[Run] | Reproduction:
             raise UserError(
                 f"{directory} {what}, so there is nothing to report; give a run's workdir or a reproduction's directory."
             )
-    plans = [directory for directory in directories if is_reproduction(directory)]
+    plans = [directory for directory in directories if PlanDir(directory).is_plan()]
     if plans and len(directories) > 1:
         raise UserError(f"{plans[0]} is a whole reproduction, which has a page of its own; give it alone.")
     if plans:
-        return read_reproduction(plans[0])
-    runs = [read_run(directory, name) for directory, name in zip(directories, _names(directories), strict=True)]
+        return read_reproduction(PlanDir(plans[0]))
+    runs = [read_history(directory, name) for directory, name in zip(directories, _names(directories), strict=True)]
     check_same_data(runs)
     return runs
 

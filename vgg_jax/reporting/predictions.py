@@ -17,7 +17,8 @@ from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.split import Split, pass_name
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.reporting import images
-from vgg_jax.reporting.runs import Evaluations, read_evaluations, read_json
+from vgg_jax.reporting.history import Evaluations
+from vgg_jax.runs import RunDir
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.exceptions import UserError
 
@@ -73,7 +74,7 @@ def compute(trained: TrainedModel, data_dir: str, data_root: str, quiet: bool) -
     """
     evaluate(Request((str(trained.checkpoint),), protocol="center_crop", data_dir=data_dir, data_root=data_root), quiet)
     workdirs = (trained.workdir, workdir_below(trained, ""))
-    return [evaluation for workdir in workdirs for evaluation in read_evaluations(workdir)[0]]
+    return [evaluation for workdir in workdirs for evaluation in RunDir(workdir).evaluations()[0]]
 
 
 def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -> Predictions | None:
@@ -85,12 +86,12 @@ def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -
         if content["models"][0]["dtype"] != trained.config.model.dtype:
             return None  # cached next to the run's own under another name
         try:
-            settings = read_json(directory / f"{name}.json")
-            cached = Cache(directory, name, settings, len(trained.class_names)).load()
+            cache = Cache.with_own_settings(directory, name, len(trained.class_names))
+            cached = cache.load()
         except (UserError, KeyError, TypeError):
             return None
-        found = (settings.get("params_sha256"), settings.get("data"), settings.get("split"))
-        if cached is None or found != (trained.digest, content["data"]["name"], content["data"]["split"]):
+        origin = tuple(cache.settings.get(key) for key in ("params_sha256", "data", "split"))
+        if cached is None or origin != (trained.digest, content["data"]["name"], content["data"]["split"]):
             return None
         probs[eval_pass] = cached
     first, skipped = next(iter(probs.values())), np.any([cached.skipped for cached in probs.values()], 0)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vgg_jax.config import scale_text
-from vgg_jax.models import CONFIGURATIONS
-from vgg_jax.reporting.runs import Run, is_run, read_json, read_run, state
+from vgg_jax.reporting.history import RunHistory, read_history
+from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import is_unfinished
 
@@ -19,7 +19,7 @@ class StageState(NamedTuple):
     configuration: str
     scales: tuple[int, int]
     starts_from: str  # another stage; "" for none
-    runs: dict[int, Run]  # by seed, those that were begun and can be read
+    runs: dict[int, RunHistory]  # by seed, those that were begun and can be read
     states: dict[int, str]  # by seed, in words
 
     def training_scale(self) -> str:
@@ -37,70 +37,36 @@ class Reproduction(NamedTuple):
     missing: list[str]
 
 
-def is_reproduction(directory: Path) -> bool:
-    return (directory / "plan.json").is_file()
-
-
-def read_reproduction(directory: Path) -> Reproduction:
+def read_reproduction(plan_dir: PlanDir) -> Reproduction:
     """Reads the plan, the stages and the tables.
 
     Raises:
-      UserError: plan.json or tables.json is broken. A stage that is broken only says so in its state.
+      UserError: the plan or the tables are broken. A stage that is broken only says so in its state.
     """
-    plan = read_json(directory / "plan.json")
-    try:
-        seeds = [int(seed) for seed in plan["seeds"]]
-        requested = [
-            (str(one["name"]), one["configuration"], [int(scale) for scale in one["scales"]], str(one["starts_from"]))
-            for one in plan["stages"]
-        ]
-        for name, configuration, scales, _ in requested:
-            if configuration not in CONFIGURATIONS or len(scales) != 2:
-                raise ValueError(f"stage {name!r} has the configuration {configuration!r} and the scales {scales}")
-        if not seeds or not requested:
-            raise ValueError("it has no stages or no seeds")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{directory / 'plan.json'} is no plan of a reproduction ({error!r}).") from error
-    stages = []
-    for name, configuration, scales, starts_from in requested:
+    plan, stages = plan_dir.plan(), []
+    for stage in plan["stages"]:
         runs, states = {}, {}
-        for seed in seeds:
-            run, states[seed] = _stage_run(directory / f"seed{seed}" / name, name)
+        for seed in plan["seeds"]:
+            run, states[seed] = _stage_run(plan_dir.run(stage["name"], seed), stage["name"])
             if run is not None:
                 runs[seed] = run
-        stages.append(StageState(name, configuration, (scales[0], scales[1]), starts_from, runs, states))
-    tables, missing = _tables(directory / "tables.json")
-    return Reproduction(directory, stages, seeds, tables, missing)
+        low, high = stage["scales"]
+        stages.append(
+            StageState(stage["name"], stage["configuration"], (low, high), stage["starts_from"], runs, states)
+        )
+    tables = plan_dir.tables()
+    return Reproduction(plan_dir.path, stages, plan["seeds"], tables["tables"], tables["missing"])
 
 
-def _stage_run(workdir: Path, name: str) -> tuple[Run | None, str]:
-    if not workdir.is_dir() or all(map(is_unfinished, workdir.iterdir())):
+def _stage_run(stage_run: RunDir, name: str) -> tuple[RunHistory | None, str]:
+    if not stage_run.path.is_dir() or all(map(is_unfinished, stage_run.path.iterdir())):
         return None, "not begun"
-    if not is_run(workdir):
+    if not stage_run.is_run():
         return None, "no run in its directory"
     try:
-        run = read_run(workdir, name)
+        run = read_history(stage_run.path, name)
     except UserError as error:
         return None, f"cannot be read: {error}"
     if run.summary or not run.metrics:
-        return run, state(run)
-    return run, state(run).replace("unfinished,", "running or stopped").replace("at most ", "")
-
-
-def _tables(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    if not path.exists():
-        return [], []
-    content = read_json(path)
-    try:
-        for table in content.get("tables", []):
-            if "heading" not in table:  # as earlier versions wrote them
-                table["heading"] = f"Table {table['number']}"
-            table["title"]
-            for row in table["rows"]:
-                row["model"], row["top1_error"], row["top5_error"]
-                for key in ("images", "top1_error", "top1_spread", "top5_error", "top5_spread"):
-                    if not isinstance(row.get(key, 0), int | float | None):
-                        raise TypeError(f"{key} is {row[key]!r}")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no tables of a reproduction ({error!r}); make them again.") from error
-    return content.get("tables", []), [str(line) for line in content.get("missing", [])]
+        return run, run.state()
+    return run, run.state().replace("unfinished,", "running or stopped").replace("at most ", "")

@@ -15,10 +15,9 @@ from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.reporting import images, predictions
 from vgg_jax.reporting.curves import ABSENT, percent, rate_text, run_charts
-from vgg_jax.reporting.runs import Run, lr_drops, state
+from vgg_jax.reporting.history import RunHistory
 from vgg_jax.runtime.console import duration
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.training.workdir import CHECKPOINTS
 
 _MOST_CLASSES = 20  # of a confusion matrix; of more, the hardest
 _HARDEST = 15
@@ -41,29 +40,30 @@ class Place(NamedTuple):
     data_root: str = ""
 
 
-def run_section(run: Run, detail: Wanted, location: Place, quiet: bool) -> dict[str, Any]:
+def run_section(run: RunHistory, detail: Wanted, location: Place, quiet: bool) -> dict[str, Any]:
     """Returns everything about one run; missing data is omitted, with a note."""
     notes = list(run.notes)
     if run.summary is None:
-        since = f"; metrics.jsonl was last written {run.written}" if run.written else ""
+        written = run.written()
+        since = f"; metrics.jsonl was last written {written}" if written else ""
         notes.insert(
             0,
-            f"This run is not finished: {state(run).removeprefix('unfinished, ')}{since}. What follows is of the time until then.",
+            f"This run is not finished: {run.state().removeprefix('unfinished, ')}{since}. What follows is of the time until then.",
         )
     section: dict[str, Any] = {
         "name": run.name,
         "workdir": str(run.workdir),
         "title": title(run),
-        "state": state(run),
+        "state": run.state(),
         "tiles": _tiles(run),
         "charts": run_charts(run),
         "validations": _validations(run),
         "configuration": _configuration(run),
-        "drops": [(f"{round(x, 2):g}", rate_text(rate)) for x, rate in lr_drops(run)],
+        "drops": [(f"{round(x, 2):g}", rate_text(rate)) for x, rate in run.rate_drops()],
         "unit": "epoch" if run.steps_per_epoch() else "step",
         "notes": notes,
     }
-    if not any((run.workdir / CHECKPOINTS).glob("[0-9]*")):
+    if not run.run.checkpoint_steps():
         notes.append("There is no checkpoint yet, so no filters and no predictions.")
         return section | _results(run)
     try:
@@ -87,7 +87,7 @@ def run_section(run: Run, detail: Wanted, location: Place, quiet: bool) -> dict[
 
 
 def _predictions(
-    run: Run, trained: TrainedModel, detail: Wanted, location: Place, quiet: bool, notes: list[str]
+    run: RunHistory, trained: TrainedModel, detail: Wanted, location: Place, quiet: bool, notes: list[str]
 ) -> dict[str, Any]:
     """Returns errors, confusion, predictions and maps of one model."""
     cached = predictions.from_cache(trained, run.evaluations)
@@ -133,12 +133,12 @@ def _predictions(
     return section
 
 
-def _results(run: Run) -> dict[str, Any]:
+def _results(run: RunHistory) -> dict[str, Any]:
     """Returns the cached evaluations."""
     return {"errors": _error_rows(run), "reference": _reference(run), "machine": _machine(run)}
 
 
-def title(run: Run) -> str:
+def title(run: RunHistory) -> str:
     """Returns the kind of model: "VGG D, 0.25 x as wide, crop 64, S = 73"."""
     low, high = run.config["image.scale_min"], run.config["image.scale_max"]
     width = run.config["model.width_multiplier"]
@@ -152,7 +152,7 @@ def title(run: Run) -> str:
     )
 
 
-def data_name(run: Run) -> str:
+def data_name(run: RunHistory) -> str:
     """Returns the data set's name in words."""
     root = run.config["data.root"]
     name = Path(root).name if run.config["data.name"] == "folder" and root else run.config["data.name"]
@@ -165,7 +165,7 @@ def data_name(run: Run) -> str:
     return f"{name}: {classes}" + (f", {' and '.join(counts)} images" if counts else "")
 
 
-def _tiles(run: Run) -> list[tuple[str, str, str]]:
+def _tiles(run: RunHistory) -> list[tuple[str, str, str]]:
     """Returns (figure, label, detail) of the headline figures."""
     best, speed = run.best(), run.median("train/images_per_second")
     per_epoch = run.steps_per_epoch()
@@ -190,7 +190,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _validations(run: Run) -> list[tuple[str, ...]]:
+def _validations(run: RunHistory) -> list[tuple[str, ...]]:
     """Rows of the table behind the curves: epoch, step, loss, top-1, top-5."""
     unit = run.steps_per_epoch()
     lines = [line for line in run.metrics if "val/top1_error" in line]
@@ -208,13 +208,13 @@ def _validations(run: Run) -> list[tuple[str, ...]]:
     ]
 
 
-def _configuration(run: Run) -> list[tuple[str, str, bool]]:
+def _configuration(run: RunHistory) -> list[tuple[str, str, bool]]:
     """Returns (key, value, whether it differs from the paper's defaults)."""
     default = flatten(default_config())
     return [(key, str(value), key in default and value != default[key]) for key, value in run.config.items()]
 
 
-def _machine(run: Run) -> list[tuple[str, str]]:
+def _machine(run: RunHistory) -> list[tuple[str, str]]:
     """Returns hardware and versions, as far as the run or its evaluations record them."""
     rows: list[tuple[str, str]] = []
     latest = run.evaluations[-1][1] if run.evaluations else {}
@@ -237,7 +237,7 @@ def _machine(run: Run) -> list[tuple[str, str]]:
     return rows
 
 
-def _error_rows(run: Run) -> list[dict[str, Any]]:
+def _error_rows(run: RunHistory) -> list[dict[str, Any]]:
     """Returns the rows of all cached evaluations, each once, with the paper's figures where results name them.
 
     Of fusions, those of the models that this run was fused with are left out.
@@ -269,7 +269,7 @@ def _error_rows(run: Run) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _reference(run: Run) -> list[tuple[str, str, str]]:
+def _reference(run: RunHistory) -> list[tuple[str, str, str]]:
     """Returns the paper's figures of this configuration: (training scale, single scale, multi-scale), top-1 / top-5."""
     configuration = network_name(run.config)
 

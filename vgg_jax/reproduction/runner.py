@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from vgg_jax import config as config_lib
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.reproduction.stages import Stage, stage_config, workdir_of
+from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.console import aligned, duration
 from vgg_jax.runtime.exceptions import UserError, writing_to
-from vgg_jax.runtime.files import is_unfinished, read_json, write_json
+from vgg_jax.runtime.files import is_unfinished, write_json
 from vgg_jax.training.train import train
-from vgg_jax.training.workdir import checkpoint_steps, claim
+from vgg_jax.training.workdir import claim_workdir
 from vgg_jax.validation import validate
 
 # What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
@@ -69,20 +70,21 @@ def planned_runs(
                 validate(config, jax.device_count())
             except UserError as error:
                 raise UserError(f"stage {stage.name}: {error}") from error
-            workdir = workdir_of(directory, stage.name, seed)
-            summary = _read(workdir / "summary.json")
+            run_dir = _run_of(directory, stage.name, seed)
+            summary = run_dir.summary()
             if summary is not None:
-                _check_stands_for(stage, config, workdir)
-            runs.append(PlannedRun(stage, seed, config, workdir, summary, max(checkpoint_steps(workdir), default=0)))
+                _check_stands_for(stage, config, run_dir)
+            steps = max(run_dir.checkpoint_steps(), default=0)
+            runs.append(PlannedRun(stage, seed, config, run_dir.path, summary, steps))
     names = {stage.name for stage in stages}
     for step in runs:
         start = step.stage.starts_from
         if start and start not in names and step.summary is None:
-            start_workdir = workdir_of(directory, start, step.seed)
-            if _read(start_workdir / "summary.json") is None:
+            start_run = _run_of(directory, start, step.seed)
+            if not start_run.is_finished():
                 known = start in {stage.name for stage in everything}
                 raise UserError(
-                    f"stage {step.stage.name} starts from {start}, and there is no finished run in {start_workdir}; "
+                    f"stage {step.stage.name} starts from {start}, and there is no finished run in {start_run.path}; "
                     + (
                         f"train it first, by adding it to --stages: --stages={start},{step.stage.name}."
                         if known
@@ -147,24 +149,25 @@ def write_plan(steps: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int,
         "seeds": list(range(seeds)),
         "crop": steps[0].config.image.crop,
     }
-    before = _read(directory / "plan.json")
+    plan_dir = PlanDir(directory)
+    before = plan_dir.plan() if plan_dir.is_plan() else None
     if before is None and directory.is_dir() and not all(map(is_unfinished, directory.iterdir())):
         raise UserError(
             f"--workdir={directory} holds files, but no plan.json, so it is no plan's directory; choose another."
         )
     if before is not None:
-        old = {stage["name"]: stage for stage in before.get("stages", [])}
+        old = {stage["name"]: stage for stage in before["stages"]}
         for stage in content["stages"]:
             if (stage["name"] in old and old[stage["name"]] != stage) or before.get("crop") != content["crop"]:
                 raise UserError(
                     f"--workdir={directory} holds another plan (its stage {stage['name']} or crop differs); choose another "
                     "--workdir. Nothing there was changed."
                 )
-        content["seeds"] = sorted({*before.get("seeds", []), *content["seeds"]})
+        content["seeds"] = sorted({*before["seeds"], *content["seeds"]})
     with writing_to(directory, "choose another --workdir"):
         directory.mkdir(parents=True, exist_ok=True)
     if content != before:
-        write_json(directory / "plan.json", content)
+        write_json(plan_dir.plan_file, content)
 
 
 def run(steps: Sequence[PlannedRun], quiet: bool = False) -> None:
@@ -186,8 +189,8 @@ def run(steps: Sequence[PlannedRun], quiet: bool = False) -> None:
             raise UserError(f"stage {step.stage.name}, seed {step.seed}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path, "mend it or move it away") if path.exists() else None
+def _run_of(directory: Path, stage: str, seed: int) -> RunDir:
+    return RunDir(workdir_of(directory, stage, seed), "mend it or move it away")
 
 
 def _check_data(finished: Sequence[PlannedRun]) -> None:
@@ -198,14 +201,11 @@ def _check_data(finished: Sequence[PlannedRun]) -> None:
         with contextlib.suppress(UserError):  # tables are also made where the data no longer are
             datasets[key] = datasets.get(key) or open_dataset(step.config).description()
         if key in datasets:
-            claim(step.workdir, step.config, datasets[key], write=False)
+            claim_workdir(step.workdir, step.config, datasets[key], write=False)
 
 
-def _check_stands_for(stage: Stage, config: ConfigDict, workdir: Path) -> None:
-    there = config_lib.flatten(ConfigDict(_read(workdir / "config.json") or {}))
-    if there:  # an old run lacks what came later
-        there = config_lib.flatten(config_lib.default_config()) | there
-    here = config_lib.flatten(config)
+def _check_stands_for(stage: Stage, config: ConfigDict, run_dir: RunDir) -> None:
+    here, there = config_lib.flatten(config), config_lib.flatten(run_dir.config())
     different = [
         f"{key} is {here[key]}, there it is {there.get(key)}"
         for key in _STANDS_FOR_STAGE
@@ -213,6 +213,6 @@ def _check_stands_for(stage: Stage, config: ConfigDict, workdir: Path) -> None:
     ]
     if different:
         raise UserError(
-            f"{workdir} holds a run that is not stage {stage.name} of this plan: {'; '.join(different)}. Choose another "
+            f"{run_dir.path} holds a run that is not stage {stage.name} of this plan: {'; '.join(different)}. Choose another "
             "--workdir, or move that run away. Nothing there was changed."
         )

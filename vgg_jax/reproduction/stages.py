@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
+from vgg_jax.runs import PlanDir
 from vgg_jax.runtime.exceptions import UserError, did_you_mean
 
 
@@ -129,7 +130,7 @@ def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: 
 
 def workdir_of(directory: Path, stage: str, seed: int) -> Path:
     """Returns <directory>/seed0/D-256."""
-    return directory / f"seed{seed}" / stage
+    return PlanDir(directory).run(stage, seed).path
 
 
 def chosen_stages(stages: Sequence[Stage], models: Iterable[str] = (), names: Iterable[str] = ()) -> list[Stage]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage, workdir_of
+from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.files import write_json, write_text
 
 _CROPS = ("dense", "multi_crop", "dense+multi_crop")
@@ -108,7 +109,7 @@ def fill(
                 absent = [
                     name
                     for name, workdir in zip(cell.stages, workdirs, strict=True)
-                    if not (workdir / "summary.json").exists()
+                    if not RunDir(workdir).is_finished()
                 ]
                 missing |= dict.fromkeys(f"{name}, seed {seed}: not finished yet" for name in absent)
                 if not absent:
@@ -124,8 +125,8 @@ def fill(
 def write(content: dict[str, Any], directory: Path) -> str:
     """Writes tables.json and tables.md in `directory`; returns the latter's text."""
     text = markdown(content)
-    write_json(directory / "tables.json", content)
-    write_text(directory / "tables.md", text)
+    write_json(PlanDir(directory).tables_file, content)
+    write_text(PlanDir(directory).tables_text, text)
     return text
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vgg_jax.runs import RunDir
 from vgg_jax.runtime import distributed
 from vgg_jax.runtime.digests import checksum, leaf_names
 from vgg_jax.runtime.exceptions import UserError, as_user_error, first_line
 from vgg_jax.training.schedules import Plateau
 from vgg_jax.training.state import EMA, TrainState
-from vgg_jax.training.workdir import CHECKPOINTS, checkpoint_steps
 
 _STATE, _PROGRESS = "state", "progress"
 _LEAST_SLICE = 2**24  # bytes of an array that one of several devices writes
@@ -90,7 +90,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path):
-        self._directory = (workdir / CHECKPOINTS).absolute()  # Orbax needs absolute paths
+        self._run = RunDir(workdir.absolute())  # Orbax needs absolute paths
+        self._directory = self._run.checkpoints
         self._policy = _LatestAndBest()
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
         # Devices that hold the same array share the work only where it is large: each slice is a program to compile.
@@ -209,7 +210,7 @@ class Checkpoints:
 
     def _write_failed(self, error: Exception) -> UserError:
         # Orbax has already forgotten those that it would have removed after this one.
-        steps = checkpoint_steps(self._directory.parent)
+        steps = self._run.checkpoint_steps()
         remaining = f"the last good one is {self.path(steps[-1])}" if steps else "there is no earlier checkpoint"
         return UserError(
             f"a checkpoint could not be written to {self._directory}: {first_line(error)} Free some space or mend the "
@@ -232,15 +233,14 @@ def load_variables(source: Path, averages: bool = True) -> tuple[Path, dict]:
       UserError: there is no such checkpoint (the sentence names those that are), or it is damaged.
     """
     source = source.absolute()
-    if (source / CHECKPOINTS).is_dir():
-        directory, step = source / CHECKPOINTS, None
-    elif source.parent.name == CHECKPOINTS and source.name.isdigit():
-        directory, step = source.parent, int(source.name)
-    else:
+    run = RunDir.containing(source)
+    directory, is_workdir = run.checkpoints, run.path == source
+    if not directory.is_dir() or not (is_workdir or source.name.isdigit()):
         raise UserError(
             f"{source} is neither a run's workdir, with checkpoints/ in it, nor a checkpoints/<step> of one."
         )
-    steps = checkpoint_steps(directory.parent)
+    step = None if is_workdir else int(source.name)
+    steps = run.checkpoint_steps()
     if not steps:
         raise UserError(f"there is no finished checkpoint in {directory}.")
     first = _best_step(directory, steps) if step is None else step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import socket
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vgg_jax.runs import RunDir
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.exceptions import writing_to
 from vgg_jax.runtime.files import FREE_SPACE, json_text, write_text
@@ -43,10 +43,10 @@ class MetricsLog:
         self._write = write
         if not write:
             return
-        self._warn, self._directory = warn, workdir / "tensorboard"
-        path = workdir / "metrics.jsonl"
+        run = RunDir(workdir, FREE_SPACE)
+        self._warn, self._directory, path = warn, run.tensorboard, run.metrics_file
+        rows, damaged = run.metrics()
         with writing_to(workdir, FREE_SPACE):
-            rows, damaged = read_metrics(path)
             if damaged:
                 warn(f"WARNING: {damaged} lines of {path} are damaged and left out.")
             write_text(path, "".join(json_text(row) + "\n" for row in rows if row["step"] <= resume_step))
@@ -109,27 +109,6 @@ class MetricsLog:
                 f"WARNING: cannot write to {self._directory}: {error.strerror or error}; training continues, with metrics in "
                 f"{self._file.name} alone until the next start."
             )
-
-
-def read_metrics(path: Path) -> tuple[list[dict[str, float]], int]:
-    """Reads a `metrics.jsonl`.
-
-    Returns:
-      Its rows, each {"step": int, name: float, ...} with NaN for null, and the number of damaged lines. A last line without
-      its end was being written and is not counted. A missing file has no rows.
-    """
-    rows, damaged = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            row = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
-            sound = type(row["step"]) is int and all(type(value) in (int, float) for value in row.values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            sound = False
-        if sound and line.endswith(b"\n"):
-            rows.append(row)
-        else:
-            damaged += line.endswith(b"\n")
-    return rows, damaged
 
 
 class TrainMetrics:

@@ -24,15 +24,14 @@ from vgg_jax import config as config_lib
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
 from vgg_jax.data.statistics import class_weights
+from vgg_jax.runs import RunDir
 from vgg_jax.runtime import compilation, distributed, lock
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.digests import params_sha256
 from vgg_jax.runtime.exceptions import Interrupted, UserError
-from vgg_jax.runtime.files import write_json
 from vgg_jax.runtime.provenance import code_version, environment
 from vgg_jax.runtime.sharding import make_mesh, replicated
 from vgg_jax.training import diagnostics, schedules
-from vgg_jax.training import workdir as workdir_lib
 from vgg_jax.training.center_crop import evaluate
 from vgg_jax.training.checkpoints import Checkpoints, Progress
 from vgg_jax.training.memory import check_memory, need_memory, state_line
@@ -40,6 +39,7 @@ from vgg_jax.training.metrics import MetricsLog, TrainMetrics, top5_text
 from vgg_jax.training.state import TrainState, init_state, state_shapes
 from vgg_jax.training.steps import Steps, compile_steps
 from vgg_jax.training.transplant import Donor, check_fit, read_donor, start_from
+from vgg_jax.training.workdir import check_workdir, claim_workdir, continued_config
 from vgg_jax.validation import validate
 
 
@@ -138,7 +138,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             _evaluate(run, steps.evaluate, state, step, progress, metrics_log, False)
         summary = _summary(run, step, state, progress, finished, checkpoints)
         if distributed.is_primary():
-            write_json(workdir / "summary.json", summary)
+            RunDir(workdir).write_summary(summary)
     console.print(_closing(config, summary))
     return summary
 
@@ -146,15 +146,15 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
 def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
     """Decides what will run, where and on what data; raises UserError where it cannot."""
     validate(config, jax.device_count())
-    workdir_lib.check(workdir, config)
-    config, lines = workdir_lib.continued(workdir, config)
+    check_workdir(workdir, config)
+    config, lines = continued_config(workdir, config)
     for line in lines:
         console.print(line)
     mesh = make_mesh(config.model_parallel)
     shapes = state_shapes(config, mesh)
     check_memory(config, shapes, mesh)
     donor = None
-    if config_lib.init_from(config) and not workdir_lib.checkpoint_steps(workdir):
+    if config_lib.init_from(config) and not RunDir(workdir).checkpoint_steps():
         donor = read_donor(config_lib.init_from(config))
         check_fit(shapes.variables, donor, config.init_layers)
     dataset = distributed.primary_first(lambda: open_dataset(config))
@@ -169,9 +169,9 @@ def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
     primary, console, dataset = distributed.is_primary(), run.console, run.dataset
     check_lock = stack.enter_context(lock.locked(run.workdir, console.print)) if primary else lambda: None
     # What may run here is asked again: another run may have begun and ended before this one had the lock.
-    distributed.primary_first(lambda: workdir_lib.check(run.workdir, run.config))
+    distributed.primary_first(lambda: check_workdir(run.workdir, run.config))
     _check_end(run)
-    distributed.primary_first(lambda: workdir_lib.claim(run.workdir, run.config, dataset.description(), write=primary))
+    distributed.primary_first(lambda: claim_workdir(run.workdir, run.config, dataset.description(), write=primary))
     distributed.check_shared(run.workdir, "--workdir")
     console.print(_heading(run))
     for warning in dataset.warnings:
@@ -181,7 +181,7 @@ def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
 
 def _check_end(run: _Run) -> None:
     """Raises UserError where the run's checkpoints are beyond its end."""
-    if (step := max(workdir_lib.checkpoint_steps(run.workdir), default=0)) > run.total_steps:
+    if (step := max(RunDir(run.workdir).checkpoint_steps(), default=0)) > run.total_steps:
         epochs = run.config.num_epochs
         raise UserError(
             f"config.num_epochs={epochs:g} ends at step {run.total_steps}, but the run in {run.workdir} is already at step "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vgg_jax.runtime.exceptions import UserError, plain_name
+from vgg_jax.runs import RunDir
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_variables
@@ -53,13 +53,10 @@ def read_donor(source: str) -> Donor:
         path, variables = load_variables(path)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
-    mean, names = None, ()
-    with contextlib.suppress(
-        OSError, ValueError, KeyError, TypeError
-    ):  # a run's, or a checkpoint that was copied alone
-        dataset = json.loads((path.parent.parent / "dataset.json").read_text())
-        names = ([plain_name(name) for name in dataset["class_names"]],)
-        mean = np.array(dataset["mean_rgb"], np.float32)
+    mean, names, run = None, (), RunDir.containing(path)
+    with contextlib.suppress(UserError):  # of a checkpoint that was copied alone
+        names = (run.dataset()["class_names"],)
+        mean, _ = run.colors()
     return Donor(path, variables, mean, names)
 
 
