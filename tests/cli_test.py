@@ -125,23 +125,27 @@ def script(*arguments, **options) -> subprocess.CompletedProcess:
 
 
 def test_all_commands_can_be_imported_together_and_have_their_own_help():
-    assert {module for module, _ in COMMANDS.values()} == {
+    assert {command.module for command in COMMANDS.values()} == {
         "main",
         *(
             f"commands.{path.stem}"
             for path in (REPOSITORY / "vgg_jax" / "commands").glob("*.py")
-            if "cli.run(main, flags" in path.read_text()
+            if "def main(" in path.read_text()
         ),
     }
-    assert run_code("import " + ", ".join(f"vgg_jax.{module}" for module, _ in COMMANDS.values())).returncode == 0
-    for name, (module, _) in COMMANDS.items():
+    modules = [f"vgg_jax.{command.module}" for command in COMMANDS.values()]
+    assert run_code(f"import {', '.join(modules)}").returncode == 0
+    for name, module in zip(COMMANDS, modules, strict=True):
         done = script(name, "--help")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("`python -m vgg_jax.main" if name == "train" else f"`vgg-jax {name}")
-        own = done.stdout.split("\n\n")[1 if name not in ("predict", "convert", "prepare", "report") else -1]
-        assert "--protocol" not in done.stdout or name in ("evaluate", "predict", "transfer")
-        assert "coordinator_address" not in own  # its own flags come first
-        assert "jax" not in run_code(f"import sys, vgg_jax.{module}; print(*sys.modules)").stdout.split()
+        page, _, own = done.stdout.partition(f"\n{module}:\n")
+        assert page.startswith(f"`vgg-jax {name} ")
+        assert " [flags]`: " in page
+        assert ("--protocol" in done.stdout) == (name in ("evaluate", "predict", "transfer"))
+        # Its own flags come first.
+        assert own.startswith("  --")
+        assert "  --coordinator_address" not in page
+        assert "jax" not in run_code(f"import sys, {module}; print(*sys.modules)").stdout.split()
 
 
 def test_a_developers_warning_is_seen_and_a_librarys_is_not():

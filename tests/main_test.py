@@ -3,7 +3,7 @@
 import pytest
 
 from tests.command import help_of, run_main
-from vgg_jax.commands.cli import default_workdir
+from vgg_jax.commands.configuration import default_workdir
 
 QUICKSTART = "--config=configs/quickstart.py"
 TWO = ("--coordinator_address=localhost:1", "--num_processes=2", "--process_id=0")

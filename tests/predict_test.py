@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from tests.command import help_of, run_command, start_command
 from tests.reference import Reference
-from vgg_jax.evaluation.prediction import list_images, predict
+from vgg_jax.data.image_files import list_images
+from vgg_jax.evaluation.prediction import PredictRequest, predict
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.exceptions import UserError
@@ -47,7 +48,7 @@ def test_a_file_without_a_suffix_has_its_evaluations_elsewhere(weights, tmp_path
 def test_probabilities_are_those_of_a_slow_reference(run, photos):
     trained = load_trained(run)
     reference = Reference(trained.variables["params"], photos)
-    found, failures = predict(trained, reference.files[:3], "dense+multi_crop", "64,82")
+    found, failures = predict(trained, reference.files[:3], PredictRequest(protocol="dense+multi_crop", scales="64,82"))
     assert failures == []
     for prediction in found:
         each = [[reference.dense(prediction.path, q), reference.multi_crop(prediction.path, q)] for q in (64, 82)]
@@ -77,7 +78,7 @@ def turned(photo, directory):
 def test_exif_orientations_are_said_once_or_applied(run, photos, tmp_path, capsys):
     trained, paths = load_trained(run), turned(sorted(photos.glob("validation/*/*"))[1], tmp_path)
     for exif in (False, True):
-        predictions, failures = predict(trained, paths, "center_crop", exif=exif, console=Console())
+        predictions, failures = predict(trained, paths, PredictRequest(protocol="center_crop", exif=exif), Console())
         assert failures == []
         same = np.array_equal(predictions[0].probabilities, predictions[1].probabilities)
         assert same == exif
@@ -167,7 +168,12 @@ def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_pat
     assert kept["predictions"][0]["image"] == first
     assert len(kept["predictions"]) < 11
     found = []
-    done, failures = predict(load_trained(weights), [odd, *images], "dense+multi_crop", "64,82", done=found.append)
+    done, failures = predict(
+        load_trained(weights),
+        [odd, *images],
+        PredictRequest(protocol="dense+multi_crop", scales="64,82"),
+        done=found.append,
+    )
     assert failures == []
     assert sorted(one.path for one in found) == sorted(one.path for one in done) == sorted([odd, *images])
     assert [one.path for one in done] == [odd, *images]
@@ -177,7 +183,7 @@ def test_scores_that_are_not_finite_are_a_failure(run, photos):
     trained = load_trained(run)
     fc8 = trained.variables["params"]["fc8"]
     fc8["bias"] = fc8["bias"].at[1].set(np.nan)
-    done, failures = predict(trained, sorted(photos.glob("validation/*/*"))[:2], "center_crop")
+    done, failures = predict(trained, sorted(photos.glob("validation/*/*"))[:2], PredictRequest(protocol="center_crop"))
     assert (done, [failure.reason for failure in failures]) == ([], ["the model's scores of it are not finite"] * 2)
 
 
@@ -195,10 +201,8 @@ def test_what_is_computed_before_a_failure_is_shown_and_the_rest_is_closed(run, 
     monkeypatch.setattr("vgg_jax.evaluation.prediction._probs", probs)
     paths = sorted(photos.glob("validation/*/*"))[:2]
     with pytest.raises(UserError, match="gone"):
-        predict(
-            load_trained(run), paths, "dense", maps=str(tmp_path / "maps") if maps else "",
-            done=lambda prediction: happened.append(prediction.path),
-        )  # fmt: skip
+        request = PredictRequest(maps=str(tmp_path / "maps") if maps else "")
+        predict(load_trained(run), paths, request, done=lambda prediction: happened.append(prediction.path))
     assert sorted(map(str, happened)) == sorted(["closed", str(paths[0])])
     assert len(list(tmp_path.glob("maps/*.png"))) == maps
 
@@ -208,7 +212,7 @@ def test_a_device_a_pipe_and_a_sparse_file_are_failures(run, tmp_path):
     (tmp_path / "sparse.jpg").touch()
     os.truncate(tmp_path / "sparse.jpg", 8 * 10**9)
     images = [tmp_path / "pipe.jpg", tmp_path / "sparse.jpg", Path("/dev/zero")]
-    _, failures = predict(load_trained(run), images, "center_crop")
+    _, failures = predict(load_trained(run), images, PredictRequest(protocol="center_crop"))
     assert [failure.reason for failure in failures] == [
         "not a regular file",
         "8,000,000,000 bytes, more than 536,870,912",
@@ -219,7 +223,8 @@ def test_a_device_a_pipe_and_a_sparse_file_are_failures(run, tmp_path):
 def test_a_run_serves_as_well_as_a_file(weights, run, photos):
     images = sorted(photos.glob("validation/*/*"))[:1]
     (of_run,), (of_file,) = (
-        predict(trained, images, "center_crop")[0] for trained in (load_trained(run), load_trained(weights))
+        predict(trained, images, PredictRequest(protocol="center_crop"))[0]
+        for trained in (load_trained(run), load_trained(weights))
     )
     assert (of_run.probabilities == of_file.probabilities).all()
     status, out, err = run_command("predict", f"--workdir={run}", "--protocol=center_crop", *images)
@@ -263,4 +268,4 @@ def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence):
 
 def test_a_scale_below_the_crop_is_refused(run, photos):
     with pytest.raises(UserError, match="the test scale Q=32"):
-        predict(load_trained(run), sorted(photos.rglob("*.png")), "dense", "32")
+        predict(load_trained(run), sorted(photos.rglob("*.png")), PredictRequest(scales="32"))

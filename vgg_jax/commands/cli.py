@@ -1,49 +1,50 @@
-"""What all command lines of this project have in common: flags by absl, and one sentence for every mistake."""
+"""Shared code of the command lines: absl flags, and one sentence for every mistake.
+
+A command is a module with `flags` and `main`. `main` checks the command line, then imports what loads JAX, so that --help
+answers at once, and calls one function with a request made of the flags.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import inspect
 import io
 import logging as std_logging
 import os
 import platform
-import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from absl import flags as absl_flags
 from absl import logging
 
 from vgg_jax import __version__
-from vgg_jax.runtime.exceptions import STOPPED, UserError, as_user_error, did_you_mean, sentence
+from vgg_jax.commands import configuration
+from vgg_jax.runtime.exceptions import STOPPED, Interrupted, UserError, as_user_error, sentence
 
+Request = TypeVar("Request")
 _HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
 
 
 class Flags:
-    """The flags of one command: `DEFINE_string` and its like as in absl.flags, but apart from those of other commands."""
+    """The flags of one command: `DEFINE_string` and similar as in absl.flags, but separate from other commands' flags."""
 
     def __init__(self) -> None:
         self.values = absl_flags.FlagValues()
 
+    def request(self, kind: Callable[..., Request], **fields: Any) -> Request:
+        """Returns a request whose fields are `fields`, and else the values of the flags of the same names; lists as tuples."""
+        names = [name for name in inspect.signature(kind).parameters if name in self.values and name not in fields]
+        values = {name: self.values[name].value for name in names}
+        return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}, **fields)
+
     def __getattr__(self, name: str) -> Callable[..., absl_flags.FlagHolder[Any]]:
         return functools.partial(getattr(absl_flags, name), flag_values=self.values)
-
-
-# Configuration keys, by which errors name values, as the flags of tools that have their own.
-DATA_FLAGS = {
-    "data.name": "--data_name",
-    "data.dir": "--data_dir",
-    "data.root": "--data_root",
-    "data.exif": "--exif",
-}
 
 
 def run(
@@ -54,7 +55,8 @@ def run(
 ) -> NoReturn:
     """Parses the command line, calls `main` with what is not a flag, and exits.
 
-    A UserError is printed without a traceback, exit status 2; Ctrl-C exits with 130.
+    A UserError is printed without a traceback, exit status 2. Ctrl-C exits with 130, a signal n with 128 + n once the
+    state is saved.
 
     Args:
       main: the command.
@@ -86,6 +88,8 @@ def run(
         print(STOPPED, file=sys.stderr, flush=True)
         # At once: XLA's threads may be in the middle of compiling, and crash where Python takes itself down around them.
         os._exit(130)
+    except Interrupted as interruption:
+        fail(str(interruption), 128 + interruption.signum)
     except Exception as error:
         if (known := as_user_error(error)) is None:
             raise
@@ -119,65 +123,6 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def process_flags(flags: Flags) -> Callable[[], AbstractContextManager[None]]:
-    """Defines the flags of tools that several processes run together; returns what joins this one to the others."""
-    several = flags.DEFINE_bool(
-        "distributed", False, "One of several processes that train or evaluate together. Alone where JAX finds them by "
-        "itself (Cloud TPU, GKE, SLURM); elsewhere each is given the next three, which imply it. launch/local.sh starts "
-        "several on this machine."
-    )  # fmt: skip
-    address = flags.DEFINE_string("coordinator_address", "", "HOST:PORT at which process 0 listens for the others.")
-    count = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-    index = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
-    seconds = flags.DEFINE_integer(
-        "join_timeout", 0, "Seconds to wait for the others at the start. Default: 60 with an address, else 300.",
-        lower_bound=0, upper_bound=7 * 24 * 3600,
-    )  # fmt: skip
-
-    def joined() -> AbstractContextManager[None]:
-        given = {
-            "--coordinator_address": address.value or None,
-            "--num_processes": count.value,
-            "--process_id": index.value,
-        }
-        missing = [name for name, value in given.items() if value is None]
-        if not missing:
-            _check_processes(address.value, count.value or 0, index.value or 0)
-        elif len(missing) < len(given):
-            fail(
-                "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I go together; missing: "
-                f"{', '.join(missing)}."
-            )
-        elif not several.value:
-            return nullcontext()
-        from vgg_jax.runtime import session  # here, so that --help answers at once
-
-        return session.joined(address.value, count.value, index.value, seconds.value)
-
-    return joined
-
-
-def _check_processes(address: str, count: int, index: int) -> None:
-    if not re.fullmatch(r".+:\d{1,5}", address) or int(address.rpartition(":")[2]) > 65535:
-        fail(f"--coordinator_address={address} has no port; write HOST:PORT, as localhost:1234.")
-    if index >= count:
-        fail(f"--process_id={index} is not below --num_processes={count}; processes are numbered from 0.")
-
-
-def run_workdir(flags: Flags, workdir: str) -> Path:
-    """Returns --workdir, or its default for the configuration given with --config."""
-    from ml_collections import config_flags
-
-    file = config_flags.get_config_filename(flags.values["config"])
-    return Path(workdir).expanduser() if workdir else default_workdir(file)
-
-
-def default_workdir(config: str) -> Path:
-    """Returns runs/vgg19-S=384 for configs/vgg19.py:S=384."""
-    file, _, argument = config.partition(":")
-    return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
-
-
 def _prepare_streams(outlives_stdout: bool) -> None:
     """Lets anything be printed anywhere: letters that an ASCII terminal does not have, file names that are not text."""
     for name in ("stdout", "stderr"):
@@ -201,6 +146,38 @@ class _Lossy(io.FileIO):
             return len(data)
 
 
+def use_devices() -> None:
+    """Checks the devices, warns of an unseen GPU, and keeps what is compiled; imports JAX.
+
+    Raises:
+      UserError: the environment asks JAX for devices that it cannot have, or to compile nothing.
+    """
+    from vgg_jax.runtime.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
+
+    check_devices()
+    keep_compiled()
+    warn_of_unseen_gpu()
+
+
+def use_cpu() -> None:
+    """Lets JAX compute on the CPU whatever the environment says, where no device is needed; imports JAX."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def no_arguments(arguments: list[str], example: str) -> None:
+    """Exits with a sentence if there are words that are not flags; `example` is a flag, as --workdir=runs/vgg16."""
+    if arguments:
+        fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as {example}.")
+
+
+def require(is_given: Any, sentence: str) -> None:
+    """Exits with "say SENTENCE, for example; --help lists the flags." unless the flag that the sentence names is given."""
+    if not is_given:
+        fail(f"say {sentence}, for example; --help lists the flags.")
+
+
 def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses with absl; any mistake is one sentence and exit status 2, so that launchers do not try it again."""
     for argument in argv:
@@ -208,61 +185,18 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
         if argument.startswith("--") and value and "=" not in name:
             fail(f"{argument!r} is one word; write {name}={value} or, as two words, {argument}.")
     try:
-        return values(_with_configuration_files(argv))
+        return values(configuration.with_files(argv))
     except absl_flags.Error as error:
-        _explain_configuration(str(error))
+        configuration.explain(str(error))
         text = " ".join(str(error).replace(" ?", "?").split()).rstrip(".")
         if len(text) > 600:
             text = f"{text[:200]} ... {text[-200:]}"
         fail(f"{text}. --help lists the flags.".replace("?.", "?"))
-    except (AttributeError, KeyError, UserError) as error:  # a key that does not exist, a bad argument of the file
+    # A key that does not exist, a bad argument of the file.
+    except (AttributeError, KeyError, UserError) as error:
         cause = error.args[0] if isinstance(error.args[0], KeyError) else error
         message = ". ".join(str(cause.args[0]).splitlines())
         fail(f"the configuration has no key {message}" if message.startswith("'") else message)
-
-
-def _explain_configuration(text: str) -> None:
-    """Exits with a sentence if absl's error is a traceback of a configuration file, or of a section that was given a value."""
-    if match := re.match(r"flag --config=(.*?): Error whilst parsing config file", text):
-        cause, (_, colon, argument) = text.strip().splitlines()[-1].strip(), match[1].partition(":")
-        if colon and "takes 0 positional arguments" in cause:
-            fail(f"--config={match[1]}: this configuration takes no argument; leave {colon + argument} out.")
-        fail(f"--config={match[1]} fails: {cause.rstrip('.')}. Mend it, or choose another.")
-    if match := re.match(r"flag --config\.([\w.]+)=(.*): Failed to parse .* as a ConfigDict", text):
-        from vgg_jax.config import KEYS
-
-        section, value = match[1], match[2]
-        keys = [key.removeprefix(f"{section}.") for key in KEYS if key.startswith(f"{section}.")] or ["KEY"]
-        fail(
-            f"--config.{section}={value}: {section} is a section of keys ({', '.join(keys)}); name one of them, as "
-            f"--config.{section}.{keys[0]}={value}."
-        )
-
-
-def configurations() -> dict[str, Path]:
-    """Returns the files of the configurations by name, within the installed package or next to it in a clone."""
-    package = Path(__file__).parents[1]
-    directories = [directory for directory in (package / "configs", package.parent / "configs") if directory.is_dir()]
-    return {file.stem: file for directory in directories[:1] for file in sorted(directory.glob("*.py"))}
-
-
-def _with_configuration_files(argv: list[str]) -> list[str]:
-    """Replaces a configuration's name after --config, as vgg19:S=384, by its file."""
-    expanded, config = [], ("--config", "-config")
-    for before, argument in zip(["", *argv], argv, strict=False):
-        flag, value = ("", argument) if before in config else argument.split("=", 1) if "=" in argument else ("", "")
-        if before in config or flag in config:
-            name, colon, rest = value.partition(":")
-            known = configurations()
-            if not Path(name).is_file() and name not in known:
-                fail(
-                    f"--config={name}: there is no such file, and no configuration of that name."
-                    f"{did_you_mean(Path(name).stem, known)} There are {', '.join(known)}; a path to a file works too."
-                )
-            file = name if Path(name).is_file() else known[name]
-            argument = f"{flag}{'=' if flag else ''}{file}{colon}{rest}"
-        expanded.append(argument)
-    return expanded
 
 
 def _unraisable(ignored: sys.UnraisableHookArgs) -> None:

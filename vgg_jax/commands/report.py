@@ -1,4 +1,4 @@
-"""`vgg-jax report WORKDIR...`: a run, several side by side, or a whole reproduction as one HTML page.
+"""`vgg-jax report WORKDIR... [flags]`: a run, several side by side, or a whole reproduction as one HTML page.
 
     vgg-jax report runs/vgg16
     vgg-jax report runs/vgg16 runs/vgg19 --output=both.html
@@ -17,7 +17,7 @@ flags = cli.Flags()
 _OUTPUT = flags.DEFINE_string(
     "output", "", "The page. Default: WORKDIR/report.html; of several workdirs, report.html in the current directory."
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where prepared data lies, if not where it lay for the run.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Directory of the prepared data, if not where it lay for the run.")
 _DATA_ROOT = flags.DEFINE_string(
     "data_root", "", "The folder of images, <split>/<class>/<image>, if not where it lay for the run."
 )
@@ -26,15 +26,7 @@ _DATA_ROOT = flags.DEFINE_string(
 def main(arguments: list[str]) -> None:
     if not arguments:
         cli.fail("say what to report on: a run's directory, as runs/quickstart, several, or a reproduction's.")
-    from vgg_jax.reporting.page import write_page  # here, so that --help answers at once
+    from vgg_jax.reporting.page import write_page
 
-    write_page(
-        [Path(argument) for argument in arguments],
-        Path(_OUTPUT.value) if _OUTPUT.value else None,
-        _DATA_DIR.value,
-        _DATA_ROOT.value,
-    )
-
-
-if __name__ == "__main__":
-    cli.run(main, flags, key_flags=cli.DATA_FLAGS)
+    output = Path(_OUTPUT.value) if _OUTPUT.value else None
+    write_page([Path(argument) for argument in arguments], output, _DATA_DIR.value, _DATA_ROOT.value)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import glob
-import os
+import math
+import sys
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +15,36 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgg_jax.data.crops import rescaled_size
-from vgg_jax.data.decode import SUFFIXES, DecodeError, check, size_of
-from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
+from vgg_jax.data.decode import DecodeError, check, size_of
+from vgg_jax.data.image_files import ImageFiles, list_images
 from vgg_jax.data.orientation import orientation, read_image
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
-from vgg_jax.evaluation.trained_model import TrainedModel
+from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.runtime.console import Console
-from vgg_jax.runtime.exceptions import UserError, printable, writing_to
-from vgg_jax.runtime.files import write_atomically
+from vgg_jax.runtime.exceptions import printable, writing_to
+from vgg_jax.runtime.files import output_file, write_atomically, write_json
 
 _OTHER_MAPS = "choose another --maps"
+_SECONDS_BETWEEN_WRITES = 5.0  # of the JSON file
+
+
+class PredictRequest(NamedTuple):
+    """Images, a model, and how it is tested on them."""
+
+    images: tuple[str, ...] = ()  # files, folders, patterns, see `image_files.list_images`
+    source: str = ""  # the model, see `trained_model.load_trained`
+    protocol: str = "dense"  # a key of `passes.PROTOCOLS`
+    scales: str = ""  # see `passes.test_scales`; "" for the protocol's own
+    batch_size: int = 0  # see `run.batch_size_for`
+    dtype: str = ""  # of the computation; "" as trained
+    exif: bool | None = None  # turn images as their EXIF orientation says; None: as the run
+    maps: str = ""  # a directory for score maps, see `heatmaps.draw`; "" draws none
+    # Draw Grad-CAM next to the maps, and write both as arrays, NAME.npz: classes [n], score_map and grad_cam [h, w, n].
+    grad_cam: bool = False
+    json: str = ""  # a file for the predictions, written every few seconds; "" writes none
 
 
 class Prediction(NamedTuple):
@@ -35,7 +53,7 @@ class Prediction(NamedTuple):
     path: Path
     classes: np.ndarray  # [n] int64, the likeliest first, five or all
     probabilities: np.ndarray  # [n] float64
-    map: str  # the file of its score maps; "" for none
+    map: str  # the file of its score maps; "" where none is drawn
 
 
 class Failure(NamedTuple):
@@ -45,78 +63,82 @@ class Failure(NamedTuple):
     reason: str
 
 
-class ImageFiles(Sequence):
-    """Images as `data.records.Records` gives them: encoded, by number.
+def predict_files(request: PredictRequest) -> tuple[list[Prediction], list[Failure]]:
+    """Predicts the images of a request, and prints each as soon as it is done.
 
-
-    Args:
-      paths: of the images.
-      exif: turn them as their EXIF orientation says.
-    """
-
-    def __init__(self, paths: Sequence[Path], exif: bool = False):
-        self._paths, self._exif = paths, exif
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        try:
-            return {
-                "image": read_image(self._paths[index], self._exif),
-                "label": -1,
-                "file_name": str(self._paths[index]),
-            }
-        except (OSError, DecodeError) as error:
-            raise UserError(
-                f"{self._paths[index]} can no longer be read: {error}; leave it out, or bring it back."
-            ) from error
-
-    def describe(self, index: int) -> str:
-        """Returns which image it is, for messages."""
-        return f"image {index + 1} of {len(self)}"
-
-
-def list_images(arguments: Sequence[str], warn: Callable[[str], None] = print) -> list[Path]:
-    """Lists files, all images in folders and below them (by their suffix), and matches of patterns, in the order given.
-
-    Args:
-      arguments: files, folders, patterns.
-      warn: is called with a line that counts and names the other files of a folder.
+    Returns:
+      Predictions and failures, each in the order of the images.
 
     Raises:
-      UserError: an argument that stands for no image.
+      UserError: an argument that stands for no image, or as `load_trained` and `predict`. What was predicted before is written.
     """
-    images: list[Path] = []
-    for argument in arguments:
-        path = Path(os.path.expanduser(argument))  # which leaves a name as ~backup.jpg as it is
-        if path.is_dir():
-            files = list(files_below(path))
-            matches = [file for file in files if is_named_like_a_picture(file) and file.is_file()]
-            known = set(matches)
-            if others := [file for file in files if file not in known]:
-                warn(left_out_line(path, others))
-            if not matches:
-                raise UserError(f"{argument}: there is no image in this folder ({', '.join(SUFFIXES)}).")
-        elif path.exists() or not glob.has_magic(argument):
-            matches = [path]  # also where it is missing: reported with the others that cannot be read
-        else:
-            matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-            if not matches:
-                raise UserError(f"{argument}: no file matches this pattern.")
-        images += matches
-    return list(dict.fromkeys(images))
+    paths = list_images(request.images, lambda line: print(line, file=sys.stderr))
+    trained = load_trained(request.source, request.dtype)
+    console, file = Console(), _PredictionsFile(request, trained, paths)
+
+    def done(prediction: Prediction) -> None:
+        classes = file.add(prediction)
+        lines = [f"  {entry['probability']:6.1%}  {entry['title']}" for entry in classes]
+        console.print("\n".join([printable(str(prediction.path)), *lines]))
+
+    try:
+        predictions, failures = predict(trained, paths, request, console, done)
+    except BaseException:
+        file.write(())
+        raise
+    file.write(failures)
+    return predictions, failures
+
+
+class _PredictionsFile:
+    """The JSON of a request, if it names one, with the predictions so far."""
+
+    def __init__(self, request: PredictRequest, trained: TrainedModel, paths: Sequence[Path]) -> None:
+        self._request, self._trained = request, trained
+        self._order = {str(path): i for i, path in enumerate(paths)}
+        self._path = output_file(request.json, "--json") if request.json else None
+        self._entries: list[dict[str, Any]] = []
+        self._written_at = -math.inf
+
+    def add(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """Adds a prediction, and returns its classes as they are in the file: class, title, probability."""
+        names, titles = self._trained.class_names, self._trained.class_titles
+        classes = [
+            {"class": names[i], "title": titles[i], "probability": float(p)}
+            for i, p in zip(prediction.classes, prediction.probabilities, strict=True)
+        ]
+        map_file = {"map": prediction.map} if prediction.map else {}
+        self._entries.append({"image": str(prediction.path), "classes": classes, **map_file})
+        if time.monotonic() - self._written_at > _SECONDS_BETWEEN_WRITES:
+            self.write(())
+            self._written_at = time.monotonic()
+        return classes
+
+    def write(self, failures: Sequence[Failure]) -> None:
+        """Writes the predictions so far."""
+        if self._path is None or not (self._entries or failures):
+            return
+        content = {
+            "model": str(self._trained.checkpoint),
+            "params_sha256": self._trained.digest,
+            "protocol": self._request.protocol,
+            "scales": self._request.scales,
+            "exif": applies_exif(self._request, self._trained),
+            "predictions": sorted(self._entries, key=lambda entry: self._order[entry["image"]]),
+            "failures": [{"image": str(failure.path), "reason": failure.reason} for failure in failures],
+        }
+        write_json(self._path, content)
+
+
+def applies_exif(request: PredictRequest, trained: TrainedModel) -> bool:
+    """Returns whether images are turned as their EXIF orientation says."""
+    return trained.config.data.exif if request.exif is None else request.exif
 
 
 def predict(
     trained: TrainedModel,
     paths: Sequence[Path],
-    protocol: str,
-    scales: str = "",
-    batch_size: int = 0,
-    maps: str = "",
-    grad_cam: bool = False,
-    exif: bool = False,
+    request: PredictRequest,
     console: Console | None = None,
     done: Callable[[Prediction], None] = lambda prediction: None,
 ) -> tuple[list[Prediction], list[Failure]]:
@@ -125,12 +147,7 @@ def predict(
     Args:
       trained: of `load_trained`.
       paths: of the images.
-      protocol: a key of `passes.PROTOCOLS`.
-      scales: see `passes.test_scales`; "" for the protocol's own.
-      batch_size: images of the crop's size at once, over all devices; 0 for 64 a device, or as many as there are.
-      maps: a directory for score maps, see `heatmaps.draw`; "" draws none.
-      grad_cam: draw Grad-CAM next to them, and write both as arrays, NAME.npz: classes [n], score_map and grad_cam [h, w, n].
-      exif: turn images as their EXIF orientation says; else a line counts those that have one.
+      request: the protocol and the score maps; its images, model and files are not read.
       console: shows progress.
       done: is called with each prediction as soon as it is made, in whatever order is cheapest; with maps, once the next is computed.
 
@@ -141,48 +158,29 @@ def predict(
       UserError: scales that cannot be, or a directory that cannot be written.
     """
     console = console or Console(quiet=True)
-    passes = eval_passes(trained.config, protocol, scales)
-    directory = Path(maps).expanduser()
-    if maps:
-        with writing_to(maps, _OTHER_MAPS):
-            directory.mkdir(parents=True, exist_ok=True)
+    passes = eval_passes(trained.config, request.protocol, request.scales)
     largest = max(passes, key=lambda eval_pass: eval_pass.scale)
+    maps = _ScoreMaps(trained, request, largest.scale) if request.maps else None
+    exif = applies_exif(request, trained)
     readable, sizes, failures = _check_images(paths, largest, exif, console)
     if not readable:
         return [], failures
-    records: Any = ImageFiles(readable, exif)
-    variables = heatmaps.on_one_device(trained) if maps else {}
+    records, predictions = ImageFiles(readable, exif), dict[int, Prediction]()
 
     def finished(item: tuple[int, np.ndarray]) -> tuple[int, Prediction | Failure]:
         i, probs_K = item
         if not np.isfinite(probs_K).all():
             return i, Failure(readable[i], "the model's scores of it are not finite")
-        drawn = ""
-        if maps and (image := heatmaps.image_for_map(records, i, largest.scale)) is not None:
-            # The maps are of the image at one scale, not mirrored; the probabilities next to them are the predicted ones.
-            scores, _ = heatmaps.score_map(trained, variables, image)
-            classes = heatmaps.classes_to_draw(probs_K, label=-1)
-            cams = heatmaps.grad_cam(trained, variables, image, classes) if grad_cam else None
-            picture = heatmaps.draw(image, scores, probs_K, classes, trained.class_titles, trained.model.layers, cams)
-            drawn = str(directory / f"{i:03d}-{readable[i].stem}.png")
-            with write_atomically(Path(drawn), _OTHER_MAPS) as unfinished:
-                picture.save(unfinished, "PNG")
-            if cams is not None:
-                numbers = [index for _, index in classes]
-                with (
-                    write_atomically(Path(drawn).with_suffix(".npz"), _OTHER_MAPS) as unfinished,
-                    open(unfinished, "wb") as file,
-                ):
-                    np.savez(file, classes=np.array(numbers), score_map=scores[..., numbers], grad_cam=cams)
+        drawn = maps.draw(records, i, readable[i].stem, probs_K) if maps else ""
         (likeliest,) = results.top5_classes(probs_K[None])
         return i, Prediction(readable[i], likeliest, probs_K[likeliest], drawn)
 
-    predictions: dict[int, Prediction] = {}
     drawing: deque[Future[tuple[int, Prediction | Failure]]] = deque()
 
     def collect(at_most: int) -> None:
         while drawing and (drawing[0].done() or len(drawing) > at_most):
-            i, result = drawing[0].result()  # Ctrl-C may come while it is waited for
+            # Ctrl-C may come while it is waited for.
+            i, result = drawing[0].result()
             drawing.popleft()
             if isinstance(result, Failure):
                 failures.append(result)
@@ -190,16 +188,57 @@ def predict(
                 predictions[i] = result
                 done(result)
 
-    probs = _probs(trained, passes, protocol, records, sizes, batch_size, console)
+    compiled = CompiledSteps(trained, EvalStats())
+    batch_size = batch_size_for(trained, request.batch_size)
+    streams = [(one, _pass_probs(trained, compiled, one, records, sizes, batch_size)) for one in passes]
+    probs = _probs(streams, PROTOCOLS[request.protocol], len(records), console)
     # Maps are made in a thread, while the images that follow are computed.
     with ThreadPoolExecutor(1) as pool, contextlib.closing(probs):
         try:
             for item in probs:
                 drawing.append(pool.submit(finished, item))
                 collect(2 if maps else 0)
-        finally:  # what is computed is shown, whatever is wrong with the next
+        # What is computed is shown, whatever is wrong with the next.
+        finally:
             collect(0)
     return [predictions[i] for i in sorted(predictions)], failures
+
+
+class _ScoreMaps:
+    """Draws class score maps into a directory.
+
+    Args:
+      trained: the model.
+      request: names the directory, which is made, and says whether Grad-CAM is drawn too.
+      scale: Q of the images; the maps are of the image at this scale alone and not mirrored.
+    """
+
+    def __init__(self, trained: TrainedModel, request: PredictRequest, scale: int) -> None:
+        self._trained, self._scale, self._with_cams = trained, scale, request.grad_cam
+        self._directory = Path(request.maps).expanduser()
+        with writing_to(request.maps, _OTHER_MAPS):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._variables = heatmaps.on_one_device(trained)
+
+    def draw(self, records: ImageFiles, i: int, name: str, probs_K: np.ndarray) -> str:
+        """Draws the maps of image i, the predicted probabilities next to them; returns the file, "" for an image too large."""
+        image = heatmaps.image_for_map(records, i, self._scale)
+        if image is None:
+            return ""
+        trained = self._trained
+        scores, _ = heatmaps.score_map(trained, self._variables, image)
+        classes = heatmaps.classes_to_draw(probs_K, label=-1)
+        cams = heatmaps.grad_cam(trained, self._variables, image, classes) if self._with_cams else None
+        picture = heatmaps.draw(image, scores, probs_K, classes, trained.class_titles, trained.model.layers, cams)
+        path = self._directory / f"{i:03d}-{name}.png"
+        with write_atomically(path, _OTHER_MAPS) as unfinished:
+            picture.save(unfinished, "PNG")
+        if cams is not None:
+            numbers = [index for _, index in classes]
+            arrays = {"classes": np.array(numbers), "score_map": scores[..., numbers], "grad_cam": cams}
+            with write_atomically(path.with_suffix(".npz"), _OTHER_MAPS) as unfinished, open(unfinished, "wb") as file:
+                np.savez(file, **arrays)
+        return str(path)
 
 
 def _check_images(
@@ -237,40 +276,35 @@ def _check_images(
 
 
 def _probs(
-    trained: TrainedModel,
-    passes: Sequence[EvalPass],
-    protocol: str,
-    records: Any,
-    sizes: np.ndarray,
-    batch_size: int,
+    streams: Iterable[tuple[EvalPass, Iterator[Chunk]]],
+    methods: Sequence[str],
+    num_images: int,
     console: Console,
 ) -> Generator[tuple[int, np.ndarray], None, None]:
     """Yields (number of an image, [K] float64: the mean over methods of the means over scales), each once it is complete.
 
     All passes advance together, a batch of each in turn. The order of images is much the same in all of them.
     """
-    compiled = CompiledSteps(trained, EvalStats())
-    streams = deque(
-        (eval_pass, _pass_probs(trained, compiled, eval_pass, records, sizes, batch_size)) for eval_pass in passes
-    )
-    by_image: dict[int, dict[EvalPass, np.ndarray]] = {i: {} for i in range(len(records))}
-    console.start(0, len(records))
+    waiting = deque(streams)
+    passes = [eval_pass for eval_pass, _ in waiting]
+    by_image: dict[int, dict[EvalPass, np.ndarray]] = {i: {} for i in range(num_images)}
+    console.start(0, num_images)
     count = 0
     try:
-        while streams:
-            eval_pass, stream = streams.popleft()
+        while waiting:
+            eval_pass, stream = waiting.popleft()
             chunk = next(stream, None)
             if chunk is None:
                 continue
-            streams.append((eval_pass, stream))
+            waiting.append((eval_pass, stream))
             for i, probs_K in zip(chunk.indices.tolist(), chunk.probs_nxK, strict=True):
                 by_image[i][eval_pass] = probs_K
                 if len(by_image[i]) < len(passes):
                     continue
                 of_image, count = by_image.pop(i), count + 1
                 console.progress(count, "images")
-                methods = [[of_image[one] for one in passes if one.method == method] for method in PROTOCOLS[protocol]]
-                yield i, results.average(results.average(of_method) for of_method in methods)
+                by_method = [[of_image[one] for one in passes if one.method == method] for method in methods]
+                yield i, results.average(results.average(of_method) for of_method in by_method)
     finally:
         console.close()
 
@@ -279,12 +313,11 @@ def _pass_probs(
     trained: TrainedModel,
     compiled: CompiledSteps,
     eval_pass: EvalPass,
-    records: Any,
+    records: ImageFiles,
     sizes: np.ndarray,
     batch_size: int,
 ) -> Iterator[Chunk]:
     mesh, indices = trained.mesh, np.arange(len(records))
-    batch_size = batch_size_for(trained, batch_size)
     jobs = plan_pass(
         eval_pass, compiled.network, sizes, indices, batch_size, mesh.shape["data"], compilation_macs_of(mesh)
     )

@@ -104,6 +104,20 @@ def write_atomically(path: Path, remedy: str = FREE_SPACE) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def output_file(name: str, flag: str) -> Path:
+    """Returns the path of a file that a flag names, with ~ replaced; makes its directory.
+
+    Raises:
+      UserError: it is a directory, or its directory cannot be made.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"{flag}={path} is a directory; name a file in it.")
+    with writing_to(path.parent, f"choose another {flag}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_text(path: Path, text: str, remedy: str = FREE_SPACE) -> None:
     """Writes UTF-8 text as `write_atomically` does."""
     with write_atomically(path, remedy) as unfinished:

@@ -13,8 +13,8 @@ import numpy as np
 
 from vgg_jax.data import sources
 from vgg_jax.data.folder import files_below, is_named_like_a_picture
+from vgg_jax.data.image_files import ImageFiles
 from vgg_jax.data.parallel import parallel_map
-from vgg_jax.evaluation.prediction import ImageFiles
 from vgg_jax.evaluation.split import UNLABELLED
 from vgg_jax.runtime.exceptions import UserError, plain_name, quoted
 from vgg_jax.transfer.descriptors import Images

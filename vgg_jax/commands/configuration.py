@@ -1,0 +1,71 @@
+"""The --config flag on a command line: a configuration by name or file, and one sentence for every mistake in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from vgg_jax.runtime.exceptions import UserError, did_you_mean
+
+
+def run_workdir(values: absl_flags.FlagValues) -> Path:
+    """Returns --workdir, or its default for the configuration given with --config."""
+    file = config_flags.get_config_filename(values["config"])
+    return Path(values["workdir"].value).expanduser() if values["workdir"].value else default_workdir(file)
+
+
+def default_workdir(config: str) -> Path:
+    """Returns runs/vgg19-S=384 for configs/vgg19.py:S=384."""
+    file, _, argument = config.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(file).stem, argument.replace("/", "_"))))
+
+
+def configurations() -> dict[str, Path]:
+    """Returns the files of the configurations by name, within the installed package or next to it in a clone."""
+    package = Path(__file__).parents[1]
+    directories = [directory for directory in (package / "configs", package.parent / "configs") if directory.is_dir()]
+    return {file.stem: file for directory in directories[:1] for file in sorted(directory.glob("*.py"))}
+
+
+def with_files(argv: list[str]) -> list[str]:
+    """Replaces a configuration's name after --config, as vgg19:S=384, by its file.
+
+    Raises:
+      UserError: there is no such file, and no configuration has that name.
+    """
+    expanded, config = [], ("--config", "-config")
+    for before, argument in zip(["", *argv], argv, strict=False):
+        flag, value = ("", argument) if before in config else argument.split("=", 1) if "=" in argument else ("", "")
+        if before in config or flag in config:
+            name, colon, rest = value.partition(":")
+            known = configurations()
+            if not Path(name).is_file() and name not in known:
+                raise UserError(
+                    f"--config={name}: there is no such file, and no configuration of that name."
+                    f"{did_you_mean(Path(name).stem, known)} There are {', '.join(known)}; a path to a file works too."
+                )
+            file = name if Path(name).is_file() else known[name]
+            argument = f"{flag}{'=' if flag else ''}{file}{colon}{rest}"
+        expanded.append(argument)
+    return expanded
+
+
+def explain(text: str) -> None:
+    """Raises UserError if absl's error is a traceback of a configuration file, or is about a section that was given a value."""
+    if match := re.match(r"flag --config=(.*?): Error whilst parsing config file", text):
+        cause, (_, colon, argument) = text.strip().splitlines()[-1].strip(), match[1].partition(":")
+        if colon and "takes 0 positional arguments" in cause:
+            raise UserError(f"--config={match[1]}: this configuration takes no argument; leave {colon + argument} out.")
+        raise UserError(f"--config={match[1]} fails: {cause.rstrip('.')}. Mend it, or choose another.")
+    if match := re.match(r"flag --config\.([\w.]+)=(.*): Failed to parse .* as a ConfigDict", text):
+        from vgg_jax.config import KEYS
+
+        section, value = match[1], match[2]
+        keys = [key.removeprefix(f"{section}.") for key in KEYS if key.startswith(f"{section}.")] or ["KEY"]
+        raise UserError(
+            f"--config.{section}={value}: {section} is a section of keys ({', '.join(keys)}); name one of them, as "
+            f"--config.{section}.{keys[0]}={value}."
+        )
