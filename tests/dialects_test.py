@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="compares with torch (pip install 'v
 from tests.torch_nets import CifarResNet, TorchvisionResNet, normalised, randomised  # noqa: E402
 from vgg_jax.runtime.exceptions import UserError  # noqa: E402
 from vgg_jax.weights.file import folded_variables, make_model  # noqa: E402
-from vgg_jax.weights.imports import Digests, import_weights  # noqa: E402
+from vgg_jax.weights.imports import Digests, FileHints, import_weights  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def plain(net, tmp_path_factory):
 
 def read(path, content, layers=""):
     torch.save(content, path)
-    return import_weights(path, Digests("0" * 64, ""), preprocessing_flag="torchvision", layers=layers)
+    return import_weights(path, Digests("0" * 64, ""), FileHints(preprocessing="torchvision", layers=layers))
 
 
 def outputs(weights, images):

@@ -32,7 +32,7 @@ from vgg_jax.weights.file import (
     save_weights,
     write_safetensors,
 )
-from vgg_jax.weights.imports import Digests, import_weights
+from vgg_jax.weights.imports import Digests, FileHints, import_weights
 from vgg_jax.weights.preprocessing import KNOWN, Preprocessing
 
 NARROW = {"width": 1 / 16, "fc_width": 32, "num_classes": 10, "side": 2}
@@ -44,7 +44,7 @@ def pixels(*shape, seed=0):
 
 
 def read(path, preprocessing=""):
-    return import_weights(path, Digests("0" * 64, ""), preprocessing_flag=preprocessing)[0]
+    return import_weights(path, Digests("0" * 64, ""), FileHints(preprocessing=preprocessing))[0]
 
 
 def logits(weights, images):

@@ -19,14 +19,14 @@ from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.transplant import read_donor, start_from
 from vgg_jax.weights.exports import to_torchvision, write_keras
 from vgg_jax.weights.file import KEY, load_weights, make_model, save_weights, write_safetensors
-from vgg_jax.weights.imports import Digests, import_weights, with_new_head
+from vgg_jax.weights.imports import Digests, FileHints, import_weights, with_new_head
 from vgg_jax.weights.layouts import from_variables
 
 FC = ("fc6", "fc7", "fc8")
 
 
 def read(path, preprocessing="caffe", layers=""):
-    return import_weights(path, Digests("0" * 64, ""), preprocessing_flag=preprocessing, layers=layers)[0]
+    return import_weights(path, Digests("0" * 64, ""), FileHints(preprocessing=preprocessing, layers=layers))[0]
 
 
 def trunk_of(params):

@@ -25,7 +25,7 @@ from tests.weights_files import (
 )
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import save_weights
-from vgg_jax.weights.imports import Digests, import_weights
+from vgg_jax.weights.imports import Digests, FileHints, import_weights
 from vgg_jax.weights.layouts import Size
 
 FILES = 500
@@ -112,13 +112,13 @@ import warnings
 warnings.simplefilter("ignore")
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.digests import params_sha256
-from vgg_jax.weights.imports import Digests, import_weights
+from vgg_jax.weights.imports import Digests, FileHints, import_weights
 own = sys.argv[1] == "own"
 
 for line in sys.stdin:
     began, sentence, digest = time.monotonic(), None, None
     try:
-        found = import_weights(Path(line.strip()), Digests("0" * 64, ""), preprocessing_flag="" if own else "caffe")
+        found = import_weights(Path(line.strip()), Digests("0" * 64, ""), FileHints(preprocessing="" if own else "caffe"))
         digest = params_sha256(found[0].params)
     except UserError as error:
         sentence = str(error)
@@ -211,7 +211,7 @@ def test_structural_damage_is_always_refused(kind, tmp_path):
     for what, writer, tensors in structural(kind):
         path = writer(tmp_path / f"{what}-{count}", tensors)
         with pytest.raises(UserError):
-            import_weights(path, Digests("0" * 64, ""), preprocessing_flag="caffe")
+            import_weights(path, Digests("0" * 64, ""), FileHints(preprocessing="caffe"))
         count += 1
     assert count >= 6
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 * 2**20  # kilobytes: nothing took what it claimed

@@ -34,7 +34,7 @@ from vgg_jax.runtime.exceptions import UNPRINTABLE, UserError
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
 from vgg_jax.weights.file import KEY, folded_params, load_weights, make_model, save_weights
-from vgg_jax.weights.imports import Digests, import_weights, with_class_names, with_new_head
+from vgg_jax.weights.imports import Digests, FileHints, import_weights, with_class_names, with_new_head
 from vgg_jax.weights.pickles import read_pickle
 from vgg_jax.weights.preprocessing import KNOWN
 
@@ -42,7 +42,7 @@ NO_DIGESTS = Digests("0" * 64, "")
 
 
 def read(path, **options):
-    return import_weights(path, NO_DIGESTS, **options)[0]
+    return import_weights(path, NO_DIGESTS, FileHints(**options))[0]
 
 
 def equal(a, b):
@@ -121,7 +121,7 @@ def test_a_head_for_a_crop_beyond_the_range_is_refused(tmp_path):
     size = NARROW._replace(width_multiplier=1 / 64, fc_width=1, side=65)
     tensors = as_laid_out(random_params(size=size), "torchvision")
     with pytest.raises(UserError, match="for crops of 2,080 pixels, and the largest is 2,048"):
-        read(write_pth(tmp_path / "a.pth", tensors), preprocessing_flag="torchvision")
+        read(write_pth(tmp_path / "a.pth", tensors), preprocessing="torchvision")
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "Keras"])
@@ -131,7 +131,7 @@ def test_a_head_of_one_output_is_refused_with_a_way_out(layout, tmp_path):
     with pytest.raises(
         UserError, match="one output, as for a sigmoid, .* at least two classes; give the head a row of"
     ):
-        read(path, preprocessing_flag="caffe")
+        read(path, preprocessing="caffe")
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -149,7 +149,7 @@ def test_a_negative_variance_is_refused(is_own, tmp_path):
             tmp_path / "a.pth", {k: np.ascontiguousarray(a) for k, a in to_torchvision(weights)[0].items()}
         )
         with pytest.raises(UserError, match="features.9.running_var has negative numbers"):
-            read(path, preprocessing_flag="torchvision")
+            read(path, preprocessing="torchvision")
 
 
 def test_a_changed_number_is_found(tmp_path):
@@ -174,7 +174,7 @@ def test_a_file_that_lost_its_description_is_asked_about(tmp_path):
     save_file(load_file(path), path)
     with pytest.raises(UserError, match="it has our names but no metadata; models trained here take `mean_rgb`"):
         read(path)
-    assert read(path, preprocessing_flag="mean_rgb").preprocessing == KNOWN["mean_rgb"]
+    assert read(path, preprocessing="mean_rgb").preprocessing == KNOWN["mean_rgb"]
     save_file(load_file(path), path, {"vgg_jax_preprocessing": "{}"})
     with pytest.raises(UserError, match="its preprocessing is damaged"):
         read(path)
@@ -228,7 +228,7 @@ def test_preprocessing_is_taken_where_it_is_known_and_asked_for_where_not(tmp_pa
         UserError, match=r"does not say how its pixels are prepared; say it with --preprocessing=torchvi"
     ):
         read(pth)
-    assert read(pth, preprocessing_flag="caffe").preprocessing == KNOWN["caffe"]
+    assert read(pth, preprocessing="caffe").preprocessing == KNOWN["caffe"]
     published = Digests("397923af" + "0" * 56, "")
     weights, what = import_weights(pth, published)
     assert weights.preprocessing == KNOWN["torchvision"]
@@ -403,7 +403,7 @@ def test_what_python_2_wrote_is_read(tmp_path):
     tensors = as_laid_out(params, "torchvision")
     pickled_so = python2_pickle({name: a.shape for name, a in tensors.items()})
     write_old_pth(tmp_path / "a.pth", tensors, pickled_so)
-    assert equal(read(tmp_path / "a.pth", preprocessing_flag="torchvision").params, params)
+    assert equal(read(tmp_path / "a.pth", preprocessing="torchvision").params, params)
     twice = pickled_so.replace(b"features.0.bias", b"features.2.bias")
     write_old_pth(tmp_path / "b.pth", tensors, twice)
     with pytest.raises(UserError, match="has a name twice"):
@@ -413,7 +413,7 @@ def test_what_python_2_wrote_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"preprocessing_flag": "x"}, "--preprocessing=x is neither of torchvision, caffe, mean_rgb"),
+        ({"preprocessing": "x"}, "--preprocessing=x is neither of torchvision, caffe, mean_rgb"),
         ({"configuration": "E"}, "comes nearest to torchvision's configuration E"),
         ({"configuration": "F"}, "there is no configuration 'F'; there are A, A-LRN"),
         ({"training_scales": "32"}, "must be from the crop, 64, to 4096"),
@@ -424,7 +424,7 @@ def test_what_python_2_wrote_is_read(tmp_path):
 def test_what_is_said_of_a_file_and_cannot_be_is_refused(options, sentence, tmp_path):
     path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
     with pytest.raises(UserError, match=sentence):
-        read(path, **{"preprocessing_flag": "caffe", **options})
+        read(path, **{"preprocessing": "caffe", **options})
 
 
 # Damage of other kinds.
@@ -452,7 +452,7 @@ def test_a_changed_byte_of_a_pth_is_found_by_its_crc(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="storage .* is damaged .*CRC"):
-        read(path, preprocessing_flag="torchvision")
+        read(path, preprocessing="torchvision")
 
 
 @pytest.mark.parametrize("writer", [write_pth, write_old_pth])
@@ -463,21 +463,21 @@ def test_wrong_dtypes_and_sizes_are_refused(writer, tmp_path):
     if writer is write_pth:
         write_pth(tmp_path / "a.pth", wider, pickled(shapes, "DoubleStorage"))
         with pytest.raises(UserError, match=r"features.0.weight is of float64; weights are float32, float16, bfloat16"):
-            read(tmp_path / "a.pth", preprocessing_flag="caffe")
+            read(tmp_path / "a.pth", preprocessing="caffe")
         write_pth(tmp_path / "b.pth", wider)
         with pytest.raises(UserError, match="storage 0 has another size than the pickle says"):
-            read(tmp_path / "b.pth", preprocessing_flag="caffe")
+            read(tmp_path / "b.pth", preprocessing="caffe")
         write_pth(tmp_path / "c.pth", tensors, pickled(shapes | {"classifier.0.weight": (2**15, 2**15)}))
         with pytest.raises(UserError, match=r"classifier.0.weight of shape \[32768, 32768\] cannot be in a file of"):
-            read(tmp_path / "c.pth", preprocessing_flag="caffe")
+            read(tmp_path / "c.pth", preprocessing="caffe")
     else:
         path = writer(tmp_path / "a.pth", tensors)
         path.write_bytes(path.read_bytes()[:-1])
         with pytest.raises(UserError, match=r"it should have [\d,]+ bytes and has [\d,]+"):
-            read(path, preprocessing_flag="caffe")
+            read(path, preprocessing="caffe")
         path.write_bytes(path.read_bytes()[:-2000])
         with pytest.raises(UserError, match=r"cut off|it should have"):
-            read(path, preprocessing_flag="caffe")
+            read(path, preprocessing="caffe")
 
 
 def test_a_safetensors_with_a_huge_header_or_a_gap_is_refused(tmp_path):
@@ -516,14 +516,14 @@ def test_kerass_forms_are_read_and_nothing_else_in_an_h5_is(tmp_path):
     tensors = as_laid_out(params, "Keras")
     for form in ("2016", "later", "model"):
         path = write_h5(tmp_path / f"{form}.h5", tensors, form)
-        assert equal(read(path, preprocessing_flag="caffe").params, params)
+        assert equal(read(path, preprocessing="caffe").params, params)
 
     def refused(change, sentence):
         path = write_h5(tmp_path / "changed.h5", tensors)
         with h5py.File(path, "a") as file:
             change(file)
         with pytest.raises(UserError, match=sentence):
-            read(path, preprocessing_flag="caffe")
+            read(path, preprocessing="caffe")
 
     kernel = "fc2/fc2_W_1:0"
 
@@ -650,7 +650,7 @@ def test_a_prefix_of_all_names_is_recognised_and_said(rename, said, tmp_path):
     params = random_params()
     tensors = as_laid_out(params, "torchvision")
     path = write_pth(tmp_path / "a.pth", {rename(name): array for name, array in tensors.items()})
-    weights, what = import_weights(path, NO_DIGESTS, preprocessing_flag="caffe")
+    weights, what = import_weights(path, NO_DIGESTS, FileHints(preprocessing="caffe"))
     assert equal(weights.params, params)
     assert said in what
 
@@ -665,7 +665,7 @@ def test_a_state_dictionary_within_a_checkpoint_is_recognised_and_said(writer, k
     shapes = {name: array.shape for name, array in tensors.items()}
     body = pickled(shapes, view_metadata=b"N" if writer is write_old_pth else b"")
     path = writer(tmp_path / "a.pth", tensors, nested(body, key))
-    weights, what = import_weights(path, NO_DIGESTS, preprocessing_flag="caffe")
+    weights, what = import_weights(path, NO_DIGESTS, FileHints(preprocessing="caffe"))
     assert equal(weights.params, params)
     assert f"under {key!r}, names without 'module.'" in what
 
@@ -707,7 +707,7 @@ def test_an_npz_of_the_usual_names_is_read(order, tmp_path):
     np.savez(tmp_path / "a.npz", **{k: np.asarray(a, order=order) for k, a in port_to_numpy(random_params()).items()})
     with pytest.raises(UserError, match="say it with --preprocessing=mean_rgb or another"):
         read(tmp_path / "a.npz")
-    weights = read(tmp_path / "a.npz", preprocessing_flag="mean_rgb")
+    weights = read(tmp_path / "a.npz", preprocessing="mean_rgb")
     assert (weights.configuration, weights.crop, weights.num_classes) == ("D", 64, 5)
     assert equal(weights.params, random_params())
 
@@ -741,7 +741,7 @@ def test_an_npz_that_claims_more_than_it_has_is_refused(tmp_path):
     content[content.find(tensors["fc6_W"].tobytes()[:64])] ^= 1
     (tmp_path / "c.npz").write_bytes(content)
     with pytest.raises(UserError, match="Bad CRC-32 for file .fc6_W"):
-        read(tmp_path / "c.npz", preprocessing_flag="mean_rgb")
+        read(tmp_path / "c.npz", preprocessing="mean_rgb")
 
 
 def test_without_h5py_one_is_told_how_to_get_it(tmp_path, monkeypatch):

@@ -166,6 +166,12 @@ def use_cpu() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
+def prefer_cpu() -> None:
+    """Lets JAX compute on the CPU unless the environment says otherwise: a device is not needed, and may be busy."""
+    if "JAX_PLATFORMS" not in os.environ:
+        use_cpu()
+
+
 def no_arguments(arguments: list[str], example: str) -> None:
     """Exits with a sentence if there are words that are not flags; `example` is a flag, as --workdir=runs/vgg16."""
     if arguments:

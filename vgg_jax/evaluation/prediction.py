@@ -165,7 +165,8 @@ def predict(
     readable, sizes, failures = _check_images(paths, largest, exif, console)
     if not readable:
         return [], failures
-    records, predictions = ImageFiles(readable, exif), dict[int, Prediction]()
+    records: Any = ImageFiles(readable, exif)
+    predictions: dict[int, Prediction] = {}
 
     def finished(item: tuple[int, np.ndarray]) -> tuple[int, Prediction | Failure]:
         i, probs_K = item
@@ -220,7 +221,7 @@ class _ScoreMaps:
             self._directory.mkdir(parents=True, exist_ok=True)
         self._variables = heatmaps.on_one_device(trained)
 
-    def draw(self, records: ImageFiles, i: int, name: str, probs_K: np.ndarray) -> str:
+    def draw(self, records: Any, i: int, name: str, probs_K: np.ndarray) -> str:
         """Draws the maps of image i, the predicted probabilities next to them; returns the file, "" for an image too large."""
         image = heatmaps.image_for_map(records, i, self._scale)
         if image is None:
@@ -235,9 +236,8 @@ class _ScoreMaps:
             picture.save(unfinished, "PNG")
         if cams is not None:
             numbers = [index for _, index in classes]
-            arrays = {"classes": np.array(numbers), "score_map": scores[..., numbers], "grad_cam": cams}
             with write_atomically(path.with_suffix(".npz"), _OTHER_MAPS) as unfinished, open(unfinished, "wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, classes=np.array(numbers), score_map=scores[..., numbers], grad_cam=cams)
         return str(path)
 
 
@@ -313,7 +313,7 @@ def _pass_probs(
     trained: TrainedModel,
     compiled: CompiledSteps,
     eval_pass: EvalPass,
-    records: ImageFiles,
+    records: Any,
     sizes: np.ndarray,
     batch_size: int,
 ) -> Iterator[Chunk]:

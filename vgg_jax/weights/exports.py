@@ -1,10 +1,14 @@
-"""Weights out: torchvision's names, a folder for a hub, a portable StableHLO program with the preprocessing."""
+"""Weights out: torchvision's names, Keras's file, ONNX, a folder for a hub, a StableHLO program with the preprocessing."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +21,17 @@ from vgg_jax.models import NO_HEAD, is_vgg
 from vgg_jax.runtime.exceptions import UserError, writing_to
 from vgg_jax.runtime.files import ANOTHER_PLACE, unfinished_path, write_atomically
 from vgg_jax.weights import layouts, preprocessing
-from vgg_jax.weights.file import SUFFIX, Weights, folded_params, folded_variables, make_model, save_weights
+from vgg_jax.weights.file import (
+    EXPORTED_KEY,
+    SUFFIX,
+    Weights,
+    folded_params,
+    folded_variables,
+    make_model,
+    save_weights,
+    write_safetensors,
+)
+from vgg_jax.weights.onnx_file import write_onnx
 from vgg_jax.weights.preprocessing import Preprocessing
 
 KERAS_NETS = {"D": "VGG16", "E": "VGG19"}
@@ -191,3 +205,90 @@ def write_hub_folder(folder: Path, weights: Weights) -> Path:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder / f"model{SUFFIX}"
+
+
+class Export(NamedTuple):
+    """A written file of weights, and how it is used."""
+
+    path: Path
+    usage: tuple[str, ...] = ()  # lines
+
+
+def _own(path: Path, weights: Weights) -> Export:
+    save_weights(path, weights)
+    return Export(path)
+
+
+def _torchvision(path: Path, weights: Weights) -> Export:
+    tensors, expected = to_torchvision(weights)
+    write_safetensors(path, tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})
+    classes = "" if weights.num_classes in (0, 1000) else f"num_classes={weights.num_classes}"
+    # Of a trunk the FC layers stay as they are.
+    strict = "" if weights.num_classes else ", strict=False"
+    loading = f"load_state_dict(safetensors.torch.load_file({str(path)!r}){strict})"
+    usage = (
+        f"torchvision.models.{torchvision_name(weights)}({classes}).{loading}",
+        f"its pixels: torchvision.transforms.Normalize(mean={list(expected.mean)}, std={list(expected.std)})",
+    )
+    return Export(path, usage + _note_of_shape(weights, "torchvision's class"))
+
+
+def _keras(path: Path, weights: Weights) -> Export:
+    expected = write_keras(path, weights)
+    top = f"classes={weights.num_classes}" if weights.num_classes else "include_top=False"
+    name = KERAS_NETS[weights.configuration]
+    usage = (
+        f"keras.applications.{name}(weights=None, {top}).load_weights({str(path)!r})",
+        f"its pixels: blue first, minus {list(expected.mean)}",
+    )
+    return Export(path, usage + _note_of_shape(weights, "that of keras.applications"))
+
+
+def _note_of_shape(weights: Weights, their_class: str) -> tuple[str, ...]:
+    note = f"this model is not of the published width and crop, so {their_class} must be changed to take it"
+    return () if has_published_shape(weights) else (note,)
+
+
+def has_published_shape(weights: Weights) -> bool:
+    """Returns whether the published class of a network, made for crops of 224, takes its parameters."""
+    has_fc6 = "fc6" in weights.params
+    return weights.width_multiplier == 1 and (not has_fc6 or (weights.fc_width, weights.crop // 32) == (4096, 7))
+
+
+def _onnx(path: Path, weights: Weights) -> Export:
+    write_onnx(path, weights)
+    result = f"probabilities [b, {weights.num_classes}]" if weights.num_classes else "features [b, C, h, w]"
+    usage = (
+        f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'images': images}}): uint8 RGB [b, height, width, 3], "
+        f"from {weights.crop} x {weights.crop} up -> {result}"
+    )
+    return Export(path, (usage,))
+
+
+def _stablehlo(path: Path, weights: Weights) -> Export:
+    program = to_stablehlo(weights)
+    with write_atomically(path, ANOTHER_PLACE) as unfinished:
+        unfinished.write_bytes(program)
+    result = f"probabilities [b, {weights.num_classes}]" if weights.num_classes else "features [b, C]"
+    usage = (
+        f"jax.export.deserialize(bytearray(open({str(path)!r}, 'rb').read())).call(images): uint8 RGB [b, {weights.crop}, "
+        f"{weights.crop}, 3] -> {result}, on {', '.join(PLATFORMS)}",
+        "JAX promises to read it for six months; docs/weights.md says more. Keep the weights next to it.",
+    )
+    return Export(path, usage)
+
+
+def _hub_folder(path: Path, weights: Weights) -> Export:
+    file = write_hub_folder(path, weights)
+    return Export(file, (f"upload it with: hf upload OWNER/REPOSITORY {shlex.quote(str(path))}",))
+
+
+# What `vgg-jax convert --to` writes.
+EXPORTS: dict[str, Callable[[Path, Weights], Export]] = {
+    "vgg_jax": _own,
+    "torchvision": _torchvision,
+    "keras": _keras,
+    "onnx": _onnx,
+    "stablehlo": _stablehlo,
+    "hf": _hub_folder,
+}

@@ -35,12 +35,22 @@ class Published(NamedTuple):
     md5: str = ""
 
 
-# torchvision writes the first eight digits of the SHA-256 into the file's name; Keras has MD5 sums in its code. These are the files that
-# `weights.hub` fetches by name, of ResNets those by the paper's recipe.
+# torchvision writes the first eight digits of the SHA-256 into the file's name; Keras has MD5 sums in its code. These are
+# the files that `weights.hub` fetches by name, of ResNets those by the paper's recipe.
 TORCHVISION = (
-    *("vgg11-8a719046", "vgg13-19584684", "vgg16-397923af", "vgg19-dcbb9e9d"),
-    *("vgg11_bn-6002323d", "vgg13_bn-abd245e5", "vgg16_bn-6c64b313", "vgg19_bn-c79401a0"),
-    *("resnet18-f37072fd", "resnet34-b627a593", "resnet50-0676ba61", "resnet101-63fe2227", "resnet152-394f9c45"),
+    "vgg11-8a719046",
+    "vgg13-19584684",
+    "vgg16-397923af",
+    "vgg19-dcbb9e9d",
+    "vgg11_bn-6002323d",
+    "vgg13_bn-abd245e5",
+    "vgg16_bn-6c64b313",
+    "vgg19_bn-c79401a0",
+    "resnet18-f37072fd",
+    "resnet34-b627a593",
+    "resnet50-0676ba61",
+    "resnet101-63fe2227",
+    "resnet152-394f9c45",
 )
 _OTHER_VERSIONS = ("vgg11-bbd30ac9", "vgg13-c768596a", "resnet50-11ad3fa6", "resnet101-cd907fc2", "resnet152-f82ba261")
 PUBLISHED: tuple[tuple[Published, str], ...] = (
@@ -66,24 +76,27 @@ _USUAL = {
 }
 
 
+class FileHints(NamedTuple):
+    """What a person says of a file; "" for what the file tells itself."""
+
+    configuration: str = ""  # that it must be
+    preprocessing: str = ""  # see `preprocessing.parse`
+    training_scales: str = ""  # S in pixels, one number or two with a comma
+    layers: str = ""  # see `identification.mapped`, for a file with names of its own
+
+
+NO_HINTS = FileHints()
+
+
 def import_weights(
-    path: Path,
-    digests: Digests,
-    configuration: str = "",
-    preprocessing_flag: str = "",
-    training_scales: str = "",
-    layers: str = "",
-    config: ModelConfig | None = None,
+    path: Path, digests: Digests, hints: FileHints = NO_HINTS, config: ModelConfig | None = None
 ) -> tuple[Weights, str]:
     """Reads a file of weights of any kind.
 
     Args:
       path: of the file.
       digests: of it.
-      configuration: that it must be; "" for the one that its names and shapes are those of.
-      preprocessing_flag: see `preprocessing.parse`; "" where the file says it or is a published one.
-      training_scales: S in pixels, one number or two with a comma; "" for what is known of it, else 256 at crop 224.
-      layers: see `identification.mapped`, for a file with names of its own; "" for names that are known.
+      hints: for what the file, or its being a published one, does not tell; S is then 256 at crop 224.
       config: of the files next to it on the hub, which must not contradict it.
 
     Returns:
@@ -94,14 +107,14 @@ def import_weights(
     """
     with containers.open_tensors(path) as contents:
         if KEY in contents.metadata:
-            return _import_own(path, contents, bool(configuration or preprocessing_flag), training_scales)
-        if layers:
-            contents = contents._replace(tensors=mapped(contents.tensors, layers))
-        model = identify(contents.tensors, configuration)
-        layout, size = _MAPPED if layers else model.framework, model.size
+            return _import_own(path, contents, hints)
+        if hints.layers:
+            contents = contents._replace(tensors=mapped(contents.tensors, hints.layers))
+        model = identify(contents.tensors, hints.configuration)
+        layout, size = _MAPPED if hints.layers else model.framework, model.size
         origin, known = _provenance(contents, layout, digests)
         crop = _crop(model, config)
-        name, expected = _expected(path, contents, preprocessing_flag, known, layout, config)
+        name, expected = _expected(path, contents, hints.preprocessing, known, layout, config)
         model_state = layouts.to_variables(lambda tensor: containers.read_array(contents, tensor), model)
     params = model_state.pop("params")
     weights = Weights(
@@ -110,7 +123,7 @@ def import_weights(
         width_multiplier=size.width_multiplier,
         fc_width=size.fc_width,
         crop=crop,
-        training_scales=_imported_scales(training_scales, known, model.configuration, crop, config),
+        training_scales=_imported_scales(hints.training_scales, known, model.configuration, crop, config),
         preprocessing=expected,
         class_names=list(imagenet_classes.titles()) if known and size.num_classes == 1000 else None,
         class_titles=None,
@@ -127,15 +140,15 @@ def import_weights(
     return _with_labels(weights, config), said
 
 
-def _import_own(path: Path, contents: TensorFile, is_told: bool, training_scales: str) -> tuple[Weights, str]:
-    """Reads this project's own file, as `import_weights`; `is_told`: a flag says what the file says itself."""
-    if is_told:
+def _import_own(path: Path, contents: TensorFile, hints: FileHints) -> tuple[Weights, str]:
+    """Reads this project's own file, as `import_weights`."""
+    if hints.configuration or hints.preprocessing:
         raise UserError(
             f"{path} says itself what it is, so --configuration and --preprocessing are not for it; leave them out."
         )
     weights = load_own(contents)
-    if training_scales:
-        weights = weights._replace(training_scales=_scales(training_scales, weights.crop))
+    if hints.training_scales:
+        weights = weights._replace(training_scales=_scales(hints.training_scales, weights.crop))
     return weights, f"this project's own, configuration {weights.configuration}; {weights.source}"
 
 
@@ -189,7 +202,7 @@ def with_class_names(weights: Weights, listing: str, source: str) -> Weights:
       weights: any.
       listing: one name a line, in the order of the classes; where every line begins with a WNID (n01440764 tench), that
         is the name, by which data sets know a class, and the rest is what a person reads.
-      place: where the listing came from, for the message.
+      source: where the listing came from, for the message.
 
     Raises:
       UserError: another number of names, or one of them twice.
