@@ -12,7 +12,7 @@ Starts PROCESSES processes of `python -m vgg_jax.main ARGUMENTS` on this machine
 
   -n PROCESSES               how many
   --devices-per-process D    GPUs of each, or virtual devices of the CPU; default 1
-  --module M                 another module in place of vgg_jax.main: vgg_jax.commands.evaluate
+  --module M                 another module in place of vgg_jax.main, with its first words: "vgg_jax evaluate"
   --dry-run                  print the commands and start nothing
   --help                     this text
 
@@ -67,11 +67,12 @@ fi
 command_of() {
   local first=$(($1 * devices)) ids
   ids=$(seq -s, "$first" $((first + devices - 1)))
-  command=(env "JAX_NUM_CPU_DEVICES=$devices" "JAX_LOCAL_DEVICE_IDS=$ids" "$python" -m "$module"
+  command=(env "JAX_NUM_CPU_DEVICES=$devices" "JAX_LOCAL_DEVICE_IDS=$ids" "$python" -m "${words[@]}"
     "--coordinator_address=localhost:$port" "--num_processes=$processes" "--process_id=$1" "${arguments[@]}")
 }
 
 arguments=("$@")
+read -ra words <<<"$module"
 if [[ -n $dry_run ]]; then
   for ((i = 0; i < processes; i++)); do
     command_of "$i"

@@ -14,7 +14,6 @@ from PIL import Image, ImageOps
 from tests.command import run_command
 from tests.random_weights import some_weights
 from vgg_jax import features
-from vgg_jax.commands.transfer import paper_name
 from vgg_jax.data import sources
 from vgg_jax.data.crops import rescaled
 from vgg_jax.data.decode import decode
@@ -22,16 +21,18 @@ from vgg_jax.data.orientation import read_image
 from vgg_jax.models import describe, make_network
 from vgg_jax.models.description import last_features
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.transfer import datasets, linear_probe
-from vgg_jax.transfer.descriptors import descriptors, normalized
-from vgg_jax.transfer.linear_svm import (
+from vgg_jax.transfer import datasets
+from vgg_jax.transfer.classifiers import (
     average_precision,
     caltech_splits,
+    fitted_logistic,
     fitted_svm,
     multi_label,
     need_scikit_learn,
     single_label,
 )
+from vgg_jax.transfer.descriptors import descriptors, normalized
+from vgg_jax.transfer.study import paper_name
 from vgg_jax.weights.file import save_weights
 
 SIZES = ((90, 70), (70, 90), (64, 64), (150, 70), (70, 230), (75, 75), (120, 80))
@@ -239,12 +240,12 @@ def test_the_descriptor_that_tells_classes_apart_is_chosen_and_recall_is_by_clas
     labels = np.repeat(np.arange(3), (60, 40, 20))
     good = normalized(np.eye(3)[labels] + 0.1 * rng.normal(size=(120, 3)))
     noise = normalized(rng.normal(size=(120, 3)))
-    ((train, test),) = caltech_splits(labels, "abc", 12, 50, 1, 0)
-    outcome = single_label({"noise": noise, "good": good}, labels, train, test, 0, fitted_svm)
+    (split,) = caltech_splits(labels, "abc", 12, 50, 1, 0)
+    outcome = single_label({"noise": noise, "good": good}, labels, split, 0, fitted_svm)
     assert outcome.descriptor == "good"
     assert outcome.score == pytest.approx(outcome.by_class.mean())
     assert outcome.score > 0.95
-    chance = single_label({"noise": noise}, labels, train, test, 0, fitted_svm).score
+    chance = single_label({"noise": noise}, labels, split, 0, fitted_svm).score
     assert 0.1 < chance < 0.6
 
 
@@ -259,7 +260,7 @@ def noisy_problem(images, num_features, classes):
 
 def test_the_same_descriptors_give_the_same_machines():
     features_, labels = noisy_problem(160, 400, 4)
-    ((train, test),) = caltech_splits(labels, "abcd", 20, 50, 1, 0)
+    (split,) = caltech_splits(labels, "abcd", 20, 50, 1, 0)
     machines = []
 
     def fit(*arguments):
@@ -269,7 +270,7 @@ def test_the_same_descriptors_give_the_same_machines():
     runs = []
     for _ in range(4):
         machines.clear()
-        outcome = single_label({"x": features_}, labels, train, test, 0, fit)
+        outcome = single_label({"x": features_}, labels, split, 0, fit)
         runs.append((outcome.score, outcome.c, sorted((one.C, one.coef_.tobytes()) for one in machines)))
     assert runs == runs[:1] * 4
 
@@ -290,7 +291,7 @@ def test_support_vector_machines_reach_the_least_objective(num_features):
 
 
 def test_machines_that_do_not_converge_say_so(monkeypatch, capsys):
-    monkeypatch.setattr("vgg_jax.transfer.linear_svm._MAX_ITERATIONS", 2)
+    monkeypatch.setattr("vgg_jax.transfer.classifiers._MAX_ITERATIONS", 2)
     fitted_svm(*noisy_problem(60, 20, 2), 100.0)
     assert "C = 100: stopped after 2 iterations" in capsys.readouterr().out
 
@@ -303,14 +304,14 @@ def test_average_precision_is_the_interpolated_one():
     assert average_precision(scores, is_true, points=11) == pytest.approx((4 * 1 + 7 * 3 / 4) / 11)
 
 
-@pytest.mark.parametrize("fit", [fitted_svm, linear_probe.fit])
+@pytest.mark.parametrize("fit", [fitted_svm, fitted_logistic])
 def test_several_labels_and_those_that_do_not_count(fit):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((200, 3)) < 0.4, 1, -1)
     features_ = labels + 0.3 * rng.normal(size=labels.shape)
     features_[150:, 1] *= -1  # wrong, but hard to say
     labels[150:, 1] = 0
-    outcome = multi_label({"x": normalized(features_)}, labels, np.arange(100), np.arange(100, 200), 0, fit)
+    outcome = multi_label({"x": normalized(features_)}, labels, (np.arange(100), np.arange(100, 200)), 0, fit)
     assert outcome.score > 0.9
     assert outcome.by_class.shape == (3,)
 
@@ -322,7 +323,7 @@ def test_logistic_regression_by_optax_is_scikit_learns(classes, c):
     rng = np.random.default_rng(classes)
     labels = rng.integers(0, classes, 90) * 2 + 5
     features_ = normalized(np.eye(10)[labels] + 0.5 * rng.normal(size=(90, 10))).astype(np.float32)
-    found = linear_probe.fit(features_, labels, c)
+    found = fitted_logistic(features_, labels, c)
     wanted = linear_model.LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(features_, labels)
     logits = wanted.decision_function(features_)
     np.testing.assert_allclose(found.decision_function(features_), logits, atol=0.01 * np.abs(logits).max())
@@ -423,7 +424,7 @@ def test_a_class_without_positives_is_not_in_the_mean():
     labels = np.where(rng.random((80, 3)) < 0.4, 1, -1)
     labels[40:, 1] = -1
     features_ = {"x": normalized(labels + 0.5 * rng.normal(size=labels.shape))}
-    outcome = multi_label(features_, labels, np.arange(40), np.arange(40, 80), 0, fitted_svm)
+    outcome = multi_label(features_, labels, (np.arange(40), np.arange(40, 80)), 0, fitted_svm)
     assert np.isnan(outcome.by_class).tolist() == [False, True, False]
     assert outcome.score == pytest.approx((outcome.by_class[0] + outcome.by_class[2]) / 2)
 

@@ -67,7 +67,7 @@ def compile_step(step: Callable, *shapes: Any, donate: bool = False, out_shardin
 
 
 def _device(shapes: Any) -> jax.Device:
-    """Returns one of the devices of the arguments, not always of this process (`vgg_jax.commands.compile_check`)."""
+    """Returns one of the devices of the arguments, not always of this process (`vgg-jax compile-check`)."""
     shardings = (leaf.sharding for leaf in jax.tree.leaves(shapes))
     devices = next((sharding.device_set for sharding in shardings if sharding is not None), None)
     return next(iter(devices)) if devices else jax.devices()[0]

@@ -1,1 +1,1 @@
-"""What the TPU compiler says of a program, on a machine without a TPU; `vgg_jax.commands.compile_check` is its command line."""
+"""What the TPU compiler says of a program, on a machine without a TPU; `vgg-jax compile-check` is its command line."""

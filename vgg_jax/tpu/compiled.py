@@ -80,7 +80,7 @@ def compile_train(config: ConfigDict, topology: Slice, devices: list[jax.Device]
 
 
 def compile_dense(config: ConfigDict, topology: Slice, devices: list[jax.Device]) -> CompileResult:
-    """Compiles dense evaluation as `vgg_jax.commands.evaluate` does, at its batch size and for the shape of `dense_shape`."""
+    """Compiles dense evaluation as `vgg-jax evaluate` does, at its batch size and for the shape of `dense_shape`."""
     mesh = make_mesh(devices=devices)
     model, whole, split = make_model(config), replicated(mesh), batch_sharding(mesh)
     variables = jax.tree.map(
@@ -99,7 +99,7 @@ def compile_dense(config: ConfigDict, topology: Slice, devices: list[jax.Device]
 def dense_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
     """Returns (images, rows, columns) that `compile_dense` compiles: Q = S, and photographs of 3 : 2.
 
-    As many images as `vgg_jax.commands.evaluate` takes by default, pixels of 64 crops a device, mirror images among them.
+    As many images as `vgg-jax evaluate` takes by default, pixels of 64 crops a device, mirror images among them.
     """
     q = config_lib.eval_scale(config)
     columns = q * 3 // 2

@@ -1,4 +1,4 @@
-"""What `vgg_jax.commands.compile_check` does and prints, read top to bottom."""
+"""What `vgg-jax compile-check` does and prints, read top to bottom."""
 
 from __future__ import annotations
 
