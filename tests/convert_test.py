@@ -18,6 +18,7 @@ from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.training.transplant import read_donor, start_from
+from vgg_jax.weights.conversion import ConvertRequest, convert
 from vgg_jax.weights.exports import has_published_shape, to_stablehlo
 from vgg_jax.weights.file import folded_params, load_weights, make_model, save_weights
 
@@ -263,3 +264,14 @@ def test_activations_are_normalised_over_a_directory(images, tmp_path):
         "convert", source, tmp_path / "x.safetensors", f"--normalize_activations={tmp_path / 'none'}"
     )
     assert (status, "there are no images; name a directory of some" in err) == (2, True)
+
+
+def test_the_classes_of_imagenet_have_a_name(tmp_path):
+    source, dest = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_weights(source, some_weights(class_names=None))
+    request = ConvertRequest(source=str(source), dest=str(dest), num_classes=1000, class_names="imagenet")
+    convert(request, say=lambda _: None)
+    weights = load_weights(dest)
+    assert weights.class_names is not None
+    assert weights.class_titles is not None
+    assert (weights.class_names[208], weights.class_titles[208]) == ("n02099712", "Labrador retriever")

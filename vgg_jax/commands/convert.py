@@ -46,8 +46,8 @@ flags.DEFINE_string("sha256", "", "What the SHA-256 of SOURCE must be, or at lea
 flags.DEFINE_string(
     "class_names",
     "",
-    "A file with the names of the classes, one a line, in the model's order; or with lines as `n01440764 tench`. Default: "
-    "as known of SOURCE.",
+    "A file with the names of the classes, one a line, in the model's order; or with lines as `n01440764 tench`; or "
+    "imagenet: its 1,000 classes. Default: as known of SOURCE.",
 )
 flags.DEFINE_string(
     "training_scales",

@@ -68,7 +68,10 @@ def study(request: TransferRequest) -> list[Outcome]:
     _check_data(request, is_voc)
     backbones = [features.load(source, request.dtype) for source in request.weights]
     data, splits = _data(request, is_voc)
-    print(f"{Path(request.data_root).expanduser()}: {len(data.labels):,} images, {len(data.class_names)} classes", flush=True)
+    print(
+        f"{Path(request.data_root).expanduser()}: {len(data.labels):,} images, {len(data.class_names)} classes",
+        flush=True,
+    )
     candidates = _candidates(request, backbones, data.images, is_averaged=is_voc)
     evaluate = (
         functools.partial(classifiers.multi_label, points=data.recall_points) if is_voc else classifiers.single_label

@@ -18,7 +18,7 @@ from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.runtime.compilation import check_devices
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.weights import containers, hub, imports
+from vgg_jax.weights import containers, hub, imagenet_classes, imports
 from vgg_jax.weights.exports import EXPORTS
 from vgg_jax.weights.file import Weights, is_own
 from vgg_jax.weights.model_config import ModelConfig
@@ -36,7 +36,7 @@ class ConvertRequest(NamedTuple):
     training_scales: str = ""
     layers: str = ""
     sha256: str = ""  # of the source, at least its first eight digits; "" for any
-    class_names: str = ""  # a file, see `imports.with_class_names`
+    class_names: str = ""  # a file, see `imports.with_class_names`, or imagenet
     num_classes: int = 0  # of a new, random head; 0 keeps the head
     seed: int = 0  # of the new head
     normalize_activations: str = ""  # a directory of images over which each channel's mean activation becomes 1
@@ -165,6 +165,9 @@ def _with_normalized_activations(weights: Weights, directory: Path) -> Weights:
 
 
 def _listing(file: str) -> str:
+    """Returns the text of a file of class names, or of ImageNet's for "imagenet" where no such file is there."""
+    if file == "imagenet" and not Path(file).exists():
+        return imagenet_classes.listing()
     try:
         return Path(file).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
