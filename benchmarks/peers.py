@@ -119,10 +119,10 @@ def torchs(row, kind):
     """Returns the function of no arguments that takes torch's step."""
     import torch
 
-    from vgg_jax.models import describe
+    from vgg_jax.models import NetworkSpec
 
     torch.set_num_threads(multiprocessing.cpu_count())
-    net = torch_network(torch, describe(row.configuration, row.crop), row)
+    net = torch_network(torch, NetworkSpec(row.configuration).layers(row.crop), row)
     memory_format = torch.contiguous_format if kind == "eager" else torch.channels_last
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = net.to(device, memory_format=memory_format).train(row.trains)
@@ -184,10 +184,10 @@ def torchs_evaluation(row, count):
     from PIL import Image
 
     from vgg_jax.data.crops import rescaled_size
-    from vgg_jax.models import describe
+    from vgg_jax.models import NetworkSpec
 
     torch.set_num_threads(multiprocessing.cpu_count())
-    net = torch_network(torch, describe(row.configuration, row.crop), row, is_dense=True).eval()
+    net = torch_network(torch, NetworkSpec(row.configuration).layers(row.crop), row, is_dense=True).eval()
     encoded = [file.read_bytes() for file in sorted((pictures() / "val").rglob("*.jpg"))[:count]]
 
     def evaluate():

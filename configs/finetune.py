@@ -3,7 +3,7 @@
     python -m vgg_jax.main --config=configs/finetune.py:D --config.init_from=vgg16.safetensors \\
       --config.data.root=/path/to/folder --config.model.num_classes=5
 
-The argument is the configuration of the model that `init_from` names: a run's workdir, one of its checkpoints, or a weights
+The argument is the network of the model that `init_from` names (D, D-BN-GAP, vgg16_bn, resnet50): a run's workdir, one of its checkpoints, or a weights
 file. Its layers are taken over but for a head of other classes. The folder is laid out <split>/<class>/<image>.
 
     --config.optimizer.lr_factors='conv1_*=0,conv2_*=0,conv*=0.1,classifier=10'   # the first two blocks frozen, the others slow
@@ -18,17 +18,20 @@ Ours: top-1 error 73.1 % on the Caltech-101 subset (30 training images a class) 
 the width that was trained on the Imagenette subset at crop 64; two shared CPU cores.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from vgg_jax.config import default_config
-from vgg_jax.models import paper_crop
+from vgg_jax.models import NetworkSpec
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     config = default_config()
     config.start_required = True
-    config.model.configuration = argument or "D"
-    config.image.crop = paper_crop(config.model.configuration)
+    network = NetworkSpec.parse(argument or "D")
+    config.model.update(dataclasses.asdict(network))
+    config.image.crop = network.paper_crop
     if config.image.crop < 224:  # CIFAR's networks see whole images
         config.image.scale_min = config.image.scale_max = config.image.crop
     config.data.name = "folder"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.first_steps import STATISTICS, one_batch, some_steps
 from tests.networks import init, shapes_of, small
-from vgg_jax.models import describe, make_network
+from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.description import lengths, macs, total_stride
 from vgg_jax.models.summary import layer_rows, summary
 from vgg_jax.runtime.sharding import make_mesh
@@ -57,15 +57,15 @@ BN, GAP = {"batch_norm": True}, {"head": "gap"}
     ],
 )
 def test_parameters_are_the_published_number(configuration, description, crop, classes, parameters):
-    shapes = shapes_of(make_network(configuration, crop, description, num_classes=classes))
+    shapes = shapes_of(make_network(NetworkSpec(configuration, **description), crop, num_classes=classes))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == parameters
 
 
 # He et al. 2015, Table 1: 10^9 multiply-adds at 224, stride in the first 1x1 of a bottleneck.
 @pytest.mark.parametrize(("depth", "giga"), [(18, 1.8), (34, 3.6), (50, 3.8), (101, 7.6), (152, 11.3)])
 def test_multiply_adds_are_the_papers(depth, giga):
-    layers = describe(f"ResNet-{depth}", bottleneck_stride="1x1")
-    params = shapes_of(make_network(f"ResNet-{depth}", description={"bottleneck_stride": "1x1"}))
+    layers = NetworkSpec(f"ResNet-{depth}", bottleneck_stride="1x1").layers()
+    params = shapes_of(make_network(NetworkSpec(f"ResNet-{depth}", bottleneck_stride="1x1")))
     kernels = {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer}
     assert macs(layers, 224, 224, kernels) / 1e9 == pytest.approx(giga, abs=0.07)
     assert total_stride(layers) == 32
@@ -73,7 +73,7 @@ def test_multiply_adds_are_the_papers(depth, giga):
 
 def test_googlenet_shrinks_as_its_table_says_and_has_22_layers():
     """Szegedy et al. 2014, Table 1: 112, 56, 28, 14, 7; the longest way has 22 layers with parameters."""
-    model = make_network("GoogLeNet", description={"auxiliary": True})
+    model = make_network(NetworkSpec("GoogLeNet", auxiliary=True))
     sides = lengths(model.layers, 224)
     assert [sides[name] for name in ("conv1", "pool1", "pool2", "pool3", "pool4", "fc")] == [112, 56, 28, 14, 7, 7]
     assert (sides["aux1_pool"], sides["aux2_pool"]) == (4, 4)
@@ -83,7 +83,8 @@ def test_googlenet_shrinks_as_its_table_says_and_has_22_layers():
 def test_shortcut_c_projects_in_every_block():
     def projections(shortcut):
         return sum(
-            layer.name.endswith("s") and layer.kind == "conv" for layer in describe("ResNet-34", 224, shortcut=shortcut)
+            layer.name.endswith("s") and layer.kind == "conv"
+            for layer in NetworkSpec("ResNet-34", shortcut=shortcut).layers()
         )
 
     assert (projections("A"), projections("B"), projections("C")) == (0, 3, 16)

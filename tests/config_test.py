@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import KEYS, default_config, eval_scale, flatten, lr_factors, lr_factors_text, network_name
+from vgg_jax.config import KEYS, default_config, eval_scale, flatten, lr_factors, lr_factors_text
+from vgg_jax.models import NetworkSpec
 from vgg_jax.reproduction.stages import split_config
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.schedules import SCHEDULES, Plateau, learning_rate
@@ -340,7 +341,7 @@ def test_configurations_of_other_networks(file, argument, name):
     get_config = importlib.import_module(f"configs.{file}").get_config
     config = get_config(argument) if argument else get_config()
     validate(config, num_devices=1)
-    assert network_name(config) == name
+    assert NetworkSpec.from_config(config).name == name
     if file == "resnet_cifar":  # He et al. 2015, §4.2, in iterations
         rates = [
             learning_rate(config, step, 50_000 / 128, Plateau()) for step in (1000, 31_999, 32_000, 48_000, 63_999)

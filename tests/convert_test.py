@@ -16,6 +16,7 @@ from vgg_jax import features
 from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
+from vgg_jax.models import NetworkSpec
 from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.training.transplant import read_donor, start_from
 from vgg_jax.weights.conversion import ConvertRequest, convert
@@ -150,7 +151,10 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
 )
 def test_networks_that_published_classes_do_not_take_are_known(description, changes, is_said):
     params = {"conv1_1": {}} | ({} if description.get("head") else {"fc6": {}})
-    assert has_published_shape(some_weights(description=description, **changes)._replace(params=params)) != is_said
+    assert (
+        has_published_shape(some_weights(network=NetworkSpec("D", **description), **changes)._replace(params=params))
+        != is_said
+    )
 
 
 def test_a_program_and_a_new_head_from_the_command_line(tmp_path):
@@ -165,7 +169,7 @@ def test_a_program_and_a_new_head_from_the_command_line(tmp_path):
     assert program.call(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 7)
     weights = some_weights("A")
     trunk = {name: leaves for name, leaves in weights.params.items() if name.startswith("conv")}
-    weights = weights._replace(params=trunk, description={"head": "none"}, class_names=None)
+    weights = weights._replace(params=trunk, network=weights.network.without_head(), class_names=None)
     features = jax.export.deserialize(bytearray(to_stablehlo(weights))).call(np.full((2, 64, 64, 3), 9, np.uint8))
     assert features.shape == (2, 32)
     assert np.abs(features.sum(1) - 1).min() > 0.01  # they are no probabilities

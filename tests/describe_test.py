@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.command import help_of, run_command
-from vgg_jax.models import make_network
+from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.summary import layer_rows, summary
 
 
@@ -35,7 +35,7 @@ def run(*arguments):
     ],
 )
 def test_figures_are_those_that_others_publish(configuration, description, giga, field):
-    rows = layer_rows(make_network(configuration, description=description))
+    rows = layer_rows(make_network(NetworkSpec(configuration, **description)))
     figures = summary(rows)
     assert figures["macs"] / 1e9 == pytest.approx(giga, abs=0.006)
     assert field is None or figures["receptive_field"] == field

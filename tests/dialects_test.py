@@ -130,7 +130,7 @@ def test_a_resnet_without_a_head_of_one_layer_is_a_trunk(form, net, plain, tmp_p
         ).state_dict()  # fmt: skip
     weights, what = read(tmp_path / "a.pth", change(state))
     assert said in what
-    assert (weights.configuration, weights.num_classes, weights.description) == ("ResNet-18", 0, {"head": "none"})
+    assert (weights.configuration, weights.num_classes, weights.network.to_json()) == ("ResNet-18", 0, {"head": "none"})
     same(weights, plain, plain.params.keys() - {"fc"})
     if form == "no head":  # it gives the means of its last map
         head, net.fc = net.fc, torch.nn.Identity()

@@ -74,7 +74,8 @@ def test_edges_are_those_of_side_outputs_enlarged_and_fused(tmp_path):
     weights = some_weights("D")
     trunk = {name: leaves for name, leaves in weights.params.items() if name.startswith("conv")}
     save_weights(
-        tmp_path / "trunk.safetensors", weights._replace(params=trunk, description={"head": "none"}, class_names=None)
+        tmp_path / "trunk.safetensors",
+        weights._replace(params=trunk, network=weights.network.without_head(), class_names=None),
     )
     render(0)[0].resize((70, 50)).save(tmp_path / "image.png")
     biases, fuse = [0.1, -0.2, 0.3, -0.4, 0.5], [1.0, 2.0, 3.0, 4.0, 5.0]

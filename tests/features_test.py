@@ -11,7 +11,7 @@ from tests.networks import small
 from tests.random_weights import ODD, some_weights
 from tests.weights_files import write_pth
 from vgg_jax import features
-from vgg_jax.models import describe
+from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import endpoint_names
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import make_model, save_weights
@@ -36,7 +36,7 @@ def test_activations_are_the_nets_on_its_own_input(backbone):
     weights = some_weights()
     images = pixels(2, 66, 97)
     x = (images[..., ::-1] * ODD.scale / 255 - np.array(ODD.mean)) / np.array(ODD.std)
-    names = [name for name in endpoint_names(describe("D")) if name != "images"]
+    names = [name for name in endpoint_names(NetworkSpec("D").layers()) if name != "images"]
     _, wanted = make_model(weights).apply({"params": weights.params}, jnp.asarray(x, jnp.float32), endpoints=names)
     found = features.activations(backbone, images, names)
     assert list(found) == names

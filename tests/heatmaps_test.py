@@ -9,7 +9,7 @@ from vgg_jax import features
 from vgg_jax.config import default_config
 from vgg_jax.evaluation import heatmaps
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.models import describe
+from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import first_center
 from vgg_jax.training.augment import ColorStatistics, normalize
 
@@ -19,7 +19,9 @@ def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
     scores = np.zeros((3, 6, 2), np.float32)
     scores[1, 4, 1] = 5  # of crop 64: rows 32 to 96, columns 128 to 192, so its centre is (64, 160)
     canvas = np.asarray(
-        heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("x", 0), ("y", 1)], ["a", "b"], describe("A", 64))
+        heatmaps.draw(
+            image, scores, np.array([0.25, 0.75]), [("x", 0), ("y", 1)], ["a", "b"], NetworkSpec("A").layers(64)
+        )
     )
     width, height = 320 * 224 // 128, 320
     panels = [canvas[12 : 12 + height, 12 + i * (width + 12) :][:, :width].astype(int) for i in range(3)]
@@ -36,13 +38,13 @@ def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
 )
 def test_the_first_cells_place_is_the_middle_of_what_it_sees(network, crop, first):
     """Expected are sums of strides times half a kernel less the padding, by hand."""
-    assert first_center(describe(network, crop)) == first
+    assert first_center(NetworkSpec(network).layers(crop)) == first
 
 
 def test_a_hot_place_of_grad_cam_is_drawn_at_its_cell():
     image, cams = np.full((128, 224, 3), 100, np.uint8), np.zeros((8, 14, 1), np.float32)
     cams[3, 9] = 0.2  # of stride 16: its centre is (56, 152)
-    scores, layers = np.zeros((3, 6, 2), np.float32), describe("A", 64)
+    scores, layers = np.zeros((3, 6, 2), np.float32), NetworkSpec("A").layers(64)
     picture = heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("y", 1)], ["a", "b"], layers, cams)
     panel = np.asarray(picture)[12:332, 12 + 2 * 572 :][:, :560].astype(int)
     redness = panel[..., 0] - panel[..., 2]
@@ -55,7 +57,9 @@ def test_grad_cam_and_score_map_of_a_resnet_are_drawn_by_the_same_centres():
     image, cams = np.full((128, 224, 3), 100, np.uint8), np.zeros((4, 7, 1), np.float32)
     cams[1, 4] = 0.2
     scores = np.concatenate([np.zeros_like(cams), cams], -1)
-    picture = heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("y", 1)], ["a", "b"], describe("ResNet-18"), cams)
+    picture = heatmaps.draw(
+        image, scores, np.array([0.25, 0.75]), [("y", 1)], ["a", "b"], NetworkSpec("ResNet-18").layers(), cams
+    )
     panels = [np.asarray(picture)[12:332, 12 + i * 572 :][:, :560].astype(int) for i in (1, 2)]
     for panel in panels:
         redness = panel[..., 0] - panel[..., 2]
@@ -68,7 +72,7 @@ def test_a_long_title_ends_before_the_next_panel():
     names = ["great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"] * 2
     arguments = (image, scores, np.array([0.25, 0.75]), [("true", 0), ("predicted", 1)])
     of_long, of_short = (
-        np.asarray(heatmaps.draw(*arguments, titles, describe("A", 64))) for titles in (names, ["", ""])
+        np.asarray(heatmaps.draw(*arguments, titles, NetworkSpec("A").layers(64))) for titles in (names, ["", ""])
     )
     assert of_long.shape == of_short.shape
     columns = np.nonzero((of_long != of_short).any((0, 2)))[0]

@@ -13,7 +13,7 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from vgg_jax.models import make_network
+from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers, layouts
@@ -39,7 +39,7 @@ def where(shape):
 def coded(layout, configuration="D", size=NARROW):
     """Another framework's tensors, written with loops over its own indices: every number tells (h, w, C, F)."""
     tensors = {}
-    table = {(target.layer, target.leaf): name for name, target in targets(layout, configuration, {}).items()}
+    table = {(target.layer, target.leaf): name for name, target in targets(layout, NetworkSpec(configuration)).items()}
     for layer, (h, w, c, f) in kernel_shapes(configuration, size).items():
         ours = where((h, w, c, f))
         matrix = layer.startswith("fc") and not (layout == "timm" and layer != "fc8")
@@ -72,7 +72,7 @@ def net_in(path):
     with containers.open_tensors(path) as contents:
         model = identify(contents.tensors)
         params = to_variables(lambda name: containers.read_array(contents, name), model)["params"]
-        return model.framework, model.configuration, params
+        return model.framework, model.network.name, params
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "Keras", "Caffe"])
@@ -122,7 +122,7 @@ def test_names_are_torchvisions_and_the_configuration_is_found(configuration):
     stems = [f"features.{i}" for i in TORCHVISION[configuration]] + [f"classifier.{i}" for i in (0, 3, 6)]
     assert list(tensors) == [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")]
     found = identify({name: Tensor(a.shape, "float32", lambda: None) for name, a in tensors.items()})
-    assert found == ("torchvision", configuration, {}, NARROW)
+    assert found == ("torchvision", NetworkSpec(configuration), NARROW)
 
 
 @pytest.mark.parametrize("configuration", TABLE_1)
@@ -132,9 +132,9 @@ def test_the_size_is_found_from_shapes_alone(configuration, size):
     for layer, shape in kernel_shapes(configuration, size).items():
         tensors[f"{layer}/kernel"] = Tensor(shape, "float32", lambda: None)
         tensors[f"{layer}/bias"] = Tensor(shape[3:], "float32", lambda: None)
-    layout, found, _, guessed = identify(tensors, configuration)
-    assert (layout, found) == ("vgg_jax", configuration)
-    assert kernel_shapes(found, guessed) == kernel_shapes(configuration, size)
+    layout, found, guessed = identify(tensors, configuration)
+    assert (layout, found) == ("vgg_jax", NetworkSpec(configuration))
+    assert kernel_shapes(found.configuration, guessed) == kernel_shapes(configuration, size)
     assert crop_of(guessed) == 32 * size.side
 
 
@@ -152,14 +152,15 @@ def test_shapes_are_those_of_the_model():
 def test_a_net_whose_names_are_those_of_several_is_what_was_said(tmp_path):
     path = write_caffemodel(tmp_path / "a.caffemodel", as_laid_out(random_params("A"), "Caffe", "A"))
     with containers.open_tensors(path) as contents:
-        assert identify(contents.tensors)[1] == "A"
-        assert identify(contents.tensors, "A-LRN")[1] == "A-LRN"
+        assert identify(contents.tensors).network.name == "A"
+        assert identify(contents.tensors, "A-LRN").network.name == "A-LRN"
+        assert identify(contents.tensors, "vgg11").network.name == "A"
         with pytest.raises(WeightsError, match="nearest to Caffe's configuration B"):
             identify(contents.tensors, "B")
     # C and D have the same names; the 1x1 kernels tell them apart.
     path = write_caffemodel(tmp_path / "c.caffemodel", as_laid_out(random_params("C"), "Caffe", "C"))
     with containers.open_tensors(path) as contents:
-        assert identify(contents.tensors)[1] == "C"
+        assert identify(contents.tensors).network.name == "C"
         with pytest.raises(WeightsError, match=r"conv3_3/0 is \[16, 16, 1, 1\] and should be \[16, 16, 3, 3\]"):
             identify(contents.tensors, "D")
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.models import make_network
+from vgg_jax.models import NetworkSpec, make_network
 
 # Paper Table 2: parameters with 1000 classes, weight layers, GMAC at 224.
 PUBLISHED = {
@@ -41,9 +41,8 @@ def init(model):
 def small(configuration, crop=64, description=None, width_multiplier=1 / 16, **options):
     """A narrow model with random biases and statistics as well, so that borders and padding matter."""
     model = make_network(
-        configuration,
+        NetworkSpec(configuration, **(description or {})),
         crop,
-        description,
         num_classes=5,
         width_multiplier=width_multiplier,
         fc_width=24,

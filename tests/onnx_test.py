@@ -9,6 +9,7 @@ import pytest
 from tests.command import run_command
 from tests.networks import small
 from tests.random_weights import ODD, some_weights
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import onnx_file
 from vgg_jax.weights.file import Weights, folded_variables, make_model, save_weights
@@ -26,7 +27,19 @@ def described(configuration, description):
     _, variables = small(configuration, crop, description)
     variables = jax.tree.map(np.asarray, dict(variables))
     params = variables.pop("params")
-    return Weights(params, configuration, 1 / 16, 24, crop, (73, 73), ODD, None, None, "random", description, variables)
+    return Weights(
+        params,
+        NetworkSpec(configuration, **description),
+        1 / 16,
+        24,
+        crop,
+        (73, 73),
+        ODD,
+        None,
+        None,
+        "random",
+        variables,
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +71,7 @@ def test_probabilities_are_the_models(configuration, description, tmp_path):
 def test_a_trunk_gives_its_last_map(tmp_path):
     weights = some_weights("D")
     trunk = {name: leaves for name, leaves in weights.params.items() if name.startswith("conv")}
-    weights = weights._replace(params=trunk, description={"head": "none"}, class_names=None)
+    weights = weights._replace(params=trunk, network=weights.network.without_head(), class_names=None)
     save_weights(tmp_path / "trunk.safetensors", weights)
     status, out, err = run_command("convert", tmp_path / "trunk.safetensors", tmp_path / "trunk.onnx", "--to=onnx")
     assert (status, err) == (0, "")

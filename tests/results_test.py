@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import default_config, network_name, paper_config
+from vgg_jax.config import default_config, paper_config
 from vgg_jax.evaluation import paper, results
 from vgg_jax.evaluation.passes import EvalPass, eval_passes
 from vgg_jax.evaluation.passes import test_scales as scales_of
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.steps import topk_errors as errors_in_training
 
@@ -181,7 +182,7 @@ def test_figures_of_the_other_papers_stand_beside_their_own_recipes(file, option
         config[key.partition(".")[0]][key.partition(".")[2]] = value
     kind = "multi" if protocol in ("dense", "square_crop") else "single"
     data, split = ("cifar10/3.0.2", "test") if "cifar" in file else ("imagenet2012/5.1.0", "validation")
-    model = network_name(config), paper.training_scales(config)
+    model = NetworkSpec.from_config(config).name, paper.training_scales(config)
     found = paper.published([model], protocol, kind, data, split)
     assert (found.text("/") if found else "-") == figure
     assert paper.published([model], protocol, kind, data, "train") is None

@@ -274,7 +274,7 @@ def test_batch_normalised_networks_come_from_torchvision_and_go_back(name, tmp_p
     torch_net = with_batch_norm(name)
     torch.save(torch_net.state_dict(), tmp_path / "model.pth")
     weights = read(tmp_path / "model.pth", "torchvision")
-    assert (weights.configuration, weights.description) == (
+    assert (weights.configuration, weights.network.to_json()) == (
         name,
         {} if name.startswith("ResNet") else {"batch_norm": True},
     )

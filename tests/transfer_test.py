@@ -18,7 +18,7 @@ from vgg_jax.data import sources
 from vgg_jax.data.crops import rescaled
 from vgg_jax.data.decode import decode
 from vgg_jax.data.orientation import read_image
-from vgg_jax.models import describe, make_network
+from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.description import last_features
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.transfer import datasets
@@ -69,7 +69,7 @@ def test_last_features_are_those_of_all_branches():
         ("GoogLeNet", "concat5b", "concat5b"),
         ("ResNet-18", "relu5_2", "relu5_2"),
     ):
-        layers = describe(configuration)
+        layers = NetworkSpec(configuration).layers()
         assert (last_features(layers), last_features(layers, is_map=True)) == (whole, of_map)
 
 
@@ -497,8 +497,8 @@ def test_the_papers_figures_are_for_its_whole_networks_alone():
         make_network("D"),
         make_network("E", 384),
         make_network("D", width_multiplier=0.5),
-        make_network("D", 224, {"head": "none"}, num_classes=0),
-        make_network("D", 224, {"batch_norm": True}),
+        make_network(NetworkSpec("D", head="none"), 224, num_classes=0),
+        make_network("D-BN", 224),
         make_network("B"),
     ]
     assert [paper_name(features.Backbone({}, jnp.zeros(3), network)) for network in networks] == [*"D?????"]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import make_run
 from vgg_jax.evaluation.trained_model import weights_of_run
-from vgg_jax.models import describe
+from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import layer_names
 from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.runtime.exceptions import UserError
@@ -42,7 +42,7 @@ def test_deeper_nets_take_the_papers_layers_from_a_and_no_others(tiny_config, co
     chosen = chosen_layers(deeper, a, "")
     assert chosen == PAPER
     found = transplant({"params": deeper}, {"params": a}, chosen)["params"]
-    assert sorted(found) == sorted(layer_names(describe(configuration)))
+    assert sorted(found) == sorted(layer_names(NetworkSpec(configuration).layers()))
     for layer, name in itertools.product(found, ("kernel", "bias")):
         source = a if layer in PAPER else deeper
         np.testing.assert_array_equal(found[layer][name], source[layer][name])
@@ -54,10 +54,10 @@ def test_deeper_nets_take_the_papers_layers_from_a_and_no_others(tiny_config, co
 def test_every_pair_of_configurations_has_its_default(tiny_config, there, here):
     donor, new = shapes_of(tiny_config, there), shapes_of(tiny_config, here)
     alike = there == here or {there, here} == {"A", "A-LRN"}
-    assert chosen_layers(new, donor, "") == (layer_names(describe(here)) if alike else PAPER)
+    assert chosen_layers(new, donor, "") == (layer_names(NetworkSpec(here).layers()) if alike else PAPER)
     # Another number of classes: the head is left alone.
     head = chosen_layers(shapes_of(tiny_config, here, classes=5), donor, "")
-    assert head == [name for name in (layer_names(describe(here)) if alike else PAPER) if name != "fc8"]
+    assert head == [name for name in (layer_names(NetworkSpec(here).layers()) if alike else PAPER) if name != "fc8"]
 
 
 def variables_of(config, configuration, seed, **description):

@@ -14,7 +14,7 @@ from tests.command import run_command
 from tests.weights_files import NARROW, as_laid_out, random_params, write_h5, write_pth
 from vgg_jax import features
 from vgg_jax.evaluation.trained_model import load_trained
-from vgg_jax.models import make_network, variable_shapes
+from vgg_jax.models import NetworkSpec, make_network, variable_shapes
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.transplant import read_donor, start_from
 from vgg_jax.weights.exports import to_torchvision, write_keras
@@ -94,7 +94,7 @@ def test_a_keras_model_with_average_pooling_and_one_layer_is_d_with_that_head(fo
     kernel, bias = rng.standard_normal((32, 3)).astype(np.float32), np.float32([1, 2, 3])
     path = own_head(tmp_path / f"a{ending}", params, [(kernel, bias)], "global_average_pooling2d", form)
     weights = read(path)
-    assert (weights.configuration, weights.num_classes, weights.description) == ("D", 3, {"head": "gap"})
+    assert (weights.configuration, weights.num_classes, weights.network.to_json()) == ("D", 3, {"head": "gap"})
     same(weights.params, trunk_of(params) | {"fc": {"kernel": kernel[None, None], "bias": bias}})
     for pooling in ("global_max_pooling2d", "flatten"):  # the same shapes, and another network
         path.unlink()
@@ -120,16 +120,16 @@ def test_the_trunk_of_a_keras_model_with_another_head_is_taken_when_asked(form, 
 
 
 def test_the_trunk_of_a_torch_model_with_another_head_is_taken_when_asked(tmp_path):
-    network = make_network("A", 64, {"batch_norm": True, "head": "none"}, width_multiplier=1 / 16)
+    network = make_network(NetworkSpec("A", batch_norm=True, head="none"), 64, width_multiplier=1 / 16)
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), dict(variable_shapes(network)))
-    tensors = from_variables(variables, "torchvision", "A", {"batch_norm": True, "head": "none"})
+    tensors = from_variables(variables, "torchvision", NetworkSpec("A", batch_norm=True, head="none"))
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     other = {"classifier.0.weight": np.ones((3, 32), np.float32), "classifier.0.bias": np.ones(3, np.float32)}
     path = write_pth(tmp_path / "a.pth", tensors | other)
     with pytest.raises(UserError, match=r"too many; its trunk alone is taken by --layers='features\.\*'"):
         read(path)
     weights = read(path, layers="features.*")
-    assert weights.description == {"batch_norm": True, "head": "none"}
+    assert weights.network.to_json() == {"batch_norm": True, "head": "none"}
     same(weights.params, variables["params"])
     same(weights.model_state["batch_stats"], variables["batch_stats"])
 
@@ -141,7 +141,11 @@ def test_torchs_features_are_a_trunk(prefix, configuration, tmp_path):
     tensors = as_laid_out(random_params(configuration), "torchvision", configuration)
     body = {prefix + name.removeprefix("features."): a for name, a in tensors.items() if name.startswith("features.")}
     weights = read(write_pth(tmp_path / "model.pth", body), "torchvision")
-    assert (weights.configuration, weights.num_classes, weights.description) == (configuration, 0, {"head": "none"})
+    assert (weights.configuration, weights.num_classes, weights.network.to_json()) == (
+        configuration,
+        0,
+        {"head": "none"},
+    )
     same(weights.params, params)
     save_weights(tmp_path / "own.safetensors", weights)
     again = load_weights(tmp_path / "own.safetensors")

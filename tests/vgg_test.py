@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from tests.networks import COLUMNS, PUBLISHED, shapes_of, small
-from vgg_jax.models import describe, make_network
+from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.description import endpoint_names
 from vgg_jax.models.vgg import TABLE_1
 
@@ -65,7 +65,7 @@ def test_layers_are_those_of_table_1(name):
 
 
 def test_there_is_normalisation_in_one_net_only():
-    assert [name for name in TABLE_1 if "lrn1_1" in endpoint_names(describe(name))] == ["A-LRN"]
+    assert [name for name in TABLE_1 if "lrn1_1" in endpoint_names(NetworkSpec(name).layers())] == ["A-LRN"]
     model, variables = small("A-LRN")
     plain, _ = small("A")
     x = photos(2, 64, 64)
@@ -111,7 +111,7 @@ def test_a_padded_image_scores_as_the_unpadded_one_only_with_its_size(name):
 def test_endpoints_are_the_activations_of_a_net_written_out():
     model, variables = small("B")
     x = photos(2, 64, 64)
-    _, maps = model.apply(variables, x, endpoints=endpoint_names(describe("B")))
+    _, maps = model.apply(variables, x, endpoints=endpoint_names(NetworkSpec("B").layers()))
     v, p = x, variables["params"]
     for block in range(1, 6):
         for place in (1, 2):
@@ -123,7 +123,7 @@ def test_endpoints_are_the_activations_of_a_net_written_out():
             np.testing.assert_allclose(maps[f"relu{block}_{place}"], v, rtol=1e-3, atol=1e-4)
         v = lax.reduce_window(v, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         np.testing.assert_allclose(maps[f"pool{block}"], v, rtol=1e-3, atol=1e-4)
-    assert list(maps) == endpoint_names(describe("B"))
+    assert list(maps) == endpoint_names(NetworkSpec("B").layers())
     assert maps["relu7"].shape == (2, 1, 1, 24)
 
 

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from vgg_jax.models import describe
+from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import layer_names
 from vgg_jax.weights.layouts import Model, Size, from_variables, shapes
 
@@ -15,8 +15,8 @@ NARROW = Size(width_multiplier=1 / 16, fc_width=16, num_classes=5, side=2)
 
 def kernel_shapes(configuration, size):
     """The shape of every layer's kernel."""
-    params = shapes(Model("vgg_jax", configuration, {}, size))["params"]
-    return {layer: params[layer]["kernel"].shape for layer in layer_names(describe(configuration))}
+    params = shapes(Model("vgg_jax", NetworkSpec(configuration), size))["params"]
+    return {layer: params[layer]["kernel"].shape for layer in layer_names(NetworkSpec(configuration).layers())}
 
 
 def random_params(configuration="D", size=NARROW, seed=0):
@@ -33,7 +33,7 @@ def random_params(configuration="D", size=NARROW, seed=0):
 
 def as_laid_out(params, layout, configuration="D"):
     """The tensors of another framework, by the package's own table: for tests of files, not of the table."""
-    tensors = from_variables({"params": params}, layout, configuration, {})
+    tensors = from_variables({"params": params}, layout, NetworkSpec(configuration))
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 

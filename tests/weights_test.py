@@ -29,7 +29,7 @@ from tests.weights_files import (
     write_old_pth,
     write_pth,
 )
-from vgg_jax.models import make_network, variable_shapes
+from vgg_jax.models import NetworkSpec, make_network, variable_shapes
 from vgg_jax.runtime.exceptions import UNPRINTABLE, UserError
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
@@ -139,7 +139,7 @@ def test_a_negative_variance_is_refused(is_own, tmp_path):
     variables = jax.tree.map(np.array, small("A", description={"batch_norm": True})[1])
     variables["batch_stats"]["bn3_1"]["var"][2] = -1e-3
     weights = some_weights("A", fc_width=24, params=variables.pop("params"), model_state=variables)
-    weights = weights._replace(description={"batch_norm": True})
+    weights = weights._replace(network=NetworkSpec("A", batch_norm=True))
     if is_own:
         save_weights(tmp_path / "a.safetensors", weights)
         with pytest.raises(UserError, match="bn3_1/var has negative numbers"):
@@ -248,7 +248,7 @@ def test_preprocessing_is_taken_where_it_is_known_and_asked_for_where_not(tmp_pa
 def test_a_new_head_of_googlenet_is_that_of_its_auxiliary_classifiers_too(tmp_path):
     _, variables = small("GoogLeNet", 224, {"auxiliary": True})
     drawn = {"params": variables["params"], "crop": 224, "training_scales": (256, 256), "fc_width": 24}
-    weights = some_weights("GoogLeNet", description={"auxiliary": True}, **drawn)
+    weights = some_weights("GoogLeNet", network=NetworkSpec("GoogLeNet", auxiliary=True), **drawn)
     save_weights(tmp_path / "a.safetensors", with_new_head(weights, 10, seed=0))
     params = load_weights(tmp_path / "a.safetensors").params
     assert {name: params[name]["bias"].shape for name in ("fc", "aux1_fc2", "aux2_fc2")} == dict.fromkeys(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax.models import BOTTLENECK_STRIDES, CONFIGURATIONS, HEADS, SHORTCUTS, Layers, describe, is_vgg
+from vgg_jax.models import BOTTLENECK_STRIDES, CONFIGURATIONS, HEADS, SHORTCUTS, Layers, NetworkSpec
 from vgg_jax.models.description import LARGEST_CROP, LARGEST_SCALE, LEAST_CROP, layer_names, with_inputs
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.runtime.compilation import AUTO
@@ -196,43 +195,12 @@ def network_layers(config: ConfigDict) -> Layers:
     Raises:
       UserError: a crop too small for it.
     """
-    model = config.model
     try:
-        return describe(
-            model.configuration,
-            config.image.crop,
-            model.batch_norm,
-            model.head,
-            model.shortcut,
-            model.bottleneck_stride,
-            model.auxiliary,
-        )
+        return NetworkSpec.from_config(config).layers(config.image.crop)
     except ValueError as error:
         raise UserError(
-            f"config.image.crop is {config.image.crop}, and {error} of {model.configuration}; give a larger one."
+            f"config.image.crop is {config.image.crop}, and {error} of {config.model.configuration}; give a larger one."
         ) from error
-
-
-def has_batch_norm(config: ConfigDict) -> bool:
-    """Returns whether the network has batch normalisation."""
-    return any(layer.kind == "batch_norm" for layer in network_layers(config))
-
-
-def network_name(config: ConfigDict | Mapping[str, Any]) -> str:
-    """Returns the network of a configuration, or of a flat one: "D", "D-BN-GAP", "ResNet-50 (shortcut C)"."""
-    flat = flatten(config) if isinstance(config, ConfigDict) else config
-    name = str(flat["model.configuration"])
-    if is_vgg(name):
-        return f"{name}{'-BN' * flat['model.batch_norm']}{'-GAP' * (flat['model.head'] == 'gap')}"
-    shortcut, is_paper = flat["model.shortcut"], flat["model.bottleneck_stride"] == "1x1"
-    options = [f"shortcut {shortcut}"] * bool(shortcut) + ["stride in the 1x1"] * is_paper
-    return f"{name} ({', '.join(options)})" if options else name
-
-
-def network_title(config: ConfigDict | Mapping[str, Any]) -> str:
-    """Returns the network's name with its family: "VGG D", "ResNet-50"."""
-    flat = flatten(config) if isinstance(config, ConfigDict) else config
-    return f"{'VGG ' * is_vgg(flat['model.configuration'])}{network_name(flat)}"
 
 
 def init_from(config: ConfigDict) -> str:
@@ -257,7 +225,7 @@ def lr_factors(config: ConfigDict) -> dict[str, float]:
     }
     if config.optimizer.norms_follow:
         for layer, (source, *_) in with_inputs(layers):
-            if layer.kind == "batch_norm":
+            if layer.is_norm:
                 deciding[layer.name] = deciding[layer.name] or deciding.get(source)
     factors: dict[str | None, float] = {None: 1.0}
     for pattern, factor in patterns:

@@ -10,23 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import (
-    KEYS,
-    Key,
-    eval_scale,
-    flatten,
-    has_batch_norm,
-    init_from,
-    lr_factors,
-    network_layers,
-    scale_text,
-)
-from vgg_jax.models import is_vgg
+from vgg_jax.config import KEYS, Key, eval_scale, flatten, init_from, lr_factors, network_layers, scale_text
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError, did_you_mean, quoted
 from vgg_jax.training.schedules import drop_epochs
 
 _LEAST_RATE = 1e-30  # of learning, after the last drop; float32 has 1.2e-38
-_WITH_BOTTLENECKS = ("ResNet-50", "ResNet-101", "ResNet-152")
 _LEAST_MIXING = 1e-3  # of Beta(a, a), whose draws are 0 or 1 to within float32 long before
 _LONGEST_TEXT = 4096  # characters: a path's, on Linux
 
@@ -210,18 +199,10 @@ def _data_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
 
 
 def _network_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
-    model, is_paper = config.model, is_vgg(config.model.configuration)
-    is_residual = model.configuration.startswith("ResNet")
-    yield (
-        (model.batch_norm or model.head != "fc") and not is_paper,
-        f"config.model.batch_norm and config.model.head are for the VGGs, and {model.configuration} is none: its paper says what it "
-        "has; leave them out.",
-    )
-    yield (
-        model.auxiliary and model.configuration != "GoogLeNet",
-        f"config.model.auxiliary is True, and {model.configuration} has no auxiliary classifiers; leave it out.",
-    )
-    width, convolutions = model.width_multiplier, [layer for layer in network_layers(config) if layer.kind == "conv"]
+    network, width = NetworkSpec.from_config(config), config.model.width_multiplier
+    for sentence in network.misplaced_options():
+        yield True, sentence
+    convolutions = [layer for layer in network_layers(config) if layer.kind == "conv"]
     uneven = [
         f"{layer.groups} groups of {layer.name}"
         for before, layer in itertools.pairwise(convolutions)
@@ -232,19 +213,9 @@ def _network_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
         f"config.model.width_multiplier is {width:g}, which leaves channels that the {' and the '.join(uneven)} do not divide; "
         "give another, as 0.25.",
     )
-    yield (
-        bool(model.shortcut) and not is_residual,
-        f"config.model.shortcut is {model.shortcut!r}, and {model.configuration} has no shortcuts; leave it out.",
-    )
-    yield (
-        model.bottleneck_stride != KEYS["model.bottleneck_stride"].default
-        and model.configuration not in _WITH_BOTTLENECKS,
-        f"config.model.bottleneck_stride is {model.bottleneck_stride!r}, and {model.configuration} has no bottlenecks, as a ResNet "
-        "from 50 layers up has; leave it out.",
-    )
     microbatch = config.batch_size // config.accumulation_steps
     yield (
-        has_batch_norm(config) and microbatch < 2,
+        network.has_batch_norm and microbatch < 2,
         f"config.batch_size is {config.batch_size}, in which batch normalisation would see {microbatch} image at a time; give at "
         "least 2 for each accumulation step.",
     )

@@ -1,11 +1,12 @@
 """`vgg-jax describe NETWORK... [flags]`: what networks are made of, side by side, or one of them layer by layer.
 
     vgg-jax describe A D E D-BN D-GAP ResNet-50
+    vgg-jax describe vgg16_bn resnet50 'ResNet-50 (shortcut C)'
     vgg-jax describe ResNet-18 --draw=resnet18.png
     vgg-jax describe ResNet-20 --crop=32 --num_classes=10 --json
 
-A VGG may have -BN (batch normalisation) and -GAP (global average pooling in place of its FC layers) behind its name. Nothing is
-computed and nothing is downloaded.
+A VGG may have -BN (batch normalisation) and -GAP (global average pooling in place of its FC layers) behind its name. Names of
+other libraries, such as vgg16_bn and resnet50, are known too. Nothing is computed and nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax.models import is_vgg
+from vgg_jax.models import NetworkSpec
 
 
 class TopKError(NamedTuple):
@@ -110,8 +110,9 @@ def training_scales(config: ConfigDict) -> str | None:
     "S=256", "S=384" or "jitter" of a VGG; "jitter" of a ResNet (S from 256 to 480) and "CIFAR"; "S=256" of AlexNet; "area" of
     GoogLeNet, which takes random resized crops.
     """
-    model, image, name = config.model, config.image, config.model.configuration
-    fc_width = model.fc_width if is_vgg(name) or name == "AlexNet" else None
+    model, image, network = config.model, config.image, NetworkSpec.from_config(config)
+    name = network.configuration
+    fc_width = model.fc_width if network.is_vgg or name == "AlexNet" else None
     shape, scales = (
         (model.width_multiplier, fc_width, model.num_classes, image.crop),
         (image.scale_min, image.scale_max),
@@ -120,7 +121,7 @@ def training_scales(config: ConfigDict) -> str | None:
         return None
     if name == "AlexNet":
         return "S=256" if (shape, scales) == ((1.0, 4096, 1000, 227), (256, 256)) else None
-    if is_vgg(name):
+    if network.is_vgg:
         names = {(256, 256): "S=256", (384, 384): "S=384", (256, 512): "jitter"}
         return names.get(scales) if shape == (1.0, 4096, 1000, 224) else None
     if shape == (1.0, None, 10, 32):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax.config import eval_scale, scaled_length
-from vgg_jax.models import is_vgg
+from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import LARGEST_SCALE
 from vgg_jax.runtime.exceptions import UserError, quoted
 
@@ -113,13 +113,13 @@ def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
 def paper_scales(config: ConfigDict, method: str, kind: str) -> list[int]:
     """Returns the paper's Q in pixels, ascending, whether or not the crop fits; arguments as of `test_scales`."""
     low, high, offset = config.image.scale_min, config.image.scale_max, scaled_length(32, config.image.crop)
-    middle = (low + high + 1) // 2
+    middle, network = (low + high + 1) // 2, NetworkSpec.from_config(config)
     if kind == "multi" and method == "square_crop":
         return [scaled_length(scale, config.image.crop) for scale in SQUARE_SCALES]
-    if kind == "multi" and config.model.configuration.startswith("ResNet") and low < high:
+    if kind == "multi" and network.is_resnet and low < high:
         return [scaled_length(scale, config.image.crop) for scale in RESNET_SCALES]
     if kind == "multi" and low == high:
-        least = low - offset if is_vgg(config.model.configuration) else max(config.image.crop, low - offset)
+        least = low - offset if network.is_vgg else max(config.image.crop, low - offset)
         return sorted({least, low, low + offset})
     if kind == "multi":
         return [low, middle, high]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.config import network_name, network_title, scale_text
+from vgg_jax.config import scale_text
 from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.cache import Probs
@@ -20,6 +20,7 @@ from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.run import EvalStats
 from vgg_jax.evaluation.split import UNLABELLED, Split, cache_dir, split_probs
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.distributed import is_primary, primary_first
 from vgg_jax.runtime.exceptions import UserError, writing_to
@@ -199,7 +200,7 @@ def _heading(models: list[TrainedModel], passes: list[list[EvalPass]], split: Sp
         methods = "; ".join(f"{method} at Q = {', '.join(values)}" for method, values in scales.items())
         model, image = trained.config.model, trained.config.image
         lines.append(
-            f"{network_title(trained.config)}, S {scale_text(image.scale_min, image.scale_max)}, crop {image.crop}, "
+            f"{NetworkSpec.from_config(trained.config).title}, S {scale_text(image.scale_min, image.scale_max)}, crop {image.crop}, "
             f"{model.dtype}, {trained.checkpoint}: {methods}"
         )
     return "\n".join(lines)
@@ -215,7 +216,7 @@ def _description(trained: TrainedModel, its_passes: Sequence[EvalPass]) -> dict[
     return {
         "checkpoint": str(trained.checkpoint),
         "params_sha256": trained.digest,
-        "configuration": network_name(trained.config),
+        "configuration": NetworkSpec.from_config(trained.config).name,
         "S": [trained.config.image.scale_min, trained.config.image.scale_max],
         "dtype": trained.config.model.dtype,
         "passes": [eval_pass._asdict() for eval_pass in its_passes],

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vgg_jax.config import network_name
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.paper import TopKError
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, paper_scales
 from vgg_jax.evaluation.split import Split
 from vgg_jax.evaluation.trained_model import TrainedModel
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.console import aligned
 from vgg_jax.runtime.exceptions import UserError
 
@@ -71,13 +71,13 @@ def rows(
     """Returns every average that the probabilities allow: each scale, each method, both methods; each model, all models."""
     methods = PROTOCOLS[protocol]
     labels = next(iter(probs[0].values())).labels
-    keys = [(network_name(trained.config), paper.training_scales(trained.config)) for trained in models]
+    keys = [(NetworkSpec.from_config(trained.config).name, paper.training_scales(trained.config)) for trained in models]
 
     def row(numbers: list[int], protocol: str, scales: list[list[int]], probs_NxK: np.ndarray) -> Row:
         top1_error, top5_error = topk_errors(probs_NxK, labels, skipped_N)
         kinds = {_kind_of_scales(models[i], protocol, its) for i, its in zip(numbers, scales, strict=True)}
         kind = kinds.pop() if len(kinds) == 1 else ""
-        name = " + ".join(f"{network_name(models[i].config)} {models[i].workdir.name}" for i in numbers)
+        name = " + ".join(f"{NetworkSpec.from_config(models[i].config).name} {models[i].workdir.name}" for i in numbers)
         return Row(
             name if len(numbers) == 1 else f"fusion of {len(numbers)}",
             protocol,

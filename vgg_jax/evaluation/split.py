@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from vgg_jax.config import network_name
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Records
@@ -22,6 +21,7 @@ from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import Job, compilation_macs_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, decoded, key_of, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.exceptions import UserError
@@ -230,7 +230,7 @@ def _cache(trained: TrainedModel, eval_pass: EvalPass, split: Split, console: Co
         "format": _FORMAT,
         "checkpoint": trained.checkpoint.name,
         "params_sha256": trained.digest,
-        "configuration": network_name(trained.config),
+        "configuration": NetworkSpec.from_config(trained.config).name,
         "dtype": trained.config.model.dtype,
         "mean_rgb": trained.statistics.mean_rgb.tolist(),
         "class_names": trained.class_names,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax.config import default_config, network_title
-from vgg_jax.models import Network
+from vgg_jax.config import default_config
+from vgg_jax.models import Network, NetworkSpec
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.digests import leaf_names, params_sha256
 from vgg_jax.runtime.exceptions import UserError, plain_name
@@ -88,9 +89,7 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
             f"--config.init_from={source}."
         )
     config = default_config()
-    config.model.configuration = weights.configuration
-    for key, value in weights.description.items():
-        config.model[key] = value
+    config.model.update(dataclasses.asdict(weights.network))
     config.model.num_classes = weights.num_classes
     config.model.width_multiplier = weights.width_multiplier
     config.model.fc_width = weights.fc_width
@@ -143,13 +142,11 @@ def weights_of_run(source: str | Path) -> Weights:
       UserError: as `load_trained`.
     """
     trained = load_trained(source)
-    model, default = trained.config.model, default_config().model
-    keys = ("batch_norm", "head", "shortcut", "bottleneck_stride", "auxiliary")
     to_numpy = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float32))
     red, green, blue = map(float, trained.statistics.mean_rgb)
     return Weights(
         params=to_numpy(trained.variables["params"]),
-        configuration=trained.config.model.configuration,
+        network=NetworkSpec.from_config(trained.config),
         width_multiplier=trained.config.model.width_multiplier,
         fc_width=trained.config.model.fc_width,
         crop=trained.config.image.crop,
@@ -158,7 +155,6 @@ def weights_of_run(source: str | Path) -> Weights:
         class_names=trained.class_names,
         class_titles=None,
         source=f"the run {trained.workdir.name}, checkpoint {trained.checkpoint.name}",
-        description={key: model[key] for key in keys if model[key] != default[key]},
         model_state={name: to_numpy(tree) for name, tree in trained.variables.items() if name != "params"},
     )
 
@@ -183,7 +179,7 @@ def _check_belongs(run: RunDir, checkpoint: Path, config: ConfigDict, variables:
     if different:
         more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
         raise UserError(
-            f"the checkpoint {checkpoint} is not of {network_title(config)} with "
+            f"the checkpoint {checkpoint} is not of {NetworkSpec.from_config(config).title} with "
             f"{config.model.num_classes} classes, as {run.config_file} says: {'; '.join(different[:3])}{more}. "
             "Give the workdir that it was made in."
         )

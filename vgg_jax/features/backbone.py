@@ -120,7 +120,7 @@ def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array])
       UserError: another network, or no images.
     """
     layers = backbone.model.layers
-    if any(layer.kind in ("batch_norm", "lrn", "add", "concat") for layer in layers):
+    if any(layer.is_norm or layer.kind in ("lrn", "add", "concat") for layer in layers):
         raise UserError(
             "activations can be normalised for VGGs without normalisation layers; this network is another one."
         )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.features.backbone import Backbone, activations
-from vgg_jax.models import describe
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers
 
@@ -130,7 +130,9 @@ def lpips(
     """
     if x.shape != y.shape:
         raise UserError(f"images of {list(x.shape)} and {list(y.shape)} cannot be compared; make them of one shape.")
-    trunk, wanted = ([x for x in layers if x.block < 6] for layers in (backbone.model.layers, describe("D")))
+    trunk, wanted = (
+        [x for x in layers if x.block < 6] for layers in (backbone.model.layers, NetworkSpec("D").layers())
+    )
     if trunk[: len(wanted) - 1] != wanted[:-1]:  # pool5 is not looked at
         raise UserError("LPIPS is of configuration D, and this backbone is of another network; load D.")
     if len(heads) != len(LPIPS_LAYERS):

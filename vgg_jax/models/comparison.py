@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vgg_jax.models import CONFIGURATIONS, Network, is_vgg, make_network
+from vgg_jax.models import Network, make_network
 from vgg_jax.models.summary import LayerRow, layer_rows, summary
 from vgg_jax.runtime.console import aligned
-from vgg_jax.runtime.exceptions import UserError, did_you_mean
+from vgg_jax.runtime.exceptions import UserError
 
 _STACKS = """Stacks of convolutions with C channels (Paper 2.3):
   two 3x3 see 5x5 with {two} C^2 weights; one 5x5 has {five} C^2 ({less:.0%} fewer in the stack)
@@ -19,7 +19,7 @@ _STACKS = """Stacks of convolutions with C channels (Paper 2.3):
 class ComparisonRequest(NamedTuple):
     """Networks to compare."""
 
-    networks: tuple[str, ...]  # configurations; a VGG may have -BN and -GAP behind its name
+    networks: tuple[str, ...]  # names that `NetworkSpec.parse` knows
     crop: int | None = None  # pixels; None: what each network was published for
     num_classes: int = 1000
 
@@ -52,18 +52,8 @@ def as_text(rows: dict[str, list[LayerRow]]) -> str:
 
 
 def _network(name: str, crop: int | None, num_classes: int) -> Network:
-    configuration, description = name, dict[str, Any]()
-    if name.endswith("-GAP"):
-        configuration, description = name.removesuffix("-GAP"), {"head": "gap"}
-    if configuration.endswith("-BN"):
-        configuration, description = configuration.removesuffix("-BN"), description | {"batch_norm": True}
-    if configuration not in CONFIGURATIONS or (description and not is_vgg(configuration)):
-        raise UserError(
-            f"{name!r} is no network.{did_you_mean(configuration, CONFIGURATIONS)} There are {', '.join(CONFIGURATIONS)}; "
-            "a VGG may have -BN and -GAP behind its name."
-        )
     try:
-        return make_network(configuration, crop, description, num_classes=num_classes)
+        return make_network(name, crop, num_classes=num_classes)
     except ValueError as error:
         raise UserError(f"--crop={crop}: {error} of {name}.") from error
 

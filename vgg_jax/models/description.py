@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 WINDOWS = ("conv", "pool", "mean_pool")  # kinds with a kernel that moves over the map
 # Sizes of images, pixels: the least and the largest crop, and the largest shorter side after rescaling (S or Q).
 LEAST_CROP, LARGEST_CROP, LARGEST_SCALE = 8, 2048, 4096
+BATCH_NORM = "batch_norm"  # kind of a normalisation layer
 WHOLE_MAP = 0  # kernel of an FC layer that spans the map of a crop, as fc6 does
 
 
@@ -42,9 +43,14 @@ class Layer(NamedTuple):
         return self.kind in ("conv", "fc", "head")
 
     @property
+    def is_norm(self) -> bool:
+        """Returns whether it is batch normalisation."""
+        return self.kind == BATCH_NORM
+
+    @property
     def has_params(self) -> bool:
         """Returns whether the layer has parameters."""
-        return self.has_kernel or self.kind == "batch_norm"
+        return self.has_kernel or self.is_norm
 
     @property
     def is_fully_connected(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vgg_jax.models.description import WHOLE_MAP, Layer, Layers
+from vgg_jax.models.description import BATCH_NORM, WHOLE_MAP, Layer, Layers
 
 # The columns of Paper Table 1: SIZE-CHANNELS is a convolution and its ReLU, M 2x2 max pooling, LRN local response
 # normalisation. The three FC layers, which all columns share, follow.
@@ -20,12 +20,12 @@ HEADS = ("fc", "gap")  # three FC layers, or the mean over the last map and one
 NO_HEAD = "none"  # a trunk, which ends with the last pooling
 
 
-def vgg(column: str, batch_norm: bool = False, head: str = "fc") -> Layers:
+def vgg(column: str, is_normalized: bool = False, head: str = "fc") -> Layers:
     """Returns the layers of a column of Table 1, in the order of computation.
 
     Args:
       column: in the notation of TABLE_1.
-      batch_norm: whether each convolution is followed by batch normalisation (Ioffe & Szegedy 2015).
+      is_normalized: whether each convolution is followed by batch normalisation (Ioffe & Szegedy 2015).
       head: one of HEADS, where "gap" is global average pooling (Lin et al. 2013); or NO_HEAD.
     """
     layers: list[Layer] = []
@@ -41,8 +41,8 @@ def vgg(column: str, batch_norm: bool = False, head: str = "fc") -> Layers:
             position += 1
             name = f"{block}_{position}"
             layers.append(Layer(f"conv{name}", "conv", block, position, kernel, padding=kernel // 2, channels=channels))
-            if batch_norm:
-                layers.append(Layer(f"bn{name}", "batch_norm", block, position))
+            if is_normalized:
+                layers.append(Layer(f"bn{name}", BATCH_NORM, block, position))
             layers.append(Layer(f"relu{name}", "relu", block, position))
     if head == NO_HEAD:
         return tuple(layers)

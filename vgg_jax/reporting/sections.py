@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vgg_jax.config import default_config, flatten, network_name, network_title, scale_text
+from vgg_jax.config import default_config, flatten, scale_text
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
+from vgg_jax.models import NetworkSpec
 from vgg_jax.reporting import images, predictions
 from vgg_jax.reporting.curves import ABSENT, percent, rate_text, run_charts
 from vgg_jax.reporting.history import RunHistory
@@ -144,7 +145,7 @@ def title(run: RunHistory) -> str:
     width = run.config["model.width_multiplier"]
     return ", ".join(
         [
-            network_title(run.config),
+            NetworkSpec.from_config(run.config).title,
             *([] if width == 1 else [f"{width:g} x as wide"]),
             f"crop {run.config['image.crop']}",
             f"S = {scale_text(low, high)}",
@@ -271,7 +272,7 @@ def _error_rows(run: RunHistory) -> list[dict[str, Any]]:
 
 def _reference(run: RunHistory) -> list[tuple[str, str, str]]:
     """Returns the paper's figures of this configuration: (training scale, single scale, multi-scale), top-1 / top-5."""
-    configuration = network_name(run.config)
+    configuration = NetworkSpec.from_config(run.config).name
 
     def text(errors: paper.TopKError | None) -> str:
         return f"{errors.top1} / {errors.top5} %" if errors else ABSENT

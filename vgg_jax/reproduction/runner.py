@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax import config as config_lib
 from vgg_jax.data.sources import open_dataset
+from vgg_jax.models import NETWORK_KEYS
 from vgg_jax.reproduction.stages import Stage, stage_config, workdir_of
 from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.console import aligned, duration
@@ -24,14 +25,7 @@ from vgg_jax.validation import validate
 
 # What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
 _STANDS_FOR_STAGE = (
-    *(
-        "model.configuration",
-        "model.num_classes",
-        "model.width_multiplier",
-        "model.fc_width",
-        "model.batch_norm",
-        "model.head",
-    ),
+    *(f"model.{name}" for name in (*NETWORK_KEYS, "num_classes", "width_multiplier", "fc_width")),
     *("image.crop", "image.scale_min", "image.scale_max", "data.name", "data.train_split", "data.val_split"),
 )
 

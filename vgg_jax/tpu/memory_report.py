@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax import __version__
 from vgg_jax import config as config_lib
-from vgg_jax.config import network_title
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.console import duration
 from vgg_jax.runtime.exceptions import UserError, did_you_mean
 from vgg_jax.runtime.files import write_json
@@ -187,7 +187,7 @@ def _heading(config: ConfigDict, slice_: Slice) -> str:
     chip = slice_.chip
     two = f", {chip.devices} devices each" if chip.devices > 1 else ""
     return (
-        f"{network_title(config)} for {slice_.name}: {slice_.chips:,} chips{two}; a chip has {chip.hbm_gib:g} GiB of "
+        f"{NetworkSpec.from_config(config).title} for {slice_.name}: {slice_.chips:,} chips{two}; a chip has {chip.hbm_gib:g} GiB of "
         f"HBM at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.flops / 1e12:,.0f} TFLOP/s bfloat16, {chip.links} links of "
         f"{chip.link_bandwidth / 1e9:.0f} GB/s each way\n"
         f"crop {config.image.crop}, {config.model.dtype}, jax {jax.__version__}, libtpu {_libtpu_version()}; times are at "

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import has_batch_norm
-from vgg_jax.models import is_vgg
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
@@ -57,7 +56,8 @@ def exploding(config: ConfigDict, step: int, means: Mapping[str, float]) -> str 
     """
     ratios = {name: value for name, value in means.items() if name.startswith("update_ratio/")}
     worst = max(ratios, key=lambda name: ratios[name])
-    if ratios[worst] <= (_LARGEST_NORMALIZED_RATIO if has_batch_norm(config) else _LARGEST_UPDATE_RATIO):
+    network = NetworkSpec.from_config(config)
+    if ratios[worst] <= (_LARGEST_NORMALIZED_RATIO if network.has_batch_norm else _LARGEST_UPDATE_RATIO):
         return None
     block = worst.partition("/")[2]
     return (
@@ -84,8 +84,9 @@ def diverged(config: ConfigDict, step: int, loss: float, measured: str = "loss")
 
 def _remedies(config: ConfigDict) -> str:
     lower = f"a lower rate (--config.optimizer.learning_rate={config.optimizer.learning_rate / 10:g})"
-    if has_batch_norm(config):
+    network = NetworkSpec.from_config(config)
+    if network.has_batch_norm:
         return f"Try {lower}, or a warm-up (--config.schedule.warmup_epochs=1); in a new --workdir."
     preset = "" if config.model.init == "glorot" else "--config.model.init=glorot, "
-    net_a = ", or start from a trained net A (--config.init_from=DIR)" if is_vgg(config.model.configuration) else ""
+    net_a = ", or start from a trained net A (--config.init_from=DIR)" if network.is_vgg else ""
     return f"Try {preset}{lower}{net_a}; in a new --workdir."

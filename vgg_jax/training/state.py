@@ -62,7 +62,7 @@ def make_model(config: ConfigDict) -> Network:
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
         crop=config.image.crop,
-        frozen=tuple(x.name for x in layers if x.kind == "batch_norm" and not factors[x.name]),
+        frozen=tuple(x.name for x in layers if x.is_norm and not factors[x.name]),
     )
 
 

@@ -24,6 +24,7 @@ from vgg_jax import config as config_lib
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
 from vgg_jax.data.statistics import class_weights
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime import compilation, distributed, lock
 from vgg_jax.runtime.console import Console, duration
@@ -345,7 +346,7 @@ def _heading(run: _Run) -> str:
     has_rates = config.optimizer.lr_factors
     rates = f"learning rates by layer: {config_lib.lr_factors_text(config)}\n" if has_rates else ""
     return (
-        f"{config_lib.network_title(config)} on {dataset.name}: {len(dataset.train):,} training and "
+        f"{NetworkSpec.from_config(config).title} on {dataset.name}: {len(dataset.train):,} training and "
         f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
         f"{table}\n{rates}"
         f"S {config_lib.scale_text(config.image.scale_min, config.image.scale_max)}, crop {config.image.crop}, batch "

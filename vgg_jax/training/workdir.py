@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vgg_jax.config import flatten, has_batch_norm, may_change
+from vgg_jax.config import flatten, may_change
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.exceptions import UserError, differences, writing_to
 
@@ -59,7 +60,7 @@ def continued_config(workdir: Path, config: ConfigDict) -> tuple[ConfigDict, lis
     differs = config.optimizer.norms_follow != follow
     config = copy.deepcopy(config)
     config.optimizer.norms_follow = follow
-    if not (differs and config.optimizer.lr_factors and has_batch_norm(config)):
+    if not (differs and config.optimizer.lr_factors and NetworkSpec.from_config(config).has_batch_norm):
         return config, []
     return config, [
         "normalisation layers that config.optimizer.lr_factors does not name keep factor 1, as this run was begun "

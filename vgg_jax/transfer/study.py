@@ -12,7 +12,7 @@ import numpy as np
 from vgg_jax import features
 from vgg_jax.config import DATA_DIR
 from vgg_jax.features import Backbone
-from vgg_jax.models import describe
+from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import last_features
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
@@ -172,5 +172,5 @@ def _report(
 def paper_name(backbone: Backbone) -> str:
     """Returns the configuration of a backbone that is the paper's whole network; "?" for every other one."""
     network = backbone.model
-    whole = (name for name in "DE" if network.layers == describe(name) and network.width_multiplier == 1)
+    whole = (name for name in "DE" if network.layers == NetworkSpec(name).layers() and network.width_multiplier == 1)
     return next(whole, "?")

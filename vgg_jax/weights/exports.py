@@ -16,8 +16,7 @@ import numpy as np
 from jax import export
 
 from vgg_jax import __version__
-from vgg_jax.config import default_config, flatten, network_title
-from vgg_jax.models import NO_HEAD, is_vgg
+from vgg_jax.models import ALIASES, NetworkSpec
 from vgg_jax.runtime.exceptions import UserError, writing_to
 from vgg_jax.runtime.files import ANOTHER_PLACE, unfinished_path, write_atomically
 from vgg_jax.weights import layouts, preprocessing
@@ -35,7 +34,6 @@ from vgg_jax.weights.onnx_file import write_onnx
 from vgg_jax.weights.preprocessing import Preprocessing
 
 KERAS_NETS = {"D": "VGG16", "E": "VGG19"}
-TORCHVISION_NETS = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 # What a stored program may be run on; it is compiled where it is loaded.
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -52,8 +50,8 @@ def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessi
     if not torchvision_name(weights):
         raise UserError(
             f"torchvision has no model of configuration {weights.configuration}"
-            f"{' with ' + str(weights.description) if weights.description else ''}; it has those of "
-            f"{', '.join(TORCHVISION_NETS)}, with batch normalisation too, and ResNet-18 to ResNet-152."
+            f"{_options(weights.network)}; it has those of "
+            "A, B, D, E, with batch normalisation too, and ResNet-18 to ResNet-152."
         )
     params, expected = weights.params, weights.preprocessing
     if (expected.order, expected.scale) != ("RGB", 1.0):
@@ -61,7 +59,7 @@ def to_torchvision(weights: Weights) -> tuple[dict[str, np.ndarray], Preprocessi
         expected = Preprocessing("RGB", 1.0, (red, green, blue), preprocessing.KNOWN["torchvision"].std)
         params = _expecting(weights, expected)
     variables = {"params": params, **weights.model_state}
-    return layouts.from_variables(variables, "torchvision", weights.configuration, weights.description), expected
+    return layouts.from_variables(variables, "torchvision", weights.network), expected
 
 
 def _expecting(weights: Weights, expected: Preprocessing) -> dict:
@@ -80,10 +78,10 @@ def write_keras(path: Path, weights: Weights) -> Preprocessing:
     Raises:
       UserError: another configuration, or h5py is not installed.
     """
-    if weights.configuration not in KERAS_NETS or weights.model_state or weights.description.get("head") == "gap":
+    if weights.configuration not in KERAS_NETS or weights.model_state or weights.network.head == "gap":
         raise UserError(
             f"Keras has VGG16 and VGG19, which are configurations D and E as published, and this is {weights.configuration}"
-            f"{' with ' + str(weights.description) if weights.description else ''}."
+            f"{_options(weights.network)}."
         )
     try:
         import h5py
@@ -94,7 +92,7 @@ def write_keras(path: Path, weights: Weights) -> Preprocessing:
     blue, green, red = map(float, weights.preprocessing.mean_rgb()[::-1])
     expected = Preprocessing("BGR", 255.0, (blue, green, red), (1.0, 1.0, 1.0))
     params = weights.params if weights.preprocessing == expected else _expecting(weights, expected)
-    tensors = layouts.from_variables({"params": params}, "Keras", weights.configuration, weights.description)
+    tensors = layouts.from_variables({"params": params}, "Keras", weights.network)
     counts = {"conv2d": 0, "dense": 0}
     with write_atomically(path, ANOTHER_PLACE) as unfinished, h5py.File(unfinished, "w") as file:
         for name, array in tensors.items():
@@ -108,11 +106,16 @@ def write_keras(path: Path, weights: Weights) -> Preprocessing:
 
 def torchvision_name(weights: Weights) -> str:
     """Returns the name of torchvision's function for such a model; "" where it has none."""
-    body = {key: value for key, value in weights.description.items() if (key, value) != ("head", NO_HEAD)}
-    if weights.configuration in TORCHVISION_NETS and body in ({}, {"batch_norm": True}):
-        return TORCHVISION_NETS[weights.configuration] + "_bn" * bool(body)
-    is_resnet = weights.configuration in layouts.RESNETS and not body
-    return weights.configuration.lower().replace("-", "") if is_resnet else ""
+    network = weights.network.with_head()
+    is_known = (
+        network in layouts.FRAMEWORKS["torchvision"].networks and network.configuration not in layouts.CIFAR_RESNETS
+    )
+    return next((alias for alias, name in ALIASES.items() if name == network.name), "") if is_known else ""
+
+
+def _options(network: NetworkSpec) -> str:
+    """Returns the options that are not the default's, for messages: " with {'head': 'gap'}"."""
+    return f" with {options}" if (options := network.to_json()) else ""
 
 
 def to_stablehlo(weights: Weights) -> bytes:
@@ -181,12 +184,11 @@ def write_hub_folder(folder: Path, weights: Weights) -> Path:
     Raises:
       UserError: it cannot be written.
     """
-    expected, described = weights.preprocessing, {f"model.{name}": value for name, value in weights.description.items()}
-    title = network_title(flatten(default_config()) | {"model.configuration": weights.configuration} | described)
+    expected, title = weights.preprocessing, weights.network.title
     card = _CARD.format(
         title=title,
         family=title.replace("-", " ").split()[0].lower(),
-        paper=_PAPER if is_vgg(weights.configuration) else "",
+        paper=_PAPER if weights.network.is_vgg else "",
         version=__version__,
         parameters=sum(array.size for layer in weights.params.values() for array in layer.values()),
         crop=weights.crop,

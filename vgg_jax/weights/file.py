@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vgg_jax.models import CONFIGURATIONS, NO_HEAD, Layers, Network, describe, is_vgg, make_network, variable_shapes
+from vgg_jax.models import CONFIGURATIONS, NO_HEAD, Layers, Network, NetworkSpec, make_network, variable_shapes
 from vgg_jax.models.description import LARGEST_CROP, LARGEST_SCALE, LEAST_CROP
 from vgg_jax.runtime.digests import params_sha256
 from vgg_jax.runtime.exceptions import UNPRINTABLE, UserError, printable
@@ -41,7 +41,7 @@ class Weights(NamedTuple):
     """A model, its parameters and what belongs to them."""
 
     params: dict  # {layer: {"kernel", "bias"}}, NumPy float32, for the input that `preprocessing` gives
-    configuration: str  # one of models.CONFIGURATIONS
+    network: NetworkSpec
     width_multiplier: float
     fc_width: int
     crop: int  # pixels
@@ -50,18 +50,17 @@ class Weights(NamedTuple):
     class_names: list[str] | None  # in the order of the classes; None: not known
     class_titles: list[str] | None  # what a person calls them
     source: str  # where they come from, for a person
-    description: dict[str, Any] = {}  # further arguments of `models.describe`; none for the networks of the paper
     model_state: dict = {}  # {"batch_stats": {layer: {"mean", "var"}}} where batch normalisation has any
 
     @property
-    def is_plain(self) -> bool:
-        """Returns whether it is a network of the paper, without batch normalisation and with its FC layers."""
-        return is_vgg(self.configuration) and not self.description
+    def configuration(self) -> str:
+        """Returns the network's configuration, one of `models.CONFIGURATIONS`."""
+        return self.network.configuration
 
     @property
     def layers(self) -> Layers:
         """Returns the network's layers."""
-        return describe(self.configuration, self.crop, **self.description)
+        return self.network.layers(self.crop)
 
     @property
     def num_classes(self) -> int:
@@ -72,9 +71,8 @@ class Weights(NamedTuple):
 def make_model(weights: Weights, dtype: str = "float32") -> Network:
     """Returns the module that takes the parameters."""
     return make_network(
-        weights.configuration,
+        weights.network,
         weights.crop,
-        weights.description,
         num_classes=weights.num_classes,
         width_multiplier=weights.width_multiplier,
         fc_width=weights.fc_width,
@@ -125,9 +123,8 @@ def load_own(contents: TensorFile) -> Weights:
         raise WeightsError(f"its description is damaged ({short(str(error))})") from error
     description = _description(given)
     network = make_network(
-        description["configuration"],
-        description["crop"],
         description["network"],
+        description["crop"],
         num_classes=description["num_classes"],
         width_multiplier=description["width_multiplier"],
         fc_width=description["fc_width"],
@@ -155,12 +152,12 @@ def load_own(contents: TensorFile) -> Weights:
     params = variables.pop("params")
     if params_sha256(params, variables) != description["params_sha256"]:
         raise WeightsError(_ALTERED)
-    given = {key: description[key] for key in set(Weights._fields) - {"params", "description", "model_state"}}
-    return Weights(params=params, description=description["network"], model_state=variables, **given)
+    given = {key: description[key] for key in set(Weights._fields) - {"params", "model_state"}}
+    return Weights(params=params, model_state=variables, **given)
 
 
 def _description(given: Any) -> dict[str, Any]:
-    """Returns the checked description.
+    """Returns the checked description, `network` as a NetworkSpec.
 
     Raises:
       WeightsError: a value that is missing or cannot be.
@@ -183,8 +180,9 @@ def _description(given: Any) -> dict[str, Any]:
     whole("fc_width", 1, 2**24)
     crop = whole("crop", LEAST_CROP, LARGEST_CROP)
     try:
-        describe(checked["configuration"], crop, **checked["network"])
-    except (ValueError, TypeError):
+        network = NetworkSpec.from_json(checked["configuration"], checked["network"])
+        network.layers(crop)
+    except ValueError:
         _refuse("network", {"configuration": checked["configuration"], "crop": crop, **_as_dict(checked["network"])})
     width = checked["width_multiplier"]
     if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < 100 or not math.isfinite(width):
@@ -210,7 +208,7 @@ def _description(given: Any) -> dict[str, Any]:
         if not isinstance(checked[key], str):
             _refuse(key, checked[key])
     checked["source"] = printable(checked["source"])[:_LONGEST_NAME]
-    return checked | {"training_scales": tuple(scales), "width_multiplier": float(width)}
+    return checked | {"network": network, "training_scales": tuple(scales), "width_multiplier": float(width)}
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
@@ -240,7 +238,7 @@ def save_weights(path: Path, weights: Weights) -> None:
       UserError: it cannot be written.
     """
     description = {
-        "form": FORMS[0] if weights.is_plain else FORMS[1],
+        "form": FORMS[0] if weights.network.is_plain else FORMS[1],
         **{
             key: getattr(weights, key)
             for key in ("configuration", "num_classes", "width_multiplier", "fc_width", "crop")
@@ -249,7 +247,7 @@ def save_weights(path: Path, weights: Weights) -> None:
         "preprocessing": weights.preprocessing._asdict(),
         **{key: getattr(weights, key) for key in ("class_names", "class_titles", "source")},
         "params_sha256": params_sha256(weights.params, weights.model_state),
-        **({} if weights.is_plain else {"network": weights.description}),
+        **({} if weights.network.is_plain else {"network": weights.network.to_json()}),
     }
     tensors = {
         f"{layer}/{name}": array

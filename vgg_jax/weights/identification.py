@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from vgg_jax.models import NO_HEAD, Layers, describe
+from vgg_jax.models import ALIASES, NetworkSpec
 from vgg_jax.models.description import LARGEST_CROP
 from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.weights.layouts import (
@@ -49,32 +49,33 @@ _NAMESAKES = (
 )
 
 
-def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Model:
+def identify(tensors: Mapping[str, Tensor], name: str = "") -> Model:
     """Identifies the model: every name and every shape must be right, and none too many.
 
     Args:
       tensors: of a file.
-      configuration: that it must be; "" for the first that fits.
+      name: of the network that it must be, see `NetworkSpec.parse`; a configuration's stands for it with all options. "" for
+        the first network that fits.
 
     Raises:
       WeightsError: none fits; with what comes nearest and where it differs.
     """
-    for name, shape, sentence in _NAMESAKES:
-        if name in tensors and tensors[name].shape == shape:
+    for tensor, shape, sentence in _NAMESAKES:
+        if tensor in tensors and tensors[tensor].shape == shape:
             raise WeightsError(sentence)
     names = {name for name in tensors if not name.endswith(_COUNTER)}
     candidates = [
-        (framework, name, description, targets(framework, name, description))
+        (framework, network, targets(framework, network))
         for framework, table in FRAMEWORKS.items()
-        for name, description in table.models
-        if configuration in ("", name)
+        for network in table.networks
+        if _is_named(network, name)
     ]
     if not candidates:
-        raise WeightsError(f"there is no configuration {configuration!r}; there are {', '.join(TABLE_1)}")
+        raise WeightsError(f"there is no configuration {name!r}; there are {', '.join(TABLE_1)}")
     faults = []
-    for framework, name, description, table in candidates:
+    for framework, network, table in candidates:
         if set(table) == names:
-            model = Model(framework, name, description, _size(tensors, table, name, describe(name, **description)))
+            model = Model(framework, network, _size(tensors, table, network))
             if crop_of(model.size) > LARGEST_CROP:
                 raise WeightsError(
                     f"its FC layers are for crops of {crop_of(model.size):,} pixels, and the largest is {LARGEST_CROP:,}"
@@ -83,37 +84,45 @@ def identify(tensors: Mapping[str, Tensor], configuration: str = "") -> Model:
                 if model.size.num_classes == 1:
                     raise WeightsError(_ONE_CLASS)
                 return model
-            faults.append((len(wrong), f"it has the names of {framework}'s {name}, but {_listed(wrong)}"))
+            faults.append(
+                (len(wrong), f"it has the names of {framework}'s {network.configuration}, but {_listed(wrong)}")
+            )
         elif names and names == {key for key, target in table.items() if target.collection == "params"}:
             raise WeightsError(
-                f"it has the parameters of {framework}'s {name} with batch normalisation, but no running averages "
+                f"it has the parameters of {framework}'s {network.configuration} with batch normalisation, but no running averages "
                 "(running_mean, running_var), without which it cannot classify; save the whole state dictionary, or if its layers "
                 "are others without averages (GroupNorm), no network here computes them"
             )
     if faults:
         raise WeightsError(min(faults)[1])
-    framework, name, _, table = min(candidates, key=lambda candidate: len(names ^ set(candidate[3])))
-    raise WeightsError(_foreign(names, framework, name, set(table)))
+    framework, network, table = min(candidates, key=lambda candidate: len(names ^ set(candidate[2])))
+    raise WeightsError(_foreign(names, framework, network.configuration, set(table)))
 
 
-def _size(tensors: Mapping[str, Tensor], table: Mapping[str, Target], configuration: str, layers: Layers) -> Size:
+def _is_named(network: NetworkSpec, name: str) -> bool:
+    """Returns whether a name, "" for any, is the network's or its configuration's; it is the trunk's too."""
+    return not name or ALIASES.get(name.lower(), name) in (network.configuration, network.name)
+
+
+def _size(tensors: Mapping[str, Tensor], table: Mapping[str, Target], network: NetworkSpec) -> Size:
     """Returns the size that fits best; the shapes then show whether it fits."""
+    layers = network.layers()
     # Every layer has a vector of as many numbers as it has outputs: a bias, or its normalisation's.
     counts = {target.layer: math.prod(tensors[name].shape) for name, target in table.items() if target.leaf == "bias"}
     kernels = {
         target.layer: math.prod(tensors[name].shape) for name, target in table.items() if target.leaf == "kernel"
     }
-    norms = {a.name: b.name for a, b in itertools.pairwise(layers) if b.kind == "batch_norm"}
+    norms = {a.name: b.name for a, b in itertools.pairwise(layers) if b.is_norm}
     convolutions = [layer for layer in layers if layer.kind == "conv"]
     outputs = {layer.name: counts.get(norms.get(layer.name, layer.name), 0) for layer in convolutions}
     # Rounding hides a width in few channels more than in many.
     widths = sorted({outputs[layer.name] / layer.channels for layer in convolutions})
     width = min(widths, key=lambda w: sum(layer.scaled_channels(w) != outputs[layer.name] for layer in convolutions))
     if layers[-1].kind != "head":
-        return size_without_fc6(width, configuration)
+        return size_without_fc6(width, network)
     hidden = [layer.name for layer in layers if layer.kind == "fc"]
     if not hidden:
-        return size_without_fc6(width, configuration, counts[layers[-1].name])
+        return size_without_fc6(width, network, counts[layers[-1].name])
     cells = kernels[hidden[0]] // max(1, counts[hidden[0]] * outputs[convolutions[-1].name])
     return Size(width, counts[hidden[0]], counts[layers[-1].name], max(1, math.isqrt(cells)))
 
@@ -187,9 +196,9 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
             f"--layers={patterns} takes {len(kernels)} kernels and {len(biases)} biases, and each kernel needs a bias in its group "
             f"({_listed(chosen)})"
         )
-    size = size_without_fc6(tensors[biases[_group(kernels[0])]].shape[0] / 64, "D")
+    size = size_without_fc6(tensors[biases[_group(kernels[0])]].shape[0] / 64, NetworkSpec("D"))
     for configuration, form in itertools.product(TABLE_1, (HWIO, OIHW)):
-        trunk = shapes(Model("vgg_jax", configuration, {"head": NO_HEAD}, size))["params"]
+        trunk = shapes(Model("vgg_jax", NetworkSpec(configuration).without_head(), size))["params"]
         if [form.shape(leaves["kernel"].shape) for leaves in trunk.values()] == [
             tensors[name].shape for name in kernels
         ]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.models import describe, paper_crop
+from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import LARGEST_SCALE, auxiliary_heads
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.runtime.exceptions import UserError
@@ -79,7 +79,7 @@ _USUAL = {
 class FileHints(NamedTuple):
     """What a person says of a file; "" for what the file tells itself."""
 
-    configuration: str = ""  # that it must be
+    configuration: str = ""  # name of the network that it must be, see `identification.identify`
     preprocessing: str = ""  # see `preprocessing.parse`
     training_scales: str = ""  # S in pixels, one number or two with a comma
     layers: str = ""  # see `identification.mapped`, for a file with names of its own
@@ -119,24 +119,23 @@ def import_weights(
     params = model_state.pop("params")
     weights = Weights(
         params=params,
-        configuration=model.configuration,
+        network=model.network,
         width_multiplier=size.width_multiplier,
         fc_width=size.fc_width,
         crop=crop,
-        training_scales=_imported_scales(hints.training_scales, known, model.configuration, crop, config),
+        training_scales=_imported_scales(hints.training_scales, known, model.network, crop, config),
         preprocessing=expected,
         class_names=list(imagenet_classes.titles()) if known and size.num_classes == 1000 else None,
         class_titles=None,
         source=f"{origin}, {path.name}, sha256 {digests.sha256}",
-        description=model.description,
         model_state=model_state,
     )
-    kind = " with global average pooling" * (model.description.get("head") == "gap")
+    kind = " with global average pooling" * (model.network.head == "gap")
     kind += " with batch normalisation" * bool(model_state) + ", a trunk without classifier" * (not weights.num_classes)
     names = "names of its own" if layout == _MAPPED else f"{layout}'s layout"
     if config and config.interpolation not in ("", "bilinear"):
         name += f", resized bilinearly and not {short(config.interpolation)} as its config.json says"
-    said = f"{origin}: {names}, configuration {model.configuration}{kind}, preprocessing {name}"
+    said = f"{origin}: {names}, configuration {model.network.configuration}{kind}, preprocessing {name}"
     return _with_labels(weights, config), said
 
 
@@ -153,7 +152,7 @@ def _import_own(path: Path, contents: TensorFile, hints: FileHints) -> tuple[Wei
 
 
 def _imported_scales(
-    given: str, known: str, configuration: str, crop: int, config: ModelConfig | None
+    given: str, known: str, network: NetworkSpec, crop: int, config: ModelConfig | None
 ) -> tuple[int, int]:
     """Returns S: of the flag, the config.json, or what is usual of such a file."""
     if given:
@@ -161,8 +160,8 @@ def _imported_scales(
     if config and config.scale:
         return _scales(str(config.scale), crop)
     # The authors' two published models were trained with jitter; all others, as far as their makers say, at 256.
-    usual = "256,512" if known == "caffe" else "256" if paper_crop(configuration) == 224 else "32"
-    return _scales(usual, crop, crop / paper_crop(configuration))
+    usual = "256,512" if known == "caffe" else "256" if network.paper_crop == 224 else "32"
+    return _scales(usual, crop, crop / network.paper_crop)
 
 
 def _with_labels(weights: Weights, config: ModelConfig | None) -> Weights:
@@ -235,11 +234,11 @@ def _crop(model: layouts.Model, config: ModelConfig | None) -> int:
         raise WeightsError(
             f"its head has {classes} classes, and the config.json next to it {len(config.labels)} labels"
         )
-    has_fc6 = any(layer.kind == "fc" for layer in describe(model.configuration, **model.description))
+    has_fc6 = any(layer.kind == "fc" for layer in model.network.layers())
     if has_fc6 and config.crop not in (0, crop):
         raise WeightsError(f"its FC layers are for a crop of {crop}, and the config.json next to it says {config.crop}")
     try:
-        describe(model.configuration, config.crop or crop, **model.description)
+        model.network.layers(config.crop or crop)
     except ValueError as error:
         raise WeightsError(f"the config.json next to it does not fit: {error}") from error
     return config.crop or crop

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_jax.models import describe
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
 
@@ -156,7 +156,7 @@ def _by_layer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     count = sum(match is not None and match[1] == "conv2d" and match[4] == "0" for match in matches.values())
     convolutions = [
         f"block{layer.block}_conv{layer.position}"
-        for layer in (describe(_CONVOLUTIONS[count]) if count in _CONVOLUTIONS else ())
+        for layer in (NetworkSpec(_CONVOLUTIONS[count]).layers() if count in _CONVOLUTIONS else ())
         if layer.kind == "conv"
     ]
     dense = {match[2] for match in matches.values() if match is not None and match[1] == "dense"}

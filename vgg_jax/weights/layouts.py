@@ -7,12 +7,12 @@ in Caffe and torch; rows, columns, channels in Keras.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.models import NO_HEAD, Layer, Layers, describe, make_network, paper_crop, variable_shapes
+from vgg_jax.models import Layer, Layers, NetworkSpec, make_network, variable_shapes
 from vgg_jax.models.resnet import CIFAR_DEPTHS, STAGES
 from vgg_jax.models.vgg import TABLE_1
 
@@ -75,15 +75,14 @@ class Model(NamedTuple):
     """A network that a file holds."""
 
     framework: str
-    configuration: str
-    description: dict[str, Any]  # further arguments of `models.describe`
+    network: NetworkSpec
     size: Size
 
 
 class Framework(NamedTuple):
     """Networks of a framework, and how it names and stores their arrays."""
 
-    models: tuple[tuple[str, dict[str, Any]], ...]  # (configuration, description); of those of one name the usual first
+    networks: tuple[NetworkSpec, ...]  # of those with the same names of tensors the usual one first
     stems: Callable[[Layers], Iterator[tuple[Layer, str]]]  # yields each layer with parameters, and its name
     leaves: dict[str, str]  # our leaf -> their name, from the stem
     layout: Callable[[Layer], KernelLayout]  # of a layer's kernel
@@ -91,8 +90,10 @@ class Framework(NamedTuple):
     leading_ones: bool = False  # do not count: Caffe of 2014 writes a bias [1, 1, 1, F] and a matrix [1, 1, F, C]
 
 
-def _with_trunks(names: Iterable[str], **description: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
-    return tuple((name, description | head) for head in ({}, {"head": NO_HEAD}) for name in names)
+def _with_trunks(*names: str) -> tuple[NetworkSpec, ...]:
+    """Returns the networks of these names, and their trunks."""
+    networks = [NetworkSpec.parse(name) for name in names]
+    return (*networks, *(network.without_head() for network in networks))
 
 
 def _torch_stems(*fc: str) -> Callable[[Layers], Iterator[tuple[Layer, str]]]:
@@ -115,7 +116,7 @@ def _resnet_stems(layers: Layers) -> Iterator[tuple[Layer, str]]:
         unit = layer.block, layer.position
         if layer.kind == "head":
             yield layer, "fc"
-        elif layer.kind == "batch_norm":  # of the convolution before it
+        elif layer.is_norm:  # of the convolution before it
             yield layer, stem.replace("downsample.0", "downsample.1").replace("conv", "bn")
         elif layer.kind == "conv":
             prefix, stem = f"layer{layer.block - 1}.{layer.position - 1}.", "conv1"
@@ -138,14 +139,15 @@ def _own_stems(layers: Layers) -> Iterator[tuple[Layer, str]]:
 
 _TORCH = {"kernel": ".weight", "bias": ".bias", "scale": ".weight", "mean": ".running_mean", "var": ".running_var"}
 _VGGS = ("A", "B", "D", "E")
+_VGGS_WITH_NORMS = tuple(f"{name}-BN" for name in _VGGS)
 FRAMEWORKS: dict[str, Framework] = {
     "torchvision": Framework(
         (
-            *_with_trunks(_VGGS),
-            *_with_trunks(_VGGS, batch_norm=True),
-            *_with_trunks(RESNETS),
-            *_with_trunks(CIFAR_RESNETS),
-            *_with_trunks(CIFAR_RESNETS, shortcut="B"),
+            *_with_trunks(*_VGGS),
+            *_with_trunks(*_VGGS_WITH_NORMS),
+            *_with_trunks(*RESNETS),
+            *_with_trunks(*CIFAR_RESNETS),
+            *_with_trunks(*(f"{name} (shortcut B)" for name in CIFAR_RESNETS)),
         ),
         _torch_stems("classifier.0", "classifier.3", "classifier.6"),
         _TORCH,
@@ -153,21 +155,21 @@ FRAMEWORKS: dict[str, Framework] = {
         "features.*",
     ),
     "timm": Framework(
-        tuple((name, description) for description in ({}, {"batch_norm": True}) for name in _VGGS),
+        tuple(map(NetworkSpec.parse, (*_VGGS, *_VGGS_WITH_NORMS))),
         _torch_stems("pre_logits.fc1", "pre_logits.fc2", "head.fc"),
         _TORCH,
         lambda layer: ROWS_OF_CHW if layer.kind == "head" else OIHW,
         "features.*",
     ),
     "Keras": Framework(
-        (*_with_trunks("DE"), *((name, {"head": "gap"}) for name in "DE")),
+        (*_with_trunks("D", "E"), NetworkSpec.parse("D-GAP"), NetworkSpec.parse("E-GAP")),
         _keras_stems,
         {"kernel": "/kernel", "bias": "/bias"},
         lambda layer: COLUMNS_OF_HWC if layer.is_fully_connected else HWIO,
         "block*",
     ),
     "Caffe": Framework(
-        _with_trunks(TABLE_1),
+        _with_trunks(*TABLE_1),
         _own_stems,
         {"kernel": "/0", "bias": "/1"},
         lambda layer: ROWS_OF_CHW if layer.is_fully_connected else OIHW,
@@ -175,14 +177,14 @@ FRAMEWORKS: dict[str, Framework] = {
         leading_ones=True,
     ),
     "NumPy": Framework(  # of a widely used port to TensorFlow: conv1_1_W, fc6_b
-        _with_trunks(TABLE_1),
+        _with_trunks(*TABLE_1),
         _own_stems,
         {"kernel": "_W", "bias": "_b"},
         lambda layer: COLUMNS_OF_HWC if layer.is_fully_connected else HWIO,
         "conv*",
     ),
     "vgg_jax": Framework(
-        _with_trunks(TABLE_1),
+        _with_trunks(*TABLE_1),
         _own_stems,
         {leaf: f"/{leaf}" for leaf in ("kernel", "bias", "scale", "mean", "var")},
         lambda layer: HWIO,
@@ -192,10 +194,10 @@ FRAMEWORKS: dict[str, Framework] = {
 _NOT_IN_PARAMS = ("mean", "var")
 
 
-def targets(framework: str, configuration: str, description: Mapping[str, Any]) -> dict[str, Target]:
+def targets(framework: str, network: NetworkSpec) -> dict[str, Target]:
     """Returns where each tensor of a framework's file belongs, by its name."""
     table, named = FRAMEWORKS[framework], dict[str, Target]()
-    for layer, stem in table.stems(describe(configuration, **description)):
+    for layer, stem in table.stems(network.layers()):
         leaves = ("kernel", "bias")[: 1 + layer.has_bias] if layer.has_kernel else ("scale", "bias", *_NOT_IN_PARAMS)
         for leaf in leaves:
             collection = "batch_stats" if leaf in _NOT_IN_PARAMS else "params"
@@ -208,9 +210,8 @@ def shapes(model: Model) -> Any:
     """Returns the model's variables as jax.ShapeDtypeStruct."""
     size = model.size
     network = make_network(
-        model.configuration,
+        model.network,
         crop_of(size),
-        model.description,
         num_classes=size.num_classes,
         width_multiplier=size.width_multiplier,
         fc_width=size.fc_width,
@@ -221,7 +222,7 @@ def shapes(model: Model) -> Any:
 def to_variables(read: Callable[[str], np.ndarray], model: Model) -> dict:
     """Returns a model's variables, float32; `read` gives a tensor by its name."""
     expected, variables = shapes(model), dict[str, dict[str, dict[str, np.ndarray]]]()
-    for name, target in targets(*model[:3]).items():
+    for name, target in targets(model.framework, model.network).items():
         shape = expected[target.collection][target.layer][target.leaf].shape
         array = read(name) if target.leaf == "kernel" else read(name).reshape(shape)
         value = in_one_piece(target.layout.to_hwio(array, shape))
@@ -229,13 +230,11 @@ def to_variables(read: Callable[[str], np.ndarray], model: Model) -> dict:
     return variables
 
 
-def from_variables(
-    variables: dict, framework: str, configuration: str, description: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
+def from_variables(variables: dict, framework: str, network: NetworkSpec) -> dict[str, np.ndarray]:
     """Returns the tensors of a framework's file."""
     return {
         name: target.layout.from_hwio(variables[target.collection][target.layer][target.leaf])
-        for name, target in targets(framework, configuration, description).items()
+        for name, target in targets(framework, network).items()
     }
 
 
@@ -254,6 +253,6 @@ def crop_of(size: Size) -> int:
     return size.side * SIDE_STRIDE
 
 
-def size_without_fc6(width_multiplier: float, configuration: str, num_classes: int = 0) -> Size:
+def size_without_fc6(width_multiplier: float, network: NetworkSpec, num_classes: int = 0) -> Size:
     """Returns the size of a trunk, or of a network whose head takes any map, for the crop that it was published for."""
-    return Size(width_multiplier, 4096, num_classes, paper_crop(configuration) // SIDE_STRIDE)
+    return Size(width_multiplier, 4096, num_classes, network.paper_crop // SIDE_STRIDE)

@@ -116,7 +116,7 @@ class _Graph:
             bias = [self.constant(f"{name}/bias", leaves["bias"])] if "bias" in leaves else []
             window["pads"] = [before] * 4
             return self.add("Conv", [*inputs, kernel, *bias], name, group=layer.groups, **window)
-        if layer.kind == "batch_norm":
+        if layer.is_norm:
             arrays = [self.constant(f"{name}/{leaf}", leaves[leaf]) for leaf in ("scale", "bias", "mean", "var")]
             return self.add("BatchNormalization", [*inputs, *arrays], name, epsilon=1e-5)
         if layer.kind == "pool":
