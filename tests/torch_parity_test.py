@@ -22,6 +22,7 @@ from tests.weights_files import random_params, write_h5
 from vgg_jax.data.crops import rescaled
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained, weights_of_run
+from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.exports import to_torchvision
 from vgg_jax.weights.file import (
@@ -121,7 +122,9 @@ def test_weights_of_here_give_the_same_logits_in_torch(configuration, tmp_path):
     ours = Preprocessing("RGB", 255.0, (121.0, 112.0, 99.0), (1.0, 1.0, 1.0))
     params = random_params(configuration)
     params["conv1_1"]["kernel"] /= 60  # for pixels from -128 to 128
-    weights = Weights(params, configuration, **size, preprocessing=ours, class_names=None, class_titles=None, source="")
+    weights = Weights(
+        params, NetworkSpec(configuration), **size, preprocessing=ours, class_names=None, class_titles=None, source=""
+    )
     tensors, expected = to_torchvision(weights)
     write_safetensors(tmp_path / "out.safetensors", tensors, {"format": "pt"})
     torch_net = TorchvisionVGG(configuration, 1 / 16, 16, 5, 2).eval()
