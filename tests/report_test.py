@@ -118,21 +118,21 @@ def test_the_most_thorough_evaluation_of_the_checkpoint_is_shown(trained):
     evaluate(Request((str(trained),), protocol="center_crop"), quiet=True)
     evaluate(Request((str(trained),), protocol="dense", scales="multi"), quiet=True)
     model = load_trained(trained)
-    found = predictions.from_cache(model, history.read_history(trained, "run").evaluations)
-    assert (found.protocol, found.scales, found.split) == ("dense", "64, 73, 82", "validation")
+    found = predictions.cached_predictions(model, history.read_history(trained, "run").evaluations)
+    assert (found.request.protocol, found.scales, found.split) == ("dense", "64, 73, 82", "validation")
     parts = [np.load(path)["probs"] for path in trained.glob("evaluation/7/*/dense-Q*.npz")]
     np.testing.assert_allclose(found.probs_NxK, sum(parts) / 3, rtol=1e-6)
     text = text_of(write_page([trained], None, quiet=True))
     assert "From dense, Q = 64, 73, 82, checkpoint 7" in text
     # Probabilities of other parameters count as none.
     other = model._replace(digest="another")
-    assert predictions.from_cache(other, history.read_history(trained, "run").evaluations) is None
+    assert predictions.cached_predictions(other, history.read_history(trained, "run").evaluations) is None
 
 
 def some_predictions(probs, labels):
     probs = np.array(probs, np.float64)
     keys = np.array([f"{i}.png" for i in range(len(labels))])
-    return predictions.Predictions("dense", "73", "d", "s", Request(()), keys, np.array(labels), probs, 0.5, 0.0)
+    return predictions.Predictions(None, Request(()), "73", "d", "s", keys, np.array(labels), probs, 0.5, 0.0)
 
 
 def test_the_best_of_equal_errors_has_least_loss_then_comes_first(trained):
@@ -147,10 +147,10 @@ def test_confusion_best_and_worst_by_hand():
         [[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.5, 0.3], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.0, 0.0, 0.0]],
         [0, 0, 1, 1, 2, 2],  # the last was refused
     )
-    assert predictions.confusion(found, 3).tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 0]]
-    assert predictions.surest_wrong(found, 5) == [4, 3]
-    assert predictions.surest_right(found, 5) == [0, 2]  # one of each class, of class 0 the surer
-    assert predictions.surest_wrong(found, 1) == [4]
+    assert found.confusion(3).tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 0]]
+    assert found.surest_wrong(5) == [4, 3]
+    assert found.surest_right(5) == [0, 2]  # one of each class, of class 0 the surer
+    assert found.surest_wrong(1) == [4]
 
 
 @pytest.mark.slow
@@ -174,7 +174,9 @@ def test_of_many_classes_the_hardest_are_shown(net_config, tmp_path):
 
 def test_a_point_of_a_curve_lies_where_the_axes_say():
     points = [(1, 0.83), (7, 0.31), (10, 0.12)]
-    drawn = charts.chart("e", [charts.Line("v", points, 0, dots=True)], "epoch", [charts.Mark(7, "lr")], percent=True)
+    drawn = charts.chart(
+        "e", [charts.Line("v", points, 0, dots=True)], "epoch", [charts.Mark(7, "lr")], charts.YAxis(percent=True)
+    )
     ticks = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(end|middle)">([\d.]+)%?</text>', drawn.svg)
     xs = [(float(x), float(v)) for x, _, anchor, v in ticks if anchor == "middle"]
     ys = [(float(y) - 4, float(v) / 100) for _, y, anchor, v in ticks if anchor == "end"]
@@ -191,10 +193,12 @@ def test_a_point_of_a_curve_lies_where_the_axes_say():
 def test_charts_of_little_and_of_much():
     assert charts.chart("e", [charts.Line("v", [], 0)], "epoch") is None
     assert charts.chart("e", [charts.Line("v", [(1, 0.0)], 0, dots=True)], "epoch") is not None
-    logarithmic = charts.chart("e", [charts.Line("v", [(0, 0.0), (1, 1e-5), (2, 3e2)], 0)], "step", log=True)
+    logarithmic = charts.chart(
+        "e", [charts.Line("v", [(0, 0.0), (1, 1e-5), (2, 3e2)], 0)], "step", y_axis=charts.YAxis(log=True)
+    )
     assert "1e-5" in logarithmic.svg
     assert "1000" in logarithmic.svg
-    flat = charts.chart("e", [charts.Line("v", [(1, 0.5), (2, 0.5)], 0)], "epoch", log=True)
+    flat = charts.chart("e", [charts.Line("v", [(1, 0.5), (2, 0.5)], 0)], "epoch", y_axis=charts.YAxis(log=True))
     assert "nan" not in flat.svg
     many = charts.thinned([(x, 2.0 * x) for x in range(10_001)], 400)
     assert len(many) <= 400
@@ -490,7 +494,7 @@ def test_what_does_not_go_together_gets_one_sentence(trained, net_config, tmp_pa
     with pytest.raises(UserError, match="are runs on different data .*; write a report of each"):
         write_page([trained, other], tmp_path / "x.html", quiet=True)
     (other / "plan.json").write_text("{}")
-    with pytest.raises(UserError, match="is a whole reproduction, which has a page of its own; give it alone"):
+    with pytest.raises(UserError, match="is a whole reproduction, which has its own page; give it alone"):
         write_page([trained, other], tmp_path / "x.html", quiet=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to .*; choose another --output"):

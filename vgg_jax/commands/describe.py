@@ -38,10 +38,10 @@ def main(arguments: list[str]) -> None:
 
     rows = comparison.compare(flags.request(comparison.ComparisonRequest, networks=tuple(arguments)))
     if _DRAW.value:
-        from vgg_jax.reporting.network_drawing import draw
+        from vgg_jax.models.drawing import draw_network
         from vgg_jax.runtime.files import write_atomically
 
         path = Path(_DRAW.value).expanduser()
         with write_atomically(path, "name another file with --draw") as unfinished:
-            draw(arguments[0], rows[arguments[0]]).save(unfinished, "PNG")
+            draw_network(arguments[0], rows[arguments[0]]).save(unfinished, "PNG")
     print(comparison.as_json(rows) if _JSON.value else comparison.as_text(rows))

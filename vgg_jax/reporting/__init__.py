@@ -1,1 +1,1 @@
-"""A run, several, or a whole reproduction as one page: `runs` reads, `charts` and `images` draw, `page` writes."""
+"""A run, several, or a whole reproduction as one page: `history` reads, `charts` and `images` draw, `page` writes."""

@@ -33,6 +33,23 @@ class Mark(NamedTuple):
     label: str
 
 
+class YAxis(NamedTuple):
+    """The form of a y axis."""
+
+    percent: bool = False  # values are fractions, written as per cent
+    log: bool = False  # logarithmic; values of zero and less are left out
+    top: float | None = None  # its end; None: the largest value
+
+    def text(self, value: float) -> str:
+        return f"{100 * value:.4g} %" if self.percent else f"{value:.4g}"
+
+    def tick(self, value: float) -> str:
+        return f"{100 * value:g}%" if self.percent else _number(value)
+
+
+_LINEAR = YAxis()
+
+
 class Chart(NamedTuple):
     """A drawing with what stands around it."""
 
@@ -42,88 +59,94 @@ class Chart(NamedTuple):
     caption: str
 
 
+class _Frame(NamedTuple):
+    """The values at the ends of the axes: x from 0 to `right`, y from `low` to `high`, both log10 where `log`."""
+
+    right: float
+    low: float
+    high: float
+    log: bool
+
+    def x(self, value: float) -> float:
+        return round(_LEFT + value / self.right * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        share = min(((math.log10(value) if self.log else value) - self.low) / (self.high - self.low), 1)
+        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+
 def chart(
     title: str,
     lines: Sequence[Line],
     x_label: str,
     marks: Sequence[Mark] = (),
-    percent: bool = False,
-    log: bool = False,
-    top: float | None = None,
-    end: float | None = None,
+    y_axis: YAxis = _LINEAR,
     caption: str = "",
 ) -> Chart | None:
     """Draws lines over a common x axis that begins at 0; None where no line has two points, or one with a dot.
 
     Args:
       title: of the figure, also read out.
-      lines: at least one.
+      lines: of any number of points.
       x_label: of the axis.
       marks: drawn behind the lines.
-      percent: y are fractions, written as per cent.
-      log: a logarithmic y axis; values of zero and less are left out.
-      top: the y axis's end; None: the largest value.
-      end: the x axis's end; None: the last point.
+      y_axis: its form.
       caption: beneath.
     """
     drawn = [
-        line._replace(points=thinned([(x, y) for x, y in line.points if not log or y > 0], _MOST_POINTS))
+        line._replace(points=thinned([(x, y) for x, y in line.points if not y_axis.log or y > 0], _MOST_POINTS))
         for line in lines
     ]
     drawn = [line for line in drawn if len(line.points) > 1 or (line.points and line.dots)]
     if not drawn:
         return None
     xs, ys = zip(*(point for line in drawn for point in line.points), strict=True)
-    x_ticks = _ticks(0, end or max(xs) or 1, 5)
-    right = max(end or 0, *xs) or 1
-    y_ticks, low, high = _y_axis(ys, log, top)
-
-    def to_svg(x: float, y: float) -> tuple[float, float]:
-        share = ((math.log10(y) if log else y) - low) / (high - low)
-        return (
-            round(_LEFT + x / right * (_WIDTH - _LEFT - _RIGHT), 1),
-            round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1),
-        )
-
-    def text(value: float) -> str:
-        return f"{100 * value:.4g} %" if percent else f"{value:.4g}"
-
-    parts = [f"<title>{escape(title)}</title>"]
-    for value in y_ticks:
-        y = to_svg(0, value)[1]
-        parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
-        shown = f"{100 * value:g}%" if percent else _number(value)
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{shown}</text>')
-    for value in x_ticks:
-        if value <= right * 1.0001:
-            x = to_svg(value, y_ticks[0])[0]
-            parts.append(f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{_number(value)}</text>')
-    parts.append(
-        f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
-    )
-    parts += _marks(marks, lambda x: to_svg(x, y_ticks[0])[0])
+    y_ticks, low, high = _y_ticks(ys, y_axis)
+    frame = _Frame(max(xs) or 1, low, high, y_axis.log)
+    parts = [f"<title>{escape(title)}</title>", *_axes(frame, y_ticks, y_axis, x_label), *_marks(marks, frame.x)]
     for line in drawn:
-        at = [to_svg(x, min(y, 10.0**high) if log else min(y, high)) for x, y in line.points]
-        classes = f"line c{line.color % COLORS} {line.kind}".rstrip()
-        path = "M" + "L".join(f"{x:g} {y:g}" for x, y in at)
-        parts.append(f'<path class="{classes}" d="{path}"><title>{escape(line.label)}</title></path>')
-        if line.dots and len(at) <= _MOST_DOTS:
-            parts += [
-                f'<circle class="c{line.color % COLORS}" cx="{x:g}" cy="{y:g}" r="2.2"><title>'
-                f"{escape(f'{line.label}, {x_label} {point[0]:.4g}: {text(point[1])}')}</title></circle>"
-                for (x, y), point in zip(at, line.points, strict=True)
-            ]
+        parts += _curve(line, frame, y_axis, x_label)
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     legend = dict.fromkeys((f"c{line.color % COLORS} {line.kind}".rstrip(), line.label) for line in drawn)
     return Chart(title, Markup(svg), list(legend), caption)
 
 
-def _y_axis(ys: Sequence[float], log: bool, top: float | None) -> tuple[list[float], float, float]:
+def _axes(frame: _Frame, y_ticks: Sequence[float], y_axis: YAxis, x_label: str) -> list[str]:
+    """Draws horizontal lines with their values, the values of the x axis, and its label."""
+    parts = []
+    for value in y_ticks:
+        y = frame.y(value)
+        parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{y_axis.tick(value)}</text>')
+    for value in _ticks(0, frame.right, 5):
+        if value <= frame.right * 1.0001:
+            place = f'x="{frame.x(value)}" y="{_HEIGHT - _BOTTOM + 15}"'
+            parts.append(f'<text {place} text-anchor="middle">{_number(value)}</text>')
+    place = f'x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}"'
+    return [*parts, f'<text class="axis" {place} text-anchor="end">{escape(x_label)}</text>']
+
+
+def _curve(line: Line, frame: _Frame, y_axis: YAxis, x_label: str) -> list[str]:
+    """Draws a line, and its dots where there are few."""
+    color = f"c{line.color % COLORS}"
+    at = [(frame.x(x), frame.y(y)) for x, y in line.points]
+    path = "M" + "L".join(f"{x:g} {y:g}" for x, y in at)
+    parts = [
+        f'<path class="{f"line {color} {line.kind}".rstrip()}" d="{path}"><title>{escape(line.label)}</title></path>'
+    ]
+    if line.dots and len(at) <= _MOST_DOTS:
+        for (x, y), point in zip(at, line.points, strict=True):
+            text = escape(f"{line.label}, {x_label} {point[0]:.4g}: {y_axis.text(point[1])}")
+            parts.append(f'<circle class="{color}" cx="{x:g}" cy="{y:g}" r="2.2"><title>{text}</title></circle>')
+    return parts
+
+
+def _y_ticks(ys: Sequence[float], y_axis: YAxis) -> tuple[list[float], float, float]:
     """Returns ticks and ends of the y axis; the ends of a logarithmic one are powers of ten.
 
     An axis begins at 0 unless that would flatten the curves, and a few values far above the others are cut off.
     """
-    if log:
+    if y_axis.log:
         first, last = math.floor(math.log10(min(ys)) + 1e-9), math.ceil(math.log10(max(ys)) - 1e-9)
         last = max(last, first + 1)
         return (
@@ -136,7 +159,10 @@ def _y_axis(ys: Sequence[float], log: bool, top: float | None) -> tuple[list[flo
     if most > 4 * ordered[-1 - len(ordered) // 20] > 0:
         most = 1.25 * ordered[-1 - len(ordered) // 20]
     least = ordered[0] if ordered[0] > most / 2 else min(0, ordered[0])
-    ticks = _ticks(least, top if top is not None else most or 1, 4) if most > least else _ticks(0, most or 1, 4)
+    if most > least:
+        ticks = _ticks(least, most or 1 if y_axis.top is None else y_axis.top, 4)
+    else:
+        ticks = _ticks(0, most or 1, 4)
     return ticks, ticks[0], ticks[-1]
 
 

@@ -59,7 +59,7 @@ class RunHistory(NamedTuple):
         return {name.removeprefix(prefix + "/"): self.series(name) for name in names}
 
     def best(self) -> dict[str, float] | None:
-        """Returns the best validation line, as checkpoints are chosen: least top-1 error, then least loss, then first."""
+        """Returns the validation line of least top-1 error, then of least loss, then the first, as checkpoints do."""
 
         def rank(line: dict[str, float]) -> tuple[float, float]:
             error, loss = line["val/top1_error"], line.get("val/loss", math.inf)

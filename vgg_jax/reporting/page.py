@@ -11,21 +11,22 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from vgg_jax.reporting import overviews, sections
 from vgg_jax.reporting.history import RunHistory, check_same_data, read_history
-from vgg_jax.reporting.reproduction_state import Reproduction, read_reproduction
+from vgg_jax.reporting.overviews import Reproduction, comparison, read_reproduction, reproduction_overview
+from vgg_jax.reporting.predictions import PageOptions
+from vgg_jax.reporting.sections import data_name, model_title, run_section
 from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.compilation import check_devices
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.exceptions import UserError, writing_to
-from vgg_jax.runtime.files import is_unfinished, write_text
+from vgg_jax.runtime.files import is_empty, write_text
 from vgg_jax.runtime.provenance import environment
 
 # Begins every page; a file that does not begin so is not overwritten.
 _BEGINNING = "<!doctype html>\n<!-- a report of vgg_jax -->\n"
-_ALONE = sections.Wanted(right=12, wrong=12, maps=6, may_compute=True)
-_AMONG = sections.Wanted(right=6, wrong=6, maps=3, may_compute=True)
-_STAGE = sections.Wanted(wrong=6)  # of a reproduction, which evaluates by itself
+_ALONE = PageOptions(right=12, wrong=12, maps=6, may_compute=True)
+_AMONG_OTHERS = PageOptions(right=6, wrong=6, maps=3, may_compute=True)
+_STAGE = PageOptions(wrong=6)  # of a reproduction, which evaluates by itself
 _MOST_SECTIONS = 12  # runs with images on a page, which keeps it to a few MB
 
 
@@ -50,79 +51,83 @@ def write_page(
     """
     console = Console(quiet)
     directories = list(dict.fromkeys(directory.expanduser() for directory in directories))
-    read = _read(directories)
-    output = output.expanduser() if output else Path("" if len(directories) > 1 else directories[0], "report.html")
+    _check_directories(directories)
+    plan_dir, several = PlanDir(directories[0]), len(directories) > 1
+    read = read_reproduction(plan_dir) if plan_dir.is_plan() else _read_histories(directories)
+    output = output.expanduser() if output else Path("" if several else directories[0], "report.html")
     _check_output(output)
     check_devices()
-    content: dict[str, Any] = {"comparison": None, "reproduction": None, "runs": [], "folded": True}
-    content |= {"made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), "environment": environment()}
     if isinstance(read, Reproduction):
-        first = read.seeds[0]
-        runs = [run for stage in read.stages if (run := stage.runs.get(first)) and run.summary]
-        started = [run for stage in read.stages for run in stage.runs.values() if run.dataset]
-        detail = _STAGE
-        content |= {"title": f"Reproduction {_name(read.directory)}", "sections_title": "Finished stages"}
-        content["subtitle"] = sections.data_name(started[0]) if started else ""
-        content["reproduction"] = overviews.reproduction_overview(read)
-    elif len(read) > 1:
-        runs, detail = read, _AMONG
-        content |= {"title": f"{len(runs)} runs", "sections_title": "Each run"}
-        content["subtitle"] = sections.data_name(runs[0])
-        content["comparison"] = overviews.comparison(runs)
+        head, histories, options = _head_of_reproduction(read)
     else:
-        runs, detail = read, _ALONE
-        content |= {"title": runs[0].name, "folded": False}
-        content["subtitle"] = f"{sections.title(runs[0])}; {sections.data_name(runs[0])}"
-    for number, run in enumerate(runs):
-        console.print(f"looking at {run.workdir}")
-        amount = detail if number < _MOST_SECTIONS else sections.Wanted()
-        content["runs"].append(sections.run_section(run, amount, sections.Place(data_dir, data_root), quiet))
+        (head, options), histories = (_head_of_several(read), read) if several else (_head_of_one(read[0]), read)
+    options = options._replace(data_dir=data_dir, data_root=data_root, quiet=quiet)
+    sections = []
+    for number, history in enumerate(histories):
+        console.print(f"looking at {history.workdir}")
+        sections.append(run_section(history, options if number < _MOST_SECTIONS else options.without_images()))
+    content = {"comparison": None, "reproduction": None, "folded": True, "runs": sections, **head}
+    content |= {"made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), "environment": environment()}
     write_text(output, _rendered(content), "choose another --output")
-    size = output.stat().st_size
-    for section in content["runs"]:
+    for section in sections:
         for note in section["notes"]:
             console.print(f"note ({section['name']}): {note}")
-    console.print(f"report: {output} ({size / 1e6:.1f} MB)")
+    console.print(f"report: {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return output
 
 
-def _read(directories: Sequence[Path]) -> list[RunHistory] | Reproduction:
+def _head_of_one(history: RunHistory) -> tuple[dict[str, Any], PageOptions]:
+    subtitle = f"{model_title(history)}; {data_name(history)}"
+    return {"title": history.name, "subtitle": subtitle, "folded": False}, _ALONE
+
+
+def _head_of_several(histories: list[RunHistory]) -> tuple[dict[str, Any], PageOptions]:
+    titles = {"title": f"{len(histories)} runs", "sections_title": "Each run", "subtitle": data_name(histories[0])}
+    return {**titles, "comparison": comparison(histories)}, _AMONG_OTHERS
+
+
+def _head_of_reproduction(read: Reproduction) -> tuple[dict[str, Any], list[RunHistory], PageOptions]:
+    """Returns the part of the page above its sections, the runs that have one, and their amount of detail."""
+    directory, first = read.plan_dir.path, read.seeds[0]
+    of_first_seed = [stage.histories[first] for stage in read.stages if first in stage.histories]
+    begun = next((history for history in read.histories() if history.dataset), None)
+    head = {
+        "title": f"Reproduction {directory.absolute().name or directory}",
+        "sections_title": "Finished stages",
+        "subtitle": data_name(begun) if begun else "",
+        "reproduction": reproduction_overview(read),
+    }
+    return head, [history for history in of_first_seed if history.summary], _STAGE
+
+
+def _check_directories(directories: Sequence[Path]) -> None:
+    """Raises UserError at a directory without anything to report, and at a reproduction that is not alone."""
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"{directory}: there is no such directory; give one that a training run has made.")
         if not os.access(directory, os.R_OK | os.X_OK):
             raise UserError(f"{directory} cannot be read: no permission; mend it, or leave it out of the report.")
         if not RunDir(directory).is_run() and not PlanDir(directory).is_plan():
-            what = (
-                "is empty"
-                if all(map(is_unfinished, directory.iterdir()))
-                else "holds no config.json of a run and no plan.json"
-            )
+            lacking = "holds no config.json of a run and no plan.json"
             raise UserError(
-                f"{directory} {what}, so there is nothing to report; give a run's workdir or a reproduction's directory."
+                f"{directory} {'is empty' if is_empty(directory) else lacking}, so there is nothing to report; give a "
+                "run's workdir or a reproduction's directory."
             )
     plans = [directory for directory in directories if PlanDir(directory).is_plan()]
     if plans and len(directories) > 1:
-        raise UserError(f"{plans[0]} is a whole reproduction, which has a page of its own; give it alone.")
-    if plans:
-        return read_reproduction(PlanDir(plans[0]))
-    runs = [read_history(directory, name) for directory, name in zip(directories, _names(directories), strict=True)]
-    check_same_data(runs)
-    return runs
+        raise UserError(f"{plans[0]} is a whole reproduction, which has its own page; give it alone.")
 
 
-def _name(directory: Path) -> str:
-    return directory.absolute().name or str(directory)
-
-
-def _names(directories: Sequence[Path]) -> list[str]:
-    """Returns the last parts of the paths, as many as tell them apart."""
+def _read_histories(directories: Sequence[Path]) -> list[RunHistory]:
+    """Reads runs, each named by the last parts of its path, as many as tell them apart; UserError as `read_history`."""
     paths = [directory.absolute().parts for directory in directories]
     for count in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-count:]) for parts in paths]
         if len(set(names)) == len(names):
             break
-    return names
+    histories = [read_history(directory, name) for directory, name in zip(directories, names, strict=True)]
+    check_same_data(histories)
+    return histories
 
 
 def _check_output(output: Path) -> None:

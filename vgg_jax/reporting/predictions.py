@@ -26,14 +26,29 @@ _THUMBNAIL = 168  # pixels
 _MAP_SIDE = 256  # pixels
 
 
-class Predictions(NamedTuple):
-    """Probabilities of a split, averaged as a protocol does, and their origin."""
+class PageOptions(NamedTuple):
+    """The location of images, and how much a page shows of a run."""
 
-    protocol: str
+    data_dir: str = ""  # of prepared data, if not that of the run
+    data_root: str = ""  # of a folder of images, if not that of the run
+    quiet: bool = False
+    right: int = 0  # images of the most confident right predictions
+    wrong: int = 0  # likewise of the wrong ones
+    maps: int = 0  # images with score maps
+    may_compute: bool = False  # a centre crop's probabilities, where no evaluation is cached
+
+    def without_images(self) -> PageOptions:
+        return self._replace(right=0, wrong=0, maps=0, may_compute=False)
+
+
+class Predictions(NamedTuple):
+    """A model's probabilities on a split, averaged as a protocol does, and their origin."""
+
+    trained: TrainedModel
+    request: Request  # that computed them
     scales: str  # test scales Q
     data: str
     split: str
-    request: Request  # that computed them
     keys: np.ndarray  # [N] str
     labels: np.ndarray  # [N], as the model numbers classes
     probs_NxK: np.ndarray  # float64; zeros where the image was skipped
@@ -41,17 +56,112 @@ class Predictions(NamedTuple):
     top5_error: float | None  # None with five classes or fewer
 
     def predicted(self) -> np.ndarray:
-        """Returns the likeliest class of each image, [N]; -1 where it was skipped."""
+        """Returns the most probable class of each image, [N]; -1 where it was skipped."""
         return np.where(self.probs_NxK.any(1), results.top5_classes(self.probs_NxK)[:, 0], -1)
 
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """Returns [K, K] int64, images by true class (row) and predicted class; skipped ones are in no column."""
+        predicted = self.predicted()
+        matrix = np.zeros((num_classes, num_classes), np.int64)
+        np.add.at(matrix, (self.labels[predicted >= 0], predicted[predicted >= 0]), 1)
+        return matrix
 
-def from_cache(trained: TrainedModel, evaluations: Evaluations) -> Predictions | None:
+    def surest_right(self, count: int) -> list[int]:
+        """Returns images predicted rightly, the most confident of each class, most confident first."""
+        order = self._by_confidence(self.predicted() == self.labels)
+        _, firsts = np.unique(self.labels[order], return_index=True)
+        return order[np.sort(firsts)][:count].tolist()
+
+    def surest_wrong(self, count: int) -> list[int]:
+        """Returns images predicted wrongly: the most confident of each true class, then the second of each, ..."""
+        predicted = self.predicted()
+        order = self._by_confidence((predicted != self.labels) & (predicted >= 0))
+        labels = self.labels[order]
+        rank_in_class = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)], int)
+        return order[np.argsort(rank_in_class, kind="stable")][:count].tolist()
+
+    def _by_confidence(self, chosen_N: np.ndarray) -> np.ndarray:
+        """Returns the numbers of the chosen images, [n], the most confident first."""
+        indices = np.flatnonzero(chosen_N)
+        return indices[np.argsort(-self.probs_NxK[indices].max(1), kind="stable")]
+
+    def open_split(self, options: PageOptions) -> Split:
+        """Opens the split.
+
+        Raises:
+          UserError: its images are no longer there, or others are.
+        """
+        request = self.request._replace(
+            data_dir=options.data_dir or self.request.data_dir, data_root=options.data_root or self.request.data_root
+        )
+        split = open_evaluated(request, self.trained, Console(quiet=True))
+        if len(split.records) != len(self.keys):
+            raise UserError(
+                f"{split.data}, split {split.name}, has {len(split.records)} images now, and had {len(self.keys)} when "
+                "it was evaluated; evaluate the run again."
+            )
+        return split
+
+    def sample(self, split: Split | None, index: int) -> dict[str, Any]:
+        """Returns the page's content on one image; without its pixels where there is no split."""
+        probs_K, label, class_names = self.probs_NxK[index], self.labels[index], self.trained.class_names
+        top3 = results.top5_classes(probs_K[None])[0, :3]
+        pixels = decoded(split.records, index, decode) if split else None
+        return {
+            "key": str(self.keys[index]),
+            "true": class_names[label],
+            "right": bool(top3[0] == label),
+            "best": [(class_names[k], float(probs_K[k]), bool(k == label)) for k in top3],
+            "true_probability": float(probs_K[label]),
+            "image": None if pixels is None else images.thumbnail(pixels, _THUMBNAIL),
+        }
+
+    def score_maps(self, split: Split, count: int) -> list[dict[str, Any]]:
+        """Draws score maps of the true and of the predicted, or the second, class, of images spread over the split."""
+        trained, scale = self.trained, map_scale(self.trained)
+        variables = heatmaps.on_one_device(trained)
+        drawn = []
+        for index in heatmaps.spread(len(self.keys), count + 2)[1:-1]:
+            pixels = heatmaps.image_for_map(split.records, index, scale)
+            if pixels is None:
+                continue
+            scores, probs_K = heatmaps.score_map(trained, variables, pixels)
+            label, image = int(self.labels[index]), Image.fromarray(pixels)
+            classes = heatmaps.classes_to_draw(probs_K, label)
+            shown = scores[..., [k for _, k in classes]]
+            ends = float(shown.min()), float(shown.max())
+            maps = []
+            for i, (heading, k) in enumerate(classes):
+                overlaid = heatmaps.overlay(image, shown[..., i], ends, pixels.shape[:2], trained.model.layers)
+                uri, probability = images.jpeg(overlaid, _MAP_SIDE), float(probs_K[k])
+                maps.append(
+                    {"heading": heading, "class": trained.class_names[k], "probability": probability, "image": uri}
+                )
+            drawn.append(
+                {
+                    "key": str(self.keys[index]),
+                    "true": trained.class_names[label],
+                    "image": images.jpeg(image, _MAP_SIDE),
+                    "cells": f"{scores.shape[0]} x {scores.shape[1]}",
+                    "maps": maps,
+                }
+            )
+        return drawn
+
+
+def map_scale(trained: TrainedModel) -> int:
+    """Returns Q of the score maps in pixels: twice S, and at least four cells of the map on the shorter side."""
+    low, high = trained.config.image.scale_min, trained.config.image.scale_max
+    return max(low + high, trained.config.image.crop + 96)
+
+
+def cached_predictions(trained: TrainedModel, evaluations: Evaluations) -> Predictions | None:
     """Returns the most thorough complete evaluation of this checkpoint alone; its own validation split first."""
     candidates = []
     for path, content in evaluations:
         models, request = content["models"], content["request"]
-        passes = models[0].get("passes", []) if len(models) == 1 else []
-        is_own = bool(passes) and models[0].get("params_sha256") == trained.digest and content["rows"]
+        passes = models[0]["passes"] if len(models) == 1 else []
+        is_own = bool(passes) and models[0]["params_sha256"] == trained.digest and content["rows"]
         if is_own and request.get("protocol") in PROTOCOLS:
             other_data = bool(request.get("data_name") or request.get("data_root"))
             other_split = request.get("split") not in ("", None, trained.config.data.val_split)
@@ -63,7 +173,7 @@ def from_cache(trained: TrainedModel, evaluations: Evaluations) -> Predictions |
     return None
 
 
-def compute(trained: TrainedModel, data_dir: str, data_root: str, quiet: bool) -> Evaluations:
+def compute_evaluations(trained: TrainedModel, options: PageOptions) -> Evaluations:
     """Evaluates a centre crop on the run's validation split, and caches it like any other evaluation.
 
     Returns:
@@ -72,26 +182,28 @@ def compute(trained: TrainedModel, data_dir: str, data_root: str, quiet: bool) -
     Raises:
       UserError: as `protocol.evaluate`.
     """
-    evaluate(Request((str(trained.checkpoint),), protocol="center_crop", data_dir=data_dir, data_root=data_root), quiet)
+    request = Request((str(trained.checkpoint),), protocol="center_crop")
+    evaluate(request._replace(data_dir=options.data_dir, data_root=options.data_root), options.quiet)
     workdirs = (trained.workdir, workdir_below(trained, ""))
     return [evaluation for workdir in workdirs for evaluation in RunDir(workdir).evaluations()[0]]
 
 
 def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -> Predictions | None:
+    """Returns the predictions of an evaluation; None where a pass is not cached, or a label is missing."""
     request = Request(**{name: content["request"][name] for name in Request._fields if name in content["request"]})
+    model, data = content["models"][0], content["data"]
+    if model["dtype"] != trained.config.model.dtype:
+        return None  # cached next to the run's own under another name
     probs: dict[EvalPass, Probs] = {}
-    for description in content["models"][0]["passes"]:
-        eval_pass = EvalPass(*(description[name] for name in EvalPass._fields))
-        name = pass_name(trained, eval_pass)
-        if content["models"][0]["dtype"] != trained.config.model.dtype:
-            return None  # cached next to the run's own under another name
+    for fields in model["passes"]:
+        eval_pass = EvalPass(*(fields[name] for name in EvalPass._fields))
         try:
-            cache = Cache.with_own_settings(directory, name, len(trained.class_names))
+            cache = Cache.with_own_settings(directory, pass_name(trained, eval_pass), len(trained.class_names))
             cached = cache.load()
         except (UserError, KeyError, TypeError):
             return None
         origin = tuple(cache.settings.get(key) for key in ("params_sha256", "data", "split"))
-        if cached is None or origin != (trained.digest, content["data"]["name"], content["data"]["split"]):
+        if cached is None or origin != (trained.digest, data["name"], data["split"]):
             return None
         probs[eval_pass] = cached
     first, skipped = next(iter(probs.values())), np.any([cached.skipped for cached in probs.values()], 0)
@@ -101,117 +213,14 @@ def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -
     mean_NxK[skipped] = 0
     top1_error, top5_error = results.topk_errors(mean_NxK, first.labels, skipped)
     return Predictions(
-        request.protocol,
-        ", ".join(map(str, sorted({eval_pass.scale for eval_pass in probs}))),
-        content["data"]["name"],
-        content["data"]["split"],
+        trained,
         request,
+        ", ".join(map(str, sorted({eval_pass.scale for eval_pass in probs}))),
+        data["name"],
+        data["split"],
         first.keys,
         first.labels,
         mean_NxK,
         top1_error,
         top5_error if mean_NxK.shape[1] > 5 else None,
     )
-
-
-def split_of(predictions: Predictions, trained: TrainedModel, data_dir: str, data_root: str) -> Split:
-    """Opens the split of predictions.
-
-    Raises:
-      UserError: its images are no longer there, or others are.
-    """
-    request = predictions.request._replace(
-        data_dir=data_dir or predictions.request.data_dir, data_root=data_root or predictions.request.data_root
-    )
-    split = open_evaluated(request, trained, Console(quiet=True))
-    if len(split.records) != len(predictions.keys):
-        raise UserError(
-            f"{split.data}, split {split.name}, has {len(split.records)} images now, and had {len(predictions.keys)} when "
-            "it was evaluated; evaluate the run again."
-        )
-    return split
-
-
-def confusion(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """Returns [K, K] int64, images by true class (row) and predicted class; skipped ones are in no column."""
-    predicted = predictions.predicted()
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(matrix, (predictions.labels[predicted >= 0], predicted[predicted >= 0]), 1)
-    return matrix
-
-
-def surest_right(predictions: Predictions, count: int) -> list[int]:
-    """Returns images predicted rightly, the surest of each class, surest first."""
-    sure = predictions.probs_NxK.max(1)
-    right = np.flatnonzero(predictions.predicted() == predictions.labels)
-    order = right[np.argsort(-sure[right], kind="stable")]
-    _, firsts = np.unique(predictions.labels[order], return_index=True)
-    return [int(i) for i in order[np.sort(firsts)][:count]]
-
-
-def surest_wrong(predictions: Predictions, count: int) -> list[int]:
-    """Returns images predicted wrongly, spread over their true classes: the surest of each first, then the second, ..."""
-    predicted = predictions.predicted()
-    wrong = np.flatnonzero((predicted != predictions.labels) & (predicted >= 0))
-    order = wrong[np.argsort(-predictions.probs_NxK[wrong].max(1), kind="stable")]
-    labels = predictions.labels[order]
-    rank_in_class = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)], int)
-    return [int(i) for i in order[np.argsort(rank_in_class, kind="stable")][:count]]
-
-
-def sample(predictions: Predictions, trained: TrainedModel, split: Split | None, index: int) -> dict[str, Any]:
-    """Returns what the page says of one image; without its pixels where there is no split."""
-    probs_K, label = predictions.probs_NxK[index], predictions.labels[index]
-    top3 = results.top5_classes(probs_K[None])[0, :3]
-    pixels = decoded(split.records, index, decode) if split else None
-    return {
-        "key": str(predictions.keys[index]),
-        "true": trained.class_names[label],
-        "right": bool(top3[0] == label),
-        "best": [(trained.class_names[k], float(probs_K[k]), bool(k == label)) for k in top3],
-        "true_probability": float(probs_K[label]),
-        "image": None if pixels is None else images.thumbnail(pixels, _THUMBNAIL),
-    }
-
-
-def map_scale(trained: TrainedModel) -> int:
-    """Returns Q of the score maps in pixels: twice S, and at least four cells of the map on the shorter side."""
-    low, high = trained.config.image.scale_min, trained.config.image.scale_max
-    return max(low + high, trained.config.image.crop + 96)
-
-
-def score_maps(predictions: Predictions, trained: TrainedModel, split: Split, count: int) -> list[dict[str, Any]]:
-    """Draws score maps of the true and of the predicted, or the second, class; of images spread evenly over the split."""
-    variables, scale = heatmaps.on_one_device(trained), map_scale(trained)
-    drawn = []
-    for index in heatmaps.spread(len(predictions.keys), count + 2)[1:-1]:
-        pixels = heatmaps.image_for_map(split.records, index, scale)
-        if pixels is None:
-            continue
-        scores, probs_K = heatmaps.score_map(trained, variables, pixels)
-        label, image = int(predictions.labels[index]), Image.fromarray(pixels)
-        classes = heatmaps.classes_to_draw(probs_K, label)
-        shown = scores[..., [k for _, k in classes]]
-        ends = float(shown.min()), float(shown.max())
-        maps = [
-            heatmaps.overlay(image, shown[..., i], ends, pixels.shape[:2], trained.model.layers)
-            for i in range(len(classes))
-        ]
-        drawn.append(
-            {
-                "key": str(predictions.keys[index]),
-                "true": trained.class_names[label],
-                "image": images.jpeg(image, _MAP_SIDE),
-                "cells": f"{scores.shape[0]} x {scores.shape[1]}",
-                "maps": [
-                    {
-                        "heading": heading,
-                        "class": trained.class_names[k],
-                        "probability": float(probs_K[k]),
-                        "image": images.jpeg(drawn_map, _MAP_SIDE),
-                    }
-                    for (heading, k), drawn_map in zip(classes, maps, strict=True)
-                ],
-            }
-        )
-    return drawn

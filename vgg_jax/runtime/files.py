@@ -40,6 +40,11 @@ def is_unfinished(path: Path) -> bool:
     return path.name.endswith(_UNFINISHED)
 
 
+def is_empty(directory: Path) -> bool:
+    """Returns whether a directory is missing, or holds nothing but what is being written."""
+    return not directory.is_dir() or all(map(is_unfinished, directory.iterdir()))
+
+
 @functools.cache  # once a process
 def _sweep(directory: Path) -> None:
     with contextlib.suppress(OSError):  # there is no such directory, or it is another user's

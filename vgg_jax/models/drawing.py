@@ -29,11 +29,12 @@ _NAMES = {
 _UNIT, _GAP, _MARGIN, _TEXT = 34, 6, 24, 15  # pixels
 
 
-def draw(title: str, rows: Sequence[LayerRow]) -> Image.Image:
+def draw_network(title: str, rows: Sequence[LayerRow]) -> Image.Image:
     """Draws a network.
 
-    A box is as high as its map (by the logarithm of its side) and as wide as its channels (likewise); an arc leads from where a
-    shortcut leaves to where it is added. Projections on shortcuts are not drawn, and of an Inception module only its output is.
+    A box is as high as its map (by the logarithm of its side) and as wide as its channels (likewise). An arc leads from
+    where a shortcut leaves to where it is added. Projections on shortcuts are not drawn, and an Inception module is one
+    box, its output.
 
     Args:
       title: the network's name.
