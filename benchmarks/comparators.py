@@ -20,7 +20,7 @@ from benchmarks.findings import PICTURES, Run, difference
 from configs.resnet_cifar import get_config as cifar_config
 from vgg_jax.commands import cli
 from vgg_jax.config import default_config, scaled_length
-from vgg_jax.reproduction.stages import workdir_of
+from vgg_jax.runs import PlanDir
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
 
@@ -154,7 +154,7 @@ def train_all(directory, groups):
     for seed in range(_SEEDS.value):  # one after another, so that an early end leaves whole ones
         for group in groups:
             for name in GROUPS[group].runs:
-                workdir = workdir_of(directory, name, seed)
+                workdir = PlanDir(directory).run(name, seed).path
                 if (workdir / "summary.json").exists() or (workdir / "diverged.json").exists():
                     continue
                 print(f"\n== seed{seed}/{name} ==", file=sys.stderr, flush=True)
@@ -201,7 +201,7 @@ def markdown(directory, group):
     runs = {
         name: [
             run
-            for run in (Run(workdir_of(directory, name, seed)) for seed in range(_SEEDS.value))
+            for run in (Run(PlanDir(directory).run(name, seed).path) for seed in range(_SEEDS.value))
             if run.finished or run.diverged
         ]
         for name in names

@@ -26,7 +26,8 @@ from vgg_jax.commands import cli
 from vgg_jax.config import default_config
 from vgg_jax.evaluation.results import average, top5_classes
 from vgg_jax.reproduction.runner import planned_runs
-from vgg_jax.reproduction.stages import STAGES, Stage, plan_defaults, workdir_of
+from vgg_jax.reproduction.stages import STAGES, Stage, plan_defaults
+from vgg_jax.runs import PlanDir
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
 
@@ -178,14 +179,14 @@ def _posteriors(workdir, protocol, scales):
 
 
 def runs_of(directory, name):
-    return [Run(workdir_of(directory, name, seed)) for seed in range(_SEEDS.value)]
+    return [Run(PlanDir(directory).run(name, seed).path) for seed in range(_SEEDS.value)]
 
 
 def presets(directory):
     """A row a model and preset, a column a rate."""
     rows = []
     for stage in GROUPS["presets"]:
-        run = Run(workdir_of(directory, stage.name, 0))
+        run = Run(PlanDir(directory).run(stage.name, 0).path)
         if run.diverged:
             message = json.loads((run.workdir / "diverged.json").read_text())["message"]
             outcome = f"NaN at step {message.split('at step ')[1].split()[0]}"

@@ -12,9 +12,9 @@ from tests.command import as_flags, help_of, run_command
 from tests.runs import make_run
 from vgg_jax.config import flatten, paper_config, scaled_length
 from vgg_jax.data.sources import open_dataset
-from vgg_jax.reproduction.runner import describe, planned_runs, run, write_plan
+from vgg_jax.reproduction.runner import plan_text, planned_runs, train_runs, write_plan
 from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage, chosen_stages, split_config, stage_config
-from vgg_jax.reproduction.tables import TABLES, fill, markdown, write
+from vgg_jax.reproduction.tables import TABLES, fill_tables, markdown, write_tables
 from vgg_jax.runtime.exceptions import UserError
 
 
@@ -134,19 +134,19 @@ def test_a_finished_run_on_other_images_does_not_stand_for_a_stage(tiny_config, 
     steps = planned_runs(chosen_stages(STAGES, [], ["A-256"]), shared, plan, tmp_path, STAGES)
     description = open_dataset(steps[0].config).description()
     (workdir / "dataset.json").write_text(json.dumps(description | {"name": "prepared elsewhere"}))
-    run(steps)
+    train_runs(steps)
     (workdir / "dataset.json").write_text(json.dumps(description | {"train_images": 91}))
     with pytest.raises(UserError, match=r"on other images \(dataset.json\): train_images is 90, there it is 91"):
-        run(steps)
+        train_runs(steps)
     shared.data.name, shared.data.root = "folder", str(tmp_path / "gone")
     steps = [step._replace(config=shared) for step in steps]
-    run(steps)  # tables are made without the images
+    train_runs(steps)  # tables are made without the images
 
 
 def test_the_plan_is_described_with_steps_and_known_times(tiny_config, tmp_path):
     shared, plan = plan_of(tiny_config, seeds=2)
     finished(tmp_path, shared, plan, "A-256", 0)
-    text = describe(planned_runs(chosen_stages(STAGES, ["B"]), shared, plan, tmp_path, STAGES))
+    text = plan_text(planned_runs(chosen_stages(STAGES, ["B"]), shared, plan, tmp_path, STAGES))
     steps = math.ceil(0.3 * 90 / 8)
     assert re.search(
         rf"seed0/A-256 +A +37 +random +0.001 +0.3 epochs, {steps} steps +finished: 7 steps, 1 min 30 s", text
@@ -201,7 +201,7 @@ def test_a_cell_is_the_mean_over_seeds_of_what_the_protocol_gives(net_config, tm
     for seed in (0, 1):
         for name in ("D-jitter", "E-jitter"):
             finished(tmp_path, shared, plan, name, seed, errors_by=7 * (name == "E-jitter") + 13 * seed)
-    content = fill(tmp_path, range(3), STAGES, lambda line: None)
+    content = fill_tables(tmp_path, range(3), STAGES, lambda line: None)
     assert {"E-jitter, seed 2: not finished yet", "A-256, seed 0: not finished yet"} <= set(content["missing"])
     fusion = next(table for table in content["tables"] if table["heading"] == "Table 6")["rows"][1]
     assert (fusion["model"], fusion["protocol"], fusion["seeds"], fusion["images"]) == (
@@ -226,7 +226,7 @@ def test_a_cell_is_the_mean_over_seeds_of_what_the_protocol_gives(net_config, tm
     assert fusion["top1_error"] == pytest.approx(np.mean(errors))
     assert fusion["top1_spread"] == pytest.approx(np.std(errors, ddof=1))
 
-    text = write(content, tmp_path)
+    text = write_tables(content, tmp_path)
     mean, spread = 100 * np.mean(errors), 100 * np.std(errors, ddof=1)
     assert (
         f"| D-jitter + E-jitter | jitter | dense | 73,110,146 | {mean:.1f} ± {spread:.1f} |" in text

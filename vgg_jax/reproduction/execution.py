@@ -9,11 +9,13 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from vgg_jax.reproduction import runner, stages, tables
+from vgg_jax.runs import PlanDir
 from vgg_jax.runtime.compilation import check_devices
+from vgg_jax.runtime.console import Console
 
 
 class ReproductionRequest(NamedTuple):
-    """What `vgg-jax reproduce` is asked for."""
+    """A request to reproduce the paper's tables."""
 
     config: ConfigDict  # of the whole plan, see `stages.split_config`
     workdir: Path  # of all runs
@@ -26,23 +28,21 @@ def reproduce(request: ReproductionRequest) -> None:
     """Prints the plan, trains its unfinished runs, and prints and writes the tables.
 
     Raises:
-      UserError: see `runner.planned_runs`, `runner.write_plan` and `runner.run`.
+      UserError: see `runner.planned_runs`, `runner.write_plan` and `runner.train_runs`.
       Interrupted: by a signal, after saving; the same request continues.
     """
     check_devices()
+    console, plan_dir = Console(), PlanDir(request.workdir)
     shared, plan = stages.split_config(request.config)
     chosen = stages.chosen_stages(stages.STAGES, request.models, request.stages)
-    directory = request.workdir
-    runs = runner.planned_runs(chosen, shared, plan, directory, stages.STAGES)
-    print(runner.describe(runs), flush=True)
+    runs = runner.planned_runs(chosen, shared, plan, plan_dir.path, stages.STAGES)
+    console.print(runner.plan_text(runs))
     if request.dry_run:
         return
-    runner.write_plan(runs, stages.STAGES, plan.seeds, directory)
-    runner.run(runs)
-    print("\n== tables ==", flush=True)
-    content = tables.fill(directory, range(plan.seeds), stages.STAGES, lambda line: print(line, flush=True))
-    print(tables.write(content, directory))
-    print(
-        f"the same: {directory / 'tables.md'}, {directory / 'tables.json'}; all of it: vgg-jax report "
-        f"{shlex.quote(str(directory))}"
-    )
+    runner.write_plan(runs, stages.STAGES, plan.seeds, plan_dir.path)
+    runner.train_runs(runs)
+    console.print("\n== tables ==")
+    content = tables.fill_tables(plan_dir.path, range(plan.seeds), stages.STAGES, console.print)
+    console.print(tables.write_tables(content, plan_dir.path))
+    files = f"{plan_dir.tables_text}, {plan_dir.tables_file}"
+    console.print(f"the same: {files}; all of it: vgg-jax report {shlex.quote(str(plan_dir.path))}")

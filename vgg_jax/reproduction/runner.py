@@ -1,9 +1,10 @@
-"""Running a plan: stage after stage, each an ordinary workdir; what is finished stays as it is."""
+"""Running a plan: stage after stage, each in its workdir; what is finished stays."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,23 +12,26 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from vgg_jax import config as config_lib
+from vgg_jax.config import flatten, scale_text
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.models import NETWORK_KEYS
-from vgg_jax.reproduction.stages import Stage, stage_config, workdir_of
+from vgg_jax.reproduction.stages import Stage, stage_config
 from vgg_jax.runs import PlanDir, RunDir
-from vgg_jax.runtime.console import aligned, duration
-from vgg_jax.runtime.exceptions import UserError, writing_to
-from vgg_jax.runtime.files import is_unfinished, write_json
+from vgg_jax.runtime.console import Console, aligned, duration
+from vgg_jax.runtime.exceptions import UserError, differences, writing_to
+from vgg_jax.runtime.files import is_empty, write_json
 from vgg_jax.training.train import train
 from vgg_jax.training.workdir import claim_workdir
 from vgg_jax.validation import validate
 
-# What a run must share with its stage to stand in for it: its shape, its S, its data. How it was trained is its own.
-_STANDS_FOR_STAGE = (
-    *(f"model.{name}" for name in (*NETWORK_KEYS, "num_classes", "width_multiplier", "fc_width")),
-    *("image.crop", "image.scale_min", "image.scale_max", "data.name", "data.train_split", "data.val_split"),
+# Keys in which a run must agree with its stage to stand for it: its shape, its S, its data; not how it was trained.
+_MODEL_KEYS = (*NETWORK_KEYS, "num_classes", "width_multiplier", "fc_width")
+_KEYS_OF_STAGE = (
+    *(f"model.{key}" for key in _MODEL_KEYS),
+    *(f"image.{key}" for key in ("crop", "scale_min", "scale_max")),
+    *(f"data.{key}" for key in ("name", "train_split", "val_split")),
 )
+_OTHER_WORKDIR = "choose another --workdir"
 
 
 class PlannedRun(NamedTuple):
@@ -40,6 +44,10 @@ class PlannedRun(NamedTuple):
     summary: dict[str, Any] | None  # of a finished run
     steps: int  # made so far, as its checkpoints say
 
+    def name(self) -> str:
+        """Returns seed0/D-256."""
+        return f"seed{self.seed}/{self.stage.name}"
+
 
 def planned_runs(
     stages: Sequence[Stage], shared: ConfigDict, plan: ConfigDict, directory: Path, everything: Sequence[Stage] = ()
@@ -47,14 +55,14 @@ def planned_runs(
     """Returns the runs of these stages in the order of execution, seed after seed.
 
     Args:
-      stages: chosen ones, see `plan.chosen_stages`.
-      shared, plan: of `plan.split_config`.
+      stages: chosen ones, see `stages.chosen_stages`.
+      shared, plan: of `stages.split_config`.
       directory: of the plan.
       everything: all stages of the plan; a start that is not among `stages` must be finished.
 
     Raises:
-      UserError: a configuration that cannot work, a start that is neither planned nor finished, or a directory of a stage
-        that holds a run of another model, S or data.
+      UserError: a configuration that cannot work, a start that is neither planned nor finished, or a directory of a
+        stage that holds a run of another model, S or data.
     """
     runs = []
     for seed in range(plan.seeds):
@@ -64,149 +72,132 @@ def planned_runs(
                 validate(config, jax.device_count())
             except UserError as error:
                 raise UserError(f"stage {stage.name}: {error}") from error
-            run_dir = _run_of(directory, stage.name, seed)
+            run_dir = PlanDir(directory).run(stage.name, seed)
             summary = run_dir.summary()
             if summary is not None:
                 _check_stands_for(stage, config, run_dir)
+            elif stage.starts_from and stage.starts_from not in {other.name for other in stages}:
+                _check_start(stage, PlanDir(directory).run(stage.starts_from, seed), everything)
             steps = max(run_dir.checkpoint_steps(), default=0)
             runs.append(PlannedRun(stage, seed, config, run_dir.path, summary, steps))
-    names = {stage.name for stage in stages}
-    for step in runs:
-        start = step.stage.starts_from
-        if start and start not in names and step.summary is None:
-            start_run = _run_of(directory, start, step.seed)
-            if not start_run.is_finished():
-                known = start in {stage.name for stage in everything}
-                raise UserError(
-                    f"stage {step.stage.name} starts from {start}, and there is no finished run in {start_run.path}; "
-                    + (
-                        f"train it first, by adding it to --stages: --stages={start},{step.stage.name}."
-                        if known
-                        else "the plan has no such stage."
-                    )
-                )
     return runs
 
 
-def describe(steps: Sequence[PlannedRun]) -> str:
+def _check_start(stage: Stage, start: RunDir, everything: Sequence[Stage]) -> None:
+    """Raises UserError where the run that a stage starts from is not finished."""
+    if start.is_finished():
+        return
+    name, remedy = stage.starts_from, "the plan has no such stage."
+    if name in {other.name for other in everything}:
+        remedy = f"train it first, by adding it to --stages: --stages={name},{stage.name}."
+    raise UserError(f"stage {stage.name} starts from {name}, and there is no finished run in {start.path}; {remedy}")
+
+
+def _check_stands_for(stage: Stage, config: ConfigDict, run_dir: RunDir) -> None:
+    """Raises UserError where a finished run is of another model, S or data than its stage."""
+    here, there = (
+        {key: value for key, value in flatten(one).items() if key in _KEYS_OF_STAGE}
+        for one in (config, run_dir.config())
+    )
+    different = differences(here, there, "{key} is {first}, there it is {second}")
+    if different:
+        raise UserError(
+            f"{run_dir.path} holds a run that is not stage {stage.name} of this plan: {'; '.join(different)}. Choose "
+            "another --workdir, or move that run away. Nothing there was changed."
+        )
+
+
+def plan_text(runs: Sequence[PlannedRun]) -> str:
     """Returns the plan as text: a line a run, with its length and its actual or expected time."""
     images = None
-    known: dict[str, list[float]] = {}
-    for step in steps:
-        if step.summary:
-            known.setdefault(step.stage.name, []).append(step.summary["seconds"])
     with contextlib.suppress(UserError):  # the plan can be looked at before there is data
-        images = len(open_dataset(steps[0].config).train)
+        images = len(open_dataset(runs[0].config).train)
+    seconds_of: dict[str, list[float]] = {}
+    for run in runs:
+        if run.summary:
+            seconds_of.setdefault(run.stage.name, []).append(run.summary["seconds"])
     lines = [("run", "configuration", "S", "starts from", "rate", "at most", "state")]
-    left, unknown = 0.0, False
-    for step in steps:
-        config, low, high = step.config, step.config.image.scale_min, step.config.image.scale_max
-        length = f"{config.num_epochs:g} epochs"
-        total = None if images is None else math.ceil(config.num_epochs * images / config.batch_size)
-        if total is not None:
+    seconds_left, some_unknown = 0.0, False
+    for run in runs:
+        config, stage = run.config, run.stage
+        length, total = f"{config.num_epochs:g} epochs", None
+        if images is not None:
+            total = math.ceil(config.num_epochs * images / config.batch_size)
             length += f", {total:,} steps"
-        if step.summary:
-            state = f"finished: {step.summary['steps']:,} steps, {duration(step.summary['seconds'])}"
+        if run.summary:
+            state = f"finished: {run.summary['steps']:,} steps, {duration(run.summary['seconds'])}"
         else:
-            state = f"stopped at step {step.steps:,}" if step.steps else "not begun"
-            if step.stage.name in known:
-                mean = sum(known[step.stage.name]) / len(known[step.stage.name])
-                share = 1 - step.steps / total if total else 1.0
-                left += mean * max(share, 0.0)
+            state = f"stopped at step {run.steps:,}" if run.steps else "not begun"
+            if known := seconds_of.get(stage.name):
+                mean = statistics.fmean(known)
+                seconds_left += mean * max(1 - run.steps / total if total else 1.0, 0.0)
                 state += f", about {duration(mean)} by the other seeds"
-            else:
-                unknown = True
-        lines.append(
-            (
-                *(f"seed{step.seed}/{step.stage.name}", step.stage.configuration),
-                *(config_lib.scale_text(low, high), step.stage.starts_from or "random"),
-                *(f"{config.optimizer.learning_rate:g}", length, state),
-            )
-        )
-    unfinished = sum(step.summary is None for step in steps)
-    more = f"about {duration(left)} left" + (" and what no finished run tells yet" if unknown else "")
-    if unknown and not left:
-        more = "no finished run tells yet how long they take"
-    return f"{aligned(lines)}\n{len(steps) - unfinished} of {len(steps)} runs finished" + (
-        f"; {more}" if unfinished else ""
-    )
+            some_unknown |= not known
+        scale, rate = scale_text(config.image.scale_min, config.image.scale_max), config.optimizer.learning_rate
+        start = stage.starts_from or "random"
+        lines.append((run.name(), stage.configuration, scale, start, f"{rate:g}", length, state))
+    finished = sum(run.summary is not None for run in runs)
+    more = f"; about {duration(seconds_left)} left" + " and what no finished run tells yet" * some_unknown
+    if some_unknown and not seconds_left:
+        more = "; no finished run tells yet how long they take"
+    return f"{aligned(lines)}\n{finished} of {len(runs)} runs finished{more * (finished < len(runs))}"
 
 
-def write_plan(steps: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int, directory: Path) -> None:
-    """Writes `plan.json`, which marks a plan's directory.
+def write_plan(runs: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int, directory: Path) -> None:
+    """Writes the file that marks a plan's directory.
 
     Raises:
-      UserError: it is another plan's, or cannot be written.
+      UserError: the directory is another plan's, or cannot be written.
     """
-    content = {
-        "stages": [stage._asdict() | {"scales": list(stage.scales)} for stage in stages],
-        "seeds": list(range(seeds)),
-        "crop": steps[0].config.image.crop,
-    }
-    plan_dir = PlanDir(directory)
-    before = plan_dir.plan() if plan_dir.is_plan() else None
-    if before is None and directory.is_dir() and not all(map(is_unfinished, directory.iterdir())):
-        raise UserError(
-            f"--workdir={directory} holds files, but no plan.json, so it is no plan's directory; choose another."
-        )
-    if before is not None:
+    plan_dir, crop = PlanDir(directory), runs[0].config.image.crop
+    contents = [stage._asdict() | {"scales": list(stage.scales)} for stage in stages]
+    before, all_seeds = None, set(range(seeds))
+    if plan_dir.is_plan():
+        before = plan_dir.plan()
         old = {stage["name"]: stage for stage in before["stages"]}
-        for stage in content["stages"]:
-            if (stage["name"] in old and old[stage["name"]] != stage) or before.get("crop") != content["crop"]:
+        for stage in contents:
+            if old.get(stage["name"], stage) != stage or before.get("crop") != crop:
                 raise UserError(
-                    f"--workdir={directory} holds another plan (its stage {stage['name']} or crop differs); choose another "
-                    "--workdir. Nothing there was changed."
+                    f"--workdir={directory} holds another plan (its stage {stage['name']} or crop differs); "
+                    f"{_OTHER_WORKDIR}. Nothing there was changed."
                 )
-        content["seeds"] = sorted({*before["seeds"], *content["seeds"]})
-    with writing_to(directory, "choose another --workdir"):
-        directory.mkdir(parents=True, exist_ok=True)
+        all_seeds.update(before["seeds"])
+    elif not is_empty(directory):
+        raise UserError(
+            f"--workdir={directory} holds files, but no {plan_dir.plan_file.name}, so it is not a plan's directory; "
+            "choose another."
+        )
+    content = {"stages": contents, "seeds": sorted(all_seeds), "crop": crop}
     if content != before:
+        with writing_to(directory, _OTHER_WORKDIR):
+            directory.mkdir(parents=True, exist_ok=True)
         write_json(plan_dir.plan_file, content)
 
 
-def run(steps: Sequence[PlannedRun], quiet: bool = False) -> None:
+def train_runs(runs: Sequence[PlannedRun], quiet: bool = False) -> None:
     """Trains what is not finished, one after another.
 
     Raises:
       UserError: of `train`, with the stage's name, or a finished run was on other data.
       Interrupted: by a signal, after saving; the same plan continues.
     """
-    _check_data([step for step in steps if step.summary is not None])
-    for number, step in enumerate(steps, start=1):
-        if step.summary is not None:
+    _check_data([run for run in runs if run.summary is not None])
+    for number, run in enumerate(runs, start=1):
+        if run.summary is not None:
             continue
-        if not quiet:
-            print(f"\n== run {number} of {len(steps)}: seed{step.seed}/{step.stage.name} ==", flush=True)
+        Console(quiet).print(f"\n== run {number} of {len(runs)}: {run.name()} ==")
         try:
-            train(step.config, step.workdir, quiet)
+            train(run.config, run.workdir, quiet)
         except UserError as error:
-            raise UserError(f"stage {step.stage.name}, seed {step.seed}: {error}") from error
-
-
-def _run_of(directory: Path, stage: str, seed: int) -> RunDir:
-    return RunDir(workdir_of(directory, stage, seed), "mend it or move it away")
+            raise UserError(f"stage {run.stage.name}, seed {run.seed}: {error}") from error
 
 
 def _check_data(finished: Sequence[PlannedRun]) -> None:
     """Raises UserError where a run was on other data than its stage's, as far as these can be opened."""
     datasets: dict[str, dict[str, Any]] = {}
-    for step in finished:
-        key = str(step.config.data)
+    for run in finished:
+        key = str(run.config.data)
         with contextlib.suppress(UserError):  # tables are also made where the data no longer are
-            datasets[key] = datasets.get(key) or open_dataset(step.config).description()
+            datasets[key] = datasets.get(key) or open_dataset(run.config).description()
         if key in datasets:
-            claim_workdir(step.workdir, step.config, datasets[key], write=False)
-
-
-def _check_stands_for(stage: Stage, config: ConfigDict, run_dir: RunDir) -> None:
-    here, there = config_lib.flatten(config), config_lib.flatten(run_dir.config())
-    different = [
-        f"{key} is {here[key]}, there it is {there.get(key)}"
-        for key in _STANDS_FOR_STAGE
-        if here[key] != there.get(key)
-    ]
-    if different:
-        raise UserError(
-            f"{run_dir.path} holds a run that is not stage {stage.name} of this plan: {'; '.join(different)}. Choose another "
-            "--workdir, or move that run away. Nothing there was changed."
-        )
+            claim_workdir(run.workdir, run.config, datasets[key], write=False)

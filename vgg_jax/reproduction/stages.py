@@ -1,4 +1,4 @@
-"""The stages of the paper's experiments, a small graph: which model, which S, started from which other (Paper §3.1, §4)."""
+"""The stages of the paper's experiments, a small graph: model, S, and the stage it starts from (Paper §3.1, §4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax import config as config_lib
+from vgg_jax.config import flatten, scaled_length
 from vgg_jax.runs import PlanDir
 from vgg_jax.runtime.exceptions import UserError, did_you_mean
 
@@ -79,7 +79,8 @@ def split_config(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
     for key, least, greatest in (("seeds", 1, 1000), ("later_drops", 0, 100)):
         if not isinstance(plan[key], int) or not least <= plan[key] <= greatest:
             raise UserError(
-                f"config.plan.{key} is {plan[key]!r}; it must be a whole number of at least {least} and at most {greatest}."
+                f"config.plan.{key} is {plan[key]!r}; it must be a whole number of at least {least} and at most "
+                f"{greatest}."
             )
     for key in ("later_learning_rate", "later_epochs"):
         if not isinstance(plan[key], int | float) or not plan[key] > 0:
@@ -105,32 +106,24 @@ def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: 
     config = shared.copy_and_resolve_references()
     config.seed = shared.seed + seed
     config.model.configuration = stage.configuration
-    config.image.scale_min, config.image.scale_max = (
-        config_lib.scaled_length(s, config.image.crop) for s in stage.scales
-    )
+    config.image.scale_min, config.image.scale_max = (scaled_length(s, config.image.crop) for s in stage.scales)
     if stage.starts_from:
-        config.init_from = str(workdir_of(directory.absolute(), stage.starts_from, seed))
+        config.init_from = str(PlanDir(directory.absolute()).run(stage.starts_from, seed).path)
     if stage.scales != _S256:
         config.optimizer.learning_rate = plan.later_learning_rate
         config.num_epochs = plan.later_epochs
         config.plateau.max_drops = plan.later_drops
     given = [values for pattern, values in plan.stages.items() if fnmatch.fnmatchcase(stage.name, pattern)]
     for values in (*given, stage.overrides):
-        flat = config_lib.flatten(ConfigDict(values)) if not isinstance(values, dict) else values
+        flat, known = values if isinstance(values, dict) else flatten(ConfigDict(values)), flatten(config)
         for key, value in flat.items():
-            if key not in config_lib.flatten(config):
-                known = config_lib.flatten(config)
+            if key not in known:
                 raise UserError(
                     f"config.plan.stages gives {stage.name} a value of {key}, which is not a known key."
                     f"{did_you_mean(key, known)}"
                 )
             config.update_from_flattened_dict({key: value})
     return config
-
-
-def workdir_of(directory: Path, stage: str, seed: int) -> Path:
-    """Returns <directory>/seed0/D-256."""
-    return PlanDir(directory).run(stage, seed).path
 
 
 def chosen_stages(stages: Sequence[Stage], models: Iterable[str] = (), names: Iterable[str] = ()) -> list[Stage]:

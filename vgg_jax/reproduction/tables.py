@@ -1,4 +1,4 @@
-"""Paper Tables 3 to 6 and the ablation of §4.1 with this data's figures, mean and spread over seeds, next to the paper's."""
+"""Paper Tables 3 to 6 and the ablation of §4.1: this data's errors, mean and spread over seeds, next to the paper's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.protocol import Request, evaluate
-from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage, workdir_of
-from vgg_jax.runs import PlanDir, RunDir
+from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage
+from vgg_jax.runs import PlanDir
 from vgg_jax.runtime.files import write_json, write_text
 
 _CROPS = ("dense", "multi_crop", "dense+multi_crop")
@@ -32,23 +32,23 @@ def _training_scale(stage: Stage) -> str:
 _BY_NAME = {stage.name: stage for stage in STAGES}
 _LISTED = [stage for stage in STAGES if stage.name != "D-jitter-fc" and stage.configuration != "B-5x5"]
 
-# (heading, what it shows, cells)
+
+def _single(stage: Stage, published: dict[tuple[str, str], paper.TopKError], scales: str) -> Cell:
+    return Cell((stage.name,), "dense", scales, published[stage.configuration, _training_scale(stage)])
+
+
+_WITH_MULTI = [stage for stage in _LISTED if (stage.configuration, _training_scale(stage)) in paper.MULTI_SCALE]
+# (heading, title, cells)
 TABLES: tuple[tuple[str, str, tuple[Cell, ...]], ...] = (
     (
         "Table 3",
         "single test scale, dense",
-        tuple(
-            Cell((s.name,), "dense", "single", paper.SINGLE_SCALE[s.configuration, _training_scale(s)]) for s in _LISTED
-        ),
+        tuple(_single(stage, paper.SINGLE_SCALE, "single") for stage in _LISTED),
     ),
     (
         "Table 4",
         "three test scales, dense",
-        tuple(
-            Cell((s.name,), "dense", "multi", paper.MULTI_SCALE[s.configuration, _training_scale(s)])
-            for s in _LISTED
-            if (s.configuration, _training_scale(s)) in paper.MULTI_SCALE
-        ),
+        tuple(_single(stage, paper.MULTI_SCALE, "multi") for stage in _WITH_MULTI),
     ),
     (
         "Table 5",
@@ -75,27 +75,27 @@ TABLES: tuple[tuple[str, str, tuple[Cell, ...]], ...] = (
 )
 
 
-def fill(
+def fill_tables(
     directory: Path,
     seeds: Sequence[int],
     stages: Sequence[Stage],
     say: Callable[[str], None],
     data_dir: str = "",
 ) -> dict[str, Any]:
-    """Evaluates whatever the tables can have of these stages; probabilities that are there are not computed again.
+    """Evaluates every cell whose stages are trained; cached probabilities are not computed again.
 
     Args:
       directory: of the plan.
       seeds: of its runs.
       stages: of the plan; cells that need others are left out.
-      say: for a line about each cell.
+      say: prints a line about each cell.
       data_dir: where prepared data lies, if not where it lay for the runs.
 
     Returns:
-      {"tables": [{"heading", "title", "rows": [...]}], "missing": [...]}, errors as fractions, spread the sample standard
-      deviation over seeds (null for one). A row without a finished run has no errors.
+      {"tables": [{"heading", "title", "rows": [...]}], "missing": [...]}. Errors are fractions, a spread is the sample
+      standard deviation over seeds (null for one). A row without a finished run has no errors.
     """
-    planned = {stage.name for stage in stages}
+    planned, plan_dir = {stage.name for stage in stages}, PlanDir(directory)
     missing: dict[str, None] = {}
     tables = []
     for heading, title, cells in TABLES:
@@ -105,25 +105,24 @@ def fill(
                 continue
             rows_of_seeds = []
             for seed in seeds:
-                workdirs = [workdir_of(directory, name, seed) for name in cell.stages]
-                absent = [
-                    name
-                    for name, workdir in zip(cell.stages, workdirs, strict=True)
-                    if not RunDir(workdir).is_finished()
-                ]
+                runs = {name: plan_dir.run(name, seed) for name in cell.stages}
+                absent = [name for name, run in runs.items() if not run.is_finished()]
                 missing |= dict.fromkeys(f"{name}, seed {seed}: not finished yet" for name in absent)
                 if not absent:
-                    rows_of_seeds.append(_row(workdirs, cell, data_dir))
-            rows.append(_merged(cell, rows_of_seeds))
+                    workdirs = tuple(str(run.path) for run in runs.values())
+                    request = Request(workdirs, cell.protocol, cell.scales, data_dir=data_dir)
+                    # The last row is the mean over everything that was requested.
+                    rows_of_seeds.append(evaluate(request, quiet=True)["rows"][-1])
+            rows.append(_row_over_seeds(cell, rows_of_seeds))
             if rows_of_seeds:
-                say(f"{heading}: {_line(rows[-1])}")
+                say(f"{heading}: {_row_text(rows[-1])}")
         if rows:
             tables.append({"heading": heading, "title": title, "rows": rows})
     return {"tables": tables, "missing": list(missing)}
 
 
-def write(content: dict[str, Any], directory: Path) -> str:
-    """Writes tables.json and tables.md in `directory`; returns the latter's text."""
+def write_tables(content: dict[str, Any], directory: Path) -> str:
+    """Writes the tables as JSON and as Markdown in `directory`; returns the latter."""
     text = markdown(content)
     write_json(PlanDir(directory).tables_file, content)
     write_text(PlanDir(directory).tables_text, text)
@@ -132,36 +131,25 @@ def write(content: dict[str, Any], directory: Path) -> str:
 
 def markdown(content: dict[str, Any]) -> str:
     """Returns the tables as Markdown; errors in per cent, top-1/top-5."""
+    columns = ("model", "S at crop 224", "test", "Q", "top-1/top-5 error, %", "images x seeds", "paper (ImageNet)")
     lines = []
     for table in content["tables"]:
         lines += [f"### {table['heading']}: {table['title']}", ""]
-        lines += ["| model | S at crop 224 | test | Q | top-1/top-5 error, % | images x seeds | paper (ImageNet) |"]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
         for row in table["rows"]:
-            figures, count = "not trained", ""
-            if row["top1_error"] is not None:
-                figures = _figures(row)
-                count = f"{row['images']:,} x {row['seeds']}"
+            is_trained = row["top1_error"] is not None
+            errors = _errors_text(row) if is_trained else "not trained"
+            count = f"{row['images']:,} x {row['seeds']}" if is_trained else ""
             published = f"{row['paper']['top1']}/{row['paper']['top5']}" if row["paper"] else ""
-            lines.append(
-                f"| {row['model']} | {row['scales']} | {row['protocol']} | {row['test_scales']} | {figures} | {count} | "
-                f"{published} |"
-            )
+            cells = (row["model"], row["scales"], row["protocol"], row["test_scales"], errors, count, published)
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     if content["missing"]:
         lines += ["Missing:", "", *(f"- {text}" for text in content["missing"]), ""]
     return "\n".join(lines)
 
 
-def _row(workdirs: list[Path], cell: Cell, data_dir: str) -> dict[str, Any]:
-    # Both parts at once where any is wanted: their probabilities are kept, and one compilation serves.
-    request = Request(tuple(map(str, workdirs)), cell.protocol, cell.scales, data_dir=data_dir)
-    rows = evaluate(request, quiet=True)["rows"]
-    # The last row is the average of everything that was asked for.
-    return rows[-1]
-
-
-def _merged(cell: Cell, rows_of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
+def _row_over_seeds(cell: Cell, rows_of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """Merges one row over seeds."""
     stages = [_BY_NAME[name] for name in cell.stages]
     trained = list(dict.fromkeys(_training_scale(stage).removeprefix("S=") for stage in stages))
@@ -175,26 +163,25 @@ def _merged(cell: Cell, rows_of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": len(rows_of_seeds),
         "paper": cell.paper and cell.paper._asdict(),
     }
-    for metric in ("top1", "top5"):
-        errors = [
-            row[f"{metric}_error"] for row in rows_of_seeds if row[f"{metric}_error"] is not None
-        ]  # top-5 of few classes
+    for metric in ("top1", "top5"):  # of few classes there is no top-5 error
+        errors = [row[f"{metric}_error"] for row in rows_of_seeds if row[f"{metric}_error"] is not None]
         merged[f"{metric}_error"] = statistics.fmean(errors) if errors else None
         merged[f"{metric}_spread"] = statistics.stdev(errors) if len(errors) > 1 else None
     return merged
 
 
-def _figures(row: dict[str, Any]) -> str:
-    return "/".join(_per_cent(row, metric) for metric in ("top1", "top5") if row[f"{metric}_error"] is not None)
+def _errors_text(row: dict[str, Any]) -> str:
+    """Returns the errors in per cent, as "27.0 ± 0.3/8.8 ± 0.1"."""
+    pairs = [(row[f"{metric}_error"], row[f"{metric}_spread"]) for metric in ("top1", "top5")]
+    return "/".join(
+        f"{100 * error:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+        for error, spread in pairs
+        if error is not None
+    )
 
 
-def _per_cent(row: dict[str, Any], metric: str) -> str:
-    spread = row[f"{metric}_spread"]
-    return f"{100 * row[f'{metric}_error']:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
-
-
-def _line(row: dict[str, Any]) -> str:
+def _row_text(row: dict[str, Any]) -> str:
     return (
         f"{row['model']}, S {row['scales']}, {row['protocol']} at Q {row['test_scales']}: "
-        f"{_figures(row)} % ({row['seeds']} seeds)"
+        f"{_errors_text(row)} % ({row['seeds']} seeds)"
     )
