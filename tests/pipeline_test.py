@@ -32,7 +32,7 @@ class Marked:
     """Records that can be told apart after decoding: a label of their own each."""
 
     def __init__(self, records):
-        self.records = records
+        self.records, self.cut_short = records, records.cut_short
 
     def __len__(self):
         return len(self.records)

@@ -12,14 +12,14 @@ import math
 import os
 import re
 import stat
+import struct
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, features
 
 from vgg_jax.data.rgb import to_rgb
 
@@ -62,10 +62,6 @@ _OTHER_KINDS = {
     rb"8BPS": "PSD",
     rb"\0\0\x01\0": "ICO",
 }
-
-
-# Pillow warns from the same size on; here it is an error, and said once.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class DecodeError(ValueError):
@@ -293,17 +289,32 @@ def _refuse_impossible(size: tuple[int, int], most: int, num_bytes: int | None =
 def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise DecodeError("0 bytes")
+    # Pillow's plugins raise many kinds of errors on hostile bytes.
     try:
-        image = Image.open(io.BytesIO(_without_remarks(encoded)), formats=_KINDS)
-    except UnidentifiedImageError as error:
-        for pattern, kind in _OTHER_KINDS.items():
-            if re.match(pattern, encoded[:1000], re.DOTALL):
-                raise DecodeError(f"an image of the kind {kind}, which is not read") from error
-        raise DecodeError("not an image") from error
-    except Exception as error:  # Pillow's plugins raise many kinds on hostile bytes
+        image = _identified(_without_remarks(encoded))
+    except Exception as error:
         raise DecodeError(str(error) or type(error).__name__) from error
+    if image is None:
+        kinds = (kind for pattern, kind in _OTHER_KINDS.items() if re.match(pattern, encoded[:1000], re.DOTALL))
+        raise DecodeError(
+            f"an image of the kind {kind}, which is not read" if (kind := next(kinds, "")) else "not an image"
+        )
     _refuse_impossible(image.size, MAX_PIXELS if image.format == "JPEG" else MAX_OTHER_PIXELS)
     return image
+
+
+def _identified(encoded: bytes) -> Image.Image | None:
+    """Opens an image as `Image.open` does, whose bound on pixels warns where `_refuse_impossible` raises; None for no image."""
+    Image.preinit()
+    for kind in _KINDS:
+        if kind not in Image.OPEN:
+            Image.init()
+        factory, accepts = Image.OPEN[kind]
+        if accepts and accepts(encoded[:16]) is not True:
+            continue
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            return factory(io.BytesIO(encoded), "")
+    return None
 
 
 def _without_remarks(encoded: bytes) -> bytes:

@@ -8,7 +8,6 @@ the same global batches: each reads of every batch the rows that its devices hol
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ def train_examples(config: ConfigDict, records: Records) -> Examples:
     return Examples(count * _ENDLESS_EPOCHS, make)
 
 
-@functools.lru_cache(maxsize=2)  # a batch may lie in two epochs
+# A batch may lie in two epochs.
+@functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     """Returns the order of all images in an epoch; 10 MB for ImageNet."""
     return np.random.default_rng((seed, epoch)).permutation(count)
@@ -138,8 +139,7 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
         if not flags.FLAGS.is_parsed():
             # Grain reads flags of its own here, which nobody has parsed in a notebook or a test.
             flags.FLAGS.mark_as_parsed()
-        # The last batches' shared memory is freed at the end by Python's resource tracker, which need not say so.
-        sys.warnoptions.append("ignore:resource_tracker")
+        _start_quiet_resource_tracker()
         decoded = decoded.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=data.processes, per_worker_buffer_size=1), _end_with_parent
         )
@@ -153,6 +153,17 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return iterator
+
+
+def _start_quiet_resource_tracker() -> None:
+    """Starts Python's resource tracker, which frees the last batches' shared memory at the end, and need not say so."""
+    quiet = "ignore:resource_tracker"
+    # A process takes its filters of warnings from here.
+    sys.warnoptions.append(quiet)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(quiet)
 
 
 def _need_shared_memory(processes: int, batch_bytes: int) -> None:
@@ -225,7 +236,7 @@ def _example(records: Records, index: int, cut: Callable, *args: Any) -> Example
     record = records[index]
     try:
         if is_cut_short(record["image"]):
-            _say_cut_short(f"{_name(record)}, {records.describe(index)}")
+            records.cut_short.warn(f"{_name(record)}, {records.describe(index)}")
         return {"image": cut(record["image"], *args), "label": np.int32(record["label"])}
     except DecodeError as error:
         raise UserError(
@@ -237,19 +248,3 @@ def _example(records: Records, index: int, cut: Callable, *args: Any) -> Example
 def _name(record: dict[str, Any]) -> str:
     name = record.get("file_name", b"an image without a name")
     return printable(name.decode(errors="surrogateescape") if isinstance(name, bytes) else name)
-
-
-@functools.cache  # each record once in a process
-def _say_cut_short(which: str) -> None:
-    count = next(_cut_short)
-    if count <= _CUT_SHORT_NAMED:
-        more = "; further ones are not named" if count == _CUT_SHORT_NAMED else ""
-        print(
-            f"WARNING: {which}, is a JPEG that is cut short; its last rows are made up{more}.",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-_cut_short = itertools.count(1)
-_CUT_SHORT_NAMED = 20

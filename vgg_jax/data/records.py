@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -18,6 +19,7 @@ Record = dict[str, Any]
 # One record to a chunk, for random access. JPEGs do not compress further; storing them raw makes reads cheaper.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 _OPEN_FILES = 65_536
+_CUT_SHORT_NAMED = 20  # images of a split
 
 
 class Part(NamedTuple):
@@ -27,6 +29,22 @@ class Part(NamedTuple):
     skip: int  # records before the first
     take: int
     examples_in_shard: int
+
+
+class CutShortWarnings:
+    """Warnings of JPEGs that are cut short: of each image once, and of a few images alone."""
+
+    def __init__(self) -> None:
+        self._images: set[str] = set()
+
+    def warn(self, image: str) -> None:
+        """Prints that an image is cut short; `image` says which one, and where it lies."""
+        if image in self._images or len(self._images) == _CUT_SHORT_NAMED:
+            return
+        self._images.add(image)
+        more = "; further ones are not named" if len(self._images) == _CUT_SHORT_NAMED else ""
+        line = f"WARNING: {image}, is a JPEG that is cut short; its last rows are made up{more}."
+        print(line, file=sys.stderr, flush=True)
 
 
 class Records(Sequence[Record]):
@@ -44,6 +62,7 @@ class Records(Sequence[Record]):
         _allow_open_files()
         self._source = ArrayRecordDataSource(parts)
         self._what, self._parts = what, parts
+        self.cut_short = CutShortWarnings()
         self._ends = list(accumulate(part.take for part in parts))
 
     def __len__(self) -> int:
