@@ -1,6 +1,8 @@
 """Programs that are kept for the next start: taken, bounded, and done without where the directory is bad."""
 
+import contextlib
 import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +18,11 @@ def keep(monkeypatch):
     options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in options}
     monkeypatch.setattr(compilation, "_LEAST_SECONDS", 0.0)
-    monkeypatch.setattr("warnings.showwarning", lambda message, *_: warnings.append(f"from JAX: {message}"))
+    monkeypatch.setattr("warnings.showwarning", lambda message, *_: said.append(f"from JAX: {message}"))
     jax.config.update("jax_compilation_cache_dir", None)
-    warnings = []
-    yield lambda *arguments: keep_compiled(*arguments, warn=warnings.append), warnings
+    said = []
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(keep_compiled(*arguments, warn=said.append)), said
     for name, value in before.items():
         jax.config.update(name, value)
     compilation.compilation_cache.reset_cache()
@@ -40,7 +43,7 @@ def compute(number):
 
 @pytest.mark.filterwarnings("default:Error reading persistent")
 def test_a_program_is_compiled_once_and_damage_is_warned_of_once_and_mended(tmp_path, keep):
-    keep_there, warnings = keep
+    keep_there, said = keep
     assert keep_there(str(tmp_path)) == str(tmp_path)
     assert compute(2) == 3
     assert compute(5) == 6
@@ -51,11 +54,21 @@ def test_a_program_is_compiled_once_and_damage_is_warned_of_once_and_mended(tmp_
         (tmp_path / name).write_bytes(kept[name][:100])  # as where a process is killed in the middle
     assert compute(2) == 3
     assert compute(5) == 6
-    assert len(warnings) == 1
-    assert warnings[0].startswith(f"WARNING: what is kept of compiled programs in {tmp_path} is damaged")
+    assert len(said) == 1
+    assert said[0].startswith(f"WARNING: what is kept of compiled programs in {tmp_path} is damaged")
     mended = entries(tmp_path)
     assert sorted(mended) == sorted(kept)
     assert all(len(mended[name]) > 100 for name in names)
+
+
+def test_what_is_set_for_jax_and_for_warnings_ends_with_the_context(tmp_path, keep):
+    before = warnings.showwarning
+    with keep_compiled(str(tmp_path)) as directory:
+        assert jax.config.jax_compilation_cache_dir == directory
+        assert warnings.showwarning is not before
+    assert not jax.config.jax_compilation_cache_dir
+    assert warnings.showwarning is before
+    assert keep[1] == []
 
 
 def test_what_was_used_longest_ago_is_removed_beyond_the_bound(tmp_path, keep, monkeypatch):
@@ -102,12 +115,12 @@ def test_a_directory_that_cannot_be_used_is_warned_of_and_done_without(tmp_path,
 
 
 def test_a_gpu_that_jax_does_not_see_is_said(tmp_path, monkeypatch):
-    warnings = []
+    said = []
     monkeypatch.setattr(compilation, "_NVIDIA_DRIVER", tmp_path)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    warn_of_unseen_gpu(warnings.append)
-    assert warnings == []
+    warn_of_unseen_gpu(said.append)
+    assert said == []
     monkeypatch.delenv("JAX_PLATFORMS")
-    warn_of_unseen_gpu(warnings.append)
-    assert len(warnings) == 1
-    assert "pip install 'vgg-jax[gpu]'" in warnings[0]
+    warn_of_unseen_gpu(said.append)
+    assert len(said) == 1
+    assert "pip install 'vgg-jax[gpu]'" in said[0]

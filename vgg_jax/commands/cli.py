@@ -6,6 +6,7 @@ answers at once, and calls one function with a request made of the flags.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -16,7 +17,7 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
@@ -146,8 +147,9 @@ class _Lossy(io.FileIO):
             return len(data)
 
 
-def use_devices() -> None:
-    """Checks the devices, warns of an unseen GPU, and keeps what is compiled; imports JAX.
+@contextlib.contextmanager
+def devices() -> Iterator[None]:
+    """Checks the devices, warns of an unseen GPU, and keeps what is compiled within; imports JAX.
 
     Raises:
       UserError: the environment asks JAX for devices that it cannot have, or to compile nothing.
@@ -155,8 +157,9 @@ def use_devices() -> None:
     from vgg_jax.runtime.compilation import check_devices, keep_compiled, warn_of_unseen_gpu
 
     check_devices()
-    keep_compiled()
-    warn_of_unseen_gpu()
+    with keep_compiled():
+        warn_of_unseen_gpu()
+        yield
 
 
 def use_cpu() -> None:

@@ -64,7 +64,6 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.runtime.provenance import code_version
 
     request = flags.request(Request, workdirs=workdirs, weights=weights, output=_JSON.value, directory=_OUTPUT.value)
-    with joined:
-        cli.use_devices()
+    with joined, cli.devices():
         distributed.check_same({"the code": code_version(), **request._asdict()})
         evaluate(request)

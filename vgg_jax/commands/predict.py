@@ -41,9 +41,10 @@ def main(arguments: list[str]) -> None:
         cli.fail("--grad_cam draws into the directory of --maps; give --maps=DIR as well.")
     from vgg_jax.evaluation.prediction import PredictRequest, predict_files
 
-    cli.use_devices()
     source = _WEIGHTS.value or _WORKDIR.value
-    predictions, failures = predict_files(flags.request(PredictRequest, images=tuple(arguments), source=source))
+    request = flags.request(PredictRequest, images=tuple(arguments), source=source)
+    with cli.devices():
+        predictions, failures = predict_files(request)
     if failures:
         lines = "".join(f"\n  {printable(str(failure.path))}: {failure.reason}" for failure in failures)
         count = len(predictions) + len(failures)

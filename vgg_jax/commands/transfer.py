@@ -69,5 +69,5 @@ def main(arguments: list[str]) -> None:
         cli.fail(f"--scales={words}: give whole numbers from 16 to 4096 with commas between, as 256,384,512.")
     from vgg_jax.transfer.study import TransferRequest, study
 
-    cli.use_devices()
-    study(flags.request(TransferRequest, scales=tuple(scales)))
+    with cli.devices():
+        study(flags.request(TransferRequest, scales=tuple(scales)))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.reproduction import runner, stages, tables
 from vgg_jax.runs import PlanDir
-from vgg_jax.runtime.compilation import check_devices
+from vgg_jax.runtime.compilation import check_devices, keep_compiled
 from vgg_jax.runtime.console import Console
 
 
@@ -40,9 +40,10 @@ def reproduce(request: ReproductionRequest) -> None:
     if request.dry_run:
         return
     runner.write_plan(runs, stages.STAGES, plan.seeds, plan_dir.path)
-    runner.train_runs(runs)
-    console.print("\n== tables ==")
-    content = tables.fill_tables(plan_dir.path, range(plan.seeds), stages.STAGES, console.print)
+    with keep_compiled():
+        runner.train_runs(runs)
+        console.print("\n== tables ==")
+        content = tables.fill_tables(plan_dir.path, range(plan.seeds), stages.STAGES, console.print)
     console.print(tables.write_tables(content, plan_dir.path))
     files = f"{plan_dir.tables_text}, {plan_dir.tables_file}"
     console.print(f"the same: {files}; all of it: vgg-jax report {shlex.quote(str(plan_dir.path))}")

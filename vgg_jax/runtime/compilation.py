@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,13 @@ def warn_of_unseen_gpu(warn: Callable[[str], None] = _to_stderr) -> None:
         )
 
 
+@contextlib.contextmanager
 def keep_compiled(
     directory: str = AUTO,
     workdir: Path | None = None,
     warn: Callable[[str], None] = _to_stderr,
-) -> str:
-    """Lets JAX keep what it compiles for the next start, and take what is kept; to be called before anything is compiled.
+) -> Iterator[str]:
+    """Lets JAX keep what it compiles within for the next start, and take what is kept; enter before anything is compiled.
 
     A directory that cannot be used, and entries that cannot be read or written, are warned of once; without them the
     program compiles as ever.
@@ -126,34 +127,49 @@ def keep_compiled(
       workdir: where AUTO shall keep programs that several machines need.
       warn: prints a line.
 
-    Returns:
+    Yields:
       The directory; "" for none.
     """
     settings: Any = jax.config
-    used = settings.jax_compilation_cache_dir or ""
+    used, seconds = settings.jax_compilation_cache_dir or "", settings.jax_persistent_cache_min_compile_time_secs
     if directory == AUTO and used:
-        return used
+        yield used
+        return
+    path = _usable(directory, workdir, warn) if directory else None
+    if (directory := str(path or "")) == used:
+        yield directory
+        return
+    _set_cache(directory, _LEAST_SECONDS)
+    try:
+        with _warning_once(path, warn) if path else contextlib.nullcontext():
+            yield directory
+    finally:
+        _set_cache(used, seconds)
+
+
+def _set_cache(directory: str, least_seconds: float) -> None:
+    jax.config.update("jax_compilation_cache_dir", directory or None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
+    compilation_cache.reset_cache()
+
+
+def _usable(directory: str, workdir: Path | None, warn: Callable[[str], None]) -> Path | None:
+    """Returns the directory that `keep_compiled` is asked for, ready to be used; None, after a warning, if it cannot be."""
     path = Path("~/.cache" if directory == AUTO else directory)
-    if directory:
-        try:
-            if directory == AUTO:
-                path = workdir / COMPILED if workdir else _cache_home() / "vgg_jax" / COMPILED
-            path = path.expanduser()
-            _claim(path, is_ours=directory == AUTO and not workdir)
-        except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows what ~ is
-            reason = error.strerror if isinstance(error, OSError) else "the home directory is unknown"
-            warn(
-                f"WARNING: compiled programs cannot be kept in {path} ({reason}), so that this start and the next compile "
-                "anew; JAX_COMPILATION_CACHE_DIR=DIR chooses another directory."
-            )
-            directory = ""
-    directory = str(path.absolute()) if directory else ""
-    if directory != used:
-        jax.config.update("jax_compilation_cache_dir", directory or None)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
-        compilation_cache.reset_cache()
-        _warn_once(path, warn)
-    return directory
+    try:
+        if directory == AUTO:
+            path = workdir / COMPILED if workdir else _cache_home() / "vgg_jax" / COMPILED
+        path = path.expanduser()
+        _claim(path, is_ours=directory == AUTO and not workdir)
+    # RuntimeError: nobody knows what ~ is.
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the home directory is unknown"
+        warn(
+            f"WARNING: compiled programs cannot be kept in {path} ({reason}), so that this start and the next compile "
+            "anew; JAX_COMPILATION_CACHE_DIR=DIR chooses another directory."
+        )
+        return None
+    return path.absolute()
 
 
 def _cache_home() -> Path:
@@ -183,8 +199,9 @@ def _claim(path: Path, is_ours: bool) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _warn_once(path: Path, warn: Callable[[str], None]) -> None:
-    """Turns JAX's warnings, one for each damaged entry, into one line, and removes those entries, so that they are made anew."""
+@contextlib.contextmanager
+def _warning_once(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Turns JAX's warnings, one for each damaged entry, into one line, and removes those entries, so that they are made again."""
     show, warned = warnings.showwarning, False
 
     def showwarning(message: Any, *arguments: Any, **keywords: Any) -> None:
@@ -198,8 +215,13 @@ def _warn_once(path: Path, warn: Callable[[str], None]) -> None:
                 file.unlink(missing_ok=True)
         if not warned:
             warn(
-                f"WARNING: what is kept of compiled programs in {path} is damaged or cannot be written ({entry[2]}); they are compiled anew."
+                f"WARNING: what is kept of compiled programs in {path} is damaged or cannot be written ({entry[2]}); they "
+                "are compiled anew."
             )
         warned = True
 
     warnings.showwarning = showwarning
+    try:
+        yield
+    finally:
+        warnings.showwarning = show

@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     config = run.config
     with contextlib.ExitStack() as stack:
         check_lock = _own_workdir(run, stack)  # from here to its end
-        _keep_compiled(run)
+        _keep_compiled(run, stack)
         steps = _compile(run)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
         step, state, progress = _initial(run, checkpoints)
@@ -293,10 +293,11 @@ def _summary(
     }
 
 
-def _keep_compiled(run: _Run) -> None:
+def _keep_compiled(run: _Run, stack: contextlib.ExitStack) -> None:
     compilation.warn_of_unseen_gpu(run.console.print)
     shared = run.workdir if jax.process_count() > 1 else None
-    if directory := compilation.keep_compiled(run.config.compilation_cache, shared, run.console.print):
+    kept = compilation.keep_compiled(run.config.compilation_cache, shared, run.console.print)
+    if directory := stack.enter_context(kept):
         run.console.print(f"compiled programs are kept in {directory} for the next start")
 
 
