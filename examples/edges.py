@@ -18,7 +18,8 @@ from PIL import Image
 
 from vgg_jax import features
 from vgg_jax.commands import cli
-from vgg_jax.data.decode import decode, read_file
+from vgg_jax.data.decode import decode
+from vgg_jax.data.image_kinds import read_file
 from vgg_jax.runtime.exceptions import UserError, writing_to
 from vgg_jax.weights import containers
 

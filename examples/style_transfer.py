@@ -21,7 +21,8 @@ from PIL import Image
 from vgg_jax import features
 from vgg_jax.commands import cli
 from vgg_jax.data.crops import rescaled
-from vgg_jax.data.decode import read_file, size_of
+from vgg_jax.data.decode import size_of
+from vgg_jax.data.image_kinds import read_file
 from vgg_jax.models.description import endpoint_names
 from vgg_jax.runtime.exceptions import UserError, writing_to
 

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,10 @@ import PIL
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from vgg_jax.data.decode import (
-    _KINDS,
-    MAX_OTHER_PIXELS,
-    MAX_SCANS,
-    DecodeError,
-    check,
-    decode,
-    decode_part,
-    is_cut_short,
-    read_file,
-    read_header,
-)
+from vgg_jax.data import image_kinds
+from vgg_jax.data.decode import MAX_SCANS, check, decode, decode_part, is_cut_short, read_header
+from vgg_jax.data.image_kinds import MAX_OTHER_PIXELS, DecodeError, read_file
+from vgg_jax.data.orientation import orientation
 
 WHOLE = (10**6, 10**6)  # larger than any image here: nothing may be decoded smaller
 
@@ -191,7 +184,7 @@ def test_every_mode_of_eight_bits_becomes_rgb(mode):
 
 @pytest.mark.parametrize("form", ["AVIF", "JPEG2000"])
 def test_newer_kinds_are_read_where_pillow_reads_them(form):
-    if form not in _KINDS:
+    if form not in image_kinds.KINDS:
         pytest.skip(f"Pillow was built without {form}")
     content = encoded(smooth(40, 20), form)
     check(content)
@@ -354,6 +347,18 @@ def test_a_png_with_too_many_pixels_is_refused_from_its_header():
     for function in (decode, check):
         with pytest.raises(DecodeError, match=f"{side} x {side} pixels, more than|exceeds limit"):
             function(file.getvalue())
+
+
+def test_a_png_beyond_pillows_own_bound_is_refused_without_its_warning():
+    file = io.BytesIO()
+    Image.new("1", (2, 2)).save(file, "PNG")
+    content = bytearray(file.getvalue())
+    content[16:24] = (10**4).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    for function in (decode, check):
+        with pytest.raises(DecodeError, match=r"10000 x 10000 pixels, more than 33,554,432"):
+            function(bytes(content))
+    assert orientation(bytes(content)) == 1
 
 
 def test_real_files(real_pictures):

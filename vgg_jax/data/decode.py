@@ -7,65 +7,27 @@ Pillow.
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import os
 import re
-import stat
-import struct
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, features
 
+from vgg_jax.data.image_kinds import MAX_PIXELS, DecodeError, open_image, refuse_impossible
 from vgg_jax.data.rgb import to_rgb
 
+# It has no build for every machine; Pillow decodes whole images in its place.
 try:
     import simplejpeg
-except ImportError:  # it has no build for every machine; Pillow decodes whole images in its place
+except ImportError:
     simplejpeg = None
 
-# The bounds of an image; what is beyond them is refused, from its header where that says so. Decoding one then takes less
-# than a gigabyte and half a minute.
-MAX_BYTES = 2**29  # of a file
-MAX_PIXELS = 89_478_485  # of a JPEG, which takes 3 bytes for each. Pillow's own threshold.
-MAX_OTHER_PIXELS = 2**25  # of other kinds, of which Pillow makes several copies of 4 bytes a pixel
 MAX_SCANS = 100  # of a progressive JPEG; encoders make about ten
 MAX_SCANNED_PIXELS = 2 * 10**9  # pixels times scans
 _LARGE = 2**23  # pixels; of such images only so many are decoded at once, in a process:
 _LARGE_AT_ONCE = threading.BoundedSemaphore(2)
-
-# The kinds of file that are read. Pillow knows more, some of which start other programs (EPS).
-_KINDS = (
-    *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"),
-    *(["AVIF"] if features.check("avif") else []),
-    *(["JPEG2000"] if features.check("jpg_2000") else []),
-)
-# Endings of files that are looked for in folders.
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-    *([".avif"] if "AVIF" in _KINDS else []),
-    *([".jp2", ".j2k", ".jpx"] if "JPEG2000" in _KINDS else []),
-)
-# Images of other kinds, by what they contain near their beginning.
-_OTHER_KINDS = {
-    rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)": "HEIC",
-    rb"....ftyp(avif|avis)": "AVIF",
-    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
-    rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL",
-    rb"(\xef\xbb\xbf)?\s*(<\?xml[^<]*)?(<!--.*?-->\s*|<!DOCTYPE svg[^<]*)*<svg": "SVG",
-    rb"%PDF": "PDF",
-    rb"%!PS|\xc5\xd0\xd3\xc6": "PostScript",
-    rb"8BPS": "PSD",
-    rb"\0\0\x01\0": "ICO",
-}
-
-
-class DecodeError(ValueError):
-    """Bytes that are not a whole, sound image; the message says what is wrong with them."""
 
 
 def decode(encoded: bytes) -> np.ndarray:
@@ -121,17 +83,20 @@ def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], botto
         # Smooth upsampling of chroma, where it has fewer rows, looks one of its rows further.
         further = 0 if header.unit_height == 8 else header.unit_height // 8
         rows = min(height, -(-(math.ceil(bottom) + further) // header.unit_height) * header.unit_height)
-        view, at = memoryview(encoded), header.height_at  # a view, as a slice would be one more copy
+        # A view, as a slice would be one more copy.
+        view, at = memoryview(encoded), header.height_at
         encoded = b"".join((view[:at], rows.to_bytes(2, "big"), view[at + 2 :]))
+    reduced: dict[str, float] = {}
     # It takes the smallest size that is not below the one named, so it is told the size just worked out.
-    reduced = {} if eighths == 8 else {
-        "min_width": -(-width * eighths // 8), "min_height": -(-rows * eighths // 8), "min_factor": 8 / eighths
-    }  # fmt: skip
+    if eighths < 8:
+        width, height = -(-width * eighths // 8), -(-rows * eighths // 8)
+        reduced = {"min_width": width, "min_height": height, "min_factor": 8 / eighths}
     try:
         with _large_ones_in_turn(header.size):
             # Not strict: a JPEG that was shortened ends with a warning. The warnings that matter, `check` reports.
             pixels = simplejpeg.decode_jpeg(encoded, strict=False, **reduced)
-    except ValueError:  # a kind that libjpeg-turbo's simple interface leaves out, as odd chroma subsampling, or damage
+    # A kind that libjpeg-turbo's simple interface leaves out, as odd chroma subsampling, or damage.
+    except ValueError:
         return _decode_with_pillow(encoded), 1.0
     return pixels, eighths / 8
 
@@ -149,7 +114,7 @@ class Header(NamedTuple):
 
 def read_header(encoded: bytes) -> Header:
     """Reads an image's header; raises DecodeError as `decode` does."""
-    return _jpeg_header(encoded) or Header(_open(encoded).size)
+    return _jpeg_header(encoded) or Header(open_image(encoded).size)
 
 
 def size_of(encoded: bytes) -> tuple[int, int]:
@@ -162,22 +127,6 @@ def is_cut_short(encoded: bytes) -> bool:
     if encoded[:2] != b"\xff\xd8" or encoded.endswith(b"\xff\xd9"):
         return False
     return encoded.find(b"\xff\xd9", read_header(encoded).pixels_at) < 0
-
-
-def read_file(path: Path) -> bytes:
-    """Reads a file that may be an image.
-
-    Raises:
-      DecodeError: no regular file (a device, a pipe), or more than MAX_BYTES.
-      OSError: of reading.
-    """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a pipe must not wait for a writer
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise DecodeError(f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
-        return file.read()
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
@@ -215,7 +164,8 @@ def check(encoded: bytes) -> np.ndarray | None:
             raise DecodeError(reason) from error
         if b"\xff\xd9" not in encoded[header.pixels_at :]:
             raise DecodeError("JPEG without an end marker") from error
-        _decode_with_pillow(encoded)  # a harmless oddity, or a kind that Pillow alone reads, or nothing at all
+        # A harmless oddity, or a kind that Pillow alone reads, or nothing at all.
+        _decode_with_pillow(encoded)
         return None
     return None if is_cmyk else pixels
 
@@ -237,27 +187,26 @@ def _jpeg_header(encoded: bytes) -> Header | None:
         return None
     at, frame, unit_height = 2, None, 8
     while True:
-        at = encoded.find(b"\xff", at)  # stray bytes between segments are passed over, as decoders do
+        # Stray bytes between segments are passed over, as decoders do.
+        at = encoded.find(b"\xff", at)
         if at < 0 or at + 4 > len(encoded):
             raise DecodeError("JPEG header cut short")
         marker, length = encoded[at + 1], int.from_bytes(encoded[at + 2 : at + 4], "big")
-        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes, and markers without a segment
+        # Fill bytes, and markers without a segment.
+        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:
             at += 1 if marker == 0xFF else 2
             continue
         segment = encoded[at + 4 : at + 2 + length]
         if marker in _FRAME_MARKERS and len(segment) >= 6:
-            height, width, components = (
-                int.from_bytes(segment[1:3], "big"),
-                int.from_bytes(segment[3:5], "big"),
-                segment[5],
-            )
+            height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
+            components = segment[5]
             unit_height = 8 * max([1, *(sampling & 15 for sampling in segment[7 : 6 + 3 * components : 3])])
             sequential = marker in (0xC0, 0xC1)
             frame = Header((width, height), components, at + 5, 0, unit_height, sequential)
         if marker in (0xDA, 0xD9):
             if frame is None:
                 raise DecodeError("JPEG without a frame header")
-            _refuse_impossible(frame.size, MAX_PIXELS, len(encoded))
+            refuse_impossible(frame.size, MAX_PIXELS, len(encoded))
             one_pass = frame.one_pass and segment[:1] == bytes([frame.components])
             if not one_pass:
                 _refuse_many_scans(encoded, at, frame.size)
@@ -274,65 +223,6 @@ def _refuse_many_scans(encoded: bytes, pixels_at: int, size: tuple[int, int]) ->
         )
 
 
-def _refuse_impossible(size: tuple[int, int], most: int, num_bytes: int | None = None) -> None:
-    """Raises DecodeError for a size that would only cost memory: too large, or more than the bytes can hold."""
-    pixels = size[0] * size[1]
-    if pixels == 0:
-        raise DecodeError(f"a size of {size[0]} x {size[1]}")
-    if pixels > most:
-        raise DecodeError(f"{size[0]} x {size[1]} pixels, more than {most:,}")
-    # Every block of 8 x 8 pixels takes a bit at the least, in a Huffman-coded JPEG.
-    if num_bytes is not None and pixels > 512 * num_bytes:
-        raise DecodeError(f"{size[0]} x {size[1]} pixels in only {num_bytes} bytes")
-
-
-def _open(encoded: bytes) -> Image.Image:
-    if not encoded:
-        raise DecodeError("0 bytes")
-    # Pillow's plugins raise many kinds of errors on hostile bytes.
-    try:
-        image = _identified(_without_remarks(encoded))
-    except Exception as error:
-        raise DecodeError(str(error) or type(error).__name__) from error
-    if image is None:
-        kinds = (kind for pattern, kind in _OTHER_KINDS.items() if re.match(pattern, encoded[:1000], re.DOTALL))
-        raise DecodeError(
-            f"an image of the kind {kind}, which is not read" if (kind := next(kinds, "")) else "not an image"
-        )
-    _refuse_impossible(image.size, MAX_PIXELS if image.format == "JPEG" else MAX_OTHER_PIXELS)
-    return image
-
-
-def _identified(encoded: bytes) -> Image.Image | None:
-    """Opens an image as `Image.open` does, whose bound on pixels warns where `_refuse_impossible` raises; None for no image."""
-    Image.preinit()
-    for kind in _KINDS:
-        if kind not in Image.OPEN:
-            Image.init()
-        factory, accepts = Image.OPEN[kind]
-        if accepts and accepts(encoded[:16]) is not True:
-            continue
-        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
-            return factory(io.BytesIO(encoded), "")
-    return None
-
-
-def _without_remarks(encoded: bytes) -> bytes:
-    """Returns a PNG without texts and colour profile, of which Pillow bounds the size; other kinds unchanged."""
-    if encoded[:8] != _PNG:
-        return encoded
-    chunks, at = [_PNG], 8
-    while at + 8 <= len(encoded):
-        end = at + 12 + int.from_bytes(encoded[at : at + 4], "big")
-        if encoded[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-            chunks.append(encoded[at:end])
-        at = end
-    return b"".join(chunks)
-
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
 @contextlib.contextmanager
 def _large_ones_in_turn(size: tuple[int, int]) -> Iterator[None]:
     with _LARGE_AT_ONCE if size[0] * size[1] > _LARGE else contextlib.nullcontext():
@@ -340,7 +230,7 @@ def _large_ones_in_turn(size: tuple[int, int]) -> Iterator[None]:
 
 
 def _decode_with_pillow(encoded: bytes) -> np.ndarray:
-    image = _open(encoded)
+    image = open_image(encoded)
     try:
         with _large_ones_in_turn(image.size):
             image.load()
@@ -352,8 +242,9 @@ def _decode_with_pillow(encoded: bytes) -> np.ndarray:
 
 
 def _verify_with_pillow(encoded: bytes) -> None:
-    image = _open(encoded)
+    image = open_image(encoded)
     try:
-        image.verify()  # of the kinds here only PNG has something to verify: a checksum for every chunk, and the end
+        # Of the kinds here only PNG has something to verify: a checksum for every chunk, and the end.
+        image.verify()
     except Exception as error:
         raise DecodeError(str(error) or type(error).__name__) from error

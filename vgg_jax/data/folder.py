@@ -15,7 +15,8 @@ import numpy as np
 from etils import epath
 
 from vgg_jax.data import prepared
-from vgg_jax.data.decode import SUFFIXES, DecodeError, check, decode, read_file
+from vgg_jax.data.decode import check, decode
+from vgg_jax.data.image_kinds import DecodeError, is_named_like_an_image, read_file
 from vgg_jax.data.orientation import orientation, read_image
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.records import Record
@@ -91,7 +92,7 @@ def _listing(root: Path) -> Listing:
             else:
                 loose.append(entry)
         files = [file for files_of_class in classes.values() for file in files_of_class]
-        if not classes and (images := [entry for entry in loose if is_named_like_a_picture(Path(entry.name))]):
+        if not classes and (images := [entry for entry in loose if is_named_like_an_image(Path(entry.name))]):
             flat[split.name] = len(images)
         if not classes or (files and not any(_may_be_a_picture(Path(file.name)) for file in files)):
             left_out.append(split)
@@ -147,12 +148,8 @@ def _is(kind: Callable[[], bool]) -> bool:
         raise
 
 
-def is_named_like_a_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
-
-
 def _may_be_a_picture(path: Path) -> bool:
-    return path.suffix == "" or is_named_like_a_picture(path)
+    return path.suffix == "" or is_named_like_an_image(path)
 
 
 def left_out_line(root: Path, left_out: Sequence[Path]) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_jax.data.decode import SUFFIXES, DecodeError
-from vgg_jax.data.folder import files_below, is_named_like_a_picture, left_out_line
+from vgg_jax.data.folder import files_below, left_out_line
+from vgg_jax.data.image_kinds import SUFFIXES, DecodeError, is_named_like_an_image
 from vgg_jax.data.orientation import read_image
 from vgg_jax.runtime.exceptions import UserError
 
@@ -58,7 +58,7 @@ def list_images(arguments: Sequence[str], warn: Callable[[str], None] = print) -
         path = Path(os.path.expanduser(argument))
         if path.is_dir():
             files = list(files_below(path))
-            matches = [file for file in files if is_named_like_a_picture(file) and file.is_file()]
+            matches = [file for file in files if is_named_like_an_image(file) and file.is_file()]
             known = set(matches)
             if others := [file for file in files if file not in known]:
                 warn(left_out_line(path, others))

@@ -23,8 +23,9 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from vgg_jax.data.decode import DecodeError, check, decode, is_plain_jpeg
+from vgg_jax.data.decode import check, decode, is_plain_jpeg
 from vgg_jax.data.disk import SKIPPED, need_space, writable
+from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.imagenet_tars import ILSVRC2012, NAME, Edition, check_md5, find_tars
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared, ShardPlan, plan_shards, read, write_description, write_shard

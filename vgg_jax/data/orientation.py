@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vgg_jax.data.decode import decode, read_file
+from vgg_jax.data.decode import decode
+from vgg_jax.data.image_kinds import identified, read_file
 
 _ORIENTATION = 0x0112  # the tag of EXIF 2.32, section 4.6.4; 1 is upright
 # What makes an image upright, [H, W, 3] to [H, W, 3] or [W, H, 3].
@@ -26,12 +27,14 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 def orientation(encoded: bytes) -> int:
     """Returns an image's EXIF orientation, 2 to 8; 1 where it is upright, or says nothing that can be read."""
-    if encoded[:4] == b"\x89PNG" and b"eXIf" not in encoded:  # else Pillow decodes it, to look behind the pixels
+    # Pillow would decode it, to look behind the pixels.
+    if encoded[:4] == b"\x89PNG" and b"eXIf" not in encoded:
         return 1
+    # Pillow raises many kinds of errors on hostile bytes.
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds on hostile bytes
+        image = identified(encoded)
+        value = image.getexif().get(_ORIENTATION, 1) if image else 1
+    except Exception:
         return 1
     return value if value in _TURNS else 1
 

@@ -30,7 +30,8 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import eval_scale
 from vgg_jax.data.crops import center_crop, random_crop, random_resized_crop
-from vgg_jax.data.decode import DecodeError, is_cut_short
+from vgg_jax.data.decode import is_cut_short
+from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.records import Records
 from vgg_jax.data.trivial_augment import trivial_augment
 from vgg_jax.runtime.exceptions import UserError, printable

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image, ImageOps
+
+from vgg_jax.data.image_kinds import open_image
 
 _BITS_PER_SAMPLE = 258  # the tag of TIFF 6.0, section 8
 _PHOTOMETRIC = 262  # the tag of TIFF 6.0, section 8; 0 is WhiteIsZero
@@ -18,12 +18,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
       ValueError: numbers of an unknown range.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        if image.mode == "I" and 32 in _bits(image):  # Pillow gives 16 bits of PNG and PPM the same mode
+        # Pillow gives 16 bits of PNG and PPM the same mode.
+        if image.mode == "I" and 32 in _bits(image):
             raise ValueError("integers of 32 bits, whose white is unknown; save 8 or 16 bits")
         deep = _deep_to_rgb(np.asarray(image), image.info.get("transparency"))
         # Pillow inverts TIFF's photometric interpretation WhiteIsZero at 8 bits alone.
         return ImageOps.invert(deep) if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 else deep
-    if image.mode == "La":  # which Pillow converts to nothing else
+    # Pillow converts this to nothing else.
+    if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -35,9 +37,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def has_16_bits(encoded: bytes) -> bool:
     """Returns whether a sound image has 16 bits a channel; Pillow's mode says so of grey ones alone."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        is_deep_png = image.format == "PNG" and encoded[24:25] == b"\x10"  # IHDR's bit depth
-        return is_deep_png or image.mode.startswith("I") or 16 in _bits(image)
+    image = open_image(encoded)
+    # IHDR's bit depth.
+    is_deep_png = image.format == "PNG" and encoded[24:25] == b"\x10"
+    return is_deep_png or image.mode.startswith("I") or 16 in _bits(image)
 
 
 def _bits(image: Image.Image) -> tuple[int, ...]:
@@ -56,7 +59,8 @@ def _deep_to_rgb(grey_HxW: np.ndarray, transparent: object) -> Image.Image:
     else:
         if not 0 <= least <= greatest <= 65535:
             raise ValueError(f"integers from {least} to {greatest}, whose white is unknown; save 8 or 16 bits")
-        bytes_HxW = ((grey_HxW.astype(np.uint32) + 128) // 257).astype(np.uint8)  # no half to round: 257 is odd
+        # No half to round: 257 is odd.
+        bytes_HxW = ((grey_HxW.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if isinstance(transparent, int):
         bytes_HxW[grey_HxW == transparent] = 255
     return Image.fromarray(bytes_HxW).convert("RGB")

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgg_jax.data.crops import rescaled_size
-from vgg_jax.data.decode import DecodeError, check, size_of
+from vgg_jax.data.decode import check, size_of
 from vgg_jax.data.image_files import ImageFiles, list_images
+from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.orientation import orientation, read_image
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes

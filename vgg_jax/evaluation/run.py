@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vgg_jax.data.crops import center_crop, rescaled, square_crops
-from vgg_jax.data.decode import DecodeError
+from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Records
 from vgg_jax.evaluation import dense_steps

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgg_jax.data import sources
-from vgg_jax.data.folder import files_below, is_named_like_a_picture
+from vgg_jax.data.folder import files_below
 from vgg_jax.data.image_files import ImageFiles
+from vgg_jax.data.image_kinds import is_named_like_an_image
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.split import UNLABELLED
 from vgg_jax.runtime.exceptions import UserError, plain_name, quoted
@@ -79,7 +80,7 @@ def folder(root: Path, exif: bool = False) -> TransferData:
     names = sorted({plain_name(entry.name) for entry in classes})
     paths, labels = [], []
     for entry in classes:
-        files = [file for file in files_below(entry) if file.is_file() and is_named_like_a_picture(file)]
+        files = [file for file in files_below(entry) if file.is_file() and is_named_like_an_image(file)]
         paths += files
         labels += [names.index(plain_name(entry.name))] * len(files)
     if len(set(labels)) < 2:

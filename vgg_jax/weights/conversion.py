@@ -12,8 +12,8 @@ import numpy as np
 
 from vgg_jax import features
 from vgg_jax.data.crops import center_crop
-from vgg_jax.data.decode import DecodeError, read_file
-from vgg_jax.data.folder import files_below, is_named_like_a_picture
+from vgg_jax.data.folder import files_below
+from vgg_jax.data.image_kinds import DecodeError, is_named_like_an_image, read_file
 from vgg_jax.data.parallel import parallel_map, progress
 from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.runtime.compilation import check_devices
@@ -145,7 +145,7 @@ def _with_normalized_activations(weights: Weights, directory: Path) -> Weights:
     Raises:
       UserError: no image there, one that cannot be read, or another network than a VGG without normalisation layers.
     """
-    paths = [path for path in files_below(directory) if is_named_like_a_picture(path)] if directory.is_dir() else []
+    paths = [path for path in files_below(directory) if is_named_like_an_image(path)] if directory.is_dir() else []
     if not paths:
         raise UserError(f"--normalize_activations={directory}: there are no images; name a directory of some.")
 
