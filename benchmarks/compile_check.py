@@ -13,8 +13,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax
-
+from benchmarks import hlo
+from benchmarks.roofline import roofline
 from vgg_jax.config import flatten, paper_config
 from vgg_jax.runtime import compilation
 from vgg_jax.tpu.chips import parse_slice
@@ -52,14 +52,16 @@ def main() -> None:
                     config.update_from_flattened_dict({key: value == "True" if kind is bool else kind(value)})
                 if sharding == "fc_model_parallel":
                     config.model_parallel = 4
-                if options.text:
-                    _keep_text(options.text / f"{model}-{topology.name.replace(':', '-')}-{sharding}.hlo")
                 began = time.monotonic()
                 answer = compile_train(config, topology, devices)
                 took = time.monotonic() - began
                 memory = f"{answer.memory / GIB:.2f} of {answer.limit / GIB:.4g}"
                 row = [model, topology.name, sharding, options.images_per_chip, memory]
-                if line := answer.roofline:
+                if options.text:
+                    name = f"{model}-{topology.name.replace(':', '-')}-{sharding}.hlo"
+                    (options.text / name).write_text(answer.hlo)
+                if answer.hlo:
+                    line = roofline(hlo.schedule(hlo.parse(answer.hlo), topology.devices), topology)
                     row += [
                         f"{answer.flops / 1e12:.3g}",
                         f"{line.hbm_bytes / 1e9:.3g}",
@@ -72,18 +74,6 @@ def main() -> None:
                 else:
                     row += ["does not fit", *[""] * 6]
                 print(f"| {' | '.join(map(str, row))} | {took:.0f} s |", flush=True)
-
-
-def _keep_text(file: Path) -> None:
-    text = jax.stages.Compiled.as_text
-
-    def keeping(self):
-        jax.stages.Compiled.as_text = text
-        found = text(self)
-        file.write_text(found or "")
-        return found
-
-    jax.stages.Compiled.as_text = keeping
 
 
 if __name__ == "__main__":

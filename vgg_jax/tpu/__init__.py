@@ -1,1 +1,1 @@
-"""What the TPU compiler says of a program, on a machine without a TPU; `vgg-jax compile-check` is its command line."""
+"""Ahead-of-time compilation for TPU slices, without a TPU; its command is `vgg-jax compile-check`."""

@@ -42,7 +42,7 @@ SLICES: dict[str, tuple[str, ...]] = {name: _FLAT if chip.links == 4 else _CUBES
 
 
 class Slice(NamedTuple):
-    """Some chips with links between them, as v5e:4x4."""
+    """Chips with links between them, as v5e:4x4."""
 
     name: str
     chip: Chip
@@ -61,17 +61,6 @@ class Slice(NamedTuple):
         """Chips of one host along x, y, z, as the compiler needs them: 2x2, or fewer where the slice is smaller."""
         x, y = self.shape[:2]
         return min(x, 2), min(y, 2), 1
-
-    @property
-    def rings(self) -> int:
-        """Returns the number of dimensions of more than one chip that are rings."""
-        return sum(size > 1 and self.wraps(size) for size in self.shape)
-
-    def wraps(self, size: int) -> bool:
-        """Returns whether a dimension of `size` chips is a ring."""
-        if self.chip.links == 6 and any(side % self.chip.wrap for side in self.shape):
-            return False
-        return size % self.chip.wrap == 0
 
 
 def parse_slice(text: str) -> Slice:

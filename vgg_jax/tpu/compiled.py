@@ -1,4 +1,4 @@
-"""Compiles the very functions of training and evaluation for a TPU slice that is not there, and searches what fits."""
+"""Compiles the steps of training and evaluation ahead of time for a TPU slice; finds the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from vgg_jax.evaluation.dense_steps import make_dense
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.exceptions import UserError, first_line
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
-from vgg_jax.tpu import hlo
 from vgg_jax.tpu.chips import Slice
-from vgg_jax.tpu.roofline import Roofline, roofline
 from vgg_jax.training.augment import IMAGENET_STATISTICS
 from vgg_jax.training.state import make_model, state_shapes
 from vgg_jax.training.steps import compile_train_step
@@ -36,9 +34,9 @@ class CompileResult(NamedTuple):
     fits: bool
     memory: float  # bytes of HBM: arguments, results and temporaries
     limit: float  # bytes of HBM that a program may have
-    flops: float  # as XLA counts them, without padded borders; 0 where it did not fit, as all that follows
-    bytes_accessed: float  # as XLA counts them, those of the vector memory with them
-    roofline: Roofline | None
+    flops: float = 0.0  # as XLA counts them, without padded borders; 0 where it did not fit
+    bytes_accessed: float = 0.0  # as XLA counts them, in HBM and vector memory; 0 where it did not fit
+    hlo: str = ""  # the compiled program's text; "" where it did not fit
 
 
 def topology_devices(topology: Slice) -> list[jax.Device]:
@@ -61,8 +59,8 @@ def topology_devices(topology: Slice) -> list[jax.Device]:
         )
     except Exception as error:  # of the plugin, of several kinds
         raise UserError(
-            f"--topology={topology.name}: the TPU compiler does not take it: {first_line(error).rstrip('.')}; is libtpu the version that "
-            "belongs to this JAX? pip install -c constraints.txt -e '.[tpu]'"
+            f"--topology={topology.name}: the TPU compiler does not take it: {first_line(error).rstrip('.')}; is libtpu "
+            "the version that belongs to this JAX? pip install -c constraints.txt -e '.[tpu]'"
         ) from error
     return list(description.devices)
 
@@ -80,7 +78,7 @@ def compile_train(config: ConfigDict, topology: Slice, devices: list[jax.Device]
 
 
 def compile_dense(config: ConfigDict, topology: Slice, devices: list[jax.Device]) -> CompileResult:
-    """Compiles dense evaluation as `vgg-jax evaluate` does, at its batch size and for the shape of `dense_shape`."""
+    """Compiles dense evaluation as `vgg-jax evaluate` does, for the shape of `dense_shape`."""
     mesh = make_mesh(devices=devices)
     model, whole, split = make_model(config), replicated(mesh), batch_sharding(mesh)
     variables = jax.tree.map(
@@ -113,7 +111,7 @@ def _answer(topology: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> C
     except jax.errors.JaxRuntimeError as error:
         if (used_and_limit := over(str(error))) is None:
             raise
-        return CompileResult(False, *used_and_limit, 0.0, 0.0, None)
+        return CompileResult(False, *used_and_limit)
     memory: Any = compiled.memory_analysis()
     needed = float(
         memory.argument_size_in_bytes
@@ -123,9 +121,9 @@ def _answer(topology: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> C
         + memory.generated_code_size_in_bytes
     )
     costs: Any = compiled.cost_analysis()
-    events = hlo.schedule(hlo.parse(str(compiled.as_text())), topology.devices)
-    line = roofline(events, topology)
-    return CompileResult(needed <= limit, needed, limit, costs["flops"], costs["bytes accessed"], line)
+    return CompileResult(
+        needed <= limit, needed, limit, costs["flops"], costs["bytes accessed"], str(compiled.as_text())
+    )
 
 
 def over(message: str) -> tuple[float, float] | None:
@@ -175,9 +173,8 @@ def _next(seen: dict[int, CompileResult], fits: int, fails: int, unit: int) -> i
         near = max(smaller)
         slope = (answer.memory - seen[near].memory) / (batch - near)
     else:
-        slope = (
-            answer.memory / batch
-        )  # as if all of it grew with the batch, which tries too little rather than too much
+        # As if all of it grew with the batch, which tries too little rather than too much.
+        slope = answer.memory / batch
     guess = int((batch + (answer.limit - answer.memory) / slope) / unit) * unit if slope > 0 else 0
     if not fails:
         return max(guess, fits + unit) if guess else 2 * fits

@@ -1,9 +1,10 @@
-"""What `vgg-jax compile-check` does and prints, read top to bottom."""
+"""Report of `vgg-jax compile-check`: memory, FLOPs, bytes and collectives of a run's steps, and the largest batch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vgg_jax.runtime.files import write_json
 from vgg_jax.runtime.sharding import RULES
 from vgg_jax.tpu import compiled
 from vgg_jax.tpu.chips import Slice, parse_slice
+from vgg_jax.tpu.collectives import Collective, parse_collectives
 from vgg_jax.tpu.compiled import GIB, CompileResult
 from vgg_jax.validation import validate
 
@@ -61,7 +63,7 @@ def check(
         "configuration": config_lib.flatten(configs[0]),
         "shardings": rows,
         "dense": _dense(configs[0], slice_, devices) if dense else None,
-        "versions": {"vgg_jax": __version__, "jax": jax.__version__, "libtpu": _libtpu_version()},
+        "versions": {"vgg_jax": __version__, "jax": jax.__version__, "libtpu": version("libtpu")},
     }
     if destination:
         write_json(destination, content)
@@ -89,53 +91,48 @@ def _by_sharding(config: ConfigDict, sharding: str, slice_: Slice) -> Iterator[C
 
 def _row(config: ConfigDict, slice_: Slice, devices: list[jax.Device], largest: bool) -> dict[str, Any]:
     began = time.monotonic()
-    answer = compiled.compile_train(config, slice_, devices)
-    compilations = 1
+    results: dict[int, CompileResult] = {}
+
+    def compile_at(batch: int) -> CompileResult:
+        if batch not in results:
+            at_batch = config.copy_and_resolve_references()
+            at_batch.batch_size = batch
+            results[batch] = compiled.compile_train(at_batch, slice_, devices)
+            if len(results) > 1:
+                verdict = "fits" if results[batch].fits else "does not fit"
+                _say(f"  batch {batch:,}: {results[batch].memory / GIB:.2f} GiB a device, {verdict}")
+        return results[batch]
+
+    def figures(batch: int) -> dict[str, Any]:
+        title = f"train step, {_sharding_title(config)}, batch {batch:,}"
+        return _say_figures(title, compile_at(batch), batch, slice_)
+
     row: dict[str, Any] = {
         "sharding": config.sharding,
         "model_parallel": config.model_parallel,
-        "train_step": _figures(answer, config.batch_size, slice_),
+        "train_step": figures(config.batch_size),
     }
-    _say(_lines(f"train step, {_named(config)}, batch {config.batch_size:,}", answer, config.batch_size, slice_))
     if largest:
-        unit, tried = _unit(config, slice_), {config.batch_size: row["train_step"]["answer"]}
-
-        def answer_at(batch: int) -> CompileResult:
-            if batch not in tried:
-                at = config.copy_and_resolve_references()
-                at.batch_size = batch
-                tried[batch] = compiled.compile_train(at, slice_, devices)
-                verdict = "fits" if tried[batch].fits else "does not fit"
-                _say([f"  batch {batch:,}: {tried[batch].memory / GIB:.2f} GiB a device, {verdict}"])
-            return tried[batch]
-
-        fits, fails, _ = compiled.largest(answer_at, config.batch_size, unit)
-        compilations += len(tried) - 1
+        fits, fails, _ = compiled.largest(compile_at, config.batch_size, _unit(config, slice_))
         row["largest_batch"] = {"fits": fits, "does_not_fit": fails, "a_chip": fits / slice_.chips}
-        _say(
-            [
-                f"  largest batch that fits: {fits:,} ({fits / slice_.chips:g} images a chip); {fails:,} does not "
-                f"({fails / slice_.chips:g})"
-            ]
-        )
+        a_chip = fits / slice_.chips, fails / slice_.chips
+        _say(f"  largest batch that fits: {fits:,} ({a_chip[0]:g} images a chip); {fails:,} does not ({a_chip[1]:g})")
         if fits:
-            row["largest_batch"]["train_step"] = _figures(tried[fits], fits, slice_)
-            _say(_lines(f"train step, {_named(config)}, batch {fits:,}", tried[fits], fits, slice_))
-    row["compilations"], row["seconds"] = compilations, round(time.monotonic() - began, 1)
-    _say([f"  {compilations} compilation{'s' * (compilations > 1)} in {duration(row['seconds'])}"])
-    return _without_answers(row)
+            row["largest_batch"]["train_step"] = figures(fits)
+    row["compilations"], row["seconds"] = len(results), round(time.monotonic() - began, 1)
+    _say(f"  {len(results)} compilation{'s' * (len(results) > 1)} in {duration(row['seconds'])}")
+    return row
 
 
 def _dense(config: ConfigDict, slice_: Slice, devices: list[jax.Device]) -> dict[str, Any]:
     """Compiles dense evaluation, which is the same for every sharding."""
     began = time.monotonic()
     images, rows, columns = compiled.dense_shape(config, slice_.devices)
-    answer = compiled.compile_dense(config, slice_, devices)
+    result = compiled.compile_dense(config, slice_, devices)
     seconds = round(time.monotonic() - began, 1)
     title = f"dense evaluation, {images:,} images of {rows} x {columns} and their mirror images"
-    _say(_lines(title, answer, images, slice_))
-    _say([f"  1 compilation in {duration(seconds)}"])
-    figures = _without_answers(_figures(answer, images, slice_))
+    figures = _say_figures(title, result, images, slice_)
+    _say(f"  1 compilation in {duration(seconds)}")
     return {"images": images, "frame": [rows, columns], **figures, "seconds_compiling": seconds}
 
 
@@ -145,42 +142,23 @@ def _unit(config: ConfigDict, slice_: Slice) -> int:
     return parts * next(n for n in (8, 4, 2, 1) if config.batch_size // parts % n == 0)
 
 
-def _figures(answer: CompileResult, images: int, slice_: Slice) -> dict[str, Any]:
-    """Returns a step's figures for the JSON."""
-    found: dict[str, Any] = {
-        "answer": answer,
-        "images": images,
-        "images_a_chip": images / slice_.chips,
-        "fits": answer.fits,
-        "memory_a_device": answer.memory,
-        "memory_a_chip": answer.memory * slice_.chip.devices,
-        "limit_a_device": answer.limit,
-        "limit_a_chip": answer.limit * slice_.chip.devices,
-    }
-    line = answer.roofline
-    if line:
-        found |= {
-            "flops_a_device": answer.flops,
-            "flops_a_chip": answer.flops * slice_.chip.devices,
-            "bytes_accessed_a_device": answer.bytes_accessed,
-            "hbm_bytes_a_device": line.hbm_bytes,
-            "hbm_bytes_a_chip": line.hbm_bytes * slice_.chip.devices,
-            "seconds": line.seconds,
-            "compute_seconds": line.compute_seconds,
-            "collective_seconds": line.collective_seconds,
-            "exposed_seconds": line.exposed_seconds,
-            "images_per_second": images / line.seconds,
-            "images_per_second_a_chip": images / line.seconds / slice_.chips,
-            "scaling_efficiency": line.efficiency,
-            "collectives": [each._asdict() for each in line.collectives],
+def _say_figures(title: str, result: CompileResult, images: int, slice_: Slice) -> dict[str, Any]:
+    """Prints a step's figures, and returns them for the JSON."""
+    parts = slice_.chip.devices
+    figures: dict[str, Any] = {"images": images, "images_a_chip": images / slice_.chips, "fits": result.fits}
+    for key, value in (("memory", result.memory), ("limit", result.limit)):
+        figures |= {f"{key}_a_device": value, f"{key}_a_chip": value * parts}
+    collectives: list[Collective] = []
+    if result.hlo:
+        collectives = parse_collectives(result.hlo, slice_.devices)
+        figures |= {
+            "flops_a_device": result.flops,
+            "flops_a_chip": result.flops * parts,
+            "bytes_accessed_a_device": result.bytes_accessed,
+            "collectives": [each._asdict() for each in collectives],
         }
-    return found
-
-
-def _without_answers(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _without_answers(value) for key, value in tree.items() if key != "answer"}
-    return tree
+    _say(*_lines(title, result, images, slice_, collectives))
+    return figures
 
 
 def _heading(config: ConfigDict, slice_: Slice) -> str:
@@ -190,55 +168,34 @@ def _heading(config: ConfigDict, slice_: Slice) -> str:
         f"{NetworkSpec.from_config(config).title} for {slice_.name}: {slice_.chips:,} chips{two}; a chip has {chip.hbm_gib:g} GiB of "
         f"HBM at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.flops / 1e12:,.0f} TFLOP/s bfloat16, {chip.links} links of "
         f"{chip.link_bandwidth / 1e9:.0f} GB/s each way\n"
-        f"crop {config.image.crop}, {config.model.dtype}, jax {jax.__version__}, libtpu {_libtpu_version()}; times are at "
-        "the published figures, which no real step reaches"
+        f"crop {config.image.crop}, {config.model.dtype}, jax {jax.__version__}, libtpu {version('libtpu')}"
     )
 
 
-def _lines(title: str, answer: CompileResult, images: int, slice_: Slice) -> Iterator[str]:
-    chip = slice_.chip
+def _lines(
+    title: str, result: CompileResult, images: int, slice_: Slice, collectives: list[Collective]
+) -> Iterator[str]:
+    parts = slice_.chip.devices
     yield f"{title} ({images / slice_.chips:g} images a chip)"
-    needed, limit = answer.memory / GIB, answer.limit / GIB
-    both = f" ({needed * chip.devices:.2f} of {limit * chip.devices:.2f} a chip)" if chip.devices > 1 else ""
-    yield f"  {'fits' if answer.fits else 'DOES NOT FIT'}: {needed:.2f} of {limit:.2f} GiB a device{both}"
-    line = answer.roofline
-    if line is None:
+    needed, limit = result.memory / GIB, result.limit / GIB
+    both = f" ({needed * parts:.2f} of {limit * parts:.2f} a chip)" if parts > 1 else ""
+    yield f"  {'fits' if result.fits else 'DOES NOT FIT'}: {needed:.2f} of {limit:.2f} GiB a device{both}"
+    if not result.hlo:
         return
-    a_chip = f" ({answer.flops * chip.devices / 1e12:,.3g} and {line.hbm_bytes * chip.devices / 1e9:,.3g} a chip)"
-    yield (
-        f"  {answer.flops / 1e12:,.3g} TFLOP and {line.hbm_bytes / 1e9:,.3g} GB of HBM traffic a device"
-        f"{a_chip * (chip.devices > 1)}"
-    )
-    yield (
-        f"  {line.seconds * 1e3:,.2f} ms: {line.compute_seconds * 1e3:,.2f} computing, {line.exposed_seconds * 1e3:,.2f} "
-        f"waiting for {line.collective_seconds * 1e3:,.2f} of collectives; {images / line.seconds:,.0f} images/s, "
-        f"{images / line.seconds / slice_.chips:,.0f} a chip; scaling efficiency {line.efficiency:.1%}"
-    )
-    yield f"  {'collective':<20} {'type':<6} {'count':>5} {'MB':>10} {'devices':>8} {'ms':>8} {'exposed':>8}"
-    for (kind, dtype, group, overlapped), group_of in _grouped(line.collectives).items():
-        yield (
-            f"  {kind:<20} {dtype:<6} {len(group_of):>5} {sum(each.bytes for each in group_of) / 1e6:>10,.2f} {group:>8,} "
-            f"{sum(each.seconds for each in group_of) * 1e3:>8,.3f} {sum(each.exposed for each in group_of) * 1e3:>8,.3f}"
-            f"{'  overlapped' if overlapped else ''}"
-        )
+    flops, accessed = result.flops / 1e12, result.bytes_accessed / 1e9
+    a_chip = f" ({flops * parts:,.3g} and {accessed * parts:,.3g} a chip)" if parts > 1 else ""
+    yield f"  {flops:,.3g} TFLOP and {accessed:,.3g} GB accessed in HBM and vector memory a device{a_chip}"
+    yield f"  {'collective':<20} {'type':<6} {'count':>5} {'MB':>10} {'devices':>8}"
+    groups: dict[tuple, list[int]] = {}
+    for each in sorted(collectives, key=lambda each: -each.bytes):
+        groups.setdefault((each.kind, each.dtype, each.devices), []).append(each.bytes)
+    for (kind, dtype, devices), sizes in groups.items():
+        yield f"  {kind:<20} {dtype:<6} {len(sizes):>5} {sum(sizes) / 1e6:>10,.2f} {devices:>8,}"
 
 
-def _grouped(collectives: Iterable) -> dict[tuple, list]:
-    groups: dict[tuple, list] = {}
-    for each in sorted(collectives, key=lambda one: -one.bytes):
-        groups.setdefault((each.kind, each.dtype, each.devices, each.overlapped), []).append(each)
-    return groups
-
-
-def _named(config: ConfigDict) -> str:
+def _sharding_title(config: ConfigDict) -> str:
     return config.sharding + (f" over {config.model_parallel}" if config.model_parallel > 1 else "")
 
 
-def _say(lines: Iterable[str]) -> None:
+def _say(*lines: str) -> None:
     print("\n".join(lines), flush=True)
-
-
-def _libtpu_version() -> str:
-    from importlib.metadata import version
-
-    return version("libtpu")

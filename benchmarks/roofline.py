@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+from benchmarks.hlo import Event
 from vgg_jax.tpu.chips import Chip, Slice
-from vgg_jax.tpu.hlo import Event
 
 # Seconds for a message from a chip to its neighbour, about one microsecond: jax-ml.github.io/scaling-book, "TPUs".
 HOP_SECONDS = 1e-6
@@ -71,7 +71,7 @@ def collective_seconds(kind: str, size: float, devices: int, topology: Slice) ->
       kind: one of `hlo.COLLECTIVES`.
       size: bytes that are reduced, gathered in all, or sent.
       devices: that take part together. Devices of one chip share its links, and nothing counts between them.
-      where: the slice.
+      topology: the slice.
     """
     chips = max(1, devices // topology.chip.devices)
     if chips == 1:
@@ -79,14 +79,21 @@ def collective_seconds(kind: str, size: float, devices: int, topology: Slice) ->
     link = topology.chip.link_bandwidth
     if chips == topology.chips:
         long = [side for side in topology.shape if side > 1]
-        bandwidth = link * sum(2 if topology.wraps(side) else 1 for side in long)
-        hops = sum(side // 2 if topology.wraps(side) else side - 1 for side in long)
+        bandwidth = link * sum(2 if _is_ring(topology, side) else 1 for side in long)
+        hops = sum(side // 2 if _is_ring(topology, side) else side - 1 for side in long)
     else:
         bandwidth, hops = link, chips - 1
     if kind == "collective-permute":
         return size / link + HOP_SECONDS
     rounds = 2 if kind == "all-reduce" else 1
     return rounds * (size * (chips - 1) / chips / bandwidth + hops * HOP_SECONDS)
+
+
+def _is_ring(topology: Slice, side: int) -> bool:
+    """Returns whether a dimension of `side` chips is a ring."""
+    if topology.chip.links == 6 and any(length % topology.chip.wrap for length in topology.shape):
+        return False
+    return side % topology.chip.wrap == 0
 
 
 def roofline(events: list[Event], topology: Slice) -> Roofline:
