@@ -1,14 +1,28 @@
 """GoogLeNet with its auxiliary classifiers on ImageNet (Szegedy et al. 2014).
 
-Published: top-5 error of one network with one crop 10.07 %, with 144 crops 7.89 %; of seven networks 6.67 % (Tables 2 and 3).
-Ours: not trained on ImageNet yet.
-Recipe: momentum 0.9, dropout 0.4, random resized crops of 8 to 100 % of the area, two auxiliary classifiers whose losses count 0.3. The
-paper says neither batch nor rates beyond "4 % fewer every 8 epochs"; ours: batch 256, L2 2e-4, learning rate 0.01 times 0.96 every 8
-epochs, for 250 epochs. The start is Glorot's: the paper does not say its own. An exponential average of the parameters takes the place
-of Polyak's.
-
     python -m vgg_jax.main --config=configs/googlenet.py
     vgg-jax evaluate --workdir=runs/googlenet --protocol=square_crop
+
+Published, top-5 error (Tables 2 and 3):
+
+- one network, one crop: 10.07 %
+- one network, 144 crops: 7.89 %
+- seven networks: 6.67 %
+
+Ours: not trained on ImageNet yet.
+
+Recipe of the paper:
+
+- momentum 0.9, dropout 0.4
+- random resized crops of 8 to 100 % of the area
+- two auxiliary classifiers, whose losses count 0.3
+- learning rate "4 % fewer every 8 epochs"
+
+The paper gives neither the batch, nor other rates, nor its initialisation. Ours:
+
+- batch 256, L2 2e-4, Glorot's initialisation
+- learning rate 0.01, times 0.96 every 8 epochs, for 250 epochs
+- an exponential average of the parameters in place of Polyak's
 """
 
 from ml_collections import ConfigDict

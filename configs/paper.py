@@ -5,7 +5,7 @@
     vgg-jax reproduce --config=configs/paper.py --dry_run
 
 Paper: top-1/top-5 error from 29.6/10.4 % (A, S = 256) to 23.7/6.8 % (D and E, fused).
-Ours: not trained on ImageNet yet; on small data, benchmarks/findings.md.
+Ours: not trained on ImageNet yet. For small data see benchmarks/findings.md.
 """
 
 from ml_collections import ConfigDict

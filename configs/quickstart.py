@@ -1,4 +1,4 @@
-"""A small net A on the built-in images: the whole path of an ImageNet run in a few minutes on a laptop.
+"""A small net A on the built-in images: every step of an ImageNet run, in minutes on a laptop.
 
 python -m vgg_jax.main --config=configs/quickstart.py
 """

@@ -1,14 +1,23 @@
 """Configuration D, 16 weight layers: Paper Table 3.
 
-Paper: top-1/top-5 error 27.0/8.8 % (S = 256, Q = 256), 26.8/8.7 % (S = 384), 25.6/8.1 % (jitter, Q = 384).
-Ours: not trained on ImageNet yet.
-Recipe (Paper §3.1; the defaults of vgg_jax/config.py): batch 256, momentum 0.9, L2 5e-4 on kernels, dropout 0.5, Glorot's
-initialisation, learning rate 1e-2 divided by 10 at each of three plateaus, at most 74 epochs; one random crop of 224 an image
-from S = 256, flipped and shifted in colour. S = 384 and S = jitter (256 to 512) start from a trained model at 1e-3.
-
     python -m vgg_jax.main --config=configs/vgg16.py            # S = 256
     python -m vgg_jax.main --config=configs/vgg16.py:S=384 --config.init_from=runs/vgg16
     python -m vgg_jax.main --config=configs/vgg16.py:S=jitter --config.init_from=runs/vgg16-S=384
+
+Paper, top-1/top-5 error:
+
+- S = 256, Q = 256: 27.0/8.8 %
+- S = 384: 26.8/8.7 %
+- jitter, Q = 384: 25.6/8.1 %
+
+Ours: not trained on ImageNet yet.
+
+Recipe (Paper §3.1, the defaults of vgg_jax/config.py):
+
+- batch 256, momentum 0.9, L2 5e-4 on kernels, dropout 0.5, Glorot's initialisation
+- learning rate 1e-2, divided by 10 at each of three plateaus, at most 74 epochs
+- one random crop of 224 per image from S = 256, flipped and shifted in colour
+- S = 384 and S = jitter (256 to 512) start from a trained model at 1e-3
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,24 @@
 """Configuration C, 16 weight layers, three of them 1x1 convolutions: Paper Table 3.
 
-Paper: top-1/top-5 error 28.1/9.4 % (S = 256, Q = 256), 28.1/9.3 % (S = 384), 27.3/8.8 % (jitter, Q = 384).
-Ours: not trained on ImageNet yet.
-Recipe (Paper §3.1; the defaults of vgg_jax/config.py): batch 256, momentum 0.9, L2 5e-4 on kernels, dropout 0.5, Glorot's
-initialisation, learning rate 1e-2 divided by 10 at each of three plateaus, at most 74 epochs; one random crop of 224 an image
-from S = 256, flipped and shifted in colour. S = 384 and S = jitter (256 to 512) start from a trained model at 1e-3.
-
     python -m vgg_jax.main --config=configs/vgg16_c.py            # S = 256
     python -m vgg_jax.main --config=configs/vgg16_c.py:S=384 --config.init_from=runs/vgg16_c
-    python -m vgg_jax.main --config=configs/vgg16_c.py:S=jitter --config.init_from=runs/vgg16_c-S=384
+    python -m vgg_jax.main --config=configs/vgg16_c.py:S=jitter \\
+      --config.init_from=runs/vgg16_c-S=384
+
+Paper, top-1/top-5 error:
+
+- S = 256, Q = 256: 28.1/9.4 %
+- S = 384: 28.1/9.3 %
+- jitter, Q = 384: 27.3/8.8 %
+
+Ours: not trained on ImageNet yet.
+
+Recipe (Paper §3.1, the defaults of vgg_jax/config.py):
+
+- batch 256, momentum 0.9, L2 5e-4 on kernels, dropout 0.5, Glorot's initialisation
+- learning rate 1e-2, divided by 10 at each of three plateaus, at most 74 epochs
+- one random crop of 224 per image from S = 256, flipped and shifted in colour
+- S = 384 and S = jitter (256 to 512) start from a trained model at 1e-3
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,18 @@
-"""Configuration D as people train today: batch normalisation, global average pooling, a cosine, smoothing, mixing, averages.
+"""Configuration D by a recipe of today.
+
+    python -m vgg_jax.main --config=configs/vgg16_today.py
 
 Published: nothing by this recipe.
 Ours: not trained on ImageNet yet.
-Recipe: batch 256, momentum 0.9, L2 5e-5, He's initialisation; learning rate 0.1 after five epochs of warm-up, lowered to 0 by a cosine
-over 100 epochs; random resized crops of 8 to 100 % of the area, flipped; labels smoothed by 0.1, mixup 0.2 and CutMix 1 in turns; an
-exponential average of the parameters, 0.9998 a step, is evaluated and kept.
 
-    python -m vgg_jax.main --config=configs/vgg16_today.py
+Recipe:
+
+- network: batch normalisation and global average pooling
+- batch 256, momentum 0.9, L2 5e-5, He's initialisation
+- learning rate 0.1 after five epochs of warm-up, lowered to 0 by a cosine over 100 epochs
+- random resized crops of 8 to 100 % of the area, flipped
+- labels smoothed by 0.1, mixup 0.2 and CutMix 1 in turns
+- an exponential average of the parameters, 0.9998 per step, is evaluated and saved
 """
 
 from ml_collections import ConfigDict
