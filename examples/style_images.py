@@ -1,4 +1,4 @@
-"""Draws a landscape and a painting for examples/style_transfer.py, free to publish: content.png and style.png.
+"""Draws images for examples/style_transfer.py, free to publish: content.png and style.png.
 
 python examples/style_images.py --output=DIR
 """
@@ -15,7 +15,7 @@ from vgg_jax.commands import cli
 from vgg_jax.runtime.exceptions import writing_to
 
 flags = cli.Flags()
-_OUTPUT = flags.DEFINE_string("output", ".", "A directory.")
+_OUTPUT = flags.DEFINE_string("output", ".", "Directory for content.png and style.png.")
 
 SIZE = 512
 PAINTS = ("#12355b", "#1d5f8a", "#3fa7d6", "#f5c518", "#f28f3b", "#fdf0d5")
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
 
 
 def landscape() -> Image.Image:
-    """A house and a tree before hills, under a sun."""
+    """Draws a house and a tree in front of hills, under a sun."""
     rows = np.linspace(0, 1, SIZE)[:, None, None]
     sky = np.array([90, 150, 220]) * (1 - rows) + np.array([250, 225, 190]) * rows
     image = Image.fromarray(np.broadcast_to(sky, (SIZE, SIZE, 3)).astype(np.uint8))
@@ -56,7 +56,7 @@ def landscape() -> Image.Image:
 
 
 def strokes(rng: np.random.Generator) -> Image.Image:
-    """Thick strokes that whirl around four centres, in six paints."""
+    """Draws thick strokes around four centres, in six paints."""
     image = Image.new("RGB", (SIZE, SIZE), PAINTS[0])
     draw = ImageDraw.Draw(image)
     centers = np.array([(130, 140), (390, 110), (250, 330), (440, 430)])

@@ -1,10 +1,15 @@
-"""Style transfer (Gatys et al. 2016): paints one image in the manner of another.
+"""Style transfer (Gatys et al. 2016): paints one image in the style of another.
 
-    python examples/style_transfer.py --weights=vgg19.safetensors --content=photo.jpg --style=painting.jpg --output=painted.png
+    python examples/style_transfer.py --weights=vgg19.safetensors --content=photo.jpg \\
+      --style=painting.jpg --output=painted.png
 
-It starts from the photograph and changes its pixels until the model sees in block 4 what it saw in the photograph, and in
-the first layer of every block the mixture of features of the painting. Each loss is divided by its size at the painting or
-photograph itself, so that the weights mean the same for any model.
+The optimisation starts from the photograph and changes its pixels. It reduces three losses:
+
+- content: the last activations of block 4 approach the photograph's
+- style: the Gram matrices of each block's first layer approach the painting's
+- smoothness: the mean squared difference of neighbours
+
+The first two are divided by their goal's mean square, so the weights mean the same for any model.
 """
 
 from __future__ import annotations
@@ -29,18 +34,20 @@ from vgg_jax.runtime.exceptions import UserError, writing_to
 LONGEST = 8  # times the shorter side
 
 flags = cli.Flags()
-_WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights (vgg-jax convert).", required=True)
-_CONTENT = flags.DEFINE_string("content", None, "The image to paint.", required=True)
-_STYLE = flags.DEFINE_string("style", None, "The image in whose manner.", required=True)
-_OUTPUT = flags.DEFINE_string("output", "painted.png", "Where the result goes.")
-_AVERAGE_POOLING = flags.DEFINE_bool("average_pooling", False, "Means in place of maxima, as the paper prefers.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Weights file (vgg-jax convert).", required=True)
+_CONTENT = flags.DEFINE_string("content", None, "Image to paint.", required=True)
+_STYLE = flags.DEFINE_string("style", None, "Image whose style is taken.", required=True)
+_OUTPUT = flags.DEFINE_string("output", "painted.png", "File for the painted image.")
+_AVERAGE_POOLING = flags.DEFINE_bool(
+    "average_pooling", False, "Average pooling in place of max pooling, as in the paper."
+)
 _SIZE = flags.DEFINE_integer("size", 256, "Shorter side of both images, pixels.", lower_bound=32, upper_bound=4096)
-_STEPS = flags.DEFINE_integer("steps", 300, "Updates of the pixels.", lower_bound=1)
-_STYLE_WEIGHT = flags.DEFINE_float("style_weight", 10.0, "Of the style against the content.", lower_bound=0)
+_STEPS = flags.DEFINE_integer("steps", 300, "Number of updates of the pixels.", lower_bound=1)
+_STYLE_WEIGHT = flags.DEFINE_float("style_weight", 10.0, "Weight of the style against the content.", lower_bound=0)
 _SMOOTHNESS = flags.DEFINE_float(
     "smoothness", 1e-4, "Weight of the mean squared difference of neighbours.", lower_bound=0
 )
-_RATE = flags.DEFINE_float("learning_rate", 4.0, "Of Adam, pixel values on 0 to 255.", lower_bound=0)
+_RATE = flags.DEFINE_float("learning_rate", 4.0, "Adam's learning rate, for pixel values on 0 to 255.", lower_bound=0)
 
 
 def main(arguments: list[str]) -> None:
@@ -91,7 +98,7 @@ def main(arguments: list[str]) -> None:
 
 
 def relative(found: jax.Array, goal: jax.Array) -> jax.Array:
-    """Their mean squared difference over the goal's mean square."""
+    """Computes the mean squared difference, divided by the goal's mean square."""
     return jnp.square(found - goal).mean() / jnp.square(goal).mean()
 
 
@@ -100,10 +107,10 @@ def mean(values: list[jax.Array]) -> jax.Array:
 
 
 def photo(name: str, size: int) -> np.ndarray:
-    """Returns an image [H, W, 3] float32 RGB, the shorter side `size`.
+    """Reads an image and rescales its shorter side to `size`: [H, W, 3] float32, RGB on 0 to 255.
 
     Raises:
-      UserError: it cannot be read, or is too long: `size` would make it larger than memory or patience.
+      UserError: it cannot be read, or its longer side is more than LONGEST times the shorter one.
     """
     try:
         encoded = read_file(Path(name).expanduser())
