@@ -55,8 +55,9 @@ def run() -> None:
     if name in ("--help", "-h", "help"):
         lines = "".join(f"\n  vgg-jax {name:14}{command.summary}" for name, command in COMMANDS.items())
         print(
-            f"VGG in JAX ({cli.version()}):\n{lines}\n\nvgg-jax COMMAND --help lists a command's flags. To begin: vgg-jax "
-            f"train --config=quickstart\nConfigurations: {', '.join(configuration.configurations())}; or a path to a file."
+            f"VGG in JAX ({cli.version()}):\n{lines}\n\nvgg-jax COMMAND --help lists a command's flags. To begin: "
+            f"vgg-jax train --config=quickstart\nConfigurations: {', '.join(configuration.configurations())}; or a "
+            "path to a file."
         )
     elif name == "--version":
         print(cli.version())

@@ -1,7 +1,7 @@
 """Shared code of the command lines: absl flags, and one sentence for every mistake.
 
-A command is a module with `flags` and `main`. `main` checks the command line, then imports what loads JAX, so that --help
-answers at once, and calls one function with a request made of the flags.
+A command is a module with `flags` and `main`. `main` checks the command line, then imports what loads JAX, so that
+--help answers at once, and calls one function with a request made of the flags.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
 
 
 class Flags:
-    """The flags of one command: `DEFINE_string` and similar as in absl.flags, but separate from other commands' flags."""
+    """The flags of one command: `DEFINE_string` and similar as in absl.flags, apart from other commands."""
 
     def __init__(self) -> None:
         self.values = absl_flags.FlagValues()
 
     def request(self, kind: Callable[..., Request], **fields: Any) -> Request:
-        """Returns a request whose fields are `fields`, and else the values of the flags of the same names; lists as tuples."""
+        """Returns a request of `fields` and, for its other fields, the flags of their names; lists become tuples."""
         names = [name for name in inspect.signature(kind).parameters if name in self.values and name not in fields]
         values = {name: self.values[name].value for name in names}
         return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}, **fields)
@@ -87,7 +87,8 @@ def run(
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr, flush=True)
-        # At once: XLA's threads may be in the middle of compiling, and crash where Python takes itself down around them.
+        # At once: XLA's threads may be in the middle of compiling, and crash where Python takes itself down around
+        # them.
         os._exit(130)
     except Interrupted as interruption:
         fail(str(interruption), 128 + interruption.signum)
@@ -128,7 +129,8 @@ def _prepare_streams(outlives_stdout: bool) -> None:
     """Lets anything be printed anywhere: letters that an ASCII terminal does not have, file names that are not text."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if not isinstance(stream, io.TextIOWrapper):  # closed, or a notebook's
+        # Closed, or a notebook's.
+        if not isinstance(stream, io.TextIOWrapper):
             continue
         stream.reconfigure(errors="backslashreplace")
         if outlives_stdout:
@@ -182,7 +184,7 @@ def no_arguments(arguments: list[str], example: str) -> None:
 
 
 def require(is_given: Any, sentence: str) -> None:
-    """Exits with "say SENTENCE, for example; --help lists the flags." unless the flag that the sentence names is given."""
+    """Exits with "say SENTENCE, for example; --help lists the flags." unless that flag is given."""
     if not is_given:
         fail(f"say {sentence}, for example; --help lists the flags.")
 

@@ -54,7 +54,7 @@ def with_files(argv: list[str]) -> list[str]:
 
 
 def explain(text: str) -> None:
-    """Raises UserError if absl's error is a traceback of a configuration file, or is about a section that was given a value."""
+    """Raises UserError if absl's error comes from a configuration file, or from a value given to a section."""
     if match := re.match(r"flag --config=(.*?): Error whilst parsing config file", text):
         cause, (_, colon, argument) = text.strip().splitlines()[-1].strip(), match[1].partition(":")
         if colon and "takes 0 positional arguments" in cause:

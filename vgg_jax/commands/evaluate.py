@@ -12,8 +12,8 @@ flags = cli.Flags()
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir",
     [],
-    "A run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP. Several, by commas or by giving the flag "
-    "again, are fused: the mean of their probabilities, each model at its own scales.",
+    "A run's directory (its best checkpoint is taken), or RUN/checkpoints/STEP. Several, by commas or by giving the "
+    "flag again, are fused: the mean of their probabilities, each model at its own scales.",
 )
 _WEIGHTS = flags.DEFINE_multi_string(
     "weights",

@@ -3,8 +3,8 @@
     vgg-jax report runs/vgg16
     vgg-jax report runs/vgg16 runs/vgg19 --output=both.html
 
-It never trains. It shows the evaluations that are kept; where there is none it computes and keeps a centre crop's. While
-a run uses the devices, make its report with JAX_PLATFORMS=cpu before the command.
+It never trains. It shows the evaluations that are kept; where there is none it computes and keeps a centre crop's.
+While a run uses the devices, make its report with JAX_PLATFORMS=cpu before the command.
 """
 
 from __future__ import annotations

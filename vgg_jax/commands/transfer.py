@@ -1,13 +1,13 @@
 """`vgg-jax transfer --weights=FILE --data_root=DIR [flags]`: how good features are for other data (Paper, Appendix B).
 
     vgg-jax transfer --weights=vgg16.safetensors --data_root=101_ObjectCategories --scales=256,384,512
-    vgg-jax transfer --weights=D.safetensors,E.safetensors --data_root=VOCdevkit/VOC2007 --protocol=voc --scales=256,384,512
+    vgg-jax transfer --weights=D.safetensors,E.safetensors --data_root=VOC2007 --protocol=voc --scales=256,384,512
     vgg-jax transfer --weights=trunk.safetensors --data_root=DIR --layers=relu3_3,relu4_3,relu5_3
 
-A descriptor is a layer's activations, computed densely over the whole image and its mirror image, averaged over space, of length 1.
-Linear support vector machines tell classes apart; the network stays as it is. DIR is a folder <class>/<image> or
-<split>/<class>/<image>, whose splits are put together, a VOC development kit, or tfds:NAME. Descriptors are kept: after Ctrl-C
-the same command continues, and other settings of the classifiers take seconds.
+A descriptor is a layer's activations, computed densely over the whole image and its mirror image, averaged over space,
+of length 1. Linear support vector machines tell classes apart; the network stays as it is. DIR is a folder
+<class>/<image> or <split>/<class>/<image>, whose splits are put together, a VOC development kit, or tfds:NAME.
+Descriptors are kept: after Ctrl-C the same command continues, and other settings of the classifiers take seconds.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ flags.DEFINE_enum(
     "protocol",
     "caltech",
     ["caltech", "voc"],
-    "caltech: mean class recall over random splits; voc: mean average precision of the kit's own split, scales averaged.",
+    "caltech: mean class recall over random splits; voc: mean average precision of the kit's own split, scales "
+    "averaged.",
 )
 flags.DEFINE_list(
     "layers",
     [],
-    "Layers to take descriptors from; a fifth of the training images chooses one. Default: relu7, of a trunk its last ReLU.",
+    "Layers to take descriptors from; a fifth of the training images chooses one. Default: relu7, of a trunk its last "
+    "ReLU.",
 )
 _SCALES = flags.DEFINE_list("scales", ["256"], "Shorter sides Q in pixels; stacked for caltech, averaged for voc.")
 flags.DEFINE_integer("train_images", 30, "Training images of each class, for caltech.", lower_bound=2)

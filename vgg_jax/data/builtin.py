@@ -99,7 +99,8 @@ def render(seed: int) -> tuple[Image.Image, int]:
     radius = short * rng.uniform(0.2, 0.42)
     reach = max(short / 2 - radius, 0) + 0.05 * short
     centre = (width / 2 + rng.uniform(-reach, reach), height / 2 + rng.uniform(-reach, reach))
-    for _ in range(int(rng.randint(0, 4))):  # small objects of any class, which a model must learn to overlook
+    # Small objects of any class, which a model must learn to overlook.
+    for _ in range(int(rng.randint(0, 4))):
         small = radius * rng.uniform(0.15, 0.3)
         _paint(rng, image, rng.randint(len(CLASS_NAMES)), small, (rng.uniform(0, width), rng.uniform(0, height)))
     _paint(rng, image, label, radius, centre)

@@ -1,7 +1,8 @@
 """CIFAR-10 from its official archives to ArrayRecord in TFDS's own layout, without TensorFlow.
 
-cifar-10-python.tar.gz holds pickles, cifar-10-binary.tar.gz a label and 3,072 bytes of pixels, channel by channel, for each image
-(https://www.cs.toronto.edu/~kriz/cifar.html). Both give the same images in the same order. Extracted, they are read as well.
+cifar-10-python.tar.gz holds pickles, cifar-10-binary.tar.gz a label and 3,072 bytes of pixels, channel by channel, for
+each image (https://www.cs.toronto.edu/~kriz/cifar.html). Both give the same images in the same order. Extracted, they
+are read as well.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def prepare(archive: Path, data_dir: epath.Path) -> prepared.Prepared:
             raise ValueError(f"it holds no {missing[0]}")
     except _DAMAGE as error:
         raise UserError(
-            f"--data_root={archive} is not one of CIFAR-10's archives as published ({first_line(error).rstrip('.')}); give "
-            "cifar-10-python.tar.gz or cifar-10-binary.tar.gz, whole, or the directory that it unpacks to."
+            f"--data_root={archive} is not one of CIFAR-10's archives as published ({first_line(error).rstrip('.')}); "
+            "give cifar-10-python.tar.gz or cifar-10-binary.tar.gz, whole, or the directory that it unpacks to."
         ) from error
     splits = {split: _entries(split, [batches[name] for name in names]) for split, names in _BATCHES.items()}
     return prepared.pack(data_dir / _FULL_NAME, _FULL_NAME, str(__doc__), CLASS_NAMES, splits, "png")

@@ -11,7 +11,8 @@ from vgg_jax.data.decode import Header, decode, decode_part, read_header
 
 try:
     import cykooz_resizer
-except ImportError:  # it has no build for Linux on ARM
+# It has no build for Linux on ARM.
+except ImportError:
     cykooz_resizer = None
 else:
     _RGB = cykooz_resizer.PixelType.U8x3
@@ -33,8 +34,8 @@ def random_crop(
 ) -> np.ndarray:
     """Returns one random crop of an isotropically rescaled image (Paper §3.1).
 
-    S is an integer, uniform in [scale_min, scale_max]; the crop lies anywhere in the rescaled and padded image, uniformly.
-    JPEGs are decoded only as large as S needs and only the crop is resized.
+    S is an integer, uniform in [scale_min, scale_max]; the crop lies anywhere in the rescaled and padded image,
+    uniformly. JPEGs are decoded only as large as S needs and only the crop is resized.
 
     Args:
       encoded: the image's bytes.
@@ -66,8 +67,8 @@ def random_crop(
 def random_resized_crop(encoded: bytes, rng: np.random.Generator, area_min: float, crop: int) -> np.ndarray:
     """Returns a random part of an image, resized to a square (Szegedy et al. 2014, §6).
 
-    The part's share of the image's area is uniform in [area_min, 1], the logarithm of its aspect ratio in that of [3/4, 4/3];
-    after ten draws that do not fit, it is the largest central part of such an aspect ratio.
+    The part's share of the image's area is uniform in [area_min, 1], the logarithm of its aspect ratio in that of [3/4,
+    4/3]; after ten draws that do not fit, it is the largest central part of such an aspect ratio.
 
     Args and result as in `random_crop`.
     """
@@ -89,7 +90,7 @@ def random_resized_crop(encoded: bytes, rng: np.random.Generator, area_min: floa
 
 
 def _part(encoded: bytes, header: Header, size: tuple[float, float], box: Box) -> np.ndarray:
-    """Returns what lies in a box of an image resized to (width, height), decoded only as large and as far as need be."""
+    """Returns a box of an image resized to (width, height), decoded only as large and as far as it needs."""
     x, y = header.size[0] / size[0], header.size[1] / size[1]
     left, top, right, bottom = box
     # The last row depends on what lies below it, as far as an output row, or an input row, is high.
@@ -101,7 +102,8 @@ def _part(encoded: bytes, header: Header, size: tuple[float, float], box: Box) -
 
 
 def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
-    """Returns the central crop of `rescaled`, to the last bit; of a long strip, which nobody holds whole, but for rounding.
+    """Returns the central crop of `rescaled`, to the last bit; of a long strip, which nobody holds whole, but for
+    rounding.
 
     Args and result as in `random_crop`; where the margin is odd, the larger part is at the bottom or right.
     """

@@ -1,7 +1,7 @@
 """Decodes images; for training, only the region and scale that a crop needs.
 
-JPEGs are decoded by simplejpeg (libjpeg-turbo, pixel for pixel what Pillow gives) where it is installed, everything else by
-Pillow.
+JPEGs are decoded by simplejpeg (libjpeg-turbo, pixel for pixel what Pillow gives) where it is installed, everything
+else by Pillow.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _LARGE_AT_ONCE = threading.BoundedSemaphore(2)
 def decode(encoded: bytes) -> np.ndarray:
     """Decodes an image exactly, at full size.
 
-    The kind is told by the content, not by a name. Grey, palette, CMYK, YCCK and Lab images become RGB; 16 bits of grey are
-    divided by 257, numbers from 0 to 1 multiplied by 255, and rounded; transparent images are laid on white; of several
-    frames the first counts. Orientation tags are ignored.
+    The kind is told by the content, not by a name. Grey, palette, CMYK, YCCK and Lab images become RGB; 16 bits of grey
+    are divided by 257, numbers from 0 to 1 multiplied by 255, and rounded; transparent images are laid on white; of
+    several frames the first counts. Orientation tags are ignored.
 
     Args:
       encoded: a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file; AVIF and JPEG 2000 where Pillow was built with them.
@@ -219,7 +219,8 @@ def _refuse_many_scans(encoded: bytes, pixels_at: int, size: tuple[int, int]) ->
     scans = encoded.count(b"\xff\xda", pixels_at, end if end > 0 else len(encoded))
     if scans > MAX_SCANS or scans * size[0] * size[1] > MAX_SCANNED_PIXELS:
         raise DecodeError(
-            f"{scans:,} scans of {size[0]} x {size[1]} pixels, more than {MAX_SCANS} scans or {MAX_SCANNED_PIXELS:,} pixels"
+            f"{scans:,} scans of {size[0]} x {size[1]} pixels, more than {MAX_SCANS} scans or {MAX_SCANNED_PIXELS:,} "
+            "pixels"
         )
 
 

@@ -47,11 +47,13 @@ def writable(directory: os.PathLike | str) -> Iterator[None]:
     """Turns a failure to write within into a UserError that names the place of prepared data."""
     try:
         yield
-    except BrokenPipeError:  # of what is printed
+    # Of what is printed.
+    except BrokenPipeError:
         raise
     except OSError as error:
         raise _cannot_write(directory, error.strerror or str(error)) from error
-    except RuntimeError as error:  # how ArrayRecord's writer says it: "write() failed: No space left on device; ..."
+    # How ArrayRecord's writer says it: "write() failed: No space left on device; ...".
+    except RuntimeError as error:
         if "() failed: " not in str(error):
             raise
         raise _cannot_write(directory, str(error).split("() failed: ")[1].split(";")[0]) from error

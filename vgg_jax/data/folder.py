@@ -45,24 +45,26 @@ class Listing(NamedTuple):
 
 
 def list_folder(root: Path) -> Listing:
-    """Lists a folder; names that start with a dot are passed over, and files in a class's own directories are of that class.
+    """Lists a folder; names that start with a dot are passed over, and files in a class's own directories are of that
+    class.
 
-    A directory without anything that is named like an image (annotations/xml) is no split, nor is one whose name TFDS cannot
-    take.
+    A directory without anything that is named like an image (annotations/xml) is no split, nor is one whose name TFDS
+    cannot take.
 
     Raises:
       UserError: no split, no class, a class without an image, or a directory that cannot be listed.
     """
     if not root.is_dir():
         raise UserError(f"config.data.root is {str(root)!r}, and there is no such directory.")
-    if root.parts[1:2] and root.parts[1] in _OF_THE_KERNEL:  # which lead to everything, in circles
+    # Which lead to everything, in circles.
+    if root.parts[1:2] and root.parts[1] in _OF_THE_KERNEL:
         raise UserError(f"config.data.root is {str(root)!r}, which the kernel makes up; name a directory on a disk.")
     try:
         return _listing(root)
     except OSError as error:
         raise UserError(
-            f"config.data.root: {printable(str(error.filename))} cannot be listed: {error.strerror}; mend that, or name "
-            "another directory."
+            f"config.data.root: {printable(str(error.filename))} cannot be listed: {error.strerror}; mend that, or "
+            "name another directory."
         ) from error
 
 
@@ -84,8 +86,8 @@ def _listing(root: Path) -> Listing:
                 inside, kind = list(_entries_below(entry)), plain_name(entry.name)
                 if kind in classes:
                     raise UserError(
-                        f"config.data.root: {Path(split)} has two directories of the class {kind!r}, whose names differ in "
-                        "their Unicode form; put their images together, or rename one."
+                        f"config.data.root: {Path(split)} has two directories of the class {kind!r}, whose names "
+                        "differ in their Unicode form; put their images together, or rename one."
                     )
                 classes[kind] = [file for file in inside if _is(file.is_file)]
                 loose += [file for file in inside if not _is(file.is_file)]
@@ -219,14 +221,14 @@ def warnings(inspected: Mapping[str, Inspected], exif: bool) -> list[str]:
     sentences = []
     if dim := [path for path, image in inspected.items() if image.is_dim]:
         sentences.append(
-            f"{len(dim):,} of {len(inspected):,} images have 16 bits and nothing brighter than 1/16 of white, as {dim[0]}: "
-            "they are nearly black; multiply their values to the full range if they hold fewer bits."
+            f"{len(dim):,} of {len(inspected):,} images have 16 bits and nothing brighter than 1/16 of white, as "
+            f"{dim[0]}: they are nearly black; multiply their values to the full range if they hold fewer bits."
         )
     turned = [path for path, image in inspected.items() if image.is_turned]
     if turned and not exif:
         sentences.append(
-            f"{len(turned):,} of {len(inspected):,} images have an EXIF orientation, as {turned[0]}, which is ignored; apply it "
-            "with --config.data.exif=True (--exif of other commands)."
+            f"{len(turned):,} of {len(inspected):,} images have an EXIF orientation, as {turned[0]}, which is ignored; "
+            "apply it with --config.data.exif=True (--exif of other commands)."
         )
     return sentences
 
@@ -290,8 +292,8 @@ def prepare(
         for one, other in itertools.pairwise(sorted(entry.name for entry in entries)):
             if one == other:
                 raise UserError(
-                    f"config.data.root: {root / split} has two images {one!r}, whose names differ in their Unicode form; "
-                    "rename one."
+                    f"config.data.root: {root / split} has two images {one!r}, whose names differ in their Unicode "
+                    "form; rename one."
                 )
     name = full_name(root, listing, exif)
     return prepared.pack(data_dir / name, name, f"Images of {root.name}.", list(labels), splits)

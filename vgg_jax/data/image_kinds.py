@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, features
 
-# The bounds of an image; what is beyond them is refused, from its header where that says so. Decoding one then takes less
-# than a gigabyte and half a minute.
+# The bounds of an image; what is beyond them is refused, from its header where that says so. Decoding one then takes
+# less than a gigabyte and half a minute.
 MAX_BYTES = 2**29  # of a file
 MAX_PIXELS = 89_478_485  # of a JPEG, which takes 3 bytes for each. Pillow's own threshold.
 MAX_OTHER_PIXELS = 2**25  # of other kinds, of which Pillow makes several copies of 4 bytes a pixel
@@ -90,7 +90,7 @@ def open_image(encoded: bytes) -> Image.Image:
 
 
 def identified(encoded: bytes) -> Image.Image | None:
-    """Opens an image as `Image.open` does, whose bound on pixels warns where `refuse_impossible` raises; None for no image."""
+    """Opens an image as `Image.open` does, without its warning of many pixels; returns None if it is not one."""
     Image.preinit()
     for kind in KINDS:
         if kind not in Image.OPEN:

@@ -71,8 +71,8 @@ def prepare(
     if there := read(epath.Path(final)):
         if there.file_format != ARRAY_RECORD:
             raise UserError(
-                f"{final} is prepared already, but as {there.file_format}, not ArrayRecord; give another --data_dir, or "
-                "remove it."
+                f"{final} is prepared already, but as {there.file_format}, not ArrayRecord; give another --data_dir, "
+                "or remove it."
             )
         return there
     if final.exists() and any(final.iterdir()):
@@ -96,7 +96,8 @@ def prepare(
             if bad and not skip_bad:
                 raise UserError(
                     f"{len(bad)} of {sum(len(i.names) for i in indices.values()):,} images are not sound. Nothing is "
-                    "published, and what was done is kept: the same command with --skip_bad leaves them out, at once; or "
+                    "published, and what was done is kept: the same command with --skip_bad leaves them out, at once; "
+                    "or "
                     "fetch the tars again.\n  " + "\n  ".join(f"{name}: {reason}" for name, reason in bad.items())
                 )
             _publish(unfinished, final, reports, bad)
@@ -132,14 +133,15 @@ def _forget_other_tars(unfinished: Path, paths: dict[str, Path]) -> None:
 
 
 def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
-    """Reads where everything lies in a tar, checks that nothing is missing or strange, and keeps it for the next time."""
+    """Indexes a tar, checks that nothing is missing or strange, and keeps the index for the next time."""
     path_of_index = work / f"index-{split}.npz"
     if path_of_index.exists():
         with (
             contextlib.suppress(OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile),
             np.load(path_of_index) as arrays,
         ):
-            return _Index(**arrays)  # else damaged, and read again
+            # Else damaged, and read again.
+            return _Index(**arrays)
     expected = edition.splits[split]
     try:
         with tarfile.open(path, "r:") as tar:
@@ -153,8 +155,8 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
         raise UserError(f"{path} has no image of {len(empty)} of the {len(edition.classes)} classes: {_some(empty)}.")
     if len(names) != expected.images or len(set(names)) != len(names):
         raise UserError(
-            f"{path} holds {len(set(names)):,} images, and {expected.images:,} are expected; it is cut short, or another "
-            "year's."
+            f"{path} holds {len(set(names)):,} images, and {expected.images:,} are expected; it is cut short, or "
+            "another year's."
         )
     if split == "validation":
         kinds = list(edition.validation_classes)
@@ -177,8 +179,9 @@ def _train_members(tar: tarfile.TarFile, path: Path, edition: Edition) -> Iterat
         m.name for m in inner_tars if not m.name.endswith(".tar") or Path(m.name).stem not in edition.classes
     ]:
         raise UserError(
-            f"{path} holds {_some(strange)}, and this year's holds nothing but a tar for each of {len(edition.classes)} "
-            f"classes, as {edition.classes[0]}.tar: it is another year's, or not the classification task's."
+            f"{path} holds {_some(strange)}, and this year's holds nothing but a tar for each of "
+            f"{len(edition.classes)} classes, as {edition.classes[0]}.tar: it is another year's, or not the "
+            "classification task's."
         )
     for inner in inner_tars:
         with tarfile.open(fileobj=tar.extractfile(inner), mode="r:") as images:
@@ -249,7 +252,8 @@ def _plans(split: str, index: _Index, edition: Edition) -> list[ShardPlan]:
 
 
 def _report_path(unfinished: Path, plan: ShardPlan) -> Path:
-    return unfinished / "work" / f"{plan.file}.lengths.json"  # versions before 0.2 wrote .json, without lengths
+    # Versions before 0.2 wrote .json, without lengths.
+    return unfinished / "work" / f"{plan.file}.lengths.json"
 
 
 def _report(unfinished: Path, plan: ShardPlan) -> dict:

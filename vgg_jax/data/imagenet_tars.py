@@ -90,8 +90,8 @@ def _why_missing(directory: Path, expected: Tar) -> str:
     unpacked = [e.name for e in entries if e.name.startswith(("n0", "n1", "ILSVRC2012_val_"))]
     if unpacked:
         return (
-            f"{expected.tar} is missing in {directory}, where {len(unpacked)} entries like {unpacked[0]} lie: it seems to "
-            "have been unpacked. The tar itself is wanted (images laid out <split>/<class>/<image> can be prepared "
+            f"{expected.tar} is missing in {directory}, where {len(unpacked)} entries like {unpacked[0]} lie: it seems "
+            "to have been unpacked. The tar itself is wanted (images laid out <split>/<class>/<image> can be prepared "
             "with: vgg-jax prepare folder --data_root=DIR)."
         )
     others = [e.name for e in entries if ".tar" in e.name]

@@ -1,8 +1,9 @@
 """Records -> batches on the devices. The batch at step t is a pure function of (seed, t).
 
-Every epoch has an order of its own, drawn from the seed and the epoch's number, and every example a random stream of its
-own. So nothing about the data needs saving, a restart continues at the very next image, and any number of processes sees
-the same global batches: each reads of every batch the rows that its devices hold. Grain decodes them ahead of need.
+Every epoch has an order of its own, drawn from the seed and the epoch's number, and every example a random stream of
+its own. So nothing about the data needs saving, a restart continues at the very next image, and any number of processes
+sees the same global batches: each reads of every batch the rows that its devices hold. Grain decodes them ahead of
+need.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Examples:
 
     Args:
       count: how many there are.
-      make: makes those of some numbers, in order; it is called once for every batch, which costs less than once for every
-        example.
+      make: makes those of some numbers, in order; it is called once for every batch, which costs less than once for
+        every example.
     """
 
     def __init__(self, count: int, make: Callable[[Sequence[int]], Iterator[Example]]):
@@ -125,8 +126,8 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
     They are decoded by `data.threads` threads, each a whole batch of this process at a time, or by as many in each of
     `data.processes` processes, where one interpreter would be the limit; the batches are the same.
 
-    Memory on the host is bounded: at most `data.threads` batches of this process (with processes: of each of them, and two
-    more of each on their way) are decoded or being decoded, and two are on their way to the devices or there.
+    Memory on the host is bounded: at most `data.threads` batches of this process (with processes: of each of them, and
+    two more of each on their way) are decoded or being decoded, and two are on their way to the devices or there.
 
     Raises:
       UserError: while iterating, a record that cannot be read or decoded, by name and place.
@@ -168,13 +169,13 @@ def _start_quiet_resource_tracker() -> None:
 
 
 def _need_shared_memory(processes: int, batch_bytes: int) -> None:
-    """Raises UserError where batches on their way from the decoding processes have no room: using it would be a SIGBUS."""
+    """Raises UserError if shared memory cannot hold the batches of the decoding processes: a SIGBUS later."""
     needed, directory = processes * _SHARED_BATCHES * batch_bytes, Path("/dev/shm")
     if directory.is_dir() and (free := shutil.disk_usage(directory).free) < needed:
         raise UserError(
-            f"config.data.processes={processes} hand their batches over in {directory}, which has {free / 2**20:,.0f} MiB free, "
-            f"and {needed / 2**20:,.0f} MiB are needed; give the container more (docker run --shm-size=8g, on Kubernetes an "
-            "emptyDir of medium Memory there), or say --config.data.processes=0."
+            f"config.data.processes={processes} hand their batches over in {directory}, which has {free / 2**20:,.0f} "
+            f"MiB free, and {needed / 2**20:,.0f} MiB are needed; give the container more (docker run --shm-size=8g, "
+            "on Kubernetes an emptyDir of medium Memory there), or say --config.data.processes=0."
         )
 
 

@@ -44,7 +44,8 @@ def prepare(request: PrepareRequest, say: Callable[[str], None] = print) -> Prep
       say: is called with each line for the user, the last is the command that trains.
 
     Raises:
-      UserError: fields that do not go together, bad images without `skip_bad`, or whatever the data set's module refuses.
+      UserError: fields that do not go together, bad images without `skip_bad`, or whatever the data set's module
+        refuses.
     """
     for field, owners in _OWNERS.items():
         if getattr(request, field) and request.name not in owners:

@@ -1,6 +1,6 @@
 """Prepared data sets: ArrayRecord files laid out as TFDS lays them out, found, described and written without TFDS.
 
-    <data_dir>/<name>[/<variant>]/<version>/dataset_info.json    the splits, and how many records each of their files has
+    <data_dir>/<name>[/<variant>]/<version>/dataset_info.json    the splits, and the number of records of each file
                                             features.json        what a record holds
                                             label.labels.txt     the names of the classes, in the order of the labels
                                             <name>-<split>.array_record-00000-of-00001
@@ -111,8 +111,8 @@ def read(directory: epath.Path) -> Prepared | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{directory} holds a data set whose description cannot be read ({type(error).__name__}: {first_line(error)}) bring it "
-            "back from a copy, or delete the directory and prepare the data again."
+            f"{directory} holds a data set whose description cannot be read ({type(error).__name__}: "
+            f"{first_line(error)}) bring it back from a copy, or delete the directory and prepare the data again."
         ) from error
 
 
@@ -231,12 +231,13 @@ class Entry(NamedTuple):
 def image_digests(data: Prepared, splits: Iterable[str]) -> dict[str, str]:
     """Returns a digest of (class, file name, bytes) of all images, by split.
 
-    It is the SHA-256 of the lines that `sha256sum CLASS/FILE` prints for a split's images, sorted. A copy of a folder has
-    the same digests, whatever the times of its files. `pack` computes them. For data that version 0.4 packed they are
-    computed once, from all records.
+    It is the SHA-256 of the lines that `sha256sum CLASS/FILE` prints for a split's images, sorted. A copy of a folder
+    has the same digests, whatever the times of its files. `pack` computes them. For data that version 0.4 packed they
+    are computed once, from all records.
     """
     path, digests = data.directory / _DIGESTS, dict[str, str]()
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # absent, or damaged: computed again
+    # Absent, or damaged: computed again.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         digests = {split: digest for split, digest in json.loads(path.read_text()).items() if isinstance(digest, str)}
     missing = [split for split in dict.fromkeys(splits) if split not in digests]
     for split in missing:

@@ -75,11 +75,12 @@ class Records(Sequence[Record]):
         try:
             example = self._source[index]
             return _parse_fast(example) or _parse(example)
-        except Exception as error:  # of several kinds, as they come out of C++
+        # Of several kinds, as they come out of C++.
+        except Exception as error:
             reason = " ".join(str(error).split())
             remedy = (
-                "The file has changed since it was prepared: bring it back from a copy, or delete its directory and prepare the data "
-                "again."
+                "The file has changed since it was prepared: bring it back from a copy, or delete its directory and "
+                "prepare the data again."
             )
             if "Too many open files" in reason:
                 remedy = "Each file of the data set stays open: let more be open, as with `ulimit -n 4096`."

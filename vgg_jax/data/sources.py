@@ -113,13 +113,14 @@ def _warnings(config: ConfigDict, train: Records, validation: Records, absent: l
     if absent:
         sentences.append(
             f"no training image in {'1 class' if len(absent) == 1 else f'{len(absent):,} classes'}, as {absent[0]!r} "
-            f"(config.data.train_split={config.data.train_split}), so it cannot be learnt; take a larger part of the images."
+            f"(config.data.train_split={config.data.train_split}), so it cannot be learnt; take a larger part of the "
+            "images."
         )
     if common := validation.in_common(train):
         sentences.append(
             f"{common:,} of the {len(validation):,} validation images are training images too (config.data.train_split="
-            f"{config.data.train_split}, config.data.val_split={config.data.val_split}), so the error says less than it "
-            f"seems to; where there is but one split, {_ADVICE} share it out."
+            f"{config.data.train_split}, config.data.val_split={config.data.val_split}), so the error says less than "
+            f"it seems to; where there is but one split, {_ADVICE} share it out."
         )
     if (twice := train.in_common(train) - len(train)) > 0:
         sentences.append(
@@ -127,8 +128,8 @@ def _warnings(config: ConfigDict, train: Records, validation: Records, absent: l
         )
     if config.batch_size > len(train):
         sentences.append(
-            f"config.batch_size is {config.batch_size}, more than the {len(train):,} training images, so every batch has "
-            "some of them several times; a smaller one is usually meant."
+            f"config.batch_size is {config.batch_size}, more than the {len(train):,} training images, so every batch "
+            "has some of them several times; a smaller one is usually meant."
         )
     return tuple(sentences)
 
@@ -152,10 +153,11 @@ def expanded(directory: str) -> epath.Path:
         path.exists()
     except ImportError as error:
         raise UserError(f"{directory} is in a bucket, for which a package is missing: {error}.") from error
-    except Exception as error:  # of whatever stands behind the kind of address
+    # Of whatever stands behind the kind of address.
+    except Exception as error:
         raise UserError(
-            f"{directory} is neither a directory nor a bucket that can be read: {first_line(error)} Give a directory, or "
-            "gs://BUCKET/DIR (--config.data.dir)."
+            f"{directory} is neither a directory nor a bucket that can be read: {first_line(error)} Give a directory, "
+            "or gs://BUCKET/DIR (--config.data.dir)."
         ) from error
     return path
 
@@ -296,7 +298,8 @@ def _real_path(root: str) -> Path:
     try:
         if root:
             return Path(os.path.realpath(Path(root).expanduser()))
-    except ValueError:  # a byte of 0, or what no file system can store
+    # A byte of 0, or what no file system can store.
+    except ValueError:
         pass
     raise UserError(f"config.data.root is {root!r}, which is not a directory's name; name one: --config.data.root=DIR.")
 
@@ -308,8 +311,8 @@ def _prepared_folder(
     for key, split in splits.items():
         if flat := [name for name in _names(split) if name in listing.flat]:
             raise UserError(
-                f"{key} is {split!r}, and {root / flat[0]} holds {listing.flat[flat[0]]:,} images and no directory of a class; "
-                f"put each image into {root / flat[0]}/<class>/, or name another split."
+                f"{key} is {split!r}, and {root / flat[0]} holds {listing.flat[flat[0]]:,} images and no directory of "
+                f"a class; put each image into {root / flat[0]}/<class>/, or name another split."
             )
     _check_splits(splits, list(listing.splits), f"the folder {root}")
     _check_num_classes(num_classes, "folder", len(listing.class_names()))
@@ -325,8 +328,8 @@ def _prepared_folder(
     if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} of {len(sizes)} files are not valid images; repair or remove them and start again, or "
-            f"leave them out with: vgg-jax prepare folder {shell_flag('data_root', root)} {shell_flag('data_dir', data_dir)} "
-            f"--skip_bad{' --exif' * exif}. Nothing was prepared.\n  "
+            f"leave them out with: vgg-jax prepare folder {shell_flag('data_root', root)} "
+            f"{shell_flag('data_dir', data_dir)} --skip_bad{' --exif' * exif}. Nothing was prepared.\n  "
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())
         )
     for sentence in folder.warnings(sound, exif):

@@ -51,7 +51,8 @@ def split_statistics(
 def moments(pixels_HxWx3: np.ndarray) -> np.ndarray:
     """Returns means of RGB and of their products over an image, [12] float64, exact but for the division."""
     pixels_Nx3 = pixels_HxWx3.reshape(-1, 3)
-    # 256 products of two bytes are less than 2^24, so float32 sums them exactly, and in half the memory that threads share.
+    # 256 products of two bytes are less than 2^24, so float32 sums them exactly, and in half the memory that threads
+    # share.
     planes_3xN = np.zeros((3, -(-len(pixels_Nx3) // 256) * 256), np.float32)
     planes_3xN[:, : len(pixels_Nx3)] = pixels_Nx3.T
     planes = planes_3xN.reshape(3, -1, 256)
@@ -86,7 +87,8 @@ def _color_vectors(covariance: np.ndarray) -> np.ndarray:
     variances, axes = np.linalg.eigh(covariance)
     # An axis may point either way; its draw is symmetric, but runs should agree: most positive component sums win.
     axes = axes * np.where(axes.sum(0) < 0, -1.0, 1.0)
-    return (axes * np.sqrt(variances.clip(0)))[:, ::-1].astype(np.float32)  # the largest first
+    # The largest first.
+    return (axes * np.sqrt(variances.clip(0)))[:, ::-1].astype(np.float32)
 
 
 def file_name(split: str) -> str:
@@ -102,7 +104,7 @@ def save_statistics(path: epath.Path, statistics: SplitStatistics) -> None:
 
 
 def load_statistics(path: epath.Path) -> SplitStatistics:
-    """Reads what `save_statistics` wrote; ValueError, KeyError or TypeError where it was changed, or lacks the digest."""
+    """Reads what `save_statistics` wrote; raises ValueError, KeyError or TypeError if its digest does not fit."""
     content = json.loads(path.read_text())
     if content.pop("sha256") != _digest(content):
         raise ValueError("its digest does not fit")

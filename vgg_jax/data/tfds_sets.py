@@ -23,7 +23,8 @@ def find(name: str, data_dir: epath.Path) -> Prepared:
       data_dir: of prepared data.
 
     Raises:
-      UserError: an unknown name, a set that is not prepared as ArrayRecord, or one that is not for image classification.
+      UserError: an unknown name, a set that is not prepared as ArrayRecord, or one that is not for image
+        classification.
     """
     data = prepared.find(name, data_dir)
     if not data:
@@ -40,8 +41,8 @@ def find(name: str, data_dir: epath.Path) -> Prepared:
             ) from None
         except Exception as error:
             raise UserError(
-                f"config.data.name is {name!r}, which TFDS cannot open: {printable(first_line(error)).rstrip('.')}; write NAME, "
-                "NAME/VARIANT or NAME:VERSION."
+                f"config.data.name is {name!r}, which TFDS cannot open: {printable(first_line(error)).rstrip('.')}; "
+                "write NAME, NAME/VARIANT or NAME:VERSION."
             ) from error
         data = prepared.read(directory)
     if not data or data.file_format != ARRAY_RECORD:
@@ -51,8 +52,8 @@ def find(name: str, data_dir: epath.Path) -> Prepared:
         elif others := prepared.versions(directory.parent):
             variant = "/".join(directory.relative_to(data_dir).parts[:-1])
             state = (
-                f"in {data_dir} in another version than {directory.name}: --config.data.name={variant}:{others[-1]} would take "
-                f"{'it' if len(others) == 1 else 'the last of ' + ', '.join(others)}"
+                f"in {data_dir} in another version than {directory.name}: --config.data.name={variant}:{others[-1]} "
+                f"would take {'it' if len(others) == 1 else 'the last of ' + ', '.join(others)}"
             )
         raise UserError(
             f"the TFDS data set {name!r} is {state}. {_how_to_prepare(name, data_dir)}; or name another place with "
@@ -80,7 +81,8 @@ def _how_to_prepare(name: str, data_dir: epath.Path) -> str:
         )
     return (
         "Prepare it as ArrayRecord, in an environment of its own that has TensorFlow (pip install tensorflow "
-        f"tensorflow-datasets): tfds build {shlex.quote(name)} --file_format=array_record {shell_flag('data_dir', data_dir)}"
+        f"tensorflow-datasets): tfds build {shlex.quote(name)} --file_format=array_record "
+        f"{shell_flag('data_dir', data_dir)}"
     )
 
 

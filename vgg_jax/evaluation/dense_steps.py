@@ -1,7 +1,7 @@
 """Jitted functions from images to probabilities, in the paper's order of averaging (Paper §3.2, §4.3).
 
-Scores are averaged over space within one image; probabilities over mirror images and crops here, over scales, methods and
-models in `results`. Buckets and transposed images are explained in `plan`.
+Scores are averaged over space within one image; probabilities over mirror images and crops here, over scales, methods
+and models in `results`. Buckets and transposed images are explained in `plan`.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def mirrored(images_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, transposed: jax.Ar
 def make_dense(model: Network, statistics: ColorStatistics) -> Callable[..., Any]:
     """Returns the function for dense evaluation of whole images (Paper §3.2).
 
-    (variables, images [B, H, W, 3] uint8, sizes [B, 2] int32, transposed bool) -> probabilities [B, K] float32: the mean
-    over the image and its mirror image of the soft-max of the scores averaged over space. With `transposed` the variables
-    are those of `transpose_kernels`.
+    (variables, images [B, H, W, 3] uint8, sizes [B, 2] int32, transposed bool) -> probabilities [B, K] float32: the
+    mean over the image and its mirror image of the soft-max of the scores averaged over space. With `transposed` the
+    variables are those of `transpose_kernels`.
     """
 
     def dense(variables: dict, images_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, transposed: jax.Array) -> Any:
@@ -64,8 +64,8 @@ def make_dense(model: Network, statistics: ColorStatistics) -> Callable[..., Any
 def make_descriptors(model: Network, statistics: ColorStatistics, layers: Sequence[str]) -> Callable[..., Any]:
     """Returns the function for descriptors of whole images (Paper, Appendix B).
 
-    It has the arguments of `make_dense`'s and returns [B, D] float32: for each layer, side by side, its activations averaged
-    over space and over the mirror image.
+    It has the arguments of `make_dense`'s and returns [B, D] float32: for each layer, side by side, its activations
+    averaged over space and over the mirror image.
     """
 
     def descriptors(variables: dict, images_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, transposed: jax.Array) -> Any:
@@ -119,7 +119,7 @@ def make_crops(model: Network, statistics: ColorStatistics, mirror: bool) -> Cal
 
 
 def grid_offsets(side: int, crop: int) -> np.ndarray:
-    """Returns where the crops of the regular grid begin along a side: round(i (side - crop) / 4), i = 0 ... 4; [5] int64."""
+    """Returns the starts of the regular grid of crops along a side, [5] int64: round(i (side - crop) / 4)."""
     return (2 * np.arange(GRID) * (side - crop) + GRID - 1) // (2 * (GRID - 1))
 
 

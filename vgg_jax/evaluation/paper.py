@@ -1,4 +1,4 @@
-"""The papers' errors, per cent (top-1, top-5), of VGGs and of the networks around them: printed next to the figures here."""
+"""Published errors, per cent (top-1, top-5), of VGGs and the networks around them, printed next to ours."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ FUSION: dict[str, TopKError] = {
 }
 # The submission's seven models fused, dense, each at its three scales: Paper Table 6.
 SEVEN_NETS = TopKError(24.7, 7.5)
-# Of the networks around, also several of a kind fused: (network, training scales, protocol, scales) -> error. He et al. 2015,
-# Tables 2 (ResNet-18), 3 (ten crops), 4 (dense) and 6 (CIFAR-10, a crop as large as the image); Krizhevsky et al. 2012, Table 1;
-# Szegedy et al. 2014, Table 3.
+# Of the networks around, also several of a kind fused: (network, training scales, protocol, scales) -> error. He et al.
+# 2015, Tables 2 (ResNet-18), 3 (ten crops), 4 (dense) and 6 (CIFAR-10, a crop as large as the image); Krizhevsky et al.
+# 2012, Table 1; Szegedy et al. 2014, Table 3.
 _OTHERS = """
 Plain-18                       | jitter | ten_crop    | single | 27.94 | -
 Plain-34                       | jitter | ten_crop    | single | 28.54 | 10.02
@@ -107,8 +107,8 @@ OTHERS = _others()
 def training_scales(config: ConfigDict) -> str | None:
     """Returns how a model sees images in training where that and its shape are a paper's, else None.
 
-    "S=256", "S=384" or "jitter" of a VGG; "jitter" of a ResNet (S from 256 to 480) and "CIFAR"; "S=256" of AlexNet; "area" of
-    GoogLeNet, which takes random resized crops.
+    "S=256", "S=384" or "jitter" of a VGG; "jitter" of a ResNet (S from 256 to 480) and "CIFAR"; "S=256" of AlexNet;
+    "area" of GoogLeNet, which takes random resized crops.
     """
     model, image, network = config.model, config.image, NetworkSpec.from_config(config)
     name = network.configuration

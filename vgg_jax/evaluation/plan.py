@@ -1,7 +1,7 @@
 """Plans an evaluation pass, on the host alone: which images go through the devices together, padded to which shape.
 
-Real photographs have hundreds of shapes, and each would be a compilation. After rescaling, their shorter side is Q. So a
-bucket is Q rows by some columns; a portrait image is transposed together with the network's kernels
+Real photographs have hundreds of shapes, and each would be a compilation. After rescaling, their shorter side is Q. So
+a bucket is Q rows by some columns; a portrait image is transposed together with the network's kernels
 (`steps.transpose_kernels`), which halves the number of buckets once more. Images too long for any bucket are cut into
 tiles that overlap as far as the network sees.
 """
@@ -24,8 +24,8 @@ MAX_BUCKETS = 8  # a scale, so compilations: 24 at three scales
 _CROP_BUCKETS = 4  # a scale, to cut crops from: cheap to compile, and padding costs nothing there
 _GOOD_ENOUGH = 0.02  # of padding or empty slots; more buckets are not worth compiling
 _SMALLER_BATCHES = 0.1  # of the work, that they must save
-# Multiply-adds that a device could do while one more shape is compiled: 1.5 s at some 18 * 10^9 a second in a narrow net
-# on two cores, and about as long at a thousand times as many on an accelerator.
+# Multiply-adds that a device could do while one more shape is compiled: 1.5 s at some 18 * 10^9 a second in a narrow
+# net on two cores, and about as long at a thousand times as many on an accelerator.
 _CPU_COMPILATION_MACS, _COMPILATION_MACS = 2.5e10, 5e13
 MAX_PIXELS = 2**28  # of a rescaled image, 768 MiB as bytes; a larger one is skipped
 
@@ -85,7 +85,8 @@ def rescaled_sizes(sizes_Nx2: np.ndarray, scale: int) -> np.ndarray:
 
 def skipped_images(eval_pass: EvalPass, sizes_Nx2: np.ndarray) -> np.ndarray:
     """Returns which images are too large, rescaled, to be computed: [N] bool; sizes are (width, height)."""
-    if eval_pass.method == "center_crop":  # only the crop is rescaled
+    # Only the crop is rescaled.
+    if eval_pass.method == "center_crop":
         return np.zeros(len(sizes_Nx2), bool)
     return rescaled_sizes(sizes_Nx2, eval_pass.scale).prod(-1) > MAX_PIXELS
 
@@ -108,8 +109,8 @@ def plan_pass(
       network: of `network_of`.
       sizes_Nx2: (width, height) of all images of the split.
       indices: [n] int, of the images to compute, none of them skipped.
-      batch_size: images of the crop's size that the model sees at once at most, over all devices: mirror images and crops all
-        count; a larger image counts proportionally. At least one image a device.
+      batch_size: images of the crop's size that the model sees at once at most, over all devices: mirror images and
+        crops all count; a larger image counts proportionally. At least one image a device.
       devices: that share a batch.
       compilation_macs: that all of them could do while one shape is compiled, of `compilation_macs_of`; few images have
         few buckets.
@@ -181,7 +182,7 @@ def compilation_macs_of(mesh: jax.sharding.Mesh) -> float:
 
 
 def macs(network: Network, height: int, width: int) -> int:
-    """Returns the multiply-adds for one image, densely (at 224x224: Paper Table 2's networks take 7.6 to 19.6 * 10^9)."""
+    """Returns the multiply-adds of one image, dense (at 224x224 Paper Table 2's networks: 7.6 to 19.6 * 10^9)."""
     return description.macs(network.layers, height, width, network.kernels)
 
 
@@ -264,7 +265,7 @@ def buckets(
 
 
 def tile_length(network: Network, scale: int) -> int:
-    """Returns the pixels beyond which an image is tiled, and a tile's length: four times Q or four times the overlap."""
+    """Returns the pixels beyond which an image is tiled, and a tile's length: four times Q or the overlap."""
     stride, overlap = total_stride(network.layers), head_kernel(network.layers) - 1 + 2 * halo(network.layers)
     return stride * max(4 * scale // stride, 4 * overlap)
 
@@ -272,8 +273,9 @@ def tile_length(network: Network, scale: int) -> int:
 def tiles(network: Network, length: int, strip: int) -> list[Tile]:
     """Returns tiles whose kept columns together are the score map of the whole image, each column once.
 
-    A tile begins at a multiple of the total stride, so that its poolings fall where the image's do. Near a cut the network sees the
-    tile's zero padding where the image has pixels; the columns that see a cut are left to the neighbour.
+    A tile begins at a multiple of the total stride, so that its poolings fall where the image's do. Near a cut the
+    network sees the tile's zero padding where the image has pixels; the columns that see a cut are left to the
+    neighbour.
 
     Args:
       network: of `network_of`.

@@ -71,7 +71,8 @@ def predict_files(request: PredictRequest) -> tuple[list[Prediction], list[Failu
       Predictions and failures, each in the order of the images.
 
     Raises:
-      UserError: an argument that stands for no image, or as `load_trained` and `predict`. What was predicted before is written.
+      UserError: an argument that stands for no image, or as `load_trained` and `predict`. What was predicted before is
+        written.
     """
     paths = list_images(request.images, lambda line: print(line, file=sys.stderr))
     trained = load_trained(request.source, request.dtype)
@@ -150,7 +151,8 @@ def predict(
       paths: of the images.
       request: the protocol and the score maps; its images, model and files are not read.
       console: shows progress.
-      done: is called with each prediction as soon as it is made, in whatever order is cheapest; with maps, once the next is computed.
+      done: is called with each prediction as soon as it is made, in whatever order is cheapest; with maps, once the
+        next is computed.
 
     Returns:
       Predictions and failures, each in the order of the images.
@@ -223,7 +225,7 @@ class _ScoreMaps:
         self._variables = heatmaps.on_one_device(trained)
 
     def draw(self, records: Any, i: int, name: str, probs_K: np.ndarray) -> str:
-        """Draws the maps of image i, the predicted probabilities next to them; returns the file, "" for an image too large."""
+        """Draws the maps of image i with its probabilities; returns the file, "" if the image is too large."""
         image = heatmaps.image_for_map(records, i, self._scale)
         if image is None:
             return ""
@@ -268,8 +270,8 @@ def _check_images(
         checked = list(zip(paths, pool.map(size_or_reason, paths), strict=True))
     if turned:
         console.print(
-            f"WARNING: {len(turned):,} of {len(paths):,} images have an EXIF orientation, as {printable(str(min(turned)))}, "
-            "which is ignored; apply it with --exif."
+            f"WARNING: {len(turned):,} of {len(paths):,} images have an EXIF orientation, as "
+            f"{printable(str(min(turned)))}, which is ignored; apply it with --exif."
         )
     failures = [Failure(path, size) for path, size in checked if isinstance(size, str)]
     readable = [(path, size) for path, size in checked if not isinstance(size, str)]
@@ -282,7 +284,8 @@ def _probs(
     num_images: int,
     console: Console,
 ) -> Generator[tuple[int, np.ndarray], None, None]:
-    """Yields (number of an image, [K] float64: the mean over methods of the means over scales), each once it is complete.
+    """Yields (number of an image, [K] float64: the mean over methods of the means over scales), each once it is
+    complete.
 
     All passes advance together, a batch of each in turn. The order of images is much the same in all of them.
     """

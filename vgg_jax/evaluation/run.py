@@ -104,7 +104,7 @@ class CompiledSteps:
         return compiled(*arguments)
 
     def compile(self, name: str, step: Callable, *arguments: Any, out_shardings: Any = None) -> Future[Callable]:
-        """Starts to compile a step, unless it is compiled for such shapes; arguments are arrays or jax.ShapeDtypeStruct."""
+        """Starts to compile a step for arguments (arrays or jax.ShapeDtypeStruct) of new shapes."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments)
         key = name, *(leaf.shape for leaf in jax.tree.leaves(shapes))
         if key not in self._compiled:
@@ -179,7 +179,8 @@ def run_jobs(
     batched = [job for job in jobs if not job.is_long]
     ahead = 2 * max((len(job.bucket.indices) for job in batched), default=0)
     try:
-        for job in batched:  # while the first images are decoded, and the first shapes computed
+        # While the first images are decoded, and the first shapes computed.
+        for job in batched:
             if job.kind == "dense":
                 compiled.compile_dense(job.bucket.shape, job.bucket.batch_size)
         yield from _run(compiled, eval_pass, batched, records, threads, ahead, stats)
@@ -217,7 +218,8 @@ def _run(
         try:
             started = _START[job.kind](compiled, eval_pass, job.bucket, [next(images) for _ in indices])
         except BaseException:
-            if running is not None:  # computed already, so it is cached whatever is wrong with the next
+            # Computed already, so it is cached whatever is wrong with the next.
+            if running is not None:
                 yield fetch(*running)
             raise
         if running is not None:
@@ -234,7 +236,7 @@ def local_rows(batch_size: int) -> slice:
 
 
 def decoded(records: Records, index: int, function: Callable, record: dict[str, Any] | None = None) -> Any:
-    """Returns `function` of an image's bytes; raises UserError, with its name and file, where they cannot be decoded."""
+    """Returns `function` of an image's bytes; raises UserError with its name if they cannot be decoded."""
     record = record or records[index]
     try:
         return function(record["image"])
@@ -259,7 +261,8 @@ def _prepared(eval_pass: EvalPass, job: Job, encoded: bytes) -> np.ndarray:
     if job.kind == "square_crop":
         return square_crops(encoded, eval_pass.scale, crop)
     image = rescaled(encoded, eval_pass.scale)
-    if job.kind == "host_grid":  # a long image would not fit the devices, but its crops do
+    # A long image would not fit the devices, but its crops do.
+    if job.kind == "host_grid":
         rows, columns = (dense_steps.grid_offsets(side, crop) for side in image.shape[:2])
         corners = ((rows[r], columns[c]) for r, c in GRID_CELLS[eval_pass.method])
         return np.stack([image[top : top + crop, left : left + crop] for top, left in corners])
@@ -333,7 +336,7 @@ _START: dict[str, Callable[[CompiledSteps, EvalPass, Bucket, list[np.ndarray]], 
 
 
 def _padded(compiled: CompiledSteps, bucket: Bucket, images: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:
-    """Returns images [B, H, W, 3] uint8 in the top left corners of their bucket's shape, and their sizes [B, 2] int32."""
+    """Returns images [B, H, W, 3] uint8, each in its bucket's top left corner, and their sizes [B, 2] int32."""
     share = bucket.batch_size // jax.process_count()
     padded = np.zeros((share, *bucket.shape, 3), np.uint8)
     sizes = np.full((share, 2), bucket.shape, np.int32)  # an empty slot is a black image

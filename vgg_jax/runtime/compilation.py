@@ -1,4 +1,4 @@
-"""Compilation of steps for the devices there are, and the directory in which compiled programs are kept for the next start."""
+"""Compilation of steps for the devices there are, and the directory that keeps programs for the next start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
 # Per-compilation XLA options, by device kind or platform.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # The CPU backend has faster convolution gradients than those it takes by default, by a quarter to a half on two
-    # cores (`python -m benchmarks.cpu_options`). oneDNN's custom call adds nothing, and jaxlib 0.12 cannot keep what uses it.
+    # cores (`python -m benchmarks.cpu_options`). oneDNN's custom call adds nothing, and jaxlib 0.12 cannot keep what
+    # uses it.
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
     # By itself the TPU compiler reduces all gradients in one piece at the end of the step, where nothing hides it. With
     # these, gradients of 4 MiB and more are reduced layer by layer, carried by the convolutions that follow
@@ -90,20 +91,21 @@ def check_devices() -> None:
         )
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # an assertion where there is no plugin for CUDA
+    # An assertion where there is no plugin for CUDA.
+    except (RuntimeError, AssertionError) as error:
         if jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError):
             raise  # of another process
         asked = os.environ.get("JAX_PLATFORMS", "")
         reason = f" ({first_line(error).rstrip('.')})" if str(error) else ""
         raise UserError(
-            f"JAX_PLATFORMS={asked}: JAX cannot have {'these devices' if asked else 'the devices here'}{reason}; install its "
-            "support for them (pip install 'vgg-jax[gpu]' or 'vgg-jax[tpu]'), end what else uses them, or compute on the CPU "
-            "with JAX_PLATFORMS=cpu."
+            f"JAX_PLATFORMS={asked}: JAX cannot have {'these devices' if asked else 'the devices here'}{reason}; "
+            "install its support for them (pip install 'vgg-jax[gpu]' or 'vgg-jax[tpu]'), end what else uses them, or "
+            "compute on the CPU with JAX_PLATFORMS=cpu."
         ) from error
 
 
 def warn_of_unseen_gpu(warn: Callable[[str], None] = _to_stderr) -> None:
-    """Warns where an NVIDIA driver is there and JAX computes on the CPU, though nobody asked for it; after `check_devices`."""
+    """Warns if the CPU computes unasked next to an NVIDIA driver; call it after `check_devices`."""
     if _NVIDIA_DRIVER.exists() and jax.default_backend() == "cpu" and not os.environ.get("JAX_PLATFORMS"):
         warn(
             "WARNING: this machine has an NVIDIA driver, but JAX does not see a GPU, and the CPU computes; pip install "
@@ -117,13 +119,15 @@ def keep_compiled(
     workdir: Path | None = None,
     warn: Callable[[str], None] = _to_stderr,
 ) -> Iterator[str]:
-    """Lets JAX keep what it compiles within for the next start, and take what is kept; enter before anything is compiled.
+    """Lets JAX keep what it compiles within for the next start, and take what is kept; enter before anything is
+    compiled.
 
     A directory that cannot be used, and entries that cannot be read or written, are warned of once; without them the
     program compiles as ever.
 
     Args:
-      directory: "" for none; AUTO: the one that JAX has already (JAX_COMPILATION_CACHE_DIR), or `workdir`, or the user's.
+      directory: "" for none; AUTO: the one that JAX has already (JAX_COMPILATION_CACHE_DIR), or `workdir`, or the
+        user's.
       workdir: where AUTO shall keep programs that several machines need.
       warn: prints a line.
 
@@ -154,7 +158,7 @@ def _set_cache(directory: str, least_seconds: float) -> None:
 
 
 def _usable(directory: str, workdir: Path | None, warn: Callable[[str], None]) -> Path | None:
-    """Returns the directory that `keep_compiled` is asked for, ready to be used; None, after a warning, if it cannot be."""
+    """Makes the directory that `keep_compiled` is asked for; returns None, after a warning, if it cannot be used."""
     path = Path("~/.cache" if directory == AUTO else directory)
     try:
         if directory == AUTO:
@@ -177,7 +181,8 @@ def _cache_home() -> Path:
 
 
 def _claim(path: Path, is_ours: bool) -> None:
-    """Makes the directory, finds out whether files can be written there, and removes those used longest ago beyond _MAX_BYTES.
+    """Makes the directory, finds out whether files can be written there, and removes those used longest ago beyond
+    _MAX_BYTES.
 
     JAX has a bound too, which breaks where a process is killed between two of its writes.
 
@@ -201,7 +206,7 @@ def _claim(path: Path, is_ours: bool) -> None:
 
 @contextlib.contextmanager
 def _warning_once(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Turns JAX's warnings, one for each damaged entry, into one line, and removes those entries, so that they are made again."""
+    """Turns JAX's warnings of damaged entries into one line, and removes the entries, to be made again."""
     show, warned = warnings.showwarning, False
 
     def showwarning(message: Any, *arguments: Any, **keywords: Any) -> None:
@@ -215,8 +220,8 @@ def _warning_once(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
                 file.unlink(missing_ok=True)
         if not warned:
             warn(
-                f"WARNING: what is kept of compiled programs in {path} is damaged or cannot be written ({entry[2]}); they "
-                "are compiled anew."
+                f"WARNING: what is kept of compiled programs in {path} is damaged or cannot be written ({entry[2]}); "
+                "they are compiled anew."
             )
         warned = True
 

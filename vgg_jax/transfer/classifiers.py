@@ -51,14 +51,14 @@ def caltech_splits(
     few = [name for name, count in zip(class_names, counts, strict=True) if count <= train]
     if few and (most := counts.min() - 1) >= 2:
         raise UserError(
-            f"{len(few)} classes have no more than {train} images, so that none is left to test ({', '.join(few[:3])}); "
-            f"train on fewer of each class: at most --train_images={most}."
+            f"{len(few)} classes have no more than {train} images, so that none is left to test "
+            f"({', '.join(few[:3])}); train on fewer of each class: at most --train_images={most}."
         )
     if few:
         fewest = [name for name, count in zip(class_names, counts, strict=True) if count < 3]
         raise UserError(
-            f"{len(fewest)} classes have fewer than 3 images, two to train on and one to test ({', '.join(fewest[:3])}); add "
-            "images, or take these classes out of the data."
+            f"{len(fewest)} classes have fewer than 3 images, two to train on and one to test "
+            f"({', '.join(fewest[:3])}); add images, or take these classes out of the data."
         )
     drawn = []
     for split in range(splits):
@@ -141,8 +141,8 @@ def average_precision(scores_N: np.ndarray, is_true_N: np.ndarray, points: int =
 
     Args:
       scores_N, is_true_N: of the images; of equal scores the first ranks higher.
-      points: equally spaced recalls from 0 to 1 that the mean is over, 11 in VOC 2007; 0: the recalls of all true images, as
-        VOC has it since 2010.
+      points: equally spaced recalls from 0 to 1 that the mean is over, 11 in VOC 2007; 0: the recalls of all true
+        images, as VOC has it since 2010.
     """
     true = is_true_N[np.argsort(-scores_N, kind="stable")]
     precisions = np.cumsum(true) / np.arange(1, len(true) + 1)
@@ -184,8 +184,8 @@ def need_scikit_learn() -> Any:
         from sklearn import svm
     except ImportError as error:
         raise UserError(
-            "linear classifiers are scikit-learn's, which is not installed: pip install 'vgg-jax[transfer]', or pip install "
-            "scikit-learn."
+            "linear classifiers are scikit-learn's, which is not installed: pip install 'vgg-jax[transfer]', or pip "
+            "install scikit-learn."
         ) from error
     return svm
 
@@ -209,7 +209,8 @@ class LogisticRegression(NamedTuple):
 
 
 def fitted_logistic(features_NxD: np.ndarray, labels_N: np.ndarray, c: float) -> LogisticRegression:
-    """Minimises |kernel|^2 / 2 + c * (sum of the images' cross-entropies) by L-BFGS, as scikit-learn's LogisticRegression.
+    """Minimises |kernel|^2 / 2 + c * (sum of the images' cross-entropies) by L-BFGS, as scikit-learn's
+    LogisticRegression.
 
     All features are on one device at once: 4 N D bytes.
     """

@@ -66,7 +66,8 @@ def prepared(name: str, data_dir: str) -> TransferData:
 
 
 def folder(root: Path, exif: bool = False) -> TransferData:
-    """Lists <root>/<class>/<image>, or <root>/<split>/<class>/<image>, whose splits are put together but for unlabelled ones.
+    """Lists <root>/<class>/<image>, or <root>/<split>/<class>/<image>, whose splits are put together but for unlabelled
+    ones.
 
     Raises:
       UserError: no such directory, or fewer than two classes with images.
@@ -89,7 +90,8 @@ def folder(root: Path, exif: bool = False) -> TransferData:
 
 
 def voc(root: Path, train_list: str, test_list: str, exif: bool = False) -> TransferData:
-    """Reads VOC2007 or VOC2012: JPEGImages/<name>.jpg, and ImageSets/Main/<class>_<list>.txt with lines "name 1", -1 or 0.
+    """Reads VOC2007 or VOC2012: JPEGImages/<name>.jpg, and ImageSets/Main/<class>_<list>.txt with lines "name 1", -1 or
+    0.
 
     Raises:
       UserError: lists that are not there, that share images, that name other images than the set's list
@@ -100,19 +102,21 @@ def voc(root: Path, train_list: str, test_list: str, exif: bool = False) -> Tran
     names = sorted(path.name.removesuffix(suffix) for path in lists.glob(f"*{suffix}"))
     if not names:
         raise UserError(
-            f"--data_root={root} has no ImageSets/Main/<class>{suffix}, as VOC2007 and VOC2012 in a development kit have."
+            f"--data_root={root} has no ImageSets/Main/<class>{suffix}, as VOC2007 and VOC2012 in a development kit "
+            "have."
         )
     training, test = (_labels(lists, names, listing) for listing in (train_list, test_list))
     if shared := training.keys() & test.keys():
         raise UserError(
-            f"--train_list={train_list} and --test_list={test_list} share {len(shared):,} images; name lists that share none."
+            f"--train_list={train_list} and --test_list={test_list} share {len(shared):,} images; name lists that "
+            "share none."
         )
     images = [*training, *test]
     paths = [root / "JPEGImages" / f"{image}.jpg" for image in images]
     if missing := [path for path in paths if not path.is_file()]:
         raise UserError(
-            f"{len(missing)} of {len(paths)} images of the lists are missing, the first {missing[0]}; unpack the kit's images "
-            "as well."
+            f"{len(missing)} of {len(paths)} images of the lists are missing, the first {missing[0]}; unpack the kit's "
+            "images as well."
         )
     rows = np.array([*training.values(), *test.values()])
     is_of_2007 = "_" not in images[0]  # 000012; later years are part of a name, 2008_000002
@@ -154,8 +158,8 @@ def _labels(lists: Path, class_names: list[str], listing: str) -> dict[str, np.n
     for path, column in zip(paths, columns, strict=True):
         if different := sorted(column.keys() ^ set(images)):
             raise UserError(
-                f"{path} and {whole if whole.is_file() else paths[0].name} differ in {len(different):,} images, the first "
-                f"{different[0]}; unpack the kit's lists again."
+                f"{path} and {whole if whole.is_file() else paths[0].name} differ in {len(different):,} images, the "
+                f"first {different[0]}; unpack the kit's lists again."
             )
     return {image: np.array([column[image] for column in columns], np.int8) for image in images}
 

@@ -1,4 +1,4 @@
-"""Descriptors of images: what a layer sees of a whole image, averaged over space and over the mirror image (Paper, Appendix B)."""
+"""Descriptors: a layer's activations over a whole image and its mirror image, averaged (Paper, Appendix B)."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def descriptors(
       {layer: [N, C] float32}, finite, not normalised.
 
     Raises:
-      UserError: an image that cannot be read, is too large or has activations that are not finite, by name; or the disk is
-        full.
+      UserError: an image that cannot be read, is too large or has activations that are not finite, by name; or the disk
+        is full.
     """
     widths = _widths(backbone, layers, scale)
     caches = {layer: _cache(backbone, layer, widths[layer], images, scale, directory) for layer in layers}
@@ -163,7 +163,8 @@ def _finite(chunks: Any, records: Any) -> Any:
         if not (finite := np.isfinite(chunk.probs_nxK).all(1)).all():
             index = int(chunk.indices[~finite][0])
             raise UserError(
-                f"the activations of {key_of(records[index], index)} are not finite; check the weights, or leave the image out."
+                f"the activations of {key_of(records[index], index)} are not finite; check the weights, or leave the "
+                "image out."
             )
         yield chunk
 

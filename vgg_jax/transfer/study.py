@@ -1,4 +1,4 @@
-"""A study of how good features are for other data: descriptors, classifiers, and the paper's figures next to the results."""
+"""A study of how good features are for other data: descriptors, classifiers, and the paper's figures."""
 
 from __future__ import annotations
 
