@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from vgg_jax.models.description import Layer, Layers
 
-# Depth -> blocks of the stages conv2_x ... conv5_x (He et al. 2015, Table 1); from 50 on, blocks are bottlenecks.
-STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-# For CIFAR (§4.2): depth 6 n + 2.
+# The convolutions of a block: kernel, and outputs as a multiple of the stage's width.
+Block = tuple[tuple[int, int], ...]
+BASIC: Block = ((3, 1), (3, 1))
+BOTTLENECK: Block = ((1, 1), (3, 1), (1, 4))
+# Depth -> block, and how often it is repeated in conv2_x ... conv5_x (Table 1).
+STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {
+    18: (BASIC, (2, 2, 2, 2)),
+    34: (BASIC, (3, 4, 6, 3)),
+    50: (BOTTLENECK, (3, 4, 6, 3)),
+    101: (BOTTLENECK, (3, 4, 23, 3)),
+    152: (BOTTLENECK, (3, 8, 36, 3)),
+}
+# For CIFAR (§4.2): depth 6 n + 2, three stages of n blocks.
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 PLAIN_DEPTHS = (18, 34, 20, 32, 44, 56)
 # How a block's input reaches its sum where the shape changes: A zero channels, B a projection; C projects everywhere (§4.1).
@@ -21,60 +31,69 @@ def resnet(depth: int, is_residual: bool = True, shortcut: str = "", bottleneck_
     Args:
       depth: a key of STAGES, or one of CIFAR_DEPTHS.
       is_residual: False for the plain network.
-      shortcut: a key of SHORTCUTS; "" for the paper's: B, for CIFAR A.
-      bottleneck_stride: a key of BOTTLENECK_STRIDES.
+      shortcut: one of SHORTCUTS; "" for the paper's: B, for CIFAR A.
+      bottleneck_stride: one of BOTTLENECK_STRIDES.
     """
-    is_cifar = depth in CIFAR_DEPTHS
-    blocks = (depth // 6,) * 3 if is_cifar else STAGES[depth]
-    shortcut = shortcut or ("A" if is_cifar else "B")
-    if is_cifar:
-        layers = _conv_bn("1", 1, 0, 3, 1, 16, relu=True)
+    counts: tuple[int, ...]
+    if depth in CIFAR_DEPTHS:
+        block, counts = BASIC, (depth // 6,) * 3
+        width, shortcut = 16, shortcut or "A"
+        layers = _convolution("1", 1, 0, (3, 1, width))
     else:
-        layers = [*_conv_bn("1", 1, 0, 7, 2, 64, relu=True), Layer("pool1", "pool", 1, kernel=3, stride=2, padding=1)]
-    inputs = width = 16 if is_cifar else 64
-    for stage, count in enumerate(blocks, 2):
+        block, counts = STAGES[depth]
+        width, shortcut = 64, shortcut or "B"
+        pool = Layer("pool1", "pool", 1, kernel=3, stride=2, padding=1)
+        layers = [*_convolution("1", 1, 0, (7, 2, width)), pool]
+    strided = 1 if block is BOTTLENECK and bottleneck_stride == "3x3" else 0
+    inputs = width
+    for stage, count in enumerate(counts, 2):
+        outputs = block[-1][1] * width
         for unit in range(1, count + 1):
-            stride = 2 if stage > 2 and unit == 1 else 1
-            entry, name = layers[-1].name, f"{stage}_{unit}"
-            if depth < 50 or is_cifar:
-                convolutions, outputs = [(3, stride, width), (3, 1, width)], width
-            else:
-                first, second = (1, stride) if bottleneck_stride == "3x3" else (stride, 1)
-                outputs = 4 * width
-                convolutions = [(1, first, width), (3, second, width), (1, 1, outputs)]
-            *hidden, last = (
-                _conv_bn(f"{name}{letter}", stage, unit, *convolution, relu=letter != "abc"[len(convolutions) - 1])
-                for letter, convolution in zip("abc", convolutions, strict=False)
-            )
-            layers += [layer for part in (*hidden, last) for layer in part]
-            if is_residual:
-                main = layers[-1].name
-                if shortcut == "C" or (shortcut == "B" and (stride > 1 or inputs != outputs)):
-                    projection = _conv_bn(f"{name}s", stage, unit, 1, stride, outputs, relu=False)
-                    layers += [projection[0]._replace(inputs=(entry,)), *projection[1:]]
-                    entry = layers[-1].name
-                elif stride > 1 or inputs != outputs:
-                    layers.append(
-                        Layer(f"shortcut{name}", "zero_pad", stage, stride=stride, channels=outputs, inputs=(entry,))
-                    )
-                    entry = layers[-1].name
-                layers.append(Layer(f"add{name}", "add", stage, inputs=(main, entry)))
-            layers.append(Layer(f"relu{name}", "relu", stage))
+            name, stride = f"{stage}_{unit}", 2 if stage > 2 and unit == 1 else 1
+            changes = stride > 1 or inputs != outputs
+            branch: list[Layer] | None = []
+            if not is_residual:
+                branch = None
+            elif shortcut == "C" or (shortcut == "B" and changes):
+                branch = _convolution(f"{name}s", stage, unit, (1, stride, outputs))[:2]
+            elif changes:
+                branch = [Layer(f"shortcut{name}", "zero_pad", stage, stride=stride, channels=outputs)]
+            convolutions = [(kernel, stride if i == strided else 1, n * width) for i, (kernel, n) in enumerate(block)]
+            layers += _unit(stage, unit, convolutions, branch, layers[-1].name)
             inputs = outputs
         width *= 2
     return (*layers, Layer("mean", "mean", 6), Layer("fc", "head", 6))
 
 
-def _conv_bn(name: str, block: int, position: int, kernel: int, stride: int, channels: int, relu: bool) -> list[Layer]:
-    conv = Layer(
-        f"conv{name}",
-        "conv",
-        block,
-        position,
-        kernel=kernel,
-        stride=stride,
-        padding=kernel // 2,
-        channels=channels,
-        has_bias=False,
-    )
-    return [conv, Layer(f"bn{name}", "batch_norm", block, position), *[Layer(f"relu{name}", "relu", block)] * relu]
+def _unit(
+    stage: int, unit: int, convolutions: list[tuple[int, int, int]], branch: list[Layer] | None, entry: str
+) -> list[Layer]:
+    """Returns a unit's convolutions, its shortcut, their sum and the last ReLU.
+
+    Args:
+      stage, unit: numbers in the layers' names.
+      convolutions: kernel, stride and channels of each.
+      branch: layers of the shortcut, none for the identity; None: a plain network, without a sum.
+      entry: name of the unit's input.
+    """
+    name = f"{stage}_{unit}"
+    layers: list[Layer] = []
+    for letter, convolution in zip("abc", convolutions, strict=False):
+        layers += _convolution(f"{name}{letter}", stage, unit, convolution)
+    # The last ReLU comes after the sum.
+    main = layers[:-1]
+    if branch is not None:
+        shortcut = [branch[0]._replace(inputs=(entry,)), *branch[1:]] if branch else []
+        sources = (main[-1].name, shortcut[-1].name if shortcut else entry)
+        main += [*shortcut, Layer(f"add{name}", "add", stage, inputs=sources)]
+    return [*main, Layer(f"relu{name}", "relu", stage)]
+
+
+def _convolution(name: str, block: int, position: int, convolution: tuple[int, int, int]) -> list[Layer]:
+    """Returns a convolution (kernel, stride, channels), its batch normalisation and its ReLU."""
+    kernel, stride, channels = convolution
+    return [
+        Layer(f"conv{name}", "conv", block, position, kernel, stride, kernel // 2, channels, has_bias=False),
+        Layer(f"bn{name}", "batch_norm", block, position),
+        Layer(f"relu{name}", "relu", block),
+    ]
