@@ -1,6 +1,7 @@
 """Pooling and batch normalisation against flax's, LRN against its closed form, a fully connected layer against a matrix product."""
 
 import functools
+from typing import get_args
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from jax.nn.initializers import glorot_uniform, normal
 
+from vgg_jax.models import network
+from vgg_jax.models.description import Kind
 from vgg_jax.models.layers import BatchNorm, Convolution, FullyConnected, local_response_norm, max_pool, max_pool_2x2
+from vgg_jax.weights import onnx_file
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 4), (2, 2, 3, 1)])
@@ -219,3 +223,9 @@ def test_gradients_of_kernels_are_made_row_by_row_on_tpus_alone():
         for platform in ("tpu", "cpu", "cuda")
     }
     assert products == {"tpu": 6, "cpu": 2, "cuda": 2}  # the result itself is not needed
+
+
+def test_every_kind_of_layer_has_a_function_and_an_onnx_operator():
+    kinds = set(get_args(Kind))
+    assert set(network.FUNCTIONS) == kinds - {"mean"}
+    assert set(onnx_file.FUNCTIONS) == kinds

@@ -8,12 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-WINDOWS = ("conv", "pool", "mean_pool")  # kinds with a kernel that moves over the map
+# `pool` takes the maximum; `mean` goes over the whole map; `head` is an FC layer to the classes: the last one is the
+# network's, others are auxiliary classifiers.
+Kind = Literal[
+    "conv",
+    "batch_norm",
+    "relu",
+    "lrn",
+    "pool",
+    "mean_pool",
+    "add",
+    "concat",
+    "zero_pad",
+    "mean",
+    "dropout",
+    "fc",
+    "head",
+]
+# Kinds with a kernel that moves over the map.
+WINDOWS = ("conv", "pool", "mean_pool")
 # Sizes of images, pixels: the least and the largest crop, and the largest shorter side after rescaling (S or Q).
 LEAST_CROP, LARGEST_CROP, LARGEST_SCALE = 8, 2048, 4096
-BATCH_NORM = "batch_norm"  # kind of a normalisation layer
+BATCH_NORM: Kind = "batch_norm"
 WHOLE_MAP = 0  # kernel of an FC layer that spans the map of a crop, as fc6 does
 
 
@@ -21,9 +39,7 @@ class Layer(NamedTuple):
     """One layer of a network."""
 
     name: str  # conv3_2, relu3_2, lrn1_1, pool3, fc6, relu6
-    # conv, batch_norm, relu, lrn, pool (maximum), mean_pool, add, concat, zero_pad, mean, dropout, fc, or head: an FC layer to the
-    # classes; the last one is the network's, others are auxiliary classifiers.
-    kind: str
+    kind: Kind
     block: int  # 1 to 5; 6, 7 and 8 are VGG's FC layers
     position: int = 0  # of a convolution within its block, of a residual unit within its stage, from 1
     kernel: int = 1  # height and width

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, constant, zeros
 
-from vgg_jax.models.description import Layer, Layers, endpoint_names, needed, with_inputs
+from vgg_jax.models.description import Kind, Layer, Layers, endpoint_names, needed, with_inputs
 from vgg_jax.models.initializers import PRESETS
 from vgg_jax.models.layers import BatchNorm, Convolution, FullyConnected, local_response_norm, max_pool, max_pool_2x2
 
@@ -130,7 +130,7 @@ class Network(nn.Module):
                 # time need no mask, and neither does pooling that drops a last window which is not whole.
                 if layer.sees_neighbors:
                     x = _mask(x, sizes, -jnp.inf if layer.kind == "pool" else 0)
-                x = self._layer(layer, x, [other for other, _ in others], train)
+                x = FUNCTIONS[layer.kind](_Inputs(self, layer, [x, *(other for other, _ in others)], train))
                 sizes = None if sizes is None else layer.out_length(sizes)
             outputs[layer.name] = x + offsets[layer.name] if layer.name in offsets else x, sizes
             if inputs[0] not in needed_later:
@@ -140,52 +140,92 @@ class Network(nn.Module):
         recorded = {name: _mask(*outputs[name]) for name in endpoints if name in outputs}
         return *outputs[last], recorded
 
-    def _layer(self, layer: Layer, x: jax.Array, others: list[jax.Array], train: bool) -> jax.Array:
-        common: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype, "name": layer.name}
-        if layer.kind == "conv":
-            return self._convolution(layer, x.shape[-1], common)(x)
-        if layer.kind == "batch_norm":
-            return BatchNorm(use_running_average=not train or layer.name in self.frozen, **common)(x)
-        if layer.kind == "lrn":
-            return local_response_norm(x)
-        if layer.kind == "relu":
-            return nn.relu(x)
-        if layer.kind == "pool" and (layer.kernel, layer.stride, layer.padding_after) == (2, 2, 0):
-            return max_pool_2x2(x)
-        if layer.kind == "pool":
-            return max_pool(x, layer.kernel, layer.stride, layer.padding, layer.padding_after)
-        if layer.kind == "mean_pool":
-            # Windows are summed in float32, as all sums are.
-            return nn.avg_pool(x.astype(jnp.float32), (layer.kernel,) * 2, (layer.stride,) * 2).astype(x.dtype)
-        if layer.kind == "add":
-            return x + others[0]
-        if layer.kind == "concat":
-            return jnp.concatenate([x, *others], -1)
-        if layer.kind == "zero_pad":
-            added = layer.scaled_channels(self.width_multiplier) - x.shape[-1]
-            return jnp.pad(x[:, :: layer.stride, :: layer.stride], ((0, 0),) * 3 + ((0, added),))
-        if layer.kind == "dropout":
-            rate = layer.dropout_rate or self.dropout_rate
-            return nn.Dropout(rate, deterministic=not train, name=layer.name)(x)
-        if layer.kind == "head":
-            features = self.num_classes
-        else:
-            features = layer.scaled_channels(self.width_multiplier) if layer.channels else self.fc_width
-        fans, kernel_size = (layer.kernel**2 * x.shape[-1], features), (layer.kernel,) * 2
-        # The fans are the matrix's: counting the map once more on the output side, as an initializer for convolution
-        # kernels would, makes fc6 2.7 times too small.
-        return FullyConnected(features, kernel_size, *self._initializers(layer, *fans), **common)(x)
-
-    def _initializers(self, layer: Layer, fan_in: int, fan_out: int) -> tuple[Initializer, Initializer]:
+    def initializers(self, layer: Layer, fan_in: int, fan_out: int) -> tuple[Initializer, Initializer]:
+        """Returns the initializers of a layer's kernel and bias."""
         kernel_init, bias_init = PRESETS[self.init_preset](fan_in, fan_out)
         is_own = layer.initial_bias and bias_init is zeros
         return kernel_init, constant(layer.initial_bias) if is_own else bias_init
 
-    def _convolution(self, layer: Layer, inputs: int, common: dict[str, Any]) -> Convolution:
-        size, channels, groups = layer.kernel, layer.scaled_channels(self.width_multiplier), layer.groups
-        fans = size**2 * inputs // groups, size**2 * channels // groups
-        settings = (size, layer.stride, layer.padding, groups, layer.has_bias)
-        return Convolution(channels, *settings, *self._initializers(layer, *fans), **common)
+
+class _Inputs(NamedTuple):
+    """Inputs of one layer of a network."""
+
+    network: Network
+    layer: Layer
+    maps: list[jax.Array]
+    train: bool
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Returns what every module with parameters is given."""
+        return {"dtype": self.network.dtype, "param_dtype": self.network.param_dtype, "name": self.layer.name}
+
+
+def _convolution(inputs: _Inputs) -> jax.Array:
+    network, layer, (x,), _ = inputs
+    size, channels, groups = layer.kernel, layer.scaled_channels(network.width_multiplier), layer.groups
+    fans = size**2 * x.shape[-1] // groups, size**2 * channels // groups
+    settings = (size, layer.stride, layer.padding, groups, layer.has_bias)
+    return Convolution(channels, *settings, *network.initializers(layer, *fans), **inputs.common)(x)
+
+
+def _fully_connected(inputs: _Inputs) -> jax.Array:
+    network, layer, (x,), _ = inputs
+    if layer.kind == "head":
+        features = network.num_classes
+    else:
+        features = layer.scaled_channels(network.width_multiplier) if layer.channels else network.fc_width
+    # The fans are the matrix's: counting the map once more on the output side, as an initializer for convolution
+    # kernels would, makes fc6 2.7 times too small.
+    fans, kernel_size = (layer.kernel**2 * x.shape[-1], features), (layer.kernel,) * 2
+    return FullyConnected(features, kernel_size, *network.initializers(layer, *fans), **inputs.common)(x)
+
+
+def _batch_norm(inputs: _Inputs) -> jax.Array:
+    network, layer, (x,), train = inputs
+    return BatchNorm(use_running_average=not train or layer.name in network.frozen, **inputs.common)(x)
+
+
+def _pool(inputs: _Inputs) -> jax.Array:
+    _, layer, (x,), _ = inputs
+    if (layer.kernel, layer.stride, layer.padding_after) == (2, 2, 0):
+        return max_pool_2x2(x)
+    return max_pool(x, layer.kernel, layer.stride, layer.padding, layer.padding_after)
+
+
+def _mean_pool(inputs: _Inputs) -> jax.Array:
+    _, layer, (x,), _ = inputs
+    # Windows are summed in float32, as all sums are.
+    return nn.avg_pool(x.astype(jnp.float32), (layer.kernel,) * 2, (layer.stride,) * 2).astype(x.dtype)
+
+
+def _zero_pad(inputs: _Inputs) -> jax.Array:
+    network, layer, (x,), _ = inputs
+    added = layer.scaled_channels(network.width_multiplier) - x.shape[-1]
+    return jnp.pad(x[:, :: layer.stride, :: layer.stride], ((0, 0),) * 3 + ((0, added),))
+
+
+def _dropout(inputs: _Inputs) -> jax.Array:
+    network, layer, (x,), train = inputs
+    rate = layer.dropout_rate or network.dropout_rate
+    return nn.Dropout(rate, deterministic=not train, name=layer.name)(x)
+
+
+# "mean" needs the images' true sizes: `Network._layers` computes it.
+FUNCTIONS: dict[Kind, Callable[[_Inputs], jax.Array]] = {
+    "conv": _convolution,
+    "batch_norm": _batch_norm,
+    "relu": lambda inputs: nn.relu(inputs.maps[0]),
+    "lrn": lambda inputs: local_response_norm(inputs.maps[0]),
+    "pool": _pool,
+    "mean_pool": _mean_pool,
+    "add": lambda inputs: inputs.maps[0] + inputs.maps[1],
+    "concat": lambda inputs: jnp.concatenate(inputs.maps, -1),
+    "zero_pad": _zero_pad,
+    "dropout": _dropout,
+    "fc": _fully_connected,
+    "head": _fully_connected,
+}
 
 
 @functools.lru_cache(maxsize=16)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from vgg_jax.models.description import Layer, needed, with_inputs
+from vgg_jax.models.description import Kind, Layer, needed, with_inputs
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.weights.file import Weights, folded_params
@@ -88,14 +89,14 @@ class _Graph:
         centered = self.add("Sub", [floats, mean], "centered_images")
         outputs = {"images": self.add("Transpose", [centered], "pixels", perm=[0, 3, 1, 2])}
         channels = {"images": 3}
-        wanted = needed(layers, {layers[-1].name})
+        computed = needed(layers, {layers[-1].name})
         for layer, inputs in with_inputs(layers):
-            if layer.name in wanted:
+            if layer.name in computed:
                 leaves = {**params.get(layer.name, {}), **statistics.get(layer.name, {})}
                 channels[layer.name] = self._channels(layer, leaves, [channels[name] for name in inputs], weights)
-                outputs[layer.name] = self._add_layer(
-                    layer, [outputs[name] for name in inputs], leaves, channels, inputs
-                )
+                added = channels[layer.name] - channels[inputs[0]]
+                node = _Node(self, layer, [outputs[name] for name in inputs], leaves, added)
+                outputs[layer.name] = FUNCTIONS[layer.kind](node)
         return outputs[layers[-1].name]
 
     def _channels(self, layer: Layer, leaves: dict, inputs: list[int], weights: Weights) -> int:
@@ -105,40 +106,71 @@ class _Graph:
             return layer.scaled_channels(weights.width_multiplier)
         return sum(inputs) if layer.kind == "concat" else inputs[0]
 
-    def _add_layer(
-        self, layer: Layer, inputs: list[str], leaves: dict, channels: dict[str, int], sources: tuple[str, ...]
-    ) -> str:
-        """Adds one layer's nodes; returns the name of its output."""
-        name, before, after = layer.name, layer.padding, layer.padding_after
-        window: dict[str, Any] = {"kernel_shape": [layer.kernel] * 2, "strides": [layer.stride] * 2}
-        if layer.has_kernel:
-            kernel = self.constant(f"{name}/kernel", leaves["kernel"].transpose(3, 2, 0, 1))
-            bias = [self.constant(f"{name}/bias", leaves["bias"])] if "bias" in leaves else []
-            window["pads"] = [before] * 4
-            return self.add("Conv", [*inputs, kernel, *bias], name, group=layer.groups, **window)
-        if layer.is_norm:
-            arrays = [self.constant(f"{name}/{leaf}", leaves[leaf]) for leaf in ("scale", "bias", "mean", "var")]
-            return self.add("BatchNormalization", [*inputs, *arrays], name, epsilon=1e-5)
-        if layer.kind == "pool":
-            return self.add("MaxPool", inputs, name, pads=[before, before, after, after], **window)
-        if layer.kind == "lrn":  # where alpha is divided by the window's size
-            return self.add("LRN", inputs, name, size=5, alpha=5e-4, beta=0.75, bias=2.0)
-        if layer.kind == "zero_pad":
-            ends = [self.constant(f"{name}/{part}", np.array(of, np.int64)) for part, of in _strided(layer.stride)]
-            kept = self.add("Slice", [*inputs, *ends], f"{name}/kept")
-            added = channels[name] - channels[sources[0]]
-            return self.add("Pad", [kept, self.constant(f"{name}/pads", np.array([0, 0, 0, 0, 0, added, 0, 0]))], name)
-        if layer.kind == "dropout":
-            return inputs[0]
-        operators: dict[str, tuple[str, dict[str, Any]]] = {
-            "relu": ("Relu", {}),
-            "mean_pool": ("AveragePool", window),
-            "mean": ("GlobalAveragePool", {}),
-            "add": ("Add", {}),
-            "concat": ("Concat", {"axis": 1}),
-        }
-        operator, attributes = operators[layer.kind]
-        return self.add(operator, inputs, name, **attributes)
+
+class _Node(NamedTuple):
+    """One layer on its way into a graph."""
+
+    graph: _Graph
+    layer: Layer
+    inputs: list[str]  # names of the outputs that it reads
+    leaves: dict[str, Any]  # its parameters and statistics
+    added_channels: int  # between its first input and its output
+
+    def add(self, operator: str, *constants: str, **attributes: Any) -> str:
+        """Adds the layer as one node; returns the name of its output."""
+        return self.graph.add(operator, [*self.inputs, *constants], self.layer.name, **attributes)
+
+    def constant(self, part: str, array: Any) -> str:
+        """Adds a constant; returns its name."""
+        return self.graph.constant(f"{self.layer.name}/{part}", array)
+
+    @property
+    def window(self) -> dict[str, list[int]]:
+        """Returns the attributes of a kernel that moves over the map."""
+        layer = self.layer
+        pads = [layer.padding] * 2 + [layer.padding_after] * 2
+        return {"kernel_shape": [layer.kernel] * 2, "strides": [layer.stride] * 2, "pads": pads}
+
+
+def _convolution(node: _Node) -> str:
+    constants = [node.constant("kernel", node.leaves["kernel"].transpose(3, 2, 0, 1))]
+    constants += [node.constant("bias", node.leaves["bias"])] if "bias" in node.leaves else []
+    return node.add("Conv", *constants, group=node.layer.groups, **node.window)
+
+
+def _batch_norm(node: _Node) -> str:
+    constants = [node.constant(leaf, node.leaves[leaf]) for leaf in ("scale", "bias", "mean", "var")]
+    return node.add("BatchNormalization", *constants, epsilon=1e-5)
+
+
+def _mean_pool(node: _Node) -> str:
+    return node.add("AveragePool", **{key: value for key, value in node.window.items() if key != "pads"})
+
+
+def _zero_pad(node: _Node) -> str:
+    graph, name = node.graph, node.layer.name
+    ends = [node.constant(part, np.array(ends, np.int64)) for part, ends in _strided(node.layer.stride)]
+    strided = graph.add("Slice", [*node.inputs, *ends], f"{name}/kept")
+    pads = node.constant("pads", np.array([0, 0, 0, 0, 0, node.added_channels, 0, 0]))
+    return graph.add("Pad", [strided, pads], name)
+
+
+FUNCTIONS: dict[Kind, Callable[[_Node], str]] = {
+    "conv": _convolution,
+    "batch_norm": _batch_norm,
+    "relu": lambda node: node.add("Relu"),
+    # ONNX divides alpha by the window's size.
+    "lrn": lambda node: node.add("LRN", size=5, alpha=5e-4, beta=0.75, bias=2.0),
+    "pool": lambda node: node.add("MaxPool", **node.window),
+    "mean_pool": _mean_pool,
+    "add": lambda node: node.add("Add"),
+    "concat": lambda node: node.add("Concat", axis=1),
+    "zero_pad": _zero_pad,
+    "mean": lambda node: node.add("GlobalAveragePool"),
+    "dropout": lambda node: node.inputs[0],
+    "fc": _convolution,
+    "head": _convolution,
+}
 
 
 def _strided(stride: int) -> list[tuple[str, list[int]]]:
