@@ -22,7 +22,7 @@ from vgg_jax.config import default_config
 from vgg_jax.data.sources import expanded, open_split, prepared_data
 from vgg_jax.evaluation.dense_steps import make_crops, make_dense
 from vgg_jax.evaluation.passes import EvalPass
-from vgg_jax.evaluation.plan import compilation_macs_of, macs, plan_pass, rescaled_sizes
+from vgg_jax.evaluation.plan import devices_of, macs, plan_pass, rescaled_sizes
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, run_jobs
 from vgg_jax.evaluation.split import Split
 from vgg_jax.evaluation.trained_model import TrainedModel
@@ -102,12 +102,9 @@ def main():
     sizes = Split("", "val", records, [], Console(quiet=True)).index(args.threads).sizes
     everything, rng = np.arange(len(records)), np.random.default_rng(0)
     compiled = CompiledSteps(trained, stats)
-    network, devices = compiled.network, trained.mesh.shape["data"]
+    network, devices = compiled.network, devices_of(trained.mesh)
     passes = [EvalPass("dense", int(q), args.crop, True) for q in args.scales.split(",")]
-    plans = {
-        one: plan_pass(one, network, sizes, everything, args.batch, devices, compilation_macs_of(trained.mesh))
-        for one in passes
-    }
+    plans = {one: plan_pass(one, network, sizes, everything, args.batch, devices) for one in passes}
     figures = {"arguments": vars(args), "device": jax.devices()[0].device_kind, "images": len(records)}
     print(
         f"{len(records)} photographs, Q {args.scales}, {args.configuration} x {args.width:g}, crop {args.crop}; {figures['device']}"

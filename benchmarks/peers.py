@@ -157,7 +157,7 @@ def our_evaluation(row, count):
     from benchmarks.evaluation import random_model
     from vgg_jax.data.sources import expanded, open_split, prepared_data
     from vgg_jax.evaluation.passes import EvalPass
-    from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass
+    from vgg_jax.evaluation.plan import devices_of, plan_pass
     from vgg_jax.evaluation.run import CompiledSteps, EvalStats, run_jobs
     from vgg_jax.evaluation.split import Split
     from vgg_jax.runtime.console import Console
@@ -170,8 +170,8 @@ def our_evaluation(row, count):
     def evaluate():
         sizes = Split("", "val", records, [], Console(quiet=True)).index(os.cpu_count()).sizes
         compiled, dense = CompiledSteps(trained, stats), EvalPass("dense", SCALE, row.crop, True)
-        costs = (row.batch_size, 1, compilation_macs_of(trained.mesh))
-        jobs = plan_pass(dense, compiled.network, sizes, np.arange(len(records)), *costs)
+        devices = devices_of(trained.mesh)
+        jobs = plan_pass(dense, compiled.network, sizes, np.arange(len(records)), row.batch_size, devices)
         for _ in run_jobs(compiled, dense, jobs, records, os.cpu_count(), stats):
             pass
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.networks import COLUMNS, PUBLISHED, shapes_of
 from vgg_jax.evaluation.passes import EvalPass
-from vgg_jax.evaluation.plan import bucket_lengths, buckets, macs, network_of, plan_pass, tile_length, tiles
+from vgg_jax.evaluation.plan import Devices, bucket_lengths, buckets, macs, network_of, plan_pass, tile_length, tiles
 from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.vgg import TABLE_1
 
@@ -83,7 +83,7 @@ def test_a_plan_holds_every_picture_once_and_wastes_slots_only_at_its_ends(count
 def test_few_images_have_few_empty_slots_and_many_large_batches(method, count, most):
     network = network_of(NetworkSpec("D").layers(), shapes_of(make_network("D")))
     sizes = np.tile([(500, 375)] * 5 + [(375, 500)], (1067, 1))[:count]
-    jobs = plan_pass(EvalPass(method, 256, 224, True), network, sizes, np.arange(count), batch_size=512, devices=1)
+    jobs = plan_pass(EvalPass(method, 256, 224, True), network, sizes, np.arange(count), 512, Devices(1))
     assert sorted(np.concatenate([job.bucket.indices for job in jobs])) == list(range(count))
     assert sum(job.bucket.batch_size for job in jobs) <= most
     largest = {"center_crop": 256, "ten_crop": 51, "multi_crop": 10, "dense": 512 * 224**2 // (2 * 256 * 341)}[method]
@@ -92,7 +92,9 @@ def test_few_images_have_few_empty_slots_and_many_large_batches(method, count, m
 
 def test_a_long_image_has_no_more_crops_computed_than_its_own():
     network = network_of(NetworkSpec("D").layers(), shapes_of(make_network("D")))
-    (job,) = plan_pass(EvalPass("multi_crop", 256, 224, True), network, np.array([(4000, 300)]), np.arange(1), 512, 1)
+    (job,) = plan_pass(
+        EvalPass("multi_crop", 256, 224, True), network, np.array([(4000, 300)]), np.arange(1), 512, Devices(1)
+    )
     assert (job.kind, job.macs) == ("host_grid", job.needed)
 
 

@@ -20,7 +20,7 @@ from tests.runs import SIZES, make_run, random_params, records_of, varied_pictur
 from vgg_jax.evaluation import plan
 from vgg_jax.evaluation import run as run_lib
 from vgg_jax.evaluation.passes import EvalPass
-from vgg_jax.evaluation.plan import plan_pass
+from vgg_jax.evaluation.plan import Devices, plan_pass
 from vgg_jax.evaluation.protocol import evaluate
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, run_jobs
 from vgg_jax.evaluation.split import ImageIndex, Split, assemble, split_probs
@@ -48,7 +48,7 @@ def computed(trained, records, eval_pass, batch_size, threads=2):
     index, stats = split_of(records).index(threads), EvalStats()
     compiled = CompiledSteps(trained, stats)
     devices = trained.mesh.shape["data"]
-    jobs = plan_pass(eval_pass, compiled.network, index.sizes, np.arange(len(records)), batch_size, devices)
+    jobs = plan_pass(eval_pass, compiled.network, index.sizes, np.arange(len(records)), batch_size, Devices(devices))
     chunks = list(run_jobs(compiled, eval_pass, jobs, records, threads, stats))
     assert sum(chunk.macs for chunk in chunks) == sum(job.macs for job in jobs) == stats.computed
     return assemble(index, np.zeros(len(records), bool), chunks), chunks, stats
@@ -189,7 +189,7 @@ def test_what_was_computed_before_a_bad_picture_or_ctrl_c_is_kept(run, net_confi
     (run / "evaluation").rename(tmp_path / "before")
     index = split_of(records).index(2)
     # The image whose turn comes last among those that need no tiles.
-    jobs = plan.plan_pass(DENSE, CompiledSteps(trained, EvalStats()).network, index.sizes, np.arange(10), 2, 1)
+    jobs = plan.plan_pass(DENSE, CompiledSteps(trained, EvalStats()).network, index.sizes, np.arange(10), 2, Devices(1))
     last = [job for job in jobs if not job.is_long][-1].bucket.indices[0]
     bad = split_of(Spoilt(records, last, error), trained)
     bad._index = index
@@ -283,7 +283,7 @@ def test_shapes_are_compiled_ahead_in_order_and_those_that_nobody_waits_for_are_
     monkeypatch.setattr(run_lib, "compile_step", compile_step)
     trained, records = net_on(run, 1), records_of(net_config)
     compiled, sizes = CompiledSteps(trained, EvalStats()), split_of(records).index(2).sizes
-    jobs = plan_pass(DENSE, compiled.network, sizes, np.arange(len(records)), 1, 1)
+    jobs = plan_pass(DENSE, compiled.network, sizes, np.arange(len(records)), 1, Devices(1))
     shapes = list(dict.fromkeys((job.bucket.batch_size, *job.bucket.shape, 3) for job in jobs if job.kind == "dense"))
     stream = run_jobs(compiled, DENSE, jobs, records, 2, EvalStats())
     with ThreadPoolExecutor(1) as pool:

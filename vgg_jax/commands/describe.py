@@ -5,8 +5,8 @@
     vgg-jax describe ResNet-18 --draw=resnet18.png
     vgg-jax describe ResNet-20 --crop=32 --num_classes=10 --json
 
-A VGG may have -BN (batch normalisation) and -GAP (global average pooling in place of its FC layers) behind its name. Names of
-other libraries, such as vgg16_bn and resnet50, are known too. Nothing is computed and nothing is downloaded.
+A VGG may have -BN (batch normalisation) and -GAP (global average pooling in place of its FC layers) behind its name.
+Names of other libraries, such as vgg16_bn and resnet50, are known too. Nothing is computed and nothing is downloaded.
 """
 
 from __future__ import annotations

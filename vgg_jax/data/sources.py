@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -64,6 +65,16 @@ class Dataset(NamedTuple):
         }
 
 
+class Expected(NamedTuple):
+    """What is expected of a data set."""
+
+    splits: Mapping[str, str] = MappingProxyType({})  # expressions that will be opened, by the key they come from
+    num_classes: int = 0  # of all images of these splits; 0: any number, and images without a label
+
+
+NOTHING = Expected()
+
+
 def open_dataset(config: ConfigDict) -> Dataset:
     """Opens the configured data set, preparing it first where that needs nothing but what the configuration says.
 
@@ -76,14 +87,8 @@ def open_dataset(config: ConfigDict) -> Dataset:
         classes than the configuration's, or a directory that cannot be written.
     """
     splits = {f"config.data.{key}": config.data[key] for key in ("train_split", "val_split")}
-    data = prepared_data(
-        config.data.name,
-        expanded(config.data.dir),
-        config.data.root,
-        splits=splits,
-        num_classes=config.model.num_classes,
-        exif=config.data.exif,
-    )
+    own, expected = config.data, Expected(splits, config.model.num_classes)
+    data = prepared_data(own.name, expanded(own.dir), own.root, exif=own.exif, expected=expected)
     train, validation = (open_split(data, split, key) for key, split in splits.items())
     _check_num_classes(config.model.num_classes, config.data.name, len(data.class_names))
     statistics = statistics_of(data, config.data.train_split, train)
@@ -167,9 +172,8 @@ def prepared_data(
     data_dir: epath.Path,
     root: str = "",
     skip_bad: bool = False,
-    splits: Mapping[str, str] | None = None,
-    num_classes: int = 0,
     exif: bool = False,
+    expected: Expected = NOTHING,
 ) -> Prepared:
     """Returns a prepared data set; prepares it first if need be.
 
@@ -178,22 +182,20 @@ def prepared_data(
       data_dir: where prepared data lies.
       root: for `folder`: a directory laid out <split>/<class>/<image>.
       skip_bad: for `folder`: leave files out that are not valid images, and record which, rather than stop.
-      splits: expressions that will be opened, by the key that they come from: checked before anything is prepared.
       exif: for `folder`: turn images as their EXIF orientation says.
-      num_classes: that all images of these splits must be of, checked as early; 0: any, and images without a label.
+      expected: checked before anything is prepared.
 
     Raises:
       UserError: as `open_dataset`.
     """
-    splits = splits or {}
     if exif and name != "folder":
         raise UserError(f"config.data.exif is for folders of images, and config.data.name is {name!r}; leave it out.")
     if name == "builtin":
-        _check_splits(splits, list(builtin.COUNTS), "the built-in set")
-        _check_num_classes(num_classes, name, len(builtin.CLASS_NAMES))
+        _check_splits(expected.splits, list(builtin.COUNTS), "the built-in set")
+        _check_num_classes(expected.num_classes, name, len(builtin.CLASS_NAMES))
         return prepared.read(data_dir / builtin.NAME) or builtin.prepare(data_dir)
     if name == "folder":
-        return _prepared_folder(_real_path(root), skip_bad, splits, num_classes, data_dir, exif)
+        return _prepared_folder(_real_path(root), data_dir, skip_bad, exif, expected)
     return tfds_sets.find(name, data_dir)
 
 
@@ -304,10 +306,8 @@ def _real_path(root: str) -> Path:
     raise UserError(f"config.data.root is {root!r}, which is not a directory's name; name one: --config.data.root=DIR.")
 
 
-def _prepared_folder(
-    root: Path, skip_bad: bool, splits: Mapping[str, str], num_classes: int, data_dir: epath.Path, exif: bool
-) -> Prepared:
-    listing = folder.list_folder(root)
+def _prepared_folder(root: Path, data_dir: epath.Path, skip_bad: bool, exif: bool, expected: Expected) -> Prepared:
+    listing, (splits, num_classes) = folder.list_folder(root), expected
     for key, split in splits.items():
         if flat := [name for name in _names(split) if name in listing.flat]:
             raise UserError(

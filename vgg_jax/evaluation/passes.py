@@ -1,4 +1,4 @@
-"""Passes of the test protocol: how an image is seen at one test scale Q, and the paper's choices of Q (Paper §3.2, §4)."""
+"""Passes of the test protocol: how an image is seen at one test scale Q, and the choices of Q (Paper §3.2, §4)."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def eval_passes(config: ConfigDict, protocol: str, scales: str) -> list[EvalPass
 def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
     """Returns Q in pixels, ascending.
 
-    Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where validation takes it, ten crops at
-    the least S.
-    Multi (Paper §4.2): S - 32, S, S + 32, or the ends and the middle of the range for jitter; for ResNets RESNET_SCALES,
-    for square crops SQUARE_SCALES. At another crop all pixels are times crop / 224.
+    Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where validation takes it, ten
+    crops at the least S.
+    Multi (Paper §4.2): S - 32, S, S + 32, or the ends and the middle of the range for jitter; for ResNets
+    RESNET_SCALES, for square crops SQUARE_SCALES. At another crop all pixels are times crop / 224.
 
     Args:
       config: the model's.

@@ -41,6 +41,14 @@ class Network(NamedTuple):
         return lengths(self.layers, length)[self.layers[-1].name]
 
 
+class Devices(NamedTuple):
+    """The devices that share a batch."""
+
+    number: int
+    # Multiply-adds that all of them could do while one shape is compiled, roughly; few images then have few buckets.
+    compilation_macs: float = 0
+
+
 class Bucket(NamedTuple):
     """Images of a batch and the shape they are padded to."""
 
@@ -97,8 +105,7 @@ def plan_pass(
     sizes_Nx2: np.ndarray,
     indices: np.ndarray,
     batch_size: int,
-    devices: int,
-    compilation_macs: float = 0,
+    devices: Devices,
 ) -> list[Job]:
     """Returns jobs that hold every image once, those of long images last.
 
@@ -112,14 +119,12 @@ def plan_pass(
       batch_size: images of the crop's size that the model sees at once at most, over all devices: mirror images and
         crops all count; a larger image counts proportionally. At least one image a device.
       devices: that share a batch.
-      compilation_macs: that all of them could do while one shape is compiled, of `compilation_macs_of`; few images have
-        few buckets.
     """
     plans: list[tuple[int, list[Job]]] = []
     rescaled_Nx2 = np.zeros_like(sizes_Nx2)
     rescaled_Nx2[indices] = rescaled_sizes(sizes_Nx2[indices], eval_pass.scale)
-    while not plans or batch_size >= devices:
-        jobs = _jobs(eval_pass, network, rescaled_Nx2, indices, batch_size, devices, compilation_macs)
+    while not plans or batch_size >= devices.number:
+        jobs = _jobs(eval_pass, network, rescaled_Nx2, indices, batch_size, devices)
         plans.append((sum(job.macs for job in jobs), jobs))
         slots = sum(job.bucket.batch_size for job in jobs if not job.is_long)
         if slots - sum(len(job.bucket.indices) for job in jobs if not job.is_long) <= _GOOD_ENOUGH * slots:
@@ -135,12 +140,12 @@ def _jobs(
     rescaled_Nx2: np.ndarray,
     indices: np.ndarray,
     batch_size: int,
-    devices: int,
-    compilation_macs: float,
+    devices: Devices,
 ) -> list[Job]:
     """Returns `plan_pass`'s jobs with batches as large as they may be; sizes are of `rescaled_sizes`."""
     scale, crop, seen = eval_pass.scale, eval_pass.crop, eval_pass.images_seen()
-    crop_macs, crops_at_once = macs(network, crop, crop), devices * max(1, batch_size // (seen * devices))
+    count, crop_macs = devices.number, macs(network, crop, crop)
+    crops_at_once = count * max(1, batch_size // (seen * count))
 
     def crop_job(kind: str, bucket: Bucket) -> Job:
         return Job(kind, bucket, bucket.batch_size * seen * crop_macs, len(bucket.indices) * seen * crop_macs)
@@ -155,30 +160,30 @@ def _jobs(
     short, long = indices[~is_long], indices[is_long]
     if eval_pass.method in GRID_CELLS:
         grids = buckets(rescaled_Nx2, short, lambda length: length, lambda _: crops_at_once, _CROP_BUCKETS)
-        alone = [Bucket(np.array([index]), (crop, crop), devices, False) for index in long]
+        alone = [Bucket(np.array([index]), (crop, crop), count, False) for index in long]
         return [crop_job("grid", bucket) for bucket in grids] + [crop_job("host_grid", bucket) for bucket in alone]
 
     def at_once(length: int) -> int:
-        return devices * max(1, batch_size * crop**2 // (seen * scale * length * devices))
+        return count * max(1, batch_size * crop**2 // (seen * scale * length * count))
 
     macs_of = functools.cache(lambda length: macs(network, scale, int(length)))
     jobs = []
-    for bucket in buckets(rescaled_Nx2, short, macs_of, at_once, overhead=compilation_macs / seen):
+    for bucket in buckets(rescaled_Nx2, short, macs_of, at_once, overhead=devices.compilation_macs / seen):
         needed = seen * sum(macs_of(lengths_N[i]) for i in bucket.indices)
         jobs.append(Job("dense", bucket, bucket.batch_size * seen * macs_of(bucket.shape[1]), needed))
     for index in long:
-        length, count = int(lengths_N[index]), at_once(strip)
-        batches = -(-2 * len(tiles(network, length, strip)) // count)
-        bucket = Bucket(np.array([index]), (scale, strip), count, bool(rescaled_Nx2[index, 0] > rescaled_Nx2[index, 1]))
-        jobs.append(
-            Job("tiles", bucket, batches * count * macs(network, scale, strip), 2 * macs(network, scale, length))
-        )
+        length, size = int(lengths_N[index]), at_once(strip)
+        batches = -(-2 * len(tiles(network, length, strip)) // size)
+        bucket = Bucket(np.array([index]), (scale, strip), size, bool(rescaled_Nx2[index, 0] > rescaled_Nx2[index, 1]))
+        computed = batches * size * macs(network, scale, strip)
+        jobs.append(Job("tiles", bucket, computed, 2 * macs(network, scale, length)))
     return jobs
 
 
-def compilation_macs_of(mesh: jax.sharding.Mesh) -> float:
-    """Returns the multiply-adds that a mesh's devices could do while one shape is compiled for them, roughly."""
-    return mesh.size * (_CPU_COMPILATION_MACS if mesh.devices.flat[0].platform == "cpu" else _COMPILATION_MACS)
+def devices_of(mesh: jax.sharding.Mesh) -> Devices:
+    """Returns the devices of a mesh, all of which share a batch."""
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    return Devices(mesh.shape["data"], mesh.size * (_CPU_COMPILATION_MACS if is_cpu else _COMPILATION_MACS))
 
 
 def macs(network: Network, height: int, width: int) -> int:

@@ -21,7 +21,7 @@ from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.orientation import orientation, read_image
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
-from vgg_jax.evaluation.plan import compilation_macs_of, plan_pass, skipped_images
+from vgg_jax.evaluation.plan import devices_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.runtime.console import Console
@@ -62,6 +62,9 @@ class Failure(NamedTuple):
 
     path: Path
     reason: str
+
+
+_Result = tuple[int, Prediction | Failure]  # of the image of this number
 
 
 def predict_files(request: PredictRequest) -> tuple[list[Prediction], list[Failure]]:
@@ -151,8 +154,7 @@ def predict(
       paths: of the images.
       request: the protocol and the score maps; its images, model and files are not read.
       console: shows progress.
-      done: is called with each prediction as soon as it is made, in whatever order is cheapest; with maps, once the
-        next is computed.
+      done: is called with each prediction once it is made, in the cheapest order; with maps, once the next is computed.
 
     Returns:
       Predictions and failures, each in the order of the images.
@@ -164,48 +166,49 @@ def predict(
     passes = eval_passes(trained.config, request.protocol, request.scales)
     largest = max(passes, key=lambda eval_pass: eval_pass.scale)
     maps = _ScoreMaps(trained, request, largest.scale) if request.maps else None
-    exif = applies_exif(request, trained)
+    exif, predictions = applies_exif(request, trained), dict[int, Prediction]()
     readable, sizes, failures = _check_images(paths, largest, exif, console)
     if not readable:
         return [], failures
     records: Any = ImageFiles(readable, exif)
-    predictions: dict[int, Prediction] = {}
 
-    def finished(item: tuple[int, np.ndarray]) -> tuple[int, Prediction | Failure]:
-        i, probs_K = item
+    def finished(i: int, probs_K: np.ndarray) -> _Result:
         if not np.isfinite(probs_K).all():
             return i, Failure(readable[i], "the model's scores of it are not finite")
         drawn = maps.draw(records, i, readable[i].stem, probs_K) if maps else ""
         (likeliest,) = results.top5_classes(probs_K[None])
         return i, Prediction(readable[i], likeliest, probs_K[likeliest], drawn)
 
-    drawing: deque[Future[tuple[int, Prediction | Failure]]] = deque()
+    drawing: deque[Future[_Result]] = deque()
 
     def collect(at_most: int) -> None:
-        while drawing and (drawing[0].done() or len(drawing) > at_most):
-            # Ctrl-C may come while it is waited for.
-            i, result = drawing[0].result()
-            drawing.popleft()
+        for i, result in _completed(drawing, at_most):
             if isinstance(result, Failure):
                 failures.append(result)
             else:
                 predictions[i] = result
                 done(result)
 
-    compiled = CompiledSteps(trained, EvalStats())
-    batch_size = batch_size_for(trained, request.batch_size)
-    streams = [(one, _pass_probs(trained, compiled, one, records, sizes, batch_size)) for one in passes]
-    probs = _probs(streams, PROTOCOLS[request.protocol], len(records), console)
+    probs = _probs(_streams(trained, request, passes, records, sizes), request.protocol, len(records), console)
     # Maps are made in a thread, while the images that follow are computed.
     with ThreadPoolExecutor(1) as pool, contextlib.closing(probs):
         try:
             for item in probs:
-                drawing.append(pool.submit(finished, item))
+                drawing.append(pool.submit(finished, *item))
                 collect(2 if maps else 0)
         # What is computed is shown, whatever is wrong with the next.
         finally:
             collect(0)
     return [predictions[i] for i in sorted(predictions)], failures
+
+
+def _completed(drawing: deque[Future[_Result]], at_most: int) -> Iterator[_Result]:
+    """Takes what is done from the left, and waits until `at_most` remain."""
+    while drawing and (drawing[0].done() or len(drawing) > at_most):
+        # Ctrl-C may come while it is waited for.
+        result = drawing[0].result()
+        drawing.popleft()
+        yield result
 
 
 class _ScoreMaps:
@@ -279,10 +282,7 @@ def _check_images(
 
 
 def _probs(
-    streams: Iterable[tuple[EvalPass, Iterator[Chunk]]],
-    methods: Sequence[str],
-    num_images: int,
-    console: Console,
+    streams: Iterable[tuple[EvalPass, Iterator[Chunk]]], protocol: str, num_images: int, console: Console
 ) -> Generator[tuple[int, np.ndarray], None, None]:
     """Yields (number of an image, [K] float64: the mean over methods of the means over scales), each once it is
     complete.
@@ -307,22 +307,20 @@ def _probs(
                     continue
                 of_image, count = by_image.pop(i), count + 1
                 console.progress(count, "images")
-                by_method = [[of_image[one] for one in passes if one.method == method] for method in methods]
+                by_method = [
+                    [of_image[one] for one in passes if one.method == method] for method in PROTOCOLS[protocol]
+                ]
                 yield i, results.average(results.average(of_method) for of_method in by_method)
     finally:
         console.close()
 
 
-def _pass_probs(
-    trained: TrainedModel,
-    compiled: CompiledSteps,
-    eval_pass: EvalPass,
-    records: Any,
-    sizes: np.ndarray,
-    batch_size: int,
-) -> Iterator[Chunk]:
-    mesh, indices = trained.mesh, np.arange(len(records))
-    jobs = plan_pass(
-        eval_pass, compiled.network, sizes, indices, batch_size, mesh.shape["data"], compilation_macs_of(mesh)
-    )
-    return run_jobs(compiled, eval_pass, jobs, records, trained.config.data.threads, EvalStats())
+def _streams(
+    trained: TrainedModel, request: PredictRequest, passes: Sequence[EvalPass], records: Any, sizes: np.ndarray
+) -> Iterator[tuple[EvalPass, Iterator[Chunk]]]:
+    """Yields each pass with its probabilities."""
+    compiled, indices = CompiledSteps(trained, EvalStats()), np.arange(len(records))
+    batch_size, devices = batch_size_for(trained, request.batch_size), devices_of(trained.mesh)
+    for eval_pass in passes:
+        jobs = plan_pass(eval_pass, compiled.network, sizes, indices, batch_size, devices)
+        yield eval_pass, run_jobs(compiled, eval_pass, jobs, records, trained.config.data.threads, EvalStats())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgg_jax.config import scale_text
-from vgg_jax.data.sources import expanded, open_split, prepared_data
+from vgg_jax.data.sources import Expected, expanded, open_split, prepared_data
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
@@ -139,7 +139,7 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
     split_name = request.split or own.val_split
     exif = own.exif and name == "folder" if request.exif is None else request.exif
     data_dir = expanded(request.data_dir or own.dir)
-    data = prepared_data(name, data_dir, root, splits={"split": split_name}, exif=exif)
+    data = prepared_data(name, data_dir, root, exif=exif, expected=Expected({"split": split_name}))
     records = open_split(data, split_name, "split")
     class_names = data.class_names
     unknown = sorted(set(class_names) - set(trained.class_names))

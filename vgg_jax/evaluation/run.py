@@ -177,27 +177,20 @@ def run_jobs(
       UserError: an image that cannot be decoded, by name.
     """
     batched = [job for job in jobs if not job.is_long]
-    ahead = 2 * max((len(job.bucket.indices) for job in batched), default=0)
     try:
         # While the first images are decoded, and the first shapes computed.
         for job in batched:
             if job.kind == "dense":
                 compiled.compile_dense(job.bucket.shape, job.bucket.batch_size)
-        yield from _run(compiled, eval_pass, batched, records, threads, ahead, stats)
+        yield from _run(compiled, eval_pass, batched, records, threads, stats)
         # Long images are large: one at a time.
-        yield from _run(compiled, eval_pass, [job for job in jobs if job.is_long], records, 1, 1, stats)
+        yield from _run(compiled, eval_pass, [job for job in jobs if job.is_long], records, 1, stats)
     finally:
         compiled.cancel()
 
 
 def _run(
-    compiled: CompiledSteps,
-    eval_pass: EvalPass,
-    jobs: Sequence[Job],
-    records: Records,
-    threads: int,
-    ahead: int,
-    stats: EvalStats,
+    compiled: CompiledSteps, eval_pass: EvalPass, jobs: Sequence[Job], records: Records, threads: int, stats: EvalStats
 ) -> Iterator[Chunk]:
     def load(item: tuple[Job, int]) -> np.ndarray:
         return decoded(records, item[1], lambda encoded: _prepared(eval_pass, item[0], encoded))
@@ -212,7 +205,8 @@ def _run(
         for job in jobs
     ]
     items = ((job, int(i)) for job, indices in zip(jobs, mine, strict=True) for i in indices)
-    images = parallel_map(load, items, threads, max(1, ahead))
+    ahead = max((1 if job.is_long else 2 * len(job.bucket.indices) for job in jobs), default=1)
+    images = parallel_map(load, items, threads, ahead)
     running: tuple[Job, jax.Array] | None = None
     for job, indices in zip(jobs, mine, strict=True):
         try:

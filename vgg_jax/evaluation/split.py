@@ -18,7 +18,7 @@ from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Records
 from vgg_jax.evaluation.cache import Cache, Probs
 from vgg_jax.evaluation.passes import EvalPass
-from vgg_jax.evaluation.plan import Job, compilation_macs_of, plan_pass, skipped_images
+from vgg_jax.evaluation.plan import Job, devices_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, decoded, key_of, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import NetworkSpec
@@ -145,16 +145,8 @@ def split_probs(
     plans: dict[EvalPass, list[Job]] = {}
     for eval_pass in missing:
         remaining = np.setdiff1d(np.flatnonzero(~skipped[eval_pass]), cached[eval_pass].indices)
-        devices = trained.mesh.shape["data"]
-        plans[eval_pass] = plan_pass(
-            eval_pass,
-            compiled.network,
-            index.sizes,
-            remaining,
-            batch_size,
-            devices,
-            compilation_macs_of(compiled.trained.mesh),
-        )
+        devices = devices_of(compiled.trained.mesh)
+        plans[eval_pass] = plan_pass(eval_pass, compiled.network, index.sizes, remaining, batch_size, devices)
     progress = Progress(console, stats, sum(job.macs for jobs in plans.values() for job in jobs))
     for number, eval_pass in enumerate(missing, start=1):
         label = f"{prefix}pass {number} of {len(missing)}, {pass_name(trained, eval_pass)}"

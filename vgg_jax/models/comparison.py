@@ -42,7 +42,7 @@ def as_json(rows: dict[str, list[LayerRow]]) -> str:
 
 
 def as_text(rows: dict[str, list[LayerRow]]) -> str:
-    """Returns a table of the layers and figures of one network, or of the figures of several with Paper 2.3's comparison."""
+    """Returns tables of one network's layers and figures, or of several networks' figures with Paper 2.3's."""
     figures = aligned(_columns({name: summary(layers) for name, layers in rows.items()}))
     if len(rows) == 1:
         (layers,) = rows.values()

@@ -138,7 +138,8 @@ def _summary(weights: Weights) -> str:
 
 
 def _with_normalized_activations(weights: Weights, directory: Path) -> Weights:
-    """Scales kernels so that each channel's mean activation over a directory's images is 1, and logits stay as they are.
+    """Scales kernels so that each channel's mean activation over a directory's images is 1, and logits stay as they
+    are.
 
     The images, in any directories below, are seen at S in their central crop (`features.with_normalized_activations`).
 

@@ -1,4 +1,4 @@
-"""Weights out: torchvision's names, Keras's file, ONNX, a folder for a hub, a StableHLO program with the preprocessing."""
+"""Weights out: torchvision's names, Keras's file, ONNX, a StableHLO program, a folder for a hub."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def _expecting(weights: Weights, expected: Preprocessing) -> dict:
 
 
 def write_keras(path: Path, weights: Weights) -> Preprocessing:
-    """Writes a `.weights.h5` that Keras 3's VGG16 or VGG19 loads, a trunk's with include_top=False, whole or not at all.
+    """Writes a `.weights.h5` that Keras 3's VGG16 or VGG19 loads, a trunk's with include_top=False, whole or not at
+    all.
 
     Returns:
       What the model expects of its pixels: blue first, minus the mean colour, as Keras's own models do.
@@ -80,8 +81,8 @@ def write_keras(path: Path, weights: Weights) -> Preprocessing:
     """
     if weights.configuration not in KERAS_NETS or weights.model_state or weights.network.head == "gap":
         raise UserError(
-            f"Keras has VGG16 and VGG19, which are configurations D and E as published, and this is {weights.configuration}"
-            f"{_options(weights.network)}."
+            "Keras has VGG16 and VGG19, which are configurations D and E as published, and this is "
+            f"{weights.configuration}{_options(weights.network)}."
         )
     try:
         import h5py
@@ -130,8 +131,8 @@ def to_stablehlo(weights: Weights) -> bytes:
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
-            "jax.export writes programs with flatbuffers, which is not installed: pip install 'vgg-jax[export]', or pip "
-            "install flatbuffers."
+            "jax.export writes programs with flatbuffers, which is not installed: pip install 'vgg-jax[export]', or "
+            "pip install flatbuffers."
         )
     model, variables, mean = make_model(weights), folded_variables(weights), weights.preprocessing.mean_rgb()
 
@@ -144,7 +145,10 @@ def to_stablehlo(weights: Weights) -> bytes:
     return bytes(export.export(jax.jit(program), platforms=PLATFORMS)(images).serialize())
 
 
-_PAPER = '"Very Deep Convolutional Networks for Large-Scale Image Recognition" ([arXiv 1409.1556](https://arxiv.org/abs/1409.1556)): '
+_PAPER = (
+    '"Very Deep Convolutional Networks for Large-Scale Image Recognition" '
+    "([arXiv 1409.1556](https://arxiv.org/abs/1409.1556)): "
+)
 _CARD = """---
 library_name: vgg-jax
 pipeline_tag: image-classification
@@ -171,7 +175,8 @@ tags:
     vgg-jax predict --weights=hf://OWNER/REPOSITORY photo.jpg
     vgg-jax evaluate --weights=hf://OWNER/REPOSITORY --protocol=dense --scales=multi
 
-Error, training data, licence and limits: not known to the program that wrote this card; write them here before it is published.
+Error, training data, licence and limits: not known to the program that wrote this card; write them here before it is \
+published.
 """
 
 
@@ -261,8 +266,8 @@ def _onnx(path: Path, weights: Weights) -> Export:
     write_onnx(path, weights)
     result = f"probabilities [b, {weights.num_classes}]" if weights.num_classes else "features [b, C, h, w]"
     usage = (
-        f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'images': images}}): uint8 RGB [b, height, width, 3], "
-        f"from {weights.crop} x {weights.crop} up -> {result}"
+        f"onnxruntime.InferenceSession({str(path)!r}).run(None, {{'images': images}}): uint8 RGB [b, height, width, "
+        f"3], from {weights.crop} x {weights.crop} up -> {result}"
     )
     return Export(path, (usage,))
 
@@ -273,8 +278,8 @@ def _stablehlo(path: Path, weights: Weights) -> Export:
         unfinished.write_bytes(program)
     result = f"probabilities [b, {weights.num_classes}]" if weights.num_classes else "features [b, C]"
     usage = (
-        f"jax.export.deserialize(bytearray(open({str(path)!r}, 'rb').read())).call(images): uint8 RGB [b, {weights.crop}, "
-        f"{weights.crop}, 3] -> {result}, on {', '.join(PLATFORMS)}",
+        f"jax.export.deserialize(bytearray(open({str(path)!r}, 'rb').read())).call(images): uint8 RGB [b, "
+        f"{weights.crop}, {weights.crop}, 3] -> {result}, on {', '.join(PLATFORMS)}",
         "JAX promises to read it for six months; docs/weights.md says more. Keep the weights next to it.",
     )
     return Export(path, usage)

@@ -69,7 +69,7 @@ def is_name(source: str | os.PathLike) -> bool:
 
 
 def canonical(source: str | os.PathLike) -> str:
-    """Returns a name in its usual form: hf://OWNER/REPOSITORY@REVISION/FILE for an address of the hub's site and for timm/NAME."""
+    """Returns a name in its usual form: hf://OWNER/REPOSITORY@REVISION/FILE for the hub's addresses and timm/NAME."""
     text = str(source)
     if match := _ADDRESS.fullmatch(text):
         revision, file = match["revision"] or "", match["file"] or ""
@@ -189,7 +189,8 @@ def _download(name: str, source: Source, path: Path) -> str:
             _say(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
             with tqdm(total=length, unit="B", unit_scale=True, disable=None, leave=False) as progress:
                 while block := response.read(2**20):
-                    with writing_to(path, _REMEDY):  # here too, so that a full disk is not taken for the connection
+                    # Here too, so that a full disk is not taken for the connection.
+                    with writing_to(path, _REMEDY):
                         file.write(block)
                     progress.update(len(block))
             if length is not None and file.tell() != length:
@@ -208,7 +209,8 @@ def _connection(name: str, url: str) -> Iterator[http.client.HTTPResponse]:
     try:
         with urllib.request.urlopen(url, timeout=_SECONDS) as response:
             yield response
-    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+    # Urllib's own errors are OSErrors.
+    except (OSError, http.client.HTTPException) as error:
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         raise UserError(
             f"{name} could not be fetched from {url} ({reason}); try again with a connection, or bring the file from "
@@ -245,20 +247,21 @@ def _hub_file(name: str, sibling: str = "") -> Path | None:
         import huggingface_hub
     except ImportError as error:
         raise UserError(
-            f"{name} is fetched with huggingface_hub, which is not installed: pip install 'vgg-jax[hub]', or pip install "
-            "huggingface_hub."
+            f"{name} is fetched with huggingface_hub, which is not installed: pip install 'vgg-jax[hub]', or pip "
+            "install huggingface_hub."
         ) from error
     file = match["file"] or "model.safetensors"
     if sibling:
         file = str(PurePosixPath(file).with_name(sibling))
     try:
         return Path(huggingface_hub.hf_hub_download(match["repository"], file, revision=match["revision"]))
-    except Exception as error:  # of many kinds: of the hub, of HTTP, of the disk
+    # Of many kinds: of the hub, of HTTP, of the disk.
+    except Exception as error:
         if sibling and _is_missing(error):
             return None
         raise UserError(
-            f"{name}: {file} could not be fetched from the hub ({first_line(error).rstrip('.')}); mend the name, or try again "
-            "with a connection, or bring the file from elsewhere and name it."
+            f"{name}: {file} could not be fetched from the hub ({first_line(error).rstrip('.')}); mend the name, or "
+            "try again with a connection, or bring the file from elsewhere and name it."
         ) from error
 
 
@@ -276,6 +279,7 @@ def _from_hub(name: str) -> tuple[Path, str]:
     published, digest = path.resolve().name, containers.sha256_and_md5(path)[0]
     if re.fullmatch("[0-9a-f]{64}", published) and digest != published:
         raise UserError(
-            f"{name}: {path} has the SHA-256 {digest}, but {published} was published; delete {path.resolve()} and try again."
+            f"{name}: {path} has the SHA-256 {digest}, but {published} was published; delete {path.resolve()} and try "
+            "again."
         )
     return path, digest

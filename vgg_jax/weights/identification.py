@@ -29,22 +29,22 @@ from vgg_jax.weights.tensors import Tensor, WeightsError, short
 
 _COUNTER = "num_batches_tracked"  # of a running average, which nothing needs
 _ONE_CLASS = (
-    "its head has one output, as for a sigmoid, and a classifier here has at least two classes; give the head a row of zeros "
-    "before its own, since the softmax of (0, x) is the sigmoid of x"
+    "its head has one output, as for a sigmoid, and a classifier here has at least two classes; give the head a row of "
+    "zeros before its own, since the softmax of (0, x) is the sigmoid of x"
 )
 # Networks of torchvision's (and timm's) that are not the published ones: (a tensor, its shape, the sentence).
 _NAMESAKES = (
     (
         "features.0.weight",
         (64, 3, 11, 11),
-        'it is torchvision\'s alexnet, the network of "One weird trick" (64, 192, 384, 256 and 256 channels, no groups, no LRN), and not '
-        "AlexNet as published; train that with --config=configs/alexnet.py",
+        'it is torchvision\'s alexnet, the network of "One weird trick" (64, 192, 384, 256 and 256 channels, no groups, '
+        "no LRN), and not AlexNet as published; train that with --config=configs/alexnet.py",
     ),
     (
         "inception3a.branch1.conv.weight",
         (64, 192, 1, 1),
-        "it is torchvision's googlenet, which has batch normalisation and 3x3 convolutions in place of 5x5, and not GoogLeNet as "
-        "published; train that with --config=configs/googlenet.py",
+        "it is torchvision's googlenet, which has batch normalisation and 3x3 convolutions in place of 5x5, and not "
+        "GoogLeNet as published; train that with --config=configs/googlenet.py",
     ),
 )
 
@@ -54,8 +54,8 @@ def identify(tensors: Mapping[str, Tensor], name: str = "") -> Model:
 
     Args:
       tensors: of a file.
-      name: of the network that it must be, see `NetworkSpec.parse`; a configuration's stands for it with all options. "" for
-        the first network that fits.
+      name: of the network that it must be, see `NetworkSpec.parse`; a configuration's stands for it with all options.
+        "" for the first network that fits.
 
     Raises:
       WeightsError: none fits; with what comes nearest and where it differs.
@@ -78,7 +78,8 @@ def identify(tensors: Mapping[str, Tensor], name: str = "") -> Model:
             model = Model(framework, network, _size(tensors, table, network))
             if crop_of(model.size) > LARGEST_CROP:
                 raise WeightsError(
-                    f"its FC layers are for crops of {crop_of(model.size):,} pixels, and the largest is {LARGEST_CROP:,}"
+                    f"its FC layers are for crops of {crop_of(model.size):,} pixels, and the largest is "
+                    f"{LARGEST_CROP:,}"
                 )
             if not (wrong := _wrong_shapes(tensors, table, model)):
                 if model.size.num_classes == 1:
@@ -89,9 +90,9 @@ def identify(tensors: Mapping[str, Tensor], name: str = "") -> Model:
             )
         elif names and names == {key for key, target in table.items() if target.collection == "params"}:
             raise WeightsError(
-                f"it has the parameters of {framework}'s {network.configuration} with batch normalisation, but no running averages "
-                "(running_mean, running_var), without which it cannot classify; save the whole state dictionary, or if its layers "
-                "are others without averages (GroupNorm), no network here computes them"
+                f"it has the parameters of {framework}'s {network.configuration} with batch normalisation, but no "
+                "running averages (running_mean, running_var), without which it cannot classify; save the whole state "
+                "dictionary, or if its layers are others without averages (GroupNorm), no network here computes them"
             )
     if faults:
         raise WeightsError(min(faults)[1])
@@ -144,12 +145,15 @@ def _plain(shape: Iterable[int]) -> Shape:
 
 def _foreign(names: set[str], framework: str, configuration: str, expected: set[str]) -> str:
     if any(name.startswith(("conv2_block1", "res2a_")) for name in names):
-        return "it holds a ResNet by the names of Keras or Caffe, and ResNets are read by those of torchvision and transformers"
+        return (
+            "it holds a ResNet by the names of Keras or Caffe, and ResNets are read by those of torchvision and "
+            "transformers"
+        )
     if len(names & expected) * 2 < len(expected):
         shown = f"its tensors are {_listed(sorted(names))}" if names else "it holds no tensors"
         return (
-            f"it is none of the models known here ({', '.join(FRAMEWORKS)}): {shown}; a trunk with names of its own is taken out of it by "
-            "--layers=PATTERNS"
+            f"it is none of the models known here ({', '.join(FRAMEWORKS)}): {shown}; a trunk with names of its own is "
+            "taken out of it by --layers=PATTERNS"
         )
     missing, strange = sorted(expected - names), sorted(names - expected)
     parts = [f"{_listed(missing)} missing"] * bool(missing) + [f"{_listed(strange)} too many"] * bool(strange)
@@ -168,8 +172,9 @@ def _listed(words: list[str]) -> str:
 def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
     """Takes a network, or a VGG's trunk under its own names, out of a file with more in it.
 
-    The tensors whose names fit a pattern are taken in natural order of their names (conv2d_2 before conv2d_10). The kernels among
-    them, of four dimensions, are the convolutions in the order of computation, each with the bias, of one, that shares its group.
+    The tensors whose names fit a pattern are taken in natural order of their names (conv2d_2 before conv2d_10). The
+    kernels among them, of four dimensions, are the convolutions in the order of computation, each with the bias, of
+    one, that shares its group.
 
     Args:
       tensors: of a file.
@@ -193,8 +198,8 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
     biases = {_group(name): name for name in chosen if len(tensors[name].shape) == 1}
     if not kernels or len(biases) != len(kernels) or any(_group(name) not in biases for name in kernels):
         raise WeightsError(
-            f"--layers={patterns} takes {len(kernels)} kernels and {len(biases)} biases, and each kernel needs a bias in its group "
-            f"({_listed(chosen)})"
+            f"--layers={patterns} takes {len(kernels)} kernels and {len(biases)} biases, and each kernel needs a bias "
+            f"in its group ({_listed(chosen)})"
         )
     size = size_without_fc6(tensors[biases[_group(kernels[0])]].shape[0] / 64, NetworkSpec("D"))
     for configuration, form in itertools.product(TABLE_1, (HWIO, OIHW)):
@@ -206,8 +211,8 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
     else:
         shown = ", ".join(f"{short(name)} {list(tensors[name].shape)}" for name in kernels[:3])
         raise WeightsError(
-            f"--layers={patterns} takes {len(kernels)} kernels ({shown}, ...), which are those of no configuration's trunk; name all "
-            "of its convolutions and nothing else"
+            f"--layers={patterns} takes {len(kernels)} kernels ({shown}, ...), which are those of no configuration's "
+            "trunk; name all of its convolutions and nothing else"
         )
 
     def kernel(name: str, shape: Shape) -> Tensor:
@@ -223,7 +228,7 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Returns a key that sorts numbers in names by value, and a name without one before those with: conv, conv_1, conv_10."""
+    """Returns a key that sorts names by the numbers in them: conv, conv_1, conv_10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

@@ -1,4 +1,4 @@
-"""From any file of weights to `Weights`: whose it is, which model, and what it expects of pixels, asked for where unknown."""
+"""Imports weights of any supported file: identifies the framework, the network and the preprocessing."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Published(NamedTuple):
     md5: str = ""
 
 
-# torchvision writes the first eight digits of the SHA-256 into the file's name; Keras has MD5 sums in its code. These are
-# the files that `weights.hub` fetches by name, of ResNets those by the paper's recipe.
+# torchvision writes the first eight digits of the SHA-256 into the file's name; Keras has MD5 sums in its code. These
+# are the files that `weights.hub` fetches by name, of ResNets those by the paper's recipe.
 TORCHVISION = (
     "vgg11-8a719046",
     "vgg13-19584684",
@@ -173,7 +173,7 @@ def _with_labels(weights: Weights, config: ModelConfig | None) -> Weights:
 
 
 def with_new_head(weights: Weights, num_classes: int, seed: int) -> Weights:
-    """Replaces the last layer, of auxiliary classifiers too, by one for other classes, drawn as at the start of training (`glorot`)."""
+    """Replaces the last layers, of auxiliary classifiers too, by ones for other classes, drawn by `glorot`."""
     if not weights.num_classes:
         raise UserError(
             f"--num_classes={num_classes} is for a model with a head, and this is a trunk; fine-tune from it with "
@@ -247,7 +247,7 @@ def _crop(model: layouts.Model, config: ModelConfig | None) -> int:
 def _expected(
     path: Path, contents: TensorFile, flag: str, known: str, layout: str, config: ModelConfig | None
 ) -> tuple[str, preprocessing.Preprocessing]:
-    """Returns the preprocessing and its name: of the flag, the file, its config.json, or the published models, in this order."""
+    """Returns the preprocessing and its name: of the flag, the file, its config.json, or published models."""
     told = contents.metadata.get(EXPORTED_KEY, "")
     of_config = config.preprocessing if config else None
     # All of timm's VGGs are known by their names alone, which a config.json may correct.
@@ -255,8 +255,8 @@ def _expected(
     if of_config and not flag:
         if says not in (None, of_config):
             raise WeightsError(
-                f"its own preprocessing is mean {list(says.mean)} and std {list(says.std)}, and the config.json next to it says "
-                f"{list(of_config.mean)} and {list(of_config.std)}; choose one with --preprocessing"
+                f"its own preprocessing is mean {list(says.mean)} and std {list(says.std)}, and the config.json next "
+                f"to it says {list(of_config.mean)} and {list(of_config.std)}; choose one with --preprocessing"
             )
         return "as its config.json says", of_config
     name = flag or ("as the file says" if told else known)
@@ -285,9 +285,11 @@ def _provenance(contents: TensorFile, layout: str, digests: Digests) -> tuple[st
         ):
             return published.name, name
     model = contents.metadata.get("name", "")
-    if layout == "Caffe" and model.startswith("VGG_ILSVRC_"):  # the authors' two models are named so in their files
+    # The authors' two models are named so in their files.
+    if layout == "Caffe" and model.startswith("VGG_ILSVRC_"):
         return f"Caffe's {model}", "caffe"
-    if layout == "timm":  # all of timm's VGGs are prepared alike, and nobody else names layers so
+    # All of timm's VGGs are prepared alike, and nobody else names layers so.
+    if layout == "timm":
         return contents.kind, "torchvision"
     return contents.kind, ""
 
