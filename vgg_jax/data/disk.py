@@ -7,13 +7,13 @@ import json
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from vgg_jax.runtime.console import print_error
 from vgg_jax.runtime.exceptions import UserError
 
 SKIPPED = "skipped.json"  # next to prepared data: the images that were left out, and why
@@ -76,6 +76,6 @@ def save_json(path: epath.Path, content: Any) -> None:
         unfinished.write_text(json.dumps(content, indent=1))
         unfinished.replace(path)
     except OSError as error:
-        print(f"WARNING: {path} cannot be written ({error.strerror}); each start computes it.", file=sys.stderr)
+        print_error(f"WARNING: {path} cannot be written ({error.strerror}); each start computes it.")
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)

@@ -18,10 +18,11 @@ from vgg_jax.data import prepared
 from vgg_jax.data.decode import check, decode
 from vgg_jax.data.image_kinds import DecodeError, is_named_like_an_image, read_file
 from vgg_jax.data.orientation import orientation, read_image
-from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Record
 from vgg_jax.data.rgb import has_16_bits
 from vgg_jax.data.statistics import moments
+from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError, plain_name, printable
 
 NAME = "vgg_jax_folder"  # the first part of the name of every folder's prepared data
@@ -195,7 +196,7 @@ def inspect(root: Path, listing: Listing) -> tuple[dict[str, str], dict[str, Ins
       path below the root -> the fault, for every file that is not a sound image; likewise the sound ones.
     """
     files = _files(listing)
-    inspected = zip(files, progress(parallel_map(_inspect, files), len(files), "checking"), strict=True)
+    inspected = zip(files, with_progress(parallel_map(_inspect, files), len(files), "checking"), strict=True)
     bad, sound = dict[str, str](), dict[str, Inspected]()
     for file, result in inspected:
         if isinstance(result, str):

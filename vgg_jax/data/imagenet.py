@@ -27,9 +27,10 @@ from vgg_jax.data.decode import check, decode, is_plain_jpeg
 from vgg_jax.data.disk import SKIPPED, need_space, writable
 from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.imagenet_tars import ILSVRC2012, NAME, Edition, check_md5, find_tars
-from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.prepared import ARRAY_RECORD, Prepared, ShardPlan, plan_shards, read, write_description, write_shard
 from vgg_jax.data.records import Record
+from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError, printable
 from vgg_jax.runtime.files import write_atomically, write_json
 
@@ -146,7 +147,7 @@ def _index(split: str, path: Path, edition: Edition, work: Path) -> _Index:
     try:
         with tarfile.open(path, "r:") as tar:
             members = _train_members(tar, path, edition) if split == "train" else _flat_members(tar)
-            rows = list(progress(members, expected.images, f"contents of {path.name}"))
+            rows = list(with_progress(members, expected.images, f"contents of {path.name}"))
     except tarfile.TarError as error:
         raise UserError(f"{path} cannot be read as a tar ({error}); download it again.") from error
     rows.sort()
@@ -223,7 +224,7 @@ def _write_shards(
                 return record, str(error)
 
         total = sum(len(index.names) for index in indices.values())
-        fetched = progress(parallel_map(fetch, todo), total, "checking and packing", done=total - len(todo))
+        fetched = with_progress(parallel_map(fetch, todo), total, "checking and packing", done=total - len(todo))
         with contextlib.closing(fetched):
             for _, plan in missing:
                 bad: dict[str, str] = {}

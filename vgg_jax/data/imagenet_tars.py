@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vgg_jax.data.parallel import progress
+from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.imagenet_classes import titles
 
@@ -105,7 +105,7 @@ def check_md5(paths: dict[str, Path], edition: Edition) -> None:
         digest = hashlib.md5(usedforsecurity=False)
         with open(path, "rb") as file:
             parts = -(-path.stat().st_size // size)
-            for _ in progress(range(parts), parts, f"MD5 of {path.name}", unit="x 16 MiB"):
+            for _ in with_progress(range(parts), parts, f"MD5 of {path.name}", unit="x 16 MiB"):
                 digest.update(file.read(size))
         if digest.hexdigest() != edition.splits[split].md5:
             raise UserError(

@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +26,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from vgg_jax.data.disk import save_json, writable
-from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import WRITER_OPTIONS, Part, Record, Records, serialized
+from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError, first_line, plain_name, quoted
-from vgg_jax.runtime.files import cleaned_up_when_killed, unfinished_path, write_json
+from vgg_jax.runtime.files import write_directory, write_json
 
 _INFO = "dataset_info.json"
 _DIGESTS = "image_digests.json"
@@ -243,7 +243,7 @@ def image_digests(data: Prepared, splits: Iterable[str]) -> dict[str, str]:
     for split in missing:
         records = Records(data.parts(split), f"{data.name}, {split}")
         lines = parallel_map(_digest_line, records)
-        digests[split] = _digest(progress(lines, len(records), f"digest of {split} (once)"))
+        digests[split] = _digest(with_progress(lines, len(records), f"digest of {split} (once)"))
     if missing:
         save_json(path, digests)
     return {split: digests[split] for split in splits}
@@ -282,13 +282,13 @@ def pack(
     """
     lengths: dict[str, list[list[int]]] = {split: [] for split in splits}
     digests: dict[str, str] = {}
-    with writable(on_disk(final)), cleaned_up_when_killed(), _unfinished(on_disk(final)) as directory:
+    with writable(on_disk(final)), write_directory(on_disk(final), _is_prepared) as directory:
         for split, entries in splits.items():
             keys = [hashlib.md5((split + entry.name).encode(), usedforsecurity=False).digest() for entry in entries]
             order = np.array(sorted(range(len(keys)), key=keys.__getitem__), int)
             count = max(1, round(sum(entry.num_bytes for entry in entries) / _SHARD_BYTES))
             made = parallel_map(lambda index: _with_digest_line(entries[index].record()), order.tolist())  # noqa: B023
-            made = progress(made, len(entries), f"packing {split}")
+            made = with_progress(made, len(entries), f"packing {split}")
             lines: list[bytes] = []
             with contextlib.closing(made):
                 for shard in plan_shards(name.split("/")[0], split, order, count):
@@ -302,24 +302,12 @@ def pack(
     return prepared
 
 
+def _is_prepared(directory: Path) -> bool:
+    return (directory / _INFO).exists()
+
+
 def on_disk(directory: epath.Path | str) -> Path:
     """Returns a directory in which data is to be prepared; raises UserError for one in a bucket."""
     if "://" in str(directory):
         raise UserError(f"{directory} is no directory of this machine; prepare on a disk, and copy the result.")
     return Path(directory)
-
-
-@contextlib.contextmanager
-def _unfinished(final: Path) -> Iterator[Path]:
-    """Yields a new directory, renamed to the final one at the end unless another preparation was first."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    directory = unfinished_path(final)
-    directory.mkdir()
-    try:
-        yield directory
-        if not (final / _INFO).exists():
-            if final.exists():
-                final.rmdir()  # empty, or an OSError says that it is not
-            directory.rename(final)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

@@ -33,6 +33,7 @@ from vgg_jax.data.statistics import (
     split_statistics,
 )
 from vgg_jax.data.tfds_sets import shell_flag
+from vgg_jax.runtime.console import print_line
 from vgg_jax.runtime.exceptions import UserError, first_line, printable
 from vgg_jax.runtime.files import write_json
 from vgg_jax.training.augment import IMAGENET_STATISTICS, ColorStatistics
@@ -321,7 +322,7 @@ def _prepared_folder(root: Path, data_dir: epath.Path, skip_bad: bool, exif: boo
     if there := prepared.read(data_dir / folder.full_name(root, listing, exif)):
         return there
     if listing.left_out:
-        print(folder.left_out_line(root, listing.left_out), flush=True)
+        print_line(folder.left_out_line(root, listing.left_out))
     sizes = folder.sizes(listing)
     need_space(data_dir, sum(sizes), "--config.data.dir=DIR")
     bad, sound = folder.inspect(root, listing)
@@ -333,7 +334,7 @@ def _prepared_folder(root: Path, data_dir: epath.Path, skip_bad: bool, exif: boo
             + "\n  ".join(f"{printable(str(root / name))}: {reason}" for name, reason in bad.items())
         )
     for sentence in folder.warnings(sound, exif):
-        print(f"WARNING: {sentence}", flush=True)
+        print_line(f"WARNING: {sentence}")
     made = folder.prepare(root, listing, data_dir, bad, exif)
     for split, classes in listing.splits.items():
         of_class = {

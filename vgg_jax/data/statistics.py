@@ -15,7 +15,8 @@ from etils import epath
 
 from vgg_jax.data.decode import decode
 from vgg_jax.data.disk import save_json
-from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.parallel import parallel_map
+from vgg_jax.runtime.console import with_progress
 from vgg_jax.training.augment import ColorStatistics
 
 
@@ -42,7 +43,7 @@ def split_statistics(
         return moments(decode(record["image"])), record["label"]
 
     of_images = parallel_map(of_record, range(len(records)), threads)
-    of_images = progress(of_images, len(records), "mean and colour vectors (once)")
+    of_images = with_progress(of_images, len(records), "mean and colour vectors (once)")
     all_moments, labels = zip(*of_images, strict=True)
     counts = np.bincount([label for label in labels if label >= 0], minlength=num_classes)
     return SplitStatistics(from_moments(all_moments), counts.tolist())
@@ -75,7 +76,7 @@ def class_weights(records: Sequence[dict[str, Any]], num_classes: int) -> np.nda
 
     A class without images has weight 0.
     """
-    numbers = progress(range(len(records)), len(records), "images of each class")
+    numbers = with_progress(range(len(records)), len(records), "images of each class")
     counts = np.bincount([records[i]["label"] for i in numbers], minlength=num_classes).astype(np.float64)
     present = counts > 0
     weights = np.zeros(num_classes, np.float32)

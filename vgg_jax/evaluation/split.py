@@ -147,7 +147,7 @@ def split_probs(
         remaining = np.setdiff1d(np.flatnonzero(~skipped[eval_pass]), cached[eval_pass].indices)
         devices = devices_of(compiled.trained.mesh)
         plans[eval_pass] = plan_pass(eval_pass, compiled.network, index.sizes, remaining, batch_size, devices)
-    progress = Progress(console, stats, sum(job.macs for jobs in plans.values() for job in jobs))
+    progress = EvalProgress(console, stats, sum(job.macs for jobs in plans.values() for job in jobs))
     for number, eval_pass in enumerate(missing, start=1):
         label = f"{prefix}pass {number} of {len(missing)}, {pass_name(trained, eval_pass)}"
         progress.start(label, len(index.keys), sum(len(job.bucket.indices) for job in plans[eval_pass]))
@@ -174,7 +174,7 @@ class ShardWriter(Protocol):
     def add_shard(self, indices: np.ndarray, rows: np.ndarray, /) -> None: ...
 
 
-def cached_as_they_come(chunks: Iterator[Chunk], cache: ShardWriter, progress: Progress) -> Iterator[Chunk]:
+def cached_as_they_come(chunks: Iterator[Chunk], cache: ShardWriter, progress: EvalProgress) -> Iterator[Chunk]:
     """Passes chunks through; they are cached every few seconds, and when anything ends this early."""
     unwritten: list[Chunk] = []
     written_at = time.monotonic()
@@ -247,8 +247,8 @@ def _labels(labels: np.ndarray, split: Split, trained: TrainedModel) -> np.ndarr
     return np.array([trained.class_names.index(name) for name in split.class_names])[labels]
 
 
-class Progress:
-    """Progress of an evaluation, and the time left at the pace so far, compiling not counted.
+class EvalProgress:
+    """EvalProgress of an evaluation, and the time left at the pace so far, compiling not counted.
 
     Args:
       console: shows it.

@@ -8,7 +8,6 @@ import glob
 import os
 import re
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from vgg_jax.runtime.console import print_error
 from vgg_jax.runtime.exceptions import UserError, first_line
 
 AUTO = "auto"
@@ -74,10 +74,6 @@ def _device(shapes: Any) -> jax.Device:
     return next(iter(devices)) if devices else jax.devices()[0]
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def check_devices() -> None:
     """Finds the devices; to be called before anything is computed, and of several processes after they have joined.
 
@@ -104,7 +100,7 @@ def check_devices() -> None:
         ) from error
 
 
-def warn_of_unseen_gpu(warn: Callable[[str], None] = _to_stderr) -> None:
+def warn_of_unseen_gpu(warn: Callable[[str], None] = print_error) -> None:
     """Warns if the CPU computes unasked next to an NVIDIA driver; call it after `check_devices`."""
     if _NVIDIA_DRIVER.exists() and jax.default_backend() == "cpu" and not os.environ.get("JAX_PLATFORMS"):
         warn(
@@ -117,7 +113,7 @@ def warn_of_unseen_gpu(warn: Callable[[str], None] = _to_stderr) -> None:
 def keep_compiled(
     directory: str = AUTO,
     workdir: Path | None = None,
-    warn: Callable[[str], None] = _to_stderr,
+    warn: Callable[[str], None] = print_error,
 ) -> Iterator[str]:
     """Lets JAX keep what it compiles within for the next start, and take what is kept; enter before anything is
     compiled.

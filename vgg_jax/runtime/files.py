@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ FREE_SPACE = "free some space or mend the permissions and give the same command 
 def unfinished_path(path: Path) -> Path:
     """Returns a new name next to `path`, under which a file or directory is written before it gets that name.
 
-    Two processes never write under one name. What earlier ones left in this directory under such names is removed once it is
-    a day old.
+    Two processes never write under one name. What earlier ones left in this directory under such names is removed once
+    it is a day old.
     """
     _sweep(path.parent)
     return path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}{_UNFINISHED}")  # a name has at most 255 bytes
@@ -83,8 +83,8 @@ def cleaned_up_when_killed() -> Iterator[None]:
 def write_atomically(path: Path, remedy: str = FREE_SPACE) -> Iterator[Path]:
     """Yields the path of a file to write, and renames that file to `path` once the context has ended without an error.
 
-    A file that is not regular, as /dev/null, is written directly, and a link's target in its place. Several processes may write the
-    same file at once; the last one stays.
+    A file that is not regular, as /dev/null, is written directly, and a link's target in its place. Several processes may
+    write the same file at once; the last one stays.
 
     Args:
       path: its directory is made if need be.
@@ -121,6 +121,28 @@ def output_file(name: str, flag: str) -> Path:
     with writing_to(path.parent, f"choose another {flag}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def write_directory(path: Path, is_whole: Callable[[Path], bool] = lambda path: False) -> Iterator[Path]:
+    """Yields a new directory to fill, and renames it to `path` once the context has ended without an error.
+
+    Args:
+      path: its parent is made if need be; missing or empty.
+      is_whole: returns whether another process has written it in the meantime; that one then stays.
+
+    Raises:
+      OSError: the disk is full, permission is missing, or the directory that was there is not empty. It stays.
+    """
+    with cleaned_up_when_killed():
+        unfinished = unfinished_path(path)
+        try:
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            if not is_whole(path):
+                unfinished.rename(path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, remedy: str = FREE_SPACE) -> None:

@@ -141,11 +141,11 @@ def _fail(error: BaseException) -> NoReturn:
         )
     else:
         status, message = 1, f"{name}: {first_line(error)}"
-        _print_error(traceback.format_exc())
+        _print_at_end(traceback.format_exc())
     coordinator = distributed.installed()
     if coordinator is not None:
         coordinator.close()
-    _print_error(sentence(message, status))
+    _print_at_end(sentence(message, status))
     if coordinator is not None:
         coordinator.report_failure({"status": status, "message": message})
         coordinator.leave()
@@ -155,12 +155,12 @@ def _fail(error: BaseException) -> NoReturn:
 def _abort_on_peer_failure(failure: dict[str, Any]) -> None:
     """Ends this process for the failure of another one; only the first of two threads, the other waits for the end."""
     _aborting.acquire()
-    _print_error(sentence(f"process {failure['process']}: {failure['message']}", failure["status"]))
+    _print_at_end(sentence(f"process {failure['process']}: {failure['message']}", failure["status"]))
     distributed.current().leave()
     _exit(failure["status"])
 
 
-def _print_error(text: str) -> None:
+def _print_at_end(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # a closed stream must not keep the process alive
         print(text, file=sys.stderr, flush=True)
 

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime import distributed
+from vgg_jax.runtime.console import print_error
 from vgg_jax.runtime.digests import checksum, leaf_names
 from vgg_jax.runtime.exceptions import UserError, as_user_error, first_line
 from vgg_jax.training.schedules import Plateau
@@ -260,7 +260,7 @@ def load_variables(source: Path, averages: bool = True) -> tuple[Path, dict]:
             errors.append(f"the checkpoint {path} cannot be read: {first_line(error)}")
         else:
             for sentence in errors:
-                print(f"WARNING: {sentence} {path} takes its place.", file=sys.stderr)
+                print_error(f"WARNING: {sentence} {path} takes its place.")
             return path, variables
     raise UserError(errors[0])
 

@@ -24,7 +24,7 @@ from vgg_jax.evaluation.dense_steps import make_descriptors
 from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import MAX_PIXELS, Job, buckets, rescaled_sizes
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, decoded, key_of, run_jobs
-from vgg_jax.evaluation.split import Progress, cached_as_they_come
+from vgg_jax.evaluation.split import EvalProgress, cached_as_they_come
 from vgg_jax.features import Backbone
 from vgg_jax.models import Network
 from vgg_jax.runtime.console import Console, duration
@@ -126,7 +126,7 @@ def _computed(
     compiled = CompiledSteps(_ModelOnDevices(backbone.model, variables, statistics, mesh), stats, dense)
     jobs = _jobs(records, pending, scale, batch_size, mesh.size)
     console, name = Console(), f"descriptors, Q={scale}"
-    progress = Progress(console, stats, sum(job.macs for job in jobs))
+    progress = EvalProgress(console, stats, sum(job.macs for job in jobs))
     progress.start(name, len(records), len(pending))
     chunks = run_jobs(compiled, EvalPass("dense", scale, scale, True), jobs, records, os.cpu_count() or 1, stats)
     for chunk in cached_as_they_come(_finite(chunks, records), caches, progress):

@@ -14,9 +14,10 @@ from vgg_jax import features
 from vgg_jax.data.crops import center_crop
 from vgg_jax.data.folder import files_below
 from vgg_jax.data.image_kinds import DecodeError, is_named_like_an_image, read_file
-from vgg_jax.data.parallel import parallel_map, progress
+from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.runtime.compilation import check_devices
+from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers, hub, imagenet_classes, imports
 from vgg_jax.weights.exports import EXPORTS
@@ -156,7 +157,7 @@ def _with_normalized_activations(weights: Weights, directory: Path) -> Weights:
         except (OSError, DecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}; leave it out.") from error
 
-    crops = progress(parallel_map(pixels, paths), len(paths), "activations")
+    crops = with_progress(parallel_map(pixels, paths), len(paths), "activations")
     backbone = features.with_normalized_activations(features.from_weights(weights), map(jnp.asarray, crops))
     return weights._replace(
         params=jax.device_get(backbone.params),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from jax import export
 from vgg_jax import __version__
 from vgg_jax.models import ALIASES, NetworkSpec
 from vgg_jax.runtime.exceptions import UserError, writing_to
-from vgg_jax.runtime.files import ANOTHER_PLACE, unfinished_path, write_atomically
+from vgg_jax.runtime.files import ANOTHER_PLACE, write_atomically, write_directory
 from vgg_jax.weights import layouts, preprocessing
 from vgg_jax.weights.file import (
     EXPORTED_KEY,
@@ -202,15 +201,9 @@ def write_hub_folder(folder: Path, weights: Weights) -> Path:
         **expected._asdict(),
         source=weights.source,
     )
-    unfinished = unfinished_path(folder)
-    with writing_to(folder, ANOTHER_PLACE):
-        try:
-            unfinished.mkdir(parents=True, exist_ok=True)
-            save_weights(unfinished / f"model{SUFFIX}", weights)
-            (unfinished / "README.md").write_text(card, encoding="utf-8")
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    with writing_to(folder, ANOTHER_PLACE), write_directory(folder) as unfinished:
+        save_weights(unfinished / f"model{SUFFIX}", weights)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
     return folder / f"model{SUFFIX}"
 
 

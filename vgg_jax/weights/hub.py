@@ -12,15 +12,13 @@ import contextlib
 import http.client
 import os
 import re
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from vgg_jax.runtime.console import bytes_progress, print_error
 from vgg_jax.runtime.exceptions import UserError, did_you_mean, first_line, writing_to
 from vgg_jax.runtime.files import write_atomically
 from vgg_jax.weights import containers, imports
@@ -107,7 +105,7 @@ def _fetch(name: str) -> tuple[Path, str]:
         sha256, fault = _checked(path, source)
         if not fault:
             return path, sha256
-        _say(f"{path} {fault}; it is fetched again.")
+        print_error(f"{path} {fault}; it is fetched again.")
     return path, _download(name, source, path)
 
 
@@ -136,7 +134,7 @@ def load(source: str | os.PathLike) -> tuple[Path, Weights | None]:
         try:
             return path, load_weights(path)
         except UserError as error:
-            _say(f"{str(error).rstrip('.')}; it is made again.")
+            print_error(f"{str(error).rstrip('.')}; it is made again.")
     return path, _converted(name, path, *((fetched, sha256) if fetched else _fetch(name)))
 
 
@@ -152,7 +150,7 @@ def _converted(name: str, path: Path, fetched: Path, sha256: str) -> Weights:
             f"{str(error).rstrip('.')}: vgg-jax convert {name} FILE{SUFFIX} has this flag, and FILE{SUFFIX} then "
             "stands for it."
         ) from error
-    _say(f"{name}: {description}; kept as {path}")
+    print_error(f"{name}: {description}; kept as {path}")
     with write_atomically(path, _REMEDY) as unfinished:
         save_weights(unfinished, weights)
     return weights
@@ -164,10 +162,6 @@ def _md5(name: str) -> str:
 
 
 _REMEDY = "free some space, or choose another place with VGG_JAX_CACHE"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _checked(path: Path, source: Source) -> tuple[str, str]:
@@ -186,13 +180,13 @@ def _download(name: str, source: Source, path: Path) -> str:
         with open(unfinished, "wb") as file, _connection(name, source.url) as response:
             told = response.headers.get("Content-Length") or ""
             length = int(told) if re.fullmatch(r"[0-9]{1,15}", told) else None  # the checksum decides, whatever it says
-            _say(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
-            with tqdm(total=length, unit="B", unit_scale=True, disable=None, leave=False) as progress:
+            print_error(f"{name}: fetching {source.url}{f' ({length / 1e6:,.0f} MB)' if length else ''}")
+            with bytes_progress(length) as add_bytes:
                 while block := response.read(2**20):
                     # Here too, so that a full disk is not taken for the connection.
                     with writing_to(path, _REMEDY):
                         file.write(block)
-                    progress.update(len(block))
+                    add_bytes(len(block))
             if length is not None and file.tell() != length:
                 raise ConnectionError(f"it ended after {file.tell():,} of {length:,} bytes")
         sha256, fault = _checked(unfinished, source)
