@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from vgg_jax.runtime.console import print_error
 from vgg_jax.runtime.exceptions import UserError
 
 Record = dict[str, Any]
@@ -44,7 +44,7 @@ class CutShortWarnings:
         self._images.add(image)
         more = "; further ones are not named" if len(self._images) == _CUT_SHORT_NAMED else ""
         line = f"WARNING: {image}, is a JPEG that is cut short; its last rows are made up{more}."
-        print(line, file=sys.stderr, flush=True)
+        print_error(line)
 
 
 class Records(Sequence[Record]):

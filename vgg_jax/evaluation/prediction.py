@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.plan import devices_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
-from vgg_jax.runtime.console import Console
+from vgg_jax.runtime.console import Console, print_error
 from vgg_jax.runtime.exceptions import printable, writing_to
 from vgg_jax.runtime.files import output_file, write_atomically, write_json
 
@@ -77,7 +76,7 @@ def predict_files(request: PredictRequest) -> tuple[list[Prediction], list[Failu
       UserError: an argument that stands for no image, or as `load_trained` and `predict`. What was predicted before is
         written.
     """
-    paths = list_images(request.images, lambda line: print(line, file=sys.stderr))
+    paths = list_images(request.images, print_error)
     trained = load_trained(request.source, request.dtype)
     console, file = Console(), _PredictionsFile(request, trained, paths)
 

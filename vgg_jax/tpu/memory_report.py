@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vgg_jax import __version__
 from vgg_jax import config as config_lib
 from vgg_jax.models import NetworkSpec
-from vgg_jax.runtime.console import duration
+from vgg_jax.runtime.console import duration, print_line
 from vgg_jax.runtime.exceptions import UserError, did_you_mean
 from vgg_jax.runtime.files import write_json
 from vgg_jax.runtime.sharding import RULES
@@ -53,7 +53,7 @@ def check(
         raise UserError(f"--json={destination} is a directory; name a file in it.")
     configs = list(_by_sharding(config, sharding, slice_))
     devices = compiled.topology_devices(slice_)
-    print(_heading(configs[0], slice_), flush=True)
+    print_line(_heading(configs[0], slice_))
     rows = [_row(each, slice_, devices, largest) for each in configs]
     content = {
         "topology": slice_.name,
@@ -67,7 +67,7 @@ def check(
     }
     if destination:
         write_json(destination, content)
-        print(f"written: {destination}")
+        print_line(f"written: {destination}")
     return content
 
 
@@ -198,4 +198,4 @@ def _sharding_title(config: ConfigDict) -> str:
 
 
 def _say(*lines: str) -> None:
-    print("\n".join(lines), flush=True)
+    print_line("\n".join(lines))

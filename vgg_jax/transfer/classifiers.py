@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vgg_jax.runtime.console import print_line
 from vgg_jax.runtime.exceptions import UserError
 
 C_VALUES = (0.1, 1.0, 10.0, 100.0)  # the best on a fifth of the training images is taken
@@ -172,9 +173,7 @@ def fitted_svm(features_NxD: np.ndarray, labels_N: np.ndarray, c: float) -> Any:
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         machines.fit(features_NxD, labels_N)
     if machines.n_iter_ >= _MAX_ITERATIONS:
-        print(
-            f"WARNING: C = {c:g}: stopped after {_MAX_ITERATIONS:,} iterations, before the least objective", flush=True
-        )
+        print_line(f"WARNING: C = {c:g}: stopped after {_MAX_ITERATIONS:,} iterations, before the least objective")
     return machines
 
 

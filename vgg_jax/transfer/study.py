@@ -14,6 +14,7 @@ from vgg_jax.config import DATA_DIR
 from vgg_jax.features import Backbone
 from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import last_features
+from vgg_jax.runtime.console import print_line
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
 from vgg_jax.transfer import classifiers, datasets
@@ -68,10 +69,7 @@ def study(request: TransferRequest) -> list[Outcome]:
     _check_data(request, is_voc)
     backbones = [features.load(source, request.dtype) for source in request.weights]
     data, splits = _data(request, is_voc)
-    print(
-        f"{Path(request.data_root).expanduser()}: {len(data.labels):,} images, {len(data.class_names)} classes",
-        flush=True,
-    )
+    print_line(f"{Path(request.data_root).expanduser()}: {len(data.labels):,} images, {len(data.class_names)} classes")
     candidates = _candidates(request, backbones, data.images, is_averaged=is_voc)
     evaluate = (
         functools.partial(classifiers.multi_label, points=data.recall_points) if is_voc else classifiers.single_label
@@ -82,10 +80,9 @@ def study(request: TransferRequest) -> list[Outcome]:
         measure = f"split {number}: mean class recall"
         measure = f"mean average precision at {data.recall_points or 'all'} recalls" if is_voc else measure
         train, test = split
-        print(
+        print_line(
             f"{measure} {outcome.score:.2%}, {len(train):,} images to train on and {len(test):,} to test, "
-            f"{outcome.descriptor}, C = {outcome.c:g}",
-            flush=True,
+            f"{outcome.descriptor}, C = {outcome.c:g}"
         )
         outcomes.append(outcome)
     _report(request, backbones, data, outcomes)
@@ -111,7 +108,7 @@ def _data(request: TransferRequest, is_voc: bool) -> tuple[TransferData, list[cl
     if is_voc:
         data = datasets.voc(root, request.train_list, request.test_list, request.exif)
         for name, reason in datasets.classes_left_out(data).items():
-            print(f"WARNING: {name} is left out of the mean: the lists have {reason}", flush=True)
+            print_line(f"WARNING: {name} is left out of the mean: the lists have {reason}")
         return data, [(data.train, data.test)]
     if request.data_root.startswith(_TFDS):
         data = datasets.prepared(request.data_root.removeprefix(_TFDS), request.data_dir)
@@ -149,10 +146,10 @@ def _report(
     scores = np.array([outcome.score for outcome in outcomes])
     spread = f" ± {100 * scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
     scales = ", ".join(map(str, request.scales))
-    print(f"{' + '.join(request.weights)}, Q = {scales}: {100 * scores.mean():.2f}{spread} %")
+    print_line(f"{' + '.join(request.weights)}, Q = {scales}: {100 * scores.mean():.2f}{spread} %")
     networks = "".join(sorted(map(paper_name, backbones)))
     if published := TABLE_11.get((request.protocol, networks)):
-        print(f"Paper Table 11: {published}")
+        print_line(f"Paper Table 11: {published}")
     results: dict[str, Any] = {
         "weights": request.weights,
         "protocol": request.protocol,
@@ -166,7 +163,7 @@ def _report(
     }
     output = Path(request.output).expanduser() / "results.json"
     write_json(output, results)
-    print(f"written: {output}")
+    print_line(f"written: {output}")
 
 
 def paper_name(backbone: Backbone) -> str:
