@@ -1,4 +1,4 @@
-"""Opens a weights file of any kind, told by its first bytes, and takes a model out of it."""
+"""Opens a weights file of any kind, which its first bytes tell, and reads its arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.weights import caffe_file, keras_file, npz_file, safetensors_file, torch_file
+from vgg_jax.weights import archives, caffe_file, keras_file, npz_file, safetensors_file, torch_file
 from vgg_jax.weights.dialects import as_torchvision_names
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
@@ -46,10 +46,11 @@ def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Tens
         raise WeightsError("it is no regular file")
     with open(path, "rb") as file:
         start = file.read(512)
-    if start.startswith(torch_file.ZIP_START):
-        if npz_file.matches(path):
+    if start.startswith(archives.START):
+        names = archives.part_names(path)
+        if npz_file.matches(names):
             return npz_file.open_tensors
-        return keras_file.open_archive if keras_file.is_archive(path) else torch_file.open_zip
+        return keras_file.open_archive if keras_file.ARCHIVED in names else torch_file.open_zip
     if start.startswith(torch_file.OLD_START):
         return torch_file.open_old
     if start.startswith(keras_file.START):
@@ -87,7 +88,11 @@ def sha256_and_md5(path: Path) -> tuple[str, str]:
 
 
 def read_array(contents: TensorFile, name: str) -> np.ndarray:
-    """Returns a tensor as float32; raises WeightsError for another dtype, numbers that are not finite, negative variances."""
+    """Returns a tensor as float32.
+
+    Raises:
+      WeightsError: another dtype, numbers that are not finite, or negative variances.
+    """
     tensor = contents.tensors[name]
     if tensor.dtype not in _DTYPES:
         raise WeightsError(f"{short(name)} is of {short(tensor.dtype)}; weights are {', '.join(_DTYPES)}")

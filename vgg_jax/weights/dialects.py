@@ -24,9 +24,8 @@ _TRANSFORMERS = (
     (r"(layer\d\.\d+\.)shortcut\.convolution\.", r"\1downsample.0."),
     (r"(layer\d\.\d+\.)shortcut\.normalization\.", r"\1downsample.1."),
 )
-_SHORTCUT = (
-    (r"(layer\d\.\d+\.)shortcut\.(\d)\.", r"\1downsample.\2."),
-)  # of CIFAR's ResNets, as they are usually written
+# Of CIFAR's ResNets, as they are usually written.
+_SHORTCUT = ((r"(layer\d\.\d+\.)shortcut\.(\d)\.", r"\1downsample.\2."),)
 _RESNETS_TRUNK = re.compile(r"(conv1|bn1|layer\d)\.")
 
 

@@ -30,7 +30,8 @@ from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 KEY, FORMS = "vgg_jax", (1, 2)  # 2: of another network than the paper's, which `network` describes
-# In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any order.
+# In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any
+# order.
 EXPORTED_KEY = "vgg_jax_preprocessing"
 SUFFIX = ".safetensors"
 _LONGEST_NAME = 1000  # letters, of a class
@@ -118,10 +119,10 @@ def is_own(source: str | os.PathLike) -> bool:
 def load_own(contents: TensorFile) -> Weights:
     """Takes this project's own model out of an opened file; raises WeightsError as `load_weights` does UserError."""
     try:
-        given = json.loads(contents.metadata[KEY])
+        parsed = json.loads(contents.metadata[KEY])
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"its description is damaged ({short(str(error))})") from error
-    description = _description(given)
+    description = _description(parsed)
     network = make_network(
         description["network"],
         description["crop"],
@@ -152,11 +153,11 @@ def load_own(contents: TensorFile) -> Weights:
     params = variables.pop("params")
     if params_sha256(params, variables) != description["params_sha256"]:
         raise WeightsError(_ALTERED)
-    given = {key: description[key] for key in set(Weights._fields) - {"params", "model_state"}}
-    return Weights(params=params, model_state=variables, **given)
+    fields = {key: description[key] for key in set(Weights._fields) - {"params", "model_state"}}
+    return Weights(params=params, model_state=variables, **fields)
 
 
-def _description(given: Any) -> dict[str, Any]:
+def _description(parsed: Any) -> dict[str, Any]:
     """Returns the checked description, `network` as a NetworkSpec.
 
     Raises:
@@ -166,13 +167,13 @@ def _description(given: Any) -> dict[str, Any]:
     def whole(key: str, least: int, most: int) -> int:
         return value if type(value := checked[key]) is int and least <= value <= most else _refuse(key, value)
 
-    if not isinstance(given, dict) or given.get("form") not in FORMS:
+    if not isinstance(parsed, dict) or parsed.get("form") not in FORMS:
         raise WeightsError(f"its description is not of form {FORMS[0]} or {FORMS[1]}, which this version knows")
     checked: dict[str, Any] = dict.fromkeys(
         ("configuration", "num_classes", "width_multiplier", "fc_width", "crop", "training_scales", "preprocessing")
     )
     checked |= dict.fromkeys(("class_names", "class_titles", "source", "params_sha256")) | {"network": {}}
-    checked |= {key: value for key, value in given.items() if key in checked}
+    checked |= {key: value for key, value in parsed.items() if key in checked}
     if checked["configuration"] not in CONFIGURATIONS:
         _refuse("configuration", checked["configuration"])
     is_trunk = _as_dict(checked["network"]).get("head") == NO_HEAD
@@ -216,7 +217,7 @@ def _as_dict(value: Any) -> dict[str, Any]:
 
 
 def fault_of_names(names: Sequence[str], once: bool) -> str:
-    """Says what is wrong with names of classes, "" for nothing: empty, overlong, not to be shown, or, where `once`, twice."""
+    """Returns the fault of names of classes, or "": empty, overlong, not printable, or, with `once`, a name twice."""
     seen: set[str] = set()
     for number, name in enumerate(names, start=1):
         if not name.strip() or len(name) > _LONGEST_NAME or UNPRINTABLE.search(name):

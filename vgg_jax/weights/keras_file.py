@@ -1,5 +1,7 @@
-"""`.h5`, `.weights.h5` and `.keras` of Keras: data sets only; what a file says of code, of other files or of compression is not
-followed."""
+"""`.h5`, `.weights.h5` and `.keras` of Keras: data sets only.
+
+Code and references to other files are not followed; compressed data sets are refused.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import contextlib
 import io
 import itertools
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 
 from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
+from vgg_jax.weights import archives
+from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, refusing, short, tensor_file, unique
 
 START = b"\x89HDF\r\n\x1a\n"
 ARCHIVED = "model.weights.h5"  # the weights in a .keras, which is a zip
@@ -37,24 +39,13 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         yield contents
 
 
-def is_archive(path: Path) -> bool:
-    """Returns whether a zip is a .keras."""
-    with contextlib.suppress(zipfile.BadZipFile, ValueError, NotImplementedError), zipfile.ZipFile(path) as archive:
-        return ARCHIVED in archive.namelist()
-    return False
-
-
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[TensorFile]:
     """Opens the tensors of a .keras, as `open_tensors`; what it says of layers and code is not read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(ARCHIVED)
-            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size > path.stat().st_size:
-                raise WeightsError(f"its part {ARCHIVED} is compressed or encrypted, which Keras never does")
-            content = archive.read(info)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise WeightsError(f"its zip is damaged ({short(str(error))})") from error
+    with archives.open_archive(path) as archive:
+        info = archive.getinfo(ARCHIVED)
+        archives.check_stored(info, path.stat().st_size, ", which Keras never does")
+        content = archive.read(info)
     with _opened(io.BytesIO(content), path, len(content)) as contents:
         yield contents._replace(kind="a .keras")
 
@@ -68,60 +59,59 @@ def _opened(source: Path | io.BytesIO, path: Path, num_bytes: int) -> Iterator[T
             f"{path} is an HDF5 file, which h5py reads, and that is not installed: pip install 'vgg-jax[h5]', or pip "
             "install h5py."
         ) from error
-    try:
-        with h5py.File(source, "r") as file:
-            root = file
-            if file.get("model_weights", getlink=True) is not None:  # a whole model, of which only this is read
-                root = _entry(h5py, file, "model_weights", "")
-            tensors: dict[str, Tensor] = {}
-            groups = _collect(h5py, root, "", 0, tensors, itertools.count())
-            check_sizes(tensors, num_bytes, {"float32": 4, "float16": 2})
-            yield TensorFile("an .h5 of Keras", _with_pooled_head(_by_layer(_by_name(tensors)), groups), {})
-    except (WeightsError, UserError):
-        raise
-    except Exception as error:  # of many kinds, as they come out of the HDF5 library
-        raise WeightsError(f"its HDF5 is damaged ({short(str(error))})") from error
+    # The HDF5 library raises exceptions of many kinds.
+    with refusing("its HDF5 is damaged", Exception), h5py.File(source, "r") as file:
+        # Of a whole model only the weights are read.
+        is_model = file.get("model_weights", getlink=True) is not None
+        root = _entry(file, "model_weights", "") if is_model else file
+        tensors: dict[str, Tensor] = {}
+        groups = _collect(root, "", tensors, itertools.count())
+        yield tensor_file("an .h5 of Keras", _with_pooled_head(_by_layer(_by_name(tensors)), groups), num_bytes)
 
 
-def _entry(h5py: Any, group: Any, name: str, prefix: str) -> Any:
+def _entry(group: Any, name: str, prefix: str) -> Any:
+    import h5py
+
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise WeightsError(f"its {short(prefix + name)} is a link, which is not followed")
     return group[name]
 
 
-def _collect(
-    h5py: Any, group: Any, prefix: str, depth: int, tensors: dict[str, Tensor], visits: Iterator[int]
-) -> list[str]:
+def _collect(group: Any, prefix: str, tensors: dict[str, Tensor], visits: Iterator[int]) -> list[str]:
     """Adds the data sets below a group to `tensors` by their paths, and returns the names of all groups."""
+    import h5py
+
     groups = [prefix.rstrip("/").split("/")[-1]]
-    if not isinstance(group, h5py.Group) or depth > _DEEPEST or len(group) > _MOST:
+    if not isinstance(group, h5py.Group) or prefix.count("/") > _DEEPEST or len(group) > _MOST:
         raise WeightsError(f"its groups are none of Keras's ({short(prefix) or 'its root'})")
     for name in group:
-        if next(visits) > _MOST:  # hard links can make many paths of few groups
+        # Hard links can make many paths of few groups.
+        if next(visits) > _MOST:
             raise WeightsError(f"it has more groups and data sets than {_MOST:,}, far more than any VGG")
-        item = _entry(h5py, group, name, prefix)
+        item = _entry(group, name, prefix)
         if isinstance(item, h5py.Dataset):
             tensors[prefix + name] = _tensor(item, prefix + name)
         else:
-            groups += _collect(h5py, item, f"{prefix}{name}/", depth + 1, tensors, visits)
+            groups += _collect(item, f"{prefix}{name}/", tensors, visits)
     return groups
 
 
 def _by_name(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns fc1/kernel for fc1/fc1_W_1:0 (2016) and fc1/fc1/kernel:0 (later); of a model within a model, whose group has
-    several kernels, block1_conv1/kernel for vgg16/block1_conv1/kernel:0; other names unchanged."""
+    """Returns the tensors by layer and kind; other names unchanged.
+
+    fc1/fc1_W_1:0 (2016) and fc1/fc1/kernel:0 (later) become fc1/kernel. Of a model within a model, whose group has
+    several kernels, vgg16/block1_conv1/kernel:0 becomes block1_conv1/kernel.
+    """
     kernels = collections.Counter(path.split("/")[0] for path in tensors if re.search(r"/kernel(:0)?$", path))
-    renamed: dict[str, Tensor] = {}
+    renamed: list[tuple[str, Tensor]] = []
     for path, tensor in tensors.items():
         *groups, last = path.removesuffix(":0").split("/")
         layer, name = (groups[-1 if kernels[groups[0]] > 1 else 0] if groups else ""), path
         for kind in ("kernel", "bias"):
             if re.fullmatch(f"{kind}|{re.escape(layer)}_{'W' if kind == 'kernel' else 'b'}(_1)?", last):
                 name = f"{layer}/{kind}"
-        if name in renamed:
-            raise WeightsError(f"it has {short(name)} twice")
-        renamed[name] = tensor
-    return renamed
+        renamed.append((name, tensor))
+    return unique(renamed)
 
 
 def _with_pooled_head(tensors: dict[str, Tensor], groups: list[str]) -> dict[str, Tensor]:
@@ -139,8 +129,8 @@ def _with_pooled_head(tensors: dict[str, Tensor], groups: list[str]) -> dict[str
     return {name.replace(f"{layer}/", "predictions/") if name in others else name: t for name, t in tensors.items()}
 
 
-# Keras 3 numbers layers by kind, in the order of computation: layers/conv2d, layers/conv2d_1, ..., layers/dense; or names them.
-# A model within a model has the group of its own kind or name before these.
+# Keras 3 numbers layers by kind, in the order of computation: layers/conv2d, layers/conv2d_1, ..., layers/dense; or
+# names them. A model within a model has the group of its own kind or name before these.
 _OF_KERAS_3 = re.compile(
     r"(?:(?:_layer_checkpoint_dependencies|layers)/(?:\w+/layers/)?)(?:(conv2d|dense)(?:_(\d+))?|(\w+))/vars/([01])"
 )
@@ -161,19 +151,17 @@ def _by_layer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     ]
     dense = {match[2] for match in matches.values() if match is not None and match[1] == "dense"}
     tops = ["fc1", "fc2", "predictions"] if len(dense) == 3 else [f"dense_{i}" for i in range(len(dense))]
-    places = {"conv2d": convolutions, "dense": tops}
-    renamed: dict[str, Tensor] = {}
+    stems_of_kind = {"conv2d": convolutions, "dense": tops}
+    renamed: list[tuple[str, Tensor]] = []
     for name, match in matches.items():
         kind, number, layer, leaf = match.groups()  # type: ignore[union-attr]
-        stems = places.get(kind, [])
+        stems = stems_of_kind.get(kind, [])
         position = int(number or 0)
         if kind and position >= len(stems):
             return tensors
-        theirs = f"{stems[position] if kind else layer}/{'bias' if leaf == '1' else 'kernel'}"
-        if theirs in renamed:
-            raise WeightsError(f"it has {short(theirs)} twice")
-        renamed[theirs] = of_model[name]
-    return renamed
+        stem = stems[position] if kind else layer
+        renamed.append((f"{stem}/{'bias' if leaf == '1' else 'kernel'}", of_model[name]))
+    return unique(renamed)
 
 
 def _tensor(data: Any, name: str) -> Tensor:
@@ -187,9 +175,7 @@ def _tensor(data: Any, name: str) -> Tensor:
         raise WeightsError(f"its {short(name)} is not all there")
 
     def read() -> np.ndarray:
-        try:
+        with refusing(f"its {short(name)} cannot be read", Exception):
             return data[()]
-        except Exception as error:
-            raise WeightsError(f"its {short(name)} cannot be read ({short(str(error))})") from error
 
     return Tensor(shape, data.dtype.newbyteorder("=").name, read)

@@ -1,8 +1,8 @@
 """Names and axes of every array of the networks in each framework: one table, read in both directions.
 
-This project's kernels are [h, w, C, F] for convolutions and FC layers alike (fc6 spans the last map, fc7 and fc8 are 1x1).
-Elsewhere the axes have another order, and a matrix's columns run over the last map in another order: channels, rows, columns
-in Caffe and torch; rows, columns, channels in Keras.
+This project's kernels are [h, w, C, F] for convolutions and FC layers alike (fc6 spans the last map, fc7 and fc8 are
+1x1). Elsewhere the axes have another order, and a matrix's columns run over the last map in another order: channels,
+rows, columns in Caffe and torch; rows, columns, channels in Keras.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ Shape = tuple[int, ...]
 SIDE_STRIDE = 32  # pixels of the crop for each row of fc6's kernel: five poolings
 FC_LAYERS = ("fc6", "fc7", "fc8")
 RESNETS = tuple(f"ResNet-{depth}" for depth in STAGES)
-CIFAR_RESNETS = tuple(
-    f"ResNet-{depth}" for depth in CIFAR_DEPTHS
-)  # which torchvision does not have, but others name as it would
+# torchvision does not have these, but others name them as it would.
+CIFAR_RESNETS = tuple(f"ResNet-{depth}" for depth in CIFAR_DEPTHS)
 
 
 class KernelLayout(NamedTuple):
@@ -63,7 +62,7 @@ class Size(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Place of a tensor in the variables."""
+    """Location of a tensor in the variables."""
 
     collection: str
     layer: str
@@ -239,7 +238,7 @@ def from_variables(variables: dict, framework: str, network: NetworkSpec) -> dic
 
 
 def in_one_piece(kernel_hxwxCxF: np.ndarray) -> np.ndarray:
-    """Returns a kernel in memory of its own order; copies a few output channels at a time, whose rows the caches hold."""
+    """Returns a kernel in contiguous memory; copies a few output channels at a time, whose rows the caches hold."""
     if kernel_hxwxCxF.flags.c_contiguous:
         return kernel_hxwxCxF
     copy = np.empty(kernel_hxwxCxF.shape, kernel_hxwxCxF.dtype)

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
+from vgg_jax.weights import archives
+from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, short, tensor_file, unique
 
 _ENDING = ".npy"
 _LONGEST_HEADER = 10_000  # bytes; one array's has a hundred
-_FAULTS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
-    OSError,
-    ValueError,
-)
 
 
-def matches(path: Path) -> bool:
-    """Returns whether a zip is an .npz."""
-    with contextlib.suppress(*_FAULTS), zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        return bool(names) and all(name.endswith(_ENDING) for name in names)
-    return False
+def matches(part_names: Collection[str]) -> bool:
+    """Returns whether a zip with these parts is an .npz."""
+    return bool(part_names) and all(name.endswith(_ENDING) for name in part_names)
 
 
 @contextlib.contextmanager
@@ -43,31 +29,16 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     Raises:
       WeightsError: damage (each array has a CRC), compression, or anything but numbers.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            tensors: dict[str, Tensor] = {}
-            itemsizes: dict[str, int] = {}
-            for info in archive.infolist():
-                name = info.filename.removesuffix(_ENDING)
-                if (
-                    info.compress_type != zipfile.ZIP_STORED
-                    or info.file_size != info.compress_size
-                    or info.flag_bits & 1
-                ):
-                    raise WeightsError(f"its {short(name)} is compressed; write it again with numpy.savez")
-                if name in tensors:
-                    raise WeightsError(f"it has {short(name)} twice")
-                tensors[name], dtype = _tensor(archive, info, name)
-                itemsizes[dtype.name] = dtype.itemsize
-            check_sizes(tensors, path.stat().st_size, itemsizes)
-            yield TensorFile("an .npz of NumPy", tensors, {})
-    except WeightsError:
-        raise
-    except _FAULTS as error:
-        raise WeightsError(f"its zip is damaged ({short(str(error))})") from error
+    num_bytes = path.stat().st_size
+    with archives.open_archive(path) as archive:
+        for info in archive.infolist():
+            archives.check_stored(info, num_bytes, "; write it again with numpy.savez")
+        infos = unique((info.filename.removesuffix(_ENDING), info) for info in archive.infolist())
+        tensors = {name: _tensor(archive, info, name) for name, info in infos.items()}
+        yield tensor_file("an .npz of NumPy", tensors, num_bytes)
 
 
-def _tensor(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> tuple[Tensor, np.dtype]:
+def _tensor(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Tensor:
     with archive.open(info) as file:
         start = io.BytesIO(file.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)
@@ -80,12 +51,9 @@ def _tensor(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> tuple
     begin = start.tell()
 
     def read() -> np.ndarray:
-        try:
-            content = archive.read(info)[begin:]
-        except _FAULTS as error:
-            raise WeightsError(f"its {short(name)} is damaged ({short(str(error))})") from error
+        content = archives.read_part(archive, info, short(name))[begin:]
         if len(content) != dtype.itemsize * int(np.prod(shape, dtype=object)):
             raise WeightsError(f"its {short(name)} has another size than its shape says")
         return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
 
-    return Tensor(tuple(shape), dtype.newbyteorder("=").name, read), dtype
+    return Tensor(tuple(shape), dtype.newbyteorder("=").name, read)

@@ -22,8 +22,9 @@ _FLOAT, _UINT8 = 1, 2  # onnx.TensorProto
 def write_onnx(path: Path, weights: Weights) -> None:
     """Writes an ONNX file, whole or not at all.
 
-    Its input is `images`, uint8 RGB [b, height, width, 3], of any size from the crop up. Its output is `probabilities` [b, K]
-    float32, those of the class scores averaged over space (Paper §3.2); of a trunk `features` [b, C, h, w], its last map.
+    Its input is `images`, uint8 RGB [b, height, width, 3], of any size from the crop up. Its output is `probabilities`
+    [b, K] float32, of the class scores averaged over space (Paper §3.2); of a trunk `features` [b, C, h, w], its last
+    map.
 
     Raises:
       UserError: the package onnx is not installed, the parameters do not fit into such a file, or it cannot be written.
@@ -31,14 +32,15 @@ def write_onnx(path: Path, weights: Weights) -> None:
     num_bytes = sum(array.nbytes for array in jax.tree.leaves((weights.params, weights.model_state)))
     if num_bytes > _MOST_BYTES:
         raise UserError(
-            f"the model's parameters take {num_bytes:,} bytes, and an ONNX file holds 2 GiB; write it with --to=stablehlo or "
-            "--to=torchvision, or as this project's file."
+            f"the model's parameters take {num_bytes:,} bytes, and an ONNX file holds 2 GiB; write it with "
+            "--to=stablehlo or --to=torchvision, or as this project's file."
         )
     try:
         import onnx
     except ImportError as error:
         raise UserError(
-            "ONNX files are written by the package onnx, which is not installed: pip install 'vgg-jax[onnx]', or pip install onnx."
+            "ONNX files are written by the package onnx, which is not installed: pip install 'vgg-jax[onnx]', or pip "
+            "install onnx."
         ) from error
     graph = _Graph(onnx)
     last = graph.add_layers(weights)

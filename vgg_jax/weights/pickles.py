@@ -153,7 +153,8 @@ def read_pickle(stream: BinaryIO, dialect: Dialect = TORCH) -> Any:
 
 # An instruction of one byte may make an object of a hundred. CIFAR-10's pickles have 50,000.
 _MOST_INSTRUCTIONS = 2**20
-# Items that calls may be given in all. A memoised list can be given again in three bytes; a VGG's calls take a thousand.
+# Items that all calls together may be given. A memoised list can be given again in three bytes; a VGG's calls take a
+# thousand.
 _MOST_ARGUMENTS = 2**20
 
 
@@ -167,6 +168,7 @@ class _Machine:
         self._arguments = 0
 
     def pop(self) -> Any:
+        """Returns the last value, and takes it off the stack."""
         value = self._stack.pop()
         if value is _MARK:
             raise WeightsError("its pickle is damaged (a mark where a value should be)")
@@ -183,6 +185,7 @@ class _Machine:
         return values
 
     def step(self, name: str, argument: Any) -> None:
+        """Carries out one instruction."""
         push = self._stack.append
         if name in ("PROTO", "FRAME"):
             return
@@ -257,7 +260,8 @@ class _Machine:
 def _named(text: str, dialect: Dialect) -> Name:
     if text not in dialect.calls and text not in dialect.others:
         raise WeightsError(
-            f"it asks for {short(text)}, which is neither a tensor nor a dictionary, and no code of a file is ever run{dialect.remedy}"
+            f"it asks for {short(text)}, which is neither a tensor nor a dictionary, and no code of a file is ever run"
+            f"{dialect.remedy}"
         )
     return Name(text)
 

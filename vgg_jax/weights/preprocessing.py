@@ -1,9 +1,9 @@
 """Input normalisation as data, and folding it into conv1_1.
 
-Inside this project a model sees RGB on the scale 0 to 255 with a mean subtracted and nothing divided (Paper §2.1). Others
-divide by 255 and by a standard deviation, or take blue first. All of these are linear, channel by channel, so they can be
-moved into conv1_1's kernel without changing what the model computes, borders included: zero padding stands for the mean
-colour before and after.
+Inside this project a model sees RGB on the scale 0 to 255 with a mean subtracted and nothing divided (Paper §2.1).
+Others divide by 255 and by a standard deviation, or take blue first. All of these are linear, channel by channel, so
+they can be moved into conv1_1's kernel without changing the model's outputs, borders included: zero padding stands for
+the mean colour before and after.
 """
 
 from __future__ import annotations

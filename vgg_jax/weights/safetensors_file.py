@@ -1,4 +1,4 @@
-"""`.safetensors`: read by the safetensors package, which checks every offset against the file; the header's length first."""
+"""`.safetensors`, read by the safetensors package, which checks every offset against the file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
+from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, refusing, tensor_file
 
 # A header has about 100 bytes for each tensor, and in this project's own files the class names. The package would read
 # one of 100 MB, which takes many times its size.
 _MAX_HEADER = 4 * 2**20
+# Others keep their own name.
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -23,8 +24,7 @@ _DTYPES = {
     "I64": "int64",
     "I32": "int32",
     "I16": "int16",
-}  # others keep their own name
-_ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2}
+}
 
 
 def matches(start: bytes) -> bool:
@@ -44,13 +44,9 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         header = int.from_bytes(file.read(8), "little")
     if header > min(_MAX_HEADER, num_bytes - 8):
         raise WeightsError(f"its header claims {header:,} bytes")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-            check_sizes(tensors, num_bytes, _ITEMSIZES)
-            yield TensorFile("a .safetensors", tensors, dict(file.metadata() or {}))
-    except SafetensorError as error:
-        raise WeightsError(f"its header is damaged ({short(str(error))})") from error
+    with refusing("its header is damaged", SafetensorError), safe_open(path, framework="numpy") as file:
+        tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        yield tensor_file("a .safetensors", tensors, num_bytes, file.metadata())
 
 
 def _tensor(file: Any, name: str) -> Tensor:

@@ -1,11 +1,18 @@
-"""What every reader of a weights file gives: tensors by name, whose shapes are known before any of them is read."""
+"""Tensors of a weights file by name, as every reader returns them; shapes are known before any tensor is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+from vgg_jax.runtime.exceptions import UserError
+
+T = TypeVar("T")
+# Bytes of a number; any other dtype counts one.
+_ITEMSIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2}
 
 
 class WeightsError(ValueError):
@@ -28,17 +35,17 @@ class TensorFile(NamedTuple):
     metadata: dict[str, str]
 
 
-def check_sizes(tensors: dict[str, Tensor], num_bytes: int, itemsizes: dict[str, int]) -> None:
-    """Raises WeightsError where tensors claim more than the file has bytes; before memory is taken for them.
+def tensor_file(
+    kind: str, tensors: dict[str, Tensor], num_bytes: int, metadata: dict[str, str] | None = None
+) -> TensorFile:
+    """Returns the contents of a file of `num_bytes` bytes.
 
-    Args:
-      tensors: of the file.
-      num_bytes: of the file.
-      itemsizes: bytes of a number, by dtype; a dtype that is not in it counts one.
+    Raises:
+      WeightsError: tensors that claim more than the file has, before memory is taken for them.
     """
     total = 0
     for name, tensor in tensors.items():
-        size = itemsizes.get(tensor.dtype, 1)
+        size = _ITEMSIZES.get(tensor.dtype, 1)
         for n in tensor.shape:
             size *= n
         total += size
@@ -46,10 +53,32 @@ def check_sizes(tensors: dict[str, Tensor], num_bytes: int, itemsizes: dict[str,
             raise WeightsError(
                 f"{short(name)} of shape {short(list(tensor.shape))} cannot be in a file of {num_bytes:,} bytes"
             )
+    return TensorFile(kind, tensors, metadata or {})
+
+
+def unique(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Returns a dictionary of (name, value); raises WeightsError for a name that is there twice."""
+    entries: dict[str, T] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise WeightsError(f"it has {short(name)} twice")
+        entries[name] = value
+    return entries
+
+
+@contextlib.contextmanager
+def refusing(fault: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns exceptions of these kinds, which a library raises on damaged bytes, into a WeightsError of this fault."""
+    try:
+        yield
+    except (WeightsError, UserError):
+        raise
+    except kinds as error:
+        raise WeightsError(f"{fault} ({short(str(error))})") from error
 
 
 def short(value: object, most: int = 60) -> str:
-    """Its text, cut where it is long, and on one line: names in a hostile file may be anything."""
+    """Returns a value's text, cut where it is long, and on one line: names in a hostile file may be anything."""
     text = str(value) if isinstance(value, str | int | list | tuple) else type(value).__name__
     text = " ".join(text.split())
     text = "".join(c if c.isprintable() else "?" for c in text[: most + 1])

@@ -1,12 +1,10 @@
-"""`.pth`: what torch.save writes, in its zip form (since torch 1.6) and in the form before."""
+"""`.pth` of torch.save, in its zip form (since torch 1.6) and in the form before."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vgg_jax.weights import archives
 from vgg_jax.weights.pickles import Storage, View, read_pickle
-from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, check_sizes, short
+from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, short, tensor_file, unique
 
-ZIP_START = b"PK\x03\x04"
 # The first pickle of the older form: protocol 2, the number 0x1950a86a20f9469cfc6c.
 OLD_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 _MAX_PICKLE = 2**20  # that of a VGG has six thousand bytes
@@ -25,7 +23,6 @@ _DTYPES = {
     name: np.dtype(name) for name in ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8")
 }
 _DTYPES |= {"bool": np.dtype(np.uint8), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_ITEMSIZES = {name: dtype.itemsize for name, dtype in _DTYPES.items()}
 
 
 @contextlib.contextmanager
@@ -35,26 +32,14 @@ def open_zip(path: Path) -> Iterator[TensorFile]:
     Raises:
       WeightsError: damage (each part has a CRC), compression, or anything but a flat dictionary of tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield _from_zip(archive, path.stat().st_size)
-    # zipfile raises many kinds on hostile bytes.
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
-        raise WeightsError(f"its zip is damaged ({short(str(error))})") from error
-    except (OSError, ValueError, OverflowError) as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"its zip is damaged ({short(str(error))})") from error
+    with archives.open_archive(path) as archive:
+        yield _from_zip(archive, path.stat().st_size)
 
 
 def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> TensorFile:
-    parts: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-            raise WeightsError(f"its part {short(info.filename)} is compressed or encrypted, which torch never does")
-        if info.filename in parts:
-            raise WeightsError(f"its zip has {short(info.filename)} twice")
-        parts[info.filename] = info
+        archives.check_stored(info, num_bytes, ", which torch never does")
+    parts = unique((info.filename, info) for info in archive.infolist())
     if sum(info.file_size for info in parts.values()) > num_bytes:
         raise WeightsError("its zip claims more than the file holds")
     pickles = [name for name in parts if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -77,12 +62,9 @@ def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> TensorFile:
         info = parts.get(f"{root}data/{storage.key}")
         if info is None:
             raise WeightsError(f"its storage {short(storage.key)} is missing")
-        if info.file_size != storage.numel * _ITEMSIZES[storage.dtype]:
+        if info.file_size != _num_bytes(storage):
             raise WeightsError(f"its storage {short(storage.key)} has another size than the pickle says")
-        try:
-            return archive.read(info)
-        except (zipfile.BadZipFile, OSError, EOFError, struct.error) as error:
-            raise WeightsError(f"its storage {short(storage.key)} is damaged ({short(str(error))})") from error
+        return archives.read_part(archive, info, f"storage {short(storage.key)}")
 
     return _contents("a .pth of torch", value, num_bytes, storage_bytes)
 
@@ -105,22 +87,26 @@ def open_old(path: Path) -> Iterator[TensorFile]:
                 raise WeightsError(f"its storage {short(view.storage.key)} has two sizes or kinds")
         if set(storages) != set(keys):
             raise WeightsError("its list of storages is not that of its tensors")
-        places, at = {}, stream.tell()
+        offsets, at = {}, stream.tell()
         for key in keys:
             file.seek(at)
             header = file.read(8)
             if header != storages[key].numel.to_bytes(8, "little"):
                 raise WeightsError(f"its storage {short(key)} is cut off or has another size than the pickle says")
-            places[key] = at + 8
-            at += 8 + storages[key].numel * _ITEMSIZES[storages[key].dtype]
+            offsets[key] = at + 8
+            at += 8 + _num_bytes(storages[key])
         if at != num_bytes:
             raise WeightsError(f"it should have {at:,} bytes and has {num_bytes:,}")
 
         def storage_bytes(storage: Storage) -> bytes:
-            file.seek(places[storage.key])
-            return file.read(storage.numel * _ITEMSIZES[storage.dtype])
+            file.seek(offsets[storage.key])
+            return file.read(_num_bytes(storage))
 
         yield _contents("a .pth of torch, in the form before 1.6", value, num_bytes, storage_bytes)
+
+
+def _num_bytes(storage: Storage) -> int:
+    return storage.numel * _DTYPES[storage.dtype].itemsize
 
 
 def _all_views(value: Any) -> Iterator[View]:
@@ -177,6 +163,5 @@ def _contents(kind: str, value: Any, num_bytes: int, storage_bytes: Callable[[St
 
     views, inner = _views(value)
     tensors = {name: tensor(name, view) for name, view in views.items()}
-    check_sizes(tensors, num_bytes, _ITEMSIZES)
     origin = f", the running average under {inner!r}" if inner in _AVERAGES else f", under {inner!r}" if inner else ""
-    return TensorFile(kind + origin, tensors, {})
+    return tensor_file(kind + origin, tensors, num_bytes)
