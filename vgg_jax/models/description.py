@@ -132,11 +132,11 @@ def lengths(layers: Layers, length: int) -> dict[str, int]:
 
 def needed(layers: Layers, names: Iterable[str]) -> set[str]:
     """Returns the names of the layers on which these layers depend, and theirs."""
-    found = set(names)
+    result = set(names)
     for layer, inputs in reversed(tuple(with_inputs(layers))):
-        if layer.name in found:
-            found.update(inputs)
-    return found
+        if layer.name in result:
+            result.update(inputs)
+    return result
 
 
 def last_features(layers: Layers, is_map: bool = False) -> str:
@@ -189,7 +189,9 @@ def head_kernel(layers: Layers) -> int:
 
 
 def macs(layers: Layers, height: int, width: int, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Returns the multiply-adds for one image, densely, without auxiliary classifiers (Paper Table 2's networks take 7.6 to 19.6 * 10^9 at 224x224).
+    """Returns the multiply-adds for one image, densely, without auxiliary classifiers.
+
+    Paper Table 2's networks take 7.6 to 19.6 * 10^9 at 224x224.
 
     Args:
       layers: of a network.
@@ -213,6 +215,6 @@ def layer_names(layers: Layers) -> list[str]:
 
 
 def endpoint_names(layers: Layers) -> list[str]:
-    """Returns the names that `Network.__call__` takes as endpoints, in the order of computation: images, conv1_1, ..., score_map."""
+    """Returns the endpoints of `Network.__call__`, in the order of computation: images, conv1_1, ..., score_map."""
     hidden = [layer.name for layer in layers if layer.kind != "dropout"]
     return ["images", *hidden[:-1], "score_map"] if layers[-1].kind == "head" else ["images", *hidden]

@@ -1,4 +1,4 @@
-"""Layers that flax does not have in the form needed: pooling, batch normalisation, LRN, convolutions, FC layers over a map.
+"""Layers that flax lacks in this form: pooling, batch normalisation, LRN, convolutions, FC layers over a map.
 
 Maps are [batch, height, width, channels]; B, H, W, C and K (classes) are used for sizes in names below.
 """
@@ -65,7 +65,7 @@ def _largest(parts: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def max_pool(x_BxHxWxC: jax.Array, kernel: int, stride: int, before: int = 0, after: int = 0) -> jax.Array:
-    """Pools maxima of windows that may overlap, with the gradient of `max_pool_2x2`: selects, in place of select-and-scatter.
+    """Pools maxima of windows that may overlap; as in `max_pool_2x2` the gradient selects, without select-and-scatter.
 
     Args:
       x_BxHxWxC: [B, H, W, C], any float dtype.
@@ -83,8 +83,8 @@ def _max_pool_jvp(
     kernel: int, stride: int, before: int, after: int, primals: Any, tangents: Any
 ) -> tuple[jax.Array, jax.Array]:
     y, winner = _largest(_strided(primals[0], kernel, stride, before, after, -jnp.inf))
-    parts = _strided(tangents[0], kernel, stride, before, after, 0)
-    return y, sum(jnp.where(winner == position, part, 0) for position, part in enumerate(parts))  # type: ignore[return-value]
+    parts = enumerate(_strided(tangents[0], kernel, stride, before, after, 0))
+    return y, sum(jnp.where(winner == position, part, 0) for position, part in parts)  # type: ignore[return-value]
 
 
 def _strided(x_BxHxWxC: jax.Array, kernel: int, stride: int, before: int, after: int, fill: float) -> list[jax.Array]:
@@ -138,8 +138,8 @@ def _normalized(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Ar
 
 def _normalized_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[Any, Any]:
     x32, count = x.astype(jnp.float32), x.size // x.shape[-1]
-    # E[x^2] - E[x]^2 loses its digits where the mean is far from 0 by the deviation's measure. Values near 0 keep them, so
-    # the mean of one row of every image, which all devices share, is subtracted first.
+    # E[x^2] - E[x]^2 loses its digits where the mean is many deviations from 0. Values near 0 keep them, so the mean of
+    # one row of every image, which all devices share, is subtracted first.
     shift = x32[:, x.shape[1] // 2].mean((0, 1))
     shifted = x32 - shift
     shifted_mean = _sum_over_places(shifted) / count
@@ -238,10 +238,10 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def _add_bias(x_BxHxWxF: jax.Array, bias_F: jax.Array) -> jax.Array:
-    """Adds a bias to all places, in x's dtype; its gradient is summed in float32.
+    """Adds a bias at every position, in x's dtype; its gradient is summed in float32.
 
-    In bfloat16 a sum over a batch's places loses most of what it adds up: numbers much smaller than the sum so far change
-    nothing any more.
+    In bfloat16 a sum over a batch's positions loses most of its terms: a number much smaller than the sum so far no
+    longer changes it.
     """
     # The gradient of a broadcast is a sum, in the dtype that is broadcast.
     return x_BxHxWxF + jnp.broadcast_to(bias_F.astype(jnp.float32), x_BxHxWxF.shape).astype(x_BxHxWxF.dtype)
@@ -298,8 +298,8 @@ def _product(x_BxHxWxC: jax.Array, kernel_HxWxCxF: jax.Array) -> jax.Array:
 
 @_product.defjvp
 def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
-    # On TPUs the gradient is made row by row of the kernel: between devices it is then reduced in parts that fit a TPU's
-    # vector memory, alongside other layers' work; fc6's in one piece, 200 MB, could not be. Elsewhere rows cost copies.
+    # On TPUs the gradient is made row by row of the kernel. Devices then reduce it in parts that fit a TPU's vector
+    # memory, alongside other layers' work; fc6's in one piece, 200 MB, could not be. Elsewhere rows cost copies.
     def by_rows(x: jax.Array, kernel: jax.Array, dx: jax.Array, dkernel: jax.Array) -> jax.Array:
         parts = zip(*(_rows(array, axis) for array, axis in ((x, 1), (kernel, 0), (dx, 1), (dkernel, 0))), strict=True)
         return sum(whole(*row) for row in parts)  # type: ignore[return-value]

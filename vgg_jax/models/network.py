@@ -68,7 +68,7 @@ class Network(nn.Module):
           sizes_Bx2: int, true (height, width) of images that are padded at the bottom and the right to a common
             size; the logits are those of the unpadded images. Every size is at least the crop. Not for training.
           endpoints: names of layers whose activations are returned too, see `description.endpoint_names`.
-          offsets: {endpoint: map} that are added to activations; gradients with respect to them are those with respect to the
+          offsets: {endpoint: map} that are added to activations; their gradients are the gradients with respect to the
             activations.
 
         Returns:
@@ -106,13 +106,14 @@ class Network(nn.Module):
         """Returns the map after the endpoint `last`, the true sizes in it, and the endpoints up to it."""
         if unknown := set(endpoints) - set(endpoint_names(self.layers)):
             raise ValueError(
-                f"the network has no endpoint {', '.join(sorted(unknown))}; it has {', '.join(endpoint_names(self.layers))}"
+                f"the network has no endpoint {', '.join(sorted(unknown))}; it has "
+                f"{', '.join(endpoint_names(self.layers))}"
             )
         is_dense = "score_map" in endpoints
         # Auxiliary classifiers are computed where they are asked for, and where all parameters are made.
         head = self.layers[-1].name
-        asked = {head if name == "score_map" else name for name in (*endpoints, last)}
-        computed = None if self.is_initializing() else needed(self.layers, asked)
+        results = {head if name == "score_map" else name for name in (*endpoints, last)}
+        computed = None if self.is_initializing() else needed(self.layers, results)
         outputs = {"images": (images_BxHxWx3.astype(self.dtype), sizes_Bx2)}
         # Of the others only the last is needed, and memory is, where nothing is compiled.
         needed_later = {name for layer in self.layers for name in layer.inputs} | set(endpoints)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vgg_jax.models.description import WHOLE_MAP, Layer, Layers
 
-# Outputs of an Inception module's convolutions: 1x1; 3x3's reduction and 3x3; 5x5's and 5x5; the projection after the pooling
-# (Szegedy et al. 2014, Table 1). M: 3x3 maximum pooling with stride 2.
+# Outputs of an Inception module's convolutions: 1x1; 3x3's reduction and 3x3; 5x5's and 5x5; the projection after the
+# pooling (Szegedy et al. 2014, Table 1). M: 3x3 maximum pooling with stride 2.
 INCEPTION = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),

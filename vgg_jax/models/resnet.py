@@ -19,7 +19,8 @@ STAGES: dict[int, tuple[Block, tuple[int, ...]]] = {
 # For CIFAR (§4.2): depth 6 n + 2, three stages of n blocks.
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 PLAIN_DEPTHS = (18, 34, 20, 32, 44, 56)
-# How a block's input reaches its sum where the shape changes: A zero channels, B a projection; C projects everywhere (§4.1).
+# How a unit's input reaches its sum where the shape changes: A zero channels, B a projection; C projects everywhere
+# (§4.1).
 SHORTCUTS = ("A", "B", "C")
 # Which convolution of a bottleneck has the stride: 3x3 as torchvision's files have it ("v1.5"), or 1x1, the paper.
 BOTTLENECK_STRIDES = ("3x3", "1x1")

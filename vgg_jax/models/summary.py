@@ -33,7 +33,7 @@ class LayerRow(NamedTuple):
 
 
 def layer_rows(network: Network) -> list[LayerRow]:
-    """Returns the figures of every layer but dropout and auxiliary classifiers, in the order of computation; computes nothing."""
+    """Returns the figures of every layer but dropout and auxiliary classifiers, in order; computes no activations."""
     crop = network.crop
     image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
     variables = variable_shapes(network)
@@ -83,11 +83,11 @@ def layer_rows(network: Network) -> list[LayerRow]:
 
 
 def summary(rows: list[LayerRow]) -> dict[str, Any]:
-    """Returns what reviewers compare, of `layer_rows`.
+    """Returns a network's totals, from `layer_rows`.
 
-    activation_bytes_forward is the largest sum of a layer's output and the earlier ones that it or a later layer reads, what
-    computing one layer after another needs at least; activation_bytes_training the sum of all outputs, which the backward
-    pass reads.
+    activation_bytes_forward: the least memory for computing one layer after another, that is the largest sum of a
+    layer's output and the earlier ones that it or a later layer reads.
+    activation_bytes_training: the sum of all outputs, which the backward pass reads.
     """
     convolutions = [row for row in rows if row.kind == "conv"]
     last = rows[next(i for i, row in enumerate(rows) if row.kind in ("mean", "fc", "head")) - 1]

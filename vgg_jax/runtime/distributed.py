@@ -111,8 +111,8 @@ def check_shared(directory: Path, flag: str) -> None:
     seen = (directory / name).exists()
     if not seen:
         raise UserError(
-            f"{flag}={directory} is not the same directory on process {run.index} as on process 0; it must lie on a disk "
-            "or in a bucket that all of them share."
+            f"{flag}={directory} is not the same directory on process {run.index} as on process 0; it must lie on a "
+            "disk or in a bucket that all of them share."
         )
     run.wait_for_all()
     if is_primary():
@@ -168,7 +168,7 @@ class Stop:
         self._run = current() if jax.process_count() > 1 else None
 
     def after(self, step: int) -> bool:
-        """Returns whether to stop after a step; every process calls this once after each, and none waits for another's step."""
+        """Returns whether to stop after a step; every process calls this once after each, and waits for no other."""
         if self._run is None:
             return bool(self._received)
         if self._received and not self._run.signum:
@@ -272,8 +272,8 @@ class Coordinator:
     def _agree_on_stop_step(self, signum: int) -> None:
         """Agrees on the step to stop after: one beyond the farthest that any process has begun.
 
-        No process begins a step meanwhile, and none has to finish one for it: a device may be waiting for another process's
-        part of a step.
+        No process begins a step meanwhile, and none has to finish one first: a device may be waiting for another
+        process's part of a step.
         """
         with self._lock:
             self._client.key_value_set(f"vgg_jax/steps/{self.index}", str(self._step))

@@ -18,8 +18,8 @@ from vgg_jax.runtime.exceptions import UserError, writing_to
 
 LOCK = "lock.json"
 RENEW_SECONDS = 20.0
-# Without a sign of life for so long, a run on another machine has ended. NFS and mounted buckets may show the past for a
-# minute.
+# Without a sign of life for so long, a run on another machine has ended. NFS and mounted buckets may show the past for
+# a minute.
 STALE_SECONDS = 100.0
 _LOCK_BYTES = 512  # of a fixed length, so that a reader never sees a part of it
 _held: set[Path] = set()  # lock files of this process
@@ -46,42 +46,34 @@ def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
     with writing_to(workdir, "choose another --workdir"):
         workdir.mkdir(parents=True, exist_ok=True)
         descriptor, kernel_locks = _open_lock(workdir)
-    content: dict[str, Any] = {
-        "id": uuid.uuid4().hex,
-        "machine": _machine(),
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-    }
+    content = _own_content()
     ended = threading.Event()
     usurper: list[str] = []
+    lock = workdir / LOCK
 
     def renew() -> None:
         while not ended.wait(RENEW_SECONDS):
-            with contextlib.suppress(OSError):  # a full disk is for the run itself to report
+            # A full disk is for the run itself to report.
+            with contextlib.suppress(OSError):
                 other = _lock_content(descriptor)
                 if other and other["id"] != content["id"]:
                     usurper.append(_holder(other))
-                    _held.discard(held)
+                    _held.discard(lock)
                     return
                 _write_lock(descriptor, content)
 
     def check() -> None:
         if usurper:
-            raise UserError(
-                f"--workdir={workdir} was taken over by {usurper[0]}; this run ends, and nothing that was saved is lost."
-            )
+            raise _taken_over(workdir, usurper[0])
 
     try:
-        before = _lock_content(descriptor)
-        if before:
+        if before := _lock_content(descriptor):
             if not kernel_locks or before["machine"] != content["machine"]:
                 _wait_until_stale(workdir, descriptor, before, say)
             say(f"WARNING: {_holder(before)} has ended without releasing {workdir}; this run takes it over.")
         with writing_to(workdir, "choose another --workdir"):
             _write_lock(descriptor, content)
-        held = workdir / LOCK
-        _held.add(held)
+        _held.add(lock)
         thread = threading.Thread(target=renew, name="workdir lock", daemon=True)
         thread.start()
         try:
@@ -89,9 +81,9 @@ def locked(workdir: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
         finally:
             ended.set()
             thread.join()
-            _held.discard(held)
+            _held.discard(lock)
             if not usurper:
-                held.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 
@@ -139,8 +131,24 @@ def _in_use(workdir: Path, holder: str) -> UserError:
     return UserError(f"--workdir={workdir} is in use by {holder}; stop that run first, or choose another --workdir.")
 
 
+def _taken_over(workdir: Path, holder: str) -> UserError:
+    return UserError(
+        f"--workdir={workdir} was taken over by {holder}; this run ends, and nothing that was saved is lost."
+    )
+
+
 def _holder(content: dict[str, Any]) -> str:
     return f"process {content['process']} on {content['host']}, started {content['started']}" if content else "a run"
+
+
+def _own_content() -> dict[str, Any]:
+    return {
+        "id": uuid.uuid4().hex,
+        "machine": _machine(),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
 
 
 def _lock_content(descriptor: int) -> dict[str, Any]:
@@ -159,7 +167,7 @@ def _write_lock(descriptor: int, content: dict[str, Any]) -> None:
 
 
 def _machine() -> str:
-    """Returns what tells one running kernel from another: containers of one kernel share file locks, machines do not."""
+    """Returns the running kernel's id: containers of one kernel share file locks, machines do not."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {uuid.getnode():x}"

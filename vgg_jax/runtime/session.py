@@ -31,8 +31,8 @@ def joined(address: str = "", count: int | None = None, index: int | None = None
     """Joins this process to the others of a run, for as long as the context lasts; before anything touches a device.
 
     What fails here ends every process within seconds: this one prints the reason, the others print it too with this
-    one's number. The exit status is that of `vgg_jax.commands.cli`: 2 for a UserError, 128 + n for a signal. A process that
-    cannot report it is missed after HEARTBEAT_SECONDS.
+    one's number. The exit status is 2 for a UserError, 128 + n for a signal, as of every command. A process that cannot
+    report it is missed after HEARTBEAT_SECONDS.
 
     Args:
       address: HOST:PORT where process 0 shall listen; "" where JAX finds all of this by itself (Cloud TPU, GKE, SLURM).
@@ -91,19 +91,20 @@ def _gather(address: str, count: int | None, index: int | None, seconds: int) ->
     if thread.is_alive():
         if not address:
             raise _PeersMissing(
-                f"waited {seconds} s for the processes that JAX finds here by itself, and not all came: one may have died, and "
-                "what it printed says why. The same command begins again; --join_timeout=SECONDS waits longer."
+                f"waited {seconds} s for the processes that JAX finds here by itself, and not all came: one "
+                "may have died, and what it printed says why. The same command begins again; --join_timeout=SECONDS "
+                "waits longer."
             )
         coordinator_address, missing = address, "the other processes" if index == 0 else "process 0"
         raise UserError(
-            f"waited {seconds} s at {coordinator_address}, and {missing} did not come. Is every process running, with the same "
-            f"--num_processes, the same --coordinator_address (that of process 0's machine) and a --process_id of its own, "
-            "and does a firewall let the port through? --join_timeout=SECONDS waits longer."
+            f"waited {seconds} s at {coordinator_address}, and {missing} did not come. Is every process running, with "
+            "the same --num_processes, the same --coordinator_address (that of process 0's machine) and a --process_id "
+            "of its own, and does a firewall let the port through? --join_timeout=SECONDS waits longer."
         )
     if errors and not address and isinstance(errors[0], ValueError):
         raise UserError(
-            "--distributed alone works where JAX finds the processes by itself (Cloud TPU, GKE, SLURM, Open MPI), and here "
-            "it finds none; give --coordinator_address=HOST:PORT --num_processes=N --process_id=I."
+            "--distributed alone works where JAX finds the processes by itself (Cloud TPU, GKE, SLURM, Open MPI), and "
+            "here it finds none; give --coordinator_address=HOST:PORT --num_processes=N --process_id=I."
         ) from errors[0]
     if errors:
         kind = UserError if address else _PeersMissing
@@ -122,7 +123,7 @@ def _exit_on_signal(number: int, _frame: Any) -> NoReturn:
 
 
 def _fail(error: BaseException) -> NoReturn:
-    """Reports to all processes why this one ends, and ends it without an orderly shutdown, because others may be gone."""
+    """Reports to all processes why this one ends, and ends it without a shutdown, because others may be gone."""
     # The launcher may now kill the others; exit with this error's status.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     name = type(error).__name__

@@ -23,9 +23,9 @@ class Chip(NamedTuple):
     config: str | None  # the compiler's name for the form of the chip that is meant; None: its only one
 
 
-# Cloud TPU's pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: peak bf16, HBM capacity and bandwidth, ICI. They
-# give ICI for a whole chip, for v5p and TPU7x 1,200 GB/s in both directions, for v5e and v6e 1,600 and 3,200 Gbit/s in
-# one: here divided by links and directions. v4's links: Jouppi et al. 2023 (arXiv 2304.01433), Table 4.
+# Cloud TPU's pages docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: peak bf16, HBM capacity and bandwidth, ICI.
+# They give ICI for a whole chip, for v5p and TPU7x 1,200 GB/s in both directions, for v5e and v6e 1,600 and 3,200
+# Gbit/s in one: here divided by links and directions. v4's links: Jouppi et al. 2023 (arXiv 2304.01433), Table 4.
 # Rings: v5e and v6e in a dimension of 16 (their whole pod); the others in cubes of 4 x 4 x 4, from one cube up.
 CHIPS: dict[str, Chip] = {
     "v4": Chip(1, 32, 275e12, 1200e9, 50e9, 6, 4, 4096, "megacore"),  # megacore: both cores as one device

@@ -24,7 +24,7 @@ class Collective(NamedTuple):
 
 
 def parse_collectives(hlo: str, devices: int) -> list[Collective]:
-    """Returns the collectives of a program for so many devices; a loop runs as often as the constant in its condition."""
+    """Returns the collectives of a program for `devices`; a loop runs as often as the constant in its condition."""
     computations: dict[str, list[str]] = {}
     name = ""
     for line in hlo.splitlines():

@@ -59,8 +59,8 @@ def topology_devices(topology: Slice) -> list[jax.Device]:
         )
     except Exception as error:  # of the plugin, of several kinds
         raise UserError(
-            f"--topology={topology.name}: the TPU compiler does not take it: {first_line(error).rstrip('.')}; is libtpu "
-            "the version that belongs to this JAX? pip install -c constraints.txt -e '.[tpu]'"
+            f"--topology={topology.name}: the TPU compiler does not take it: {first_line(error).rstrip('.')}; is "
+            "libtpu the version that belongs to this JAX? pip install -c constraints.txt -e '.[tpu]'"
         ) from error
     return list(description.devices)
 

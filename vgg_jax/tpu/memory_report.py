@@ -166,8 +166,8 @@ def _heading(config: ConfigDict, slice_: Slice) -> str:
     two = f", {chip.devices} devices each" if chip.devices > 1 else ""
     return (
         f"{NetworkSpec.from_config(config).title} for {slice_.name}: {slice_.chips:,} chips{two}; a chip has "
-        f"{chip.hbm_gib:g} GiB of HBM at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.flops / 1e12:,.0f} TFLOP/s bfloat16, {chip.links} links of "
-        f"{chip.link_bandwidth / 1e9:.0f} GB/s each way\n"
+        f"{chip.hbm_gib:g} GiB of HBM at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.flops / 1e12:,.0f} TFLOP/s "
+        f"bfloat16, {chip.links} links of {chip.link_bandwidth / 1e9:.0f} GB/s each way\n"
         f"crop {config.image.crop}, {config.model.dtype}, jax {jax.__version__}, libtpu {version('libtpu')}"
     )
 

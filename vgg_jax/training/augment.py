@@ -1,4 +1,4 @@
-"""What happens to a crop on the device, fused into the train step: mirror, colour shift, mean."""
+"""Augmentation on the device, within the train step: mirror, colour shift, mean, mixup and cutmix."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ IMAGENET_STATISTICS = ColorStatistics(
     mean_rgb=np.array([123.68, 116.779, 103.939], np.float32),
     color_vectors=(
         np.array(
-            [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]  # rows R, G, B
+            # Rows R, G, B.
+            [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
         )
         * (255 * np.array([0.2175, 0.0188, 0.0045]))
     ).astype(np.float32),
@@ -41,7 +42,7 @@ def augment(
     """Applies the random part of the paper's augmentation that is not the crop (Paper §3.1).
 
     Args:
-      key: every image's draw depends on it and on the image's place in the batch alone, not on the devices.
+      key: every image's draw depends on it and on the image's index in the batch alone, not on the devices.
       images_BxHxWx3: uint8 RGB crops.
       statistics: of the training split.
       flip: mirror each image with probability 1/2.
@@ -78,9 +79,10 @@ def mix(
       images_BxHxWx3: float.
       labels_B: int.
       num_classes: K.
-      mixup: a of Beta(a, a), from which the share of an image's own pixels is drawn, one for the batch (Zhang et al. 2018).
-      cutmix: likewise; a rectangle of the other image is pasted, and the share is that of what is left (Yun et al. 2019).
-        With both, one of them is chosen with probability 1/2.
+      mixup: a of Beta(a, a), from which the share of an image's own pixels is drawn, one for the batch (Zhang et al.
+        2018).
+      cutmix: likewise; a rectangle of the other image is pasted, and the share counts the pixels that stay (Yun et al.
+        2019). With both, one of them is chosen with probability 1/2.
 
     Returns:
       The images, and targets [B, K] float32, the classes' shares, whose rows sum to 1.
@@ -88,12 +90,12 @@ def mix(
     targets = jax.nn.one_hot(labels_B, num_classes)
     if not (mixup or cutmix):
         return images_BxHxWx3, targets
-    choice_key, share_key, place_key = jax.random.split(key, 3)
+    choice_key, share_key, center_key = jax.random.split(key, 3)
     pastes = jax.random.bernoulli(choice_key, 0.5) if mixup and cutmix else jnp.bool_(cutmix > 0)
     share = jax.random.beta(share_key, *(jnp.where(pastes, cutmix, mixup),) * 2)
     height, width = images_BxHxWx3.shape[1:3]
-    # A rectangle of the image's proportions around any place; what lies outside the image is cut off.
-    row, column = (jax.random.uniform(place_key, (2,)) * jnp.array([height, width])).astype(jnp.int32)
+    # A rectangle of the image's proportions around any pixel; what lies outside the image is cut off.
+    row, column = (jax.random.uniform(center_key, (2,)) * jnp.array([height, width])).astype(jnp.int32)
     half = jnp.sqrt(1 - share) / 2
     rows, columns = jnp.arange(height), jnp.arange(width)
     in_rows = jnp.abs(rows - row) < half * height

@@ -17,8 +17,8 @@ from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import folded_variables
 
-# "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net A"
-# (Paper §3.1). By name: by position they would not fit the deeper models (docs/decisions.md).
+# "We initialised the first four convolutional layers and the last three fully-connected layers with the layers of net
+# A" (Paper §3.1). By name: by position they would not fit the deeper models (docs/decisions.md).
 NET_A_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 # Of networks with several FC layers and with one, and of auxiliary classifiers, which are never alone.
 _HEADS = ("fc8", "fc", "aux1_fc2", "aux2_fc2")
@@ -72,8 +72,8 @@ def start_from(
 ) -> tuple[dict, str]:
     """Replaces layers of freshly initialised variables by those of another model.
 
-    Where both models know the names of their classes, fc8 is moved by name, and stays random where the names are others,
-    unless `layers` names it.
+    Where both models know the names of their classes, fc8 is moved by class name. It stays random where the names
+    differ, unless `layers` names it.
 
     Args:
       donor: of `read_donor`.
@@ -135,9 +135,9 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
     Args:
       params: of the new model.
       donor: of the model to copy from.
-      layers: "" for the default: all layers that both have, but between VGGs of other convolutions NET_A_LAYERS; the head is
-        left out where the number of classes differs. Names with commas between, * and ? as in file names, take its
-        place; those with a minus before them are left out of it: "conv*", "-fc6,-fc7", "conv*,-conv5_*".
+      layers: "" for the default: all layers that both have, but between VGGs of other convolutions NET_A_LAYERS; the
+        head is left out where the number of classes differs. Names with commas between, * and ? as in file names,
+        replace the default; a minus leaves one out: "conv*", "-fc6,-fc7", "conv*,-conv5_*".
       source: path of the donor, for messages.
 
     Raises:
@@ -197,8 +197,8 @@ def transplant(variables: dict, donor: dict, layers: Iterable[str], source: str 
 def _check_shapes(variables: dict, donor: dict, layers: list[str], source: str) -> None:
     if "batch_stats" in donor and "batch_stats" not in variables and any(name.startswith("conv") for name in layers):
         raise UserError(
-            f"config.init_from: {source} has batch normalisation, without which its convolutions mean nothing, and this network "
-            "has none; say --config.model.batch_norm=True."
+            f"config.init_from: {source} has batch normalisation, without which its convolutions mean nothing, and "
+            "this network has none; say --config.model.batch_norm=True."
         )
     here, there = _shapes(variables, layers), _shapes(donor, layers)
     present = {name.partition("/")[0] for name in (*here, *there)}

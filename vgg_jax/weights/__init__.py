@@ -1,1 +1,1 @@
-"""Weights in and out: this project's own file, those of other frameworks, and what a model expects of pixels, as data."""
+"""Weights files: this project's own and those of other frameworks, with the preprocessing that a model expects."""

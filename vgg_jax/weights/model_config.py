@@ -1,4 +1,4 @@
-"""What `config.json` and `preprocessor_config.json` say of the weights next to them on the Hugging Face hub: timm's and transformers'."""
+"""Metadata of timm and transformers next to weights on the Hugging Face hub: config.json, preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def parse(texts: list[str]) -> ModelConfig:
     Raises:
       WeightsError: no JSON object, a value that cannot be, or a ResNet of transformers that is computed in another way.
     """
-    given: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for text in texts:
         try:
-            content = json.loads(text)
+            parsed = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise WeightsError(f"the config.json next to it is damaged ({short(str(error))})") from error
-        given |= content if isinstance(content, dict) else _refuse("its content", content)
-        given |= content["pretrained_cfg"] if isinstance(content.get("pretrained_cfg"), dict) else {}
+        content |= parsed if isinstance(parsed, dict) else _refuse("its content", parsed)
+        content |= parsed["pretrained_cfg"] if isinstance(parsed.get("pretrained_cfg"), dict) else {}
     for key in ("downsample_in_bottleneck", "downsample_in_first_stage"):
-        if given.get(key):
+        if content.get(key):
             raise WeightsError(f"the config.json next to it says {key}, and ResNets here have their strides elsewhere")
-    mean, std = (given.get(key, given.get(f"image_{key}")) for key in ("mean", "std"))
-    crop, part = _crop(given), given.get("crop_pct")
+    mean, std = (content.get(key, content.get(f"image_{key}")) for key in ("mean", "std"))
+    crop, part = _crop(content), content.get("crop_pct")
     if part is not None and not (isinstance(part, int | float) and 0.1 <= part <= 1):
         _refuse("crop_pct", part)
-    resample = given.get(
-        "interpolation", _RESAMPLING.get(given["resample"]) if given.get("resample") in _RESAMPLING else ""
+    resample = content.get(
+        "interpolation", _RESAMPLING.get(content["resample"]) if content.get("resample") in _RESAMPLING else ""
     )
-    labels = _labels(given)
-    classes = given.get("num_classes", len(labels or ()))
+    labels = _labels(content)
+    classes = content.get("num_classes", len(labels or ()))
     return ModelConfig(
         preprocessing=_preprocessing(mean, std) if mean is not None and std is not None else None,
         crop=crop,
@@ -72,8 +72,8 @@ def _preprocessing(mean: Any, std: Any) -> Preprocessing:
         raise WeightsError(f"the config.json next to it has a mean and std that cannot be ({error})") from error
 
 
-def _crop(given: dict[str, Any]) -> int:
-    size = given.get("input_size", given.get("crop_size"))
+def _crop(content: dict[str, Any]) -> int:
+    size = content.get("input_size", content.get("crop_size"))
     if isinstance(size, dict):
         size = size.get("height")
     elif isinstance(size, list):  # [3, height, width]
@@ -83,9 +83,9 @@ def _crop(given: dict[str, Any]) -> int:
     return size if type(size) is int and LEAST_CROP <= size <= LARGEST_CROP else _refuse("input_size", size)
 
 
-def _labels(given: dict[str, Any]) -> list[str] | None:
-    names = given.get("label_names")
-    if names is None and isinstance(by_number := given.get("id2label"), dict):
+def _labels(content: dict[str, Any]) -> list[str] | None:
+    names = content.get("label_names")
+    if names is None and isinstance(by_number := content.get("id2label"), dict):
         if set(by_number) != {str(i) for i in range(len(by_number))}:
             _refuse("id2label", sorted(by_number))
         names = [by_number[str(i)] for i in range(len(by_number))]
