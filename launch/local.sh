@@ -1,38 +1,25 @@
 #!/usr/bin/env bash
-# Starts several processes on this machine that train, or evaluate, together.
+# Starts PROCESSES processes of `python -m vgg_jax.main ARGUMENTS` on this machine, which train together.
+#
+#   launch/local.sh -n PROCESSES [--devices-per-process D] [--module M] [--dry-run] -- ARGUMENTS...
+#   launch/local.sh -n 4 --devices-per-process 2 -- --config=configs/quickstart.py
+#
+#   -n PROCESSES               number of processes
+#   --devices-per-process D    GPUs of each, or virtual devices of the CPU; default 1
+#   --module M                 another module in place of vgg_jax.main, with its first words: "vgg_jax evaluate"
+#   --dry-run                  prints the commands and starts nothing
+#
+# Process 0 prints as usual; lines of the others begin with their number. Ctrl-C and SIGTERM reach every process once: they
+# save after one common step, and the same launch continues. When a process ends with an error or is killed, the others have
+# 10 seconds to end by themselves, and are killed then. The exit status is that of the first that failed.
+#
+# PYTHON names the interpreter (default: python), PORT the coordinator's port (default: a free one).
+
 set -euo pipefail
-
-usage() {
-  cat <<'END'
-Usage: launch/local.sh -n PROCESSES [--devices-per-process D] [--module M] [--dry-run] -- ARGUMENTS...
-
-Starts PROCESSES processes of `python -m vgg_jax.main ARGUMENTS` on this machine, which train together:
-
-  launch/local.sh -n 4 --devices-per-process 2 -- --config=configs/quickstart.py
-
-  -n PROCESSES               how many
-  --devices-per-process D    GPUs of each, or virtual devices of the CPU; default 1
-  --module M                 another module in place of vgg_jax.main, with its first words: "vgg_jax evaluate"
-  --dry-run                  print the commands and start nothing
-  --help                     this text
-
-Process 0 speaks; what the others have to say has their number in front. Ctrl-C and SIGTERM reach every process once: they
-save after one common step, and the same launch continues. When a process ends with an error or is killed, the others have
-10 seconds to end by themselves, and are killed then. The exit status is that of the first that failed.
-
-PYTHON names the interpreter (default: python), PORT the coordinator's port (default: a free one).
-END
-}
 
 fail() {
   echo "error: $*" >&2
   exit 2
-}
-
-positive() {
-  if ! [[ $2 =~ ^[1-9][0-9]{0,3}$ ]] || (($2 > 1024)); then
-    fail "$1 is '${2:0:40}'; it must be a whole number of at least 1 and at most 1024."
-  fi
 }
 
 python=${PYTHON:-python}
@@ -41,38 +28,32 @@ while (($#)); do
   case $1 in
     -n | --devices-per-process | --module)
       (($# > 1)) || fail "$1 needs a value; --help says more."
-      case $1 in
-        -n) positive "$1" "$2" && processes=$2 ;;
-        --devices-per-process) positive "$1" "$2" && devices=$2 ;;
-        --module) module=$2 ;;
-      esac
-      shift 2
+      [[ $1 == --module || $2 =~ ^[1-9][0-9]{0,2}$ || $2 =~ ^10([01][0-9]|2[0-4])$ ]] ||
+        fail "$1 is '${2:0:40}'; it must be a whole number of at least 1 and at most 1024."
+      case $1 in -n) processes=$2 ;; --module) module=$2 ;; *) devices=$2 ;; esac
+      shift
       ;;
-    --dry-run) dry_run=yes && shift ;;
-    -h | --help) usage && exit 0 ;;
+    --dry-run) dry_run=yes ;;
+    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 0 ;;
     --) shift && break ;;
     *) fail "'$1' is not known; arguments of $module come after --, as in: launch/local.sh -n 2 -- --config=..." ;;
   esac
+  shift
 done
 [[ -n $processes ]] || fail "say how many processes: -n 2, for example; --help says more."
 (($#)) || fail "say after -- what to run, as in: launch/local.sh -n $processes -- --config=configs/quickstart.py"
 command -v "$python" >/dev/null || fail "there is no '$python' here; name an interpreter with PYTHON=..."
+arguments=("$@")
+read -ra words <<<"$module"
+port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 
-port=${PORT:-}
-if [[ -z $port ]]; then
-  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-fi
-
-# The command of process $1, in `command`.
-command_of() {
-  local first=$(($1 * devices)) ids
-  ids=$(seq -s, "$first" $((first + devices - 1)))
+command_of() { # NUMBER of a process; sets `command`
+  local ids
+  ids=$(seq -s, $(($1 * devices)) $((($1 + 1) * devices - 1)))
   command=(env "JAX_NUM_CPU_DEVICES=$devices" "JAX_LOCAL_DEVICE_IDS=$ids" "$python" -m "${words[@]}"
     "--coordinator_address=localhost:$port" "--num_processes=$processes" "--process_id=$1" "${arguments[@]}")
 }
 
-arguments=("$@")
-read -ra words <<<"$module"
 if [[ -n $dry_run ]]; then
   for ((i = 0; i < processes; i++)); do
     command_of "$i"
@@ -84,17 +65,15 @@ fi
 pids=()
 stopping=''
 # shellcheck disable=SC2329 # the traps call it
-# To the processes alone, not to their helpers, which end with them.
-forward() {
+forward() { # SIGNAL: to the processes alone, not to their helpers, which end with them
   stopping=yes
   kill "-$1" "${pids[@]}" 2>/dev/null || true
 }
-trap 'forward INT' INT
-trap 'forward TERM' TERM
-trap 'forward HUP' HUP
+# shellcheck disable=SC2064 # the name of now
+for name in INT TERM HUP; do trap "forward $name" "$name"; done
 trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
 
-# With job control each process has a group of its own, so that Ctrl-C comes from here and not from the terminal too.
+# With job control each process has its own group, so that Ctrl-C comes from here and not from the terminal too.
 set -m
 for ((i = 0; i < processes; i++)); do
   command_of "$i"
@@ -106,33 +85,23 @@ for ((i = 0; i < processes; i++)); do
   pids+=($!)
 done
 
-status=0
-give_up_at=''
+status=0 give_up_at=''
 running=("${!pids[@]}")
 while ((${#running[@]})); do
-  still=()
   for i in "${running[@]}"; do
     if kill -0 "${pids[i]}" 2>/dev/null; then
-      still+=("$i")
+      [[ -z $give_up_at ]] || ((SECONDS < give_up_at)) || kill -KILL "${pids[i]}" 2>/dev/null || true
       continue
     fi
     ended=0
     wait "${pids[i]}" || ended=$?
-    if ((ended && !status)); then
-      status=$ended
-      if [[ -z $stopping ]]; then
-        echo "process $i of $processes has ended with status $ended; the others end too" >&2
-        give_up_at=$((SECONDS + 10))
-      fi
-    fi
+    unset "running[i]"
+    ((ended && !status)) || continue
+    status=$ended
+    [[ -z $stopping ]] || continue
+    echo "process $i of $processes has ended with status $ended; the others end too" >&2
+    give_up_at=$((SECONDS + 10))
   done
-  running=("${still[@]}")
-  if [[ -n $give_up_at ]] && ((${#running[@]} && SECONDS >= give_up_at)); then
-    for i in "${running[@]}"; do
-      kill -KILL "${pids[i]}" 2>/dev/null || true
-    done
-    give_up_at=''
-  fi
   ((${#running[@]} == 0)) || sleep 0.2 || true
 done
 trap - EXIT

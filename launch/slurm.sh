@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# Submits training on GPUs to SLURM: one process a GPU, on the commit that is checked out here, from a directory of its own.
+# Submits training on GPUs to SLURM: one process a GPU, on the commit that is checked out here, from its own directory.
 #
 #   SHARED=/shared/me NODES=4 GPUS=8 TIME=2-00:00:00 launch/slurm.sh [--dry-run] -- --config=configs/vgg16.py
 #
-# What follows -- goes to vgg_jax.main. Values, written before the command:
+# Flags of training follow --. Values, written before the command:
 #   SHARED        a directory that all nodes see; holds runs/NAME (the workdir), code, logs
 #   NODES, GPUS   nodes, and GPUs of each
 #   TIME          the longest time, as SLURM writes it; two minutes before its end the run saves itself and is queued again
-#   NAME          of the run; default: the configuration's. The same NAME continues with the run
+#   NAME          of the run; default: the configuration's. The same NAME continues the run
 #   DATA          directory of prepared data that all nodes see; none for the built-in data
 #   TRIES         default 5: how often the job runs in all, where its time, a preemption or a crash ends it
 #   CPUS          cores of each process; default 8
 #   PARTITION, ACCOUNT, QOS  of SLURM, where it asks for them
 #   PYTHON        an interpreter that has all that is needed; default: one is installed in SHARED/code/COMMIT
-#
 # --dry-run prints every command and runs none. More: docs/launch.md
 
 # shellcheck source=launch/common.sh
@@ -32,7 +31,7 @@ CODE="$SHARED/code/$COMMIT"
 # What launch/slurm_job.sh reads.
 export NAME SHARED CODE TRIES DATA="${DATA:-}" PYTHON="${PYTHON:-$CODE/.venv/bin/python}"
 
-((DRY_RUN)) || mkdir -p "$SHARED/code" "$SHARED/runs" "$SHARED/logs" || fail "SHARED=$SHARED cannot be written; choose another."
+((DRY_RUN)) || mkdir -p "$SHARED"/{code,runs,logs} || fail "SHARED=$SHARED cannot be written; choose another."
 if ((DRY_RUN)) || [[ ! -d $CODE ]]; then
   run rm -rf "$CODE.unfinished"
   run git clone --quiet --no-checkout . "$CODE.unfinished"
@@ -50,14 +49,10 @@ OPTIONS=(
   --parsable "--job-name=vgg-jax-$NAME" "--nodes=$NODES" "--ntasks-per-node=$GPUS" "--gpus-per-node=$GPUS" "--cpus-per-task=$CPUS"
   "--time=$TIME" --signal=TERM@120 --requeue --open-mode=append "--output=$SHARED/logs/$NAME-%j.log" "--chdir=$CODE" --export=ALL
 )
-[[ -z ${PARTITION:-} ]] || OPTIONS+=("--partition=$PARTITION")
-[[ -z ${ACCOUNT:-} ]] || OPTIONS+=("--account=$ACCOUNT")
-[[ -z ${QOS:-} ]] || OPTIONS+=("--qos=$QOS")
+OPTIONS+=(${PARTITION:+"--partition=$PARTITION"} ${ACCOUNT:+"--account=$ACCOUNT"} ${QOS:+"--qos=$QOS"})
 printf '+ %s\n' "$(quoted sbatch "${OPTIONS[@]}" "$CODE/launch/slurm_job.sh" "${TRAIN_FLAGS[@]}")"
 ((DRY_RUN)) && exit
-SAID=$(mktemp)
-trap 'rm -f "$SAID"' EXIT
-JOB=$(sbatch "${OPTIONS[@]}" "$CODE/launch/slurm_job.sh" "${TRAIN_FLAGS[@]}" 2>"$SAID") ||
-  fail "SLURM did not take the job: $(tail -n 1 "$SAID")" 1
-JOB=${JOB%%;*}
+ANSWER=$(sbatch "${OPTIONS[@]}" "$CODE/launch/slurm_job.sh" "${TRAIN_FLAGS[@]}" 2>&1) ||
+  fail "SLURM did not take the job: ${ANSWER##*$'\n'}" 1
+JOB=$(grep -oE '^[0-9]+' <<<"$ANSWER" | tail -n 1) || JOB="of an unknown number"
 say "submitted as job $JOB; log: $SHARED/logs/$NAME-$JOB.log; run: $SHARED/runs/$NAME. To stop it: scontrol update JobId=$JOB Requeue=0 && scancel --signal=TERM $JOB (it saves, and is not queued again)"

@@ -10,11 +10,9 @@ echo "try $attempt of $TRIES on $SLURM_JOB_NODELIST"
 
 # SIGTERM from SLURM (time nearly over, preemption) is for training, which saves; this script outlives it to decide what comes.
 trap : TERM
-status=0
 # A process that ends takes the others down itself, and says why; were they killed, their status would hide its own.
 srun --kill-on-bad-exit=0 "$PYTHON" -m vgg_jax.main "$@" "${flags[@]}" &
-while :; do
-  status=0
+for ((status = 0; ; status = 0)); do
   wait $! || status=$?
   kill -0 $! 2>/dev/null || break
 done

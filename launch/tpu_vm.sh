@@ -3,20 +3,15 @@
 #
 #   PROJECT=p ZONE=us-west4-a BUCKET=gs://b launch/tpu_vm.sh [--dry-run] -- --config=configs/vgg16.py
 #
-# What follows -- goes to vgg_jax.main. Values, written before the command:
+# Flags of training follow --. Values, written before the command:
 #   MACHINE_TYPE    default ct5lp-hightpu-8t (v5e-8); others: ct6e-standard-8t (v6e-8), ct5p-hightpu-4t (v5p-8)
-#   MODEL           also FLEX_START (queued, seven days at most)
-#   IAP             1: no public address, ssh through Identity-Aware Proxy
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 parse "$@"
-rented "STANDARD SPOT FLEX_START"
-MACHINE_TYPE=${MACHINE_TYPE:-ct5lp-hightpu-8t}
-machine_flags
+rented ct5lp-hightpu-8t
 [[ $MODEL != FLEX_START ]] || MACHINE+=(--request-valid-for-duration=2h)
-
 VM="vgg-jax-$NAME"
 
 rent() {

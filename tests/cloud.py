@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-PROGRAMS = ("gcloud", "kubectl", "sbatch", "srun", "scontrol", "nvidia-smi", "trainer")  # the last for an interpreter
+PROGRAMS = ("gcloud", "sbatch", "srun", "scontrol", "nvidia-smi", "trainer")  # the last for an interpreter
 CLOUD = {"PROJECT": "my-project", "ZONE": "us-west4-a", "BUCKET": "gs://my-bucket"}
 VM = ("tpu_vm.sh", CLOUD)
 SLICE = ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "2x4"})
-QUEUE = ("tpu_queue.sh", CLOUD | {"ACCELERATOR_TYPE": "v5litepod-8"})
-GKE = ("gke.sh", CLOUD | {"CLUSTER": "my-cluster", "TOPOLOGY": "2x4"})
 SLURM = ("slurm.sh", {"SHARED": "/shared", "NODES": "2", "GPUS": "8", "TIME": "2-00:00:00"})
 CONFIG = "--config=configs/vgg16.py"
 
@@ -24,9 +22,6 @@ WELL = {
     "instances describe": [{"out": "RUNNING\n"}],
     r"list-instances.*instanceStatus": [{"out": "RUNNING\nRUNNING\n"}],
     "list-instances": [{"out": "slice-a\nslice-b\n"}],
-    "queued-resources describe": [{"out": "ACTIVE\n"}],
-    "tpu-vm describe": [{"out": "2\n"}],
-    "get jobset": [{"out": ""}],
 }
 
 
@@ -100,8 +95,4 @@ class Cloud:
                 there.add(" ".join(made.groups()))
             elif gone:
                 there.discard(" ".join(gone.groups()))
-            elif call.startswith("kubectl apply"):
-                there.add("jobset")
-            elif call.startswith("kubectl delete jobset"):
-                there.discard("jobset")
         return there

@@ -1,4 +1,4 @@
-"""A program that stands for gcloud, kubectl, srun, ... on the PATH: writes down how it was called and plays its part.
+"""A program that stands for gcloud, sbatch, srun, ... on the PATH: writes down how it was called and plays its part.
 
     python -S tests/fake_cloud.py PROGRAM ARGUMENT...
 

@@ -42,7 +42,6 @@ class Node:
             "WORKER": "worker-0",
             "EXTRA": "tpu",
             "DATA": "datasets",
-            "DATA_DISK": "",
             "FLAGS": "--config=configs/vgg16.py '--config.seed=a b'",
         } | settings
         return subprocess.Popen(
@@ -143,13 +142,6 @@ def test_a_signal_after_training_has_ended_costs_no_report(node):
     assert (process.returncode, node.report("status")) == (2, "2\n")
 
 
-def test_a_node_that_is_prepared_twice_at_once_after_a_cut_off_try(node):
-    (node.home / f"vgg_jax-{node.commit}.unfinished").mkdir()
-    both = [node.start("prepare") for _ in range(2)]
-    assert [(process.communicate(timeout=60)[0], process.returncode) for process in both] == [("", 0)] * 2
-    assert git(node.home / f"vgg_jax-{node.commit}", *COMMIT) == node.commit
-
-
 def test_a_signal_to_a_node_is_training_s_and_is_waited_for(node):
     saves = "trap 'sleep 0.3; echo saved; exit 143' TERM; while :; do sleep 0.05; done"
     node.cloud.plays({"trainer": [{"shell": saves}]})
@@ -163,17 +155,30 @@ def test_a_signal_to_a_node_is_training_s_and_is_waited_for(node):
     assert (node.report("status"), node.report("log")) == ("143\n", "saved\n")
 
 
-def test_a_node_begins_training_once_however_often_ssh_is_tried(node):
+def test_a_node_is_prepared_without_training(node):
+    (node.home / f"vgg_jax-{node.commit}.unfinished").mkdir()  # of a machine that went down
+    assert node.run("prepare") == (0, "")
     assert node.run("prepare") == (0, "")
     assert (node.home / "data" / "x" / "records").exists()
+    assert git(node.home / f"vgg_jax-{node.commit}", *COMMIT) == node.commit
     assert node.cloud.calls("trainer") == []
-    assert node.run("start") == (0, "training has begun\n")
-    assert node.run("start") == (0, "training has begun already\n")
-    for _ in range(200):
-        if (node.bucket / "launches/mine/time-1/worker-0.status").exists():
-            break
-        time.sleep(0.05)
+
+
+def test_a_node_without_a_commit_trains_the_code_that_is_there(node):
+    assert node.run(COMMIT="", CODE=str(node.cloud.clone))[0] == 0
     assert len(node.cloud.calls("trainer")) == 1
+
+
+def test_a_node_whose_bucket_is_not_mounted_yet_reports_nothing(node):
+    """What is written below a mount point before the mount is hidden by it, or prevents it."""
+    (node.bucket / "code").rename(node.bucket / "elsewhere")
+    program(node.cloud.place / "bin" / "gcsfuse", f"sleep 2; mv {node.bucket}/elsewhere {node.bucket}/code")
+    program(node.cloud.place / "bin" / "mountpoint", "exit 1")
+    process = node.start()
+    time.sleep(1.5)
+    assert not (node.bucket / "launches").exists()
+    process.communicate(timeout=60)
+    assert (process.returncode, node.report("status")) == (0, "0\n")
 
 
 # --- SLURM ---
@@ -332,8 +337,8 @@ def test_a_launch_from_the_command_to_the_summary(cloud):
     cloud.plays({
         "storage cp": [{"shell": f'mkdir -p {bucket}/code && cp "$4" "{bucket}/${{5#gs://my-bucket/}}"'}],
         "storage rsync": [{"shell": f'cp -r "{bucket}/${{4#gs://my-bucket/}}/." "$5"'}],
-        "compute ssh": [
-            {"shell": f'for word; do case $word in --command=*) c=$word ;; esac; done; cd {node} && HOME={node} MOUNT={bucket} SYNC_SECONDS=1 PYTHON={sys.executable} bash -c "${{c#--command=}}"'}
+        "instances create": [
+            {"shell": f'for word; do case $word in *startup-script=*) sed "s:HOME=/root:HOME={node}:" "${{word#*startup-script=}}" >{node}/startup.sh ;; esac; done; MOUNT={bucket} SYNC_SECONDS=1 WORKER=vgg-jax-mine PYTHON={sys.executable} setsid bash {node}/startup.sh >/dev/null 2>&1 &'}
         ],
     })  # fmt: skip
     small = ["--config.num_epochs=0.2", "--config.model.width_multiplier=0.0625", "--config.model.fc_width=16"]

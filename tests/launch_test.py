@@ -1,17 +1,15 @@
 """The launchers, against a cloud that is played by tests/fake_cloud.py: what they ask for, say, and leave behind: nothing."""
 
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.cloud import CLOUD, CONFIG, GKE, QUEUE, SLICE, SLURM, VM, WELL, git
+from tests.cloud import CLOUD, CONFIG, SLICE, SLURM, VM, WELL, git
 from tests.conftest import REPOSITORY
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,14 +37,6 @@ def last(out: str) -> str:
         ("tpu_vm_spot", "tpu_vm.sh", CLOUD | {"MODEL": "SPOT", "DATA": "datasets", "IAP": "1", "NAME": "mine"}),
         ("tpu_vm_flex", "tpu_vm.sh", CLOUD | {"MODEL": "FLEX_START", "MAX_HOURS": "100"}),
         ("tpu_slice", "tpu_slice.sh", CLOUD | {"TOPOLOGY": "16x16"}),
-        ("tpu_queue", "tpu_queue.sh", CLOUD | {"ACCELERATOR_TYPE": "v5litepod-256"}),
-        (
-            "tpu_queue_disk",
-            "tpu_queue.sh",
-            CLOUD
-            | {"ACCELERATOR_TYPE": "v4-32", "MODEL": "SPOT", "DATA": "d", "DATA_DISK": "projects/p/zones/z/disks/d"},
-        ),
-        ("gke", "gke.sh", CLOUD | {"CLUSTER": "my-cluster", "TOPOLOGY": "16x16", "MODEL": "SPOT"}),
         ("slurm", *SLURM),
         ("gpus", "gpus.sh", {"GPUS": "0,1"}),
     ],
@@ -64,59 +54,25 @@ def test_a_dry_run_prints_the_golden_commands_and_runs_none(name, launcher, envi
     assert out == golden.read_text(), f"if this is meant: {RENEW}, and read what has changed"
 
 
-def test_the_shown_commands_are_read_by_a_shell_as_they_were_meant(cloud):
-    """The words of the ssh command, read as a shell does on both sides, are training's flags."""
+def test_a_machine_starts_with_the_flags_as_they_were_meant(cloud):
+    """The startup script, as it is written and as the dry run shows it, has training's flags as words of a shell."""
     awkward = '--config.seed=it\'s a "$HOME" `x`'
-    _, out = cloud.run(*VM, "--dry-run", "--", CONFIG, awkward)
-    line = next(line for line in out.splitlines() if "compute ssh" in line)[2:].removesuffix(" <launch/node.sh")
-    words = json.loads(subprocess.run(
-        ["bash", "-c", f"gcloud() {{ {sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"; }}; {line}"],
-        capture_output=True, text=True, check=True,
-    ).stdout)  # fmt: skip
-    command = next(word for word in words if "--command=" in word).removeprefix("--command=cat >vgg_jax_node.sh && ")
-    read = 'eval "set -- $FLAGS"; printf "%s\\n" "$@"'
+    cloud.plays({"storage rsync": [ended(0)]})
+    status, out = cloud.run(*VM, "--", CONFIG, awkward)
+    assert status == 0, out
+    script = (cloud.clone / "runs/launches/vgg16/time-1/startup.sh").read_text()
+    head, _, rest = script.partition("set -- all\n")
+    assert rest == (REPOSITORY / "launch/node.sh").read_text()
     flags = subprocess.run(
-        ["bash", "-c", command.replace("bash vgg_jax_node.sh prepare", f"bash -c '{read}'")],
+        ["bash", "-c", head + 'eval "set -- $FLAGS"; printf "%s\\n" "$HOME" "$NAME" "$LAUNCH" "$@"'],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert flags == f"{CONFIG}\n{awkward}\n"
+    assert flags == f"/root\nvgg16\ntime-1\n{CONFIG}\n{awkward}\n"
+    shown = next(line for line in out.splitlines() if "startup.sh" in line)[2:].rpartition(" >")[0]
+    assert subprocess.run(["bash", "-c", shown], cwd=REPOSITORY, capture_output=True, text=True).stdout == script
 
 
-def test_the_jobset_is_yaml_and_says_what_the_flags_say(cloud):
-    yaml = pytest.importorskip("yaml")
-    _, out = cloud.run(*GKE, "--dry-run", "--", CONFIG, "--config.seed='1': 2")
-    jobset = yaml.safe_load(re.search(r"<<'END'\n(.*?)\nEND\n", out, re.DOTALL).group(1))
-    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-    assert (job["parallelism"], job["completions"]) == (2, 2)
-    container = job["template"]["spec"]["containers"][0]
-    exports = container["command"][2].splitlines()[0]
-    flags = subprocess.run(
-        ["bash", "-c", f'{exports}; eval "set -- $FLAGS"; printf "%s\\n" "$WORKER" "$@"'],
-        env={"JOB_COMPLETION_INDEX": "1"}, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    assert flags == f"worker-1\n{CONFIG}\n--config.seed='1': 2\n--distributed\n"
-
-
-def test_a_slice_without_a_longest_time_of_its_own_deletes_itself(cloud):
-    """The startup script, which the cloud runs whatever has become of the launcher."""
-    _, out = cloud.run(QUEUE[0], QUEUE[1] | {"MAX_HOURS": "2"}, "--dry-run", "--", CONFIG)
-    line = next(line for line in out.splitlines() if "queued-resources create" in line)[2:]
-    script = subprocess.run(
-        ["bash", "-c", f'gcloud() {{ for word; do printf "%s\\n" "$word"; done; }}; {line}'],
-        capture_output=True, text=True, check=True,
-    ).stdout.partition("--metadata=startup-script=")[2].splitlines()[0]  # fmt: skip
-    environment = {"PATH": f"{cloud.place}/bin:/usr/bin:/bin", "FAKE_CLOUD": str(cloud.place)}
-    assert "sleep 7200;" in script
-    at_once = script.replace("sleep 7200;", "sleep 0;")
-    subprocess.run(["bash", "-c", at_once + " wait"], env=environment, check=True)
-    deletion = (
-        "compute tpus queued-resources delete vgg-jax-vgg16 --project=my-project --zone=us-west4-a --force --quiet"
-    )
-    assert cloud.calls() == [f"gcloud {deletion}"]
-    assert "," not in script  # which would part it for gcloud
-
-
-@pytest.mark.parametrize("launcher", ["tpu_vm.sh", "tpu_slice.sh", "tpu_queue.sh", "gke.sh", "slurm.sh", "gpus.sh"])
+@pytest.mark.parametrize("launcher", ["tpu_vm.sh", "tpu_slice.sh", "slurm.sh", "gpus.sh"])
 def test_help_names_every_value_that_is_asked_for(launcher, cloud):
     status, out = cloud.run(launcher, {}, "--help")
     assert status == 0
@@ -139,7 +95,7 @@ def test_help_names_every_value_that_is_asked_for(launcher, cloud):
         ("tpu_vm.sh", CLOUD, ["--"], "say what to train: launch/tpu_vm.sh -- --config=configs/vgg16.py"),
         ("tpu_vm.sh", CLOUD | {"NAME": "My run"}, ["--", CONFIG], "NAME=My run cannot name a machine"),
         ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2d"}, ["--", CONFIG], "MAX_HOURS=2d is not a whole number"),
-        ("tpu_queue.sh", QUEUE[1] | {"MAX_HOURS": "08"}, ["--", CONFIG], "MAX_HOURS=08 is not a whole number from 1 up to 999999, written without"),
+        ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "08"}, ["--", CONFIG], "MAX_HOURS=08 is not a whole number from 1 up to 999999, written without"),
         ("tpu_vm.sh", CLOUD | {"TRIES": "0"}, ["--", CONFIG], "TRIES=0 is not a whole number from 1 up"),
         ("tpu_vm.sh", CLOUD | {"MODEL": "CHEAP"}, ["--", CONFIG], "MODEL=CHEAP is not a provisioning model: STANDARD, SPOT"),
         ("tpu_vm.sh", CLOUD | {"BUCKET": "gs://b/x"}, ["--", CONFIG], "BUCKET=gs://b/x is not a bucket: write gs://name"),
@@ -151,17 +107,15 @@ def test_help_names_every_value_that_is_asked_for(launcher, cloud):
             "tpu_slice.sh",
             CLOUD | {"TOPOLOGY": "16x16", "MACHINE_TYPE": "ct5lp-hightpu-4t"},
             ["--", CONFIG],
-            "is v5e, of which managed instance groups form no slices; use launch/tpu_queue.sh",
+            "is v5e, of which managed instance groups form no slices; use launch/sky.yaml",
         ),
-        ("tpu_queue.sh", CLOUD | {"ACCELERATOR_TYPE": "v9-8"}, ["--", CONFIG], "RUNTIME_VERSION must be given"),
-        ("gke.sh", GKE[1] | {"MACHINE_TYPE": "n1"}, ["--", CONFIG], "MACHINE_TYPE=n1 is not known here"),
         *((*launcher, ["--", CONFIG, "--config.seed=1\nx: 2"], "the flag --config.seed is $'--config.seed=1\\nx: 2', with a line's end")
-          for launcher in (VM, QUEUE, GKE, SLURM, ("gpus.sh", {}))),
+          for launcher in (VM, SLICE, SLURM, ("gpus.sh", {}))),
         *((launcher, values | {"DATA": f"a{end}b"}, ["--", CONFIG], "DATA is $'a")
-          for launcher, values in (VM, QUEUE, GKE, SLURM, ("gpus.sh", {})) for end in ("\n", "\r", "\x1b")),
-        *(("gke.sh", GKE[1] | {"DATA": f"a{end}b"}, ["--", CONFIG], "with a line's end") for end in "\x85\u2028\u2029"),
+          for launcher, values in (VM, SLICE, SLURM, ("gpus.sh", {})) for end in ("\n", "\r", "\x1b")),
+        *((*VM[:1], CLOUD | {"DATA": f"a{end}b"}, ["--", CONFIG], "with a line's end") for end in "\x85\u2028\u2029"),
         *((launcher, values | {"MAX_HOURS": str(10**20)}, ["--", CONFIG], "MAX_HOURS=100000000000000000000 is not a whole number from 1 up to")
-          for launcher, values in (VM, QUEUE, GKE, ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "4x4"}))),
+          for launcher, values in (VM, SLICE)),
         ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2881"}, ["--", CONFIG], "MAX_HOURS=2881 is more than 2880"),
         ("tpu_vm.sh", CLOUD | {"BOOT_DISK_GB": str(10**20)}, ["--", CONFIG], "BOOT_DISK_GB=100000000000000000000 is not a whole"),
         ("tpu_slice.sh", CLOUD | {"TOPOLOGY": f"{10**20}x4"}, ["--", CONFIG], f"TOPOLOGY={10**20}x4 is no topology"),
@@ -219,7 +173,7 @@ def test_a_program_that_is_missing_is_named(cloud):
 # --- the cloud's moods ---
 
 
-@pytest.mark.parametrize(("launcher", "workers"), [(VM, 1), (SLICE, 2), (QUEUE, 2)])
+@pytest.mark.parametrize(("launcher", "workers"), [(VM, 1), (SLICE, 2)])
 def test_a_run_that_finishes(launcher, workers, cloud):
     cloud.plays({"storage rsync": [{}, ended(*[0] * workers, log="step 1\nstep 2\n")]})
     status, out = cloud.run(*launcher)
@@ -228,9 +182,10 @@ def test_a_run_that_finishes(launcher, workers, cloud):
         "finished: the run is in gs://my-bucket/runs/vgg16, logs in runs/launches/vgg16/time-1;"
     )
     assert cloud.left() == set()
-    phases = [re.search(r"vgg_jax_node\.sh (\w+) --", call)[1] for call in cloud.calls("ssh")]
-    assert phases == ["prepare"] * workers + ["start"] * workers  # training begins when all are ready
-    assert all(("--distributed" in call) == (workers > 1) for call in cloud.calls("ssh"))
+    (made,) = cloud.calls("(instances|templates) create")
+    assert "--metadata-from-file=startup-script=runs/launches/vgg16/time-1/startup.sh" in made
+    script = (cloud.clone / "runs/launches/vgg16/time-1/startup.sh").read_text()
+    assert ("'FLAGS=--distributed --join_timeout=7200 --config" in script) == (workers > 1)
     # What is launched is the commit, and it is there before a machine is.
     calls = cloud.calls()
     uploaded = next(i for i, call in enumerate(calls) if "storage cp" in call)
@@ -258,8 +213,6 @@ each_that_rents = pytest.mark.parametrize(
     [
         (VM, "instances create"),
         (SLICE, "managed create"),
-        (QUEUE, "queued-resources create"),
-        (GKE, "node-pools create"),
     ],
 )
 
@@ -292,10 +245,9 @@ def test_a_quota_is_not_tried_again(launcher, made, cloud):
     assert "It was not tried again." in out
     assert len(cloud.calls(made)) == 1
     assert cloud.left() == set()
-    assert cloud.calls("ssh") == []
 
 
-def test_what_a_slice_and_a_queue_say_later_is_heard_too(cloud):
+def test_a_complaint_that_comes_later_is_heard_too(cloud):
     waiting = {"out": "PROVISIONING\nPROVISIONING\n"}
     running = {"out": "RUNNING\nRUNNING\n"}
     cloud.plays({"instanceStatus": [waiting, waiting, running], "storage rsync": [ended(0, 0)]})
@@ -307,13 +259,6 @@ def test_what_a_slice_and_a_queue_say_later_is_heard_too(cloud):
     status, out = cloud.run(*SLICE)
     assert (status, cloud.left()) == (1, set())
     assert "the quota of project my-project does not allow the slice" in out
-
-    failed = [{"out": "FAILED\n"}, {"out": "FAILED\n"}, {"out": "there is no more capacity in the zone\n"}]
-    (cloud.place / "calls.jsonl").unlink()
-    cloud.plays({"queued-resources describe": [*failed, {"out": "ACTIVE\n"}], "storage rsync": [ended(0, 0)]})
-    status, out = cloud.run(*QUEUE)
-    assert (status, cloud.left()) == (0, set()), out
-    assert len(cloud.calls("queued-resources create")) == 2
 
 
 def test_a_look_that_fails_once_ends_nothing(cloud):
@@ -350,25 +295,12 @@ def test_one_silent_machine_among_others_is_enough(cloud):
     assert "nothing was heard from slice-b for 2 s\n" in out
 
 
-def test_machines_that_are_taken_away_while_they_are_set_up_are_rented_anew(cloud):
-    """The connection hangs and tells nothing; the cloud, which is looked at next to it, does."""
-    cloud.plays({
-        "ssh.*time-1": [{"shell": "exec sleep 60"}],
-        "instances describe": [{"status": 1, "err": "ERROR: The resource 'x' was not found\n"}, {"out": "RUNNING\n"}],
-        "storage rsync": [ended(0)],
-    })  # fmt: skip
-    status, out = cloud.run(*VM)
-    assert (status, cloud.left()) == (0, set()), out
-    assert "the machines were taken away (try 1 of 5); the run continues from its last checkpoint" in out
-
-
 @pytest.mark.parametrize(
     ("launcher", "state", "gone"),
     [
         (VM, "instances describe", {"status": 1, "err": "ERROR: The resource 'x' was not found\n"}),
         (VM, "instances describe", {"out": "STOPPING\n"}),
         (SLICE, "instanceStatus", {"out": "RUNNING\n"}),
-        (QUEUE, "queued-resources describe", {"out": "SUSPENDED\n"}),
     ],
 )
 def test_machines_that_were_taken_away_are_rented_anew_and_the_run_goes_on(launcher, state, gone, cloud):
@@ -379,11 +311,10 @@ def test_machines_that_were_taken_away_are_rented_anew_and_the_run_goes_on(launc
     status, out = cloud.run(*launcher)
     assert status == 0, out
     assert "the machines were taken away (try 1 of 5); the run continues from its last checkpoint" in out
-    starts = cloud.calls("ssh")
-    assert len(starts) == 2 * 2 * count
-    assert "LAUNCH=time-1" in starts[0]
-    assert "LAUNCH=time-2" in starts[-1]
-    assert all("NAME=vgg16" in start for start in starts)  # the same workdir
+    first, second = cloud.calls("(instances|templates) create")
+    assert ("time-1/startup.sh" in first, "time-2/startup.sh" in second) == (True, True)
+    scripts = [(cloud.clone / f"runs/launches/vgg16/time-{i}/startup.sh").read_text() for i in (1, 2)]
+    assert scripts[0].replace("LAUNCH=time-1", "LAUNCH=time-2") == scripts[1]  # the same workdir
     assert cloud.left() == set()
 
 
@@ -415,47 +346,6 @@ def test_a_crash_is_tried_again(cloud):
     assert cloud.left() == set()
 
 
-@pytest.mark.parametrize(("launcher", "second"), [(SLICE, "ssh slice-b"), (QUEUE, "--worker=1 ")])
-def test_ssh_that_fails_for_one_worker_is_tried_again_then_all_is_deleted_and_it_is_named(launcher, second, cloud):
-    lost = {"status": 255, "err": "ssh: connect to host 10.0.0.2 port 22: Connection timed out\n"}
-    cloud.plays({second: [lost, lost, {}], "storage rsync": [ended(0, 0)]})
-    status, out = cloud.run(*launcher)
-    assert (status, len(cloud.calls(second)), cloud.left()) == (0, 4, set()), out
-
-    (cloud.place / "calls.jsonl").unlink()
-    cloud.plays({second: [lost]})
-    status, out = cloud.run(launcher[0], launcher[1] | {"SSH_TRIES": "3"})
-    assert status == 1
-    name = "slice-b" if launcher == SLICE else "worker-1"
-    assert (
-        f"error: worker {name} could not be set up over ssh in 3 tries; its output is in runs/launches/vgg16/time-1."
-        in out
-    )
-    assert last(out) == "all that was made has been deleted."
-    assert (len(cloud.calls(second)), cloud.left()) == (3, set())
-    assert "Connection timed out" in (cloud.clone / f"runs/launches/vgg16/time-1/{name}.start").read_text()
-
-
-def test_a_worker_that_refuses_is_not_tried_again(cloud):
-    cloud.plays({"ssh slice-b": [{"status": 2, "out": "error: there is no directory datasets in gs://my-bucket.\n"}]})
-    status, out = cloud.run(*SLICE)
-    assert status == 2
-    assert "error: slice-b: there is no directory datasets in gs://my-bucket." in out
-    assert (len(cloud.calls("ssh slice-b")), cloud.left()) == (1, set())
-
-
-def test_a_refusal_does_not_wait_for_machines_that_are_still_set_up(cloud):
-    cloud.plays({
-        "ssh slice-b": [{"status": 2, "out": "error: there is no directory datasets in gs://my-bucket.\n"}],
-        "ssh slice-a": [{"shell": "exec sleep 60"}],
-    })  # fmt: skip
-    began = time.monotonic()
-    status, out = cloud.run(*SLICE)
-    assert (status, cloud.left()) == (2, set())
-    assert time.monotonic() - began < 30
-    assert "error: slice-b: there is no directory datasets in gs://my-bucket." in out
-
-
 def test_a_signal_between_two_tries_is_heeded_when_what_was_made_is_gone(cloud):
     cloud.plays({"instances describe": [{"out": "TERMINATED\n"}], "instances delete": [{"shell": "sleep 1"}]})
     process = cloud.start(*VM, "--", CONFIG)
@@ -466,7 +356,7 @@ def test_a_signal_between_two_tries_is_heeded_when_what_was_made_is_gone(cloud):
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 143
     assert (len(cloud.calls("instances create")), cloud.left()) == (1, set())
-    assert last(out) == "stopped by SIGTERM; nothing was running."
+    assert last(out).startswith("stopped by SIGTERM; all that was made has been deleted.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -474,14 +364,14 @@ def test_a_signal_between_two_tries_is_heeded_when_what_was_made_is_gone(cloud):
     ("launcher", "at", "hangs"),
     [
         (VM, "instances create", True),
-        (SLICE, "ssh slice-a", True),
+        (SLICE, "managed create", True),
+        (SLICE, "list-errors", False),
         (VM, "storage rsync", False),
-        (QUEUE, "queued-resources describe", False),
-        (GKE, "get jobset", False),
     ],
 )
 def test_a_signal_in_the_middle_deletes_all(launcher, at, hangs, number, cloud):
-    cloud.plays({at: [{"shell": "exec sleep 60"} if hangs else {}]})
+    waiting = {} if at != "list-errors" else {"instanceStatus": [{"out": "PROVISIONING\n"}]}
+    cloud.plays({at: [{"shell": "exec sleep 60"} if hangs else {}]} | waiting)
     process = cloud.start(launcher[0], launcher[1] | {"POLL_SECONDS": "1", "BACKOFF_SECONDS": "1"}, "--", CONFIG)
     while not cloud.calls(at):
         assert process.poll() is None, process.communicate()
@@ -530,34 +420,7 @@ def test_what_cannot_be_deleted_is_said_with_the_command(cloud):
 
 
 def test_what_is_still_being_made_is_deleted_when_it_is_made(cloud):
-    busy = {"status": 1, "err": "ERROR: code=400, message=Cluster is running incompatible operation x.\n"}
-    cloud.plays(
-        {
-            "node-pools delete": [*[busy] * 8, {}],
-            "storage rsync": [{"shell": "echo 0 | tee $5/worker-0.status >$5/worker-1.status"}],
-        }
-    )
-    status, out = cloud.run(*GKE)
-    assert (status, len(cloud.calls("node-pools delete"))) == (0, 9), out
-
-
-def test_what_a_jobset_refuses_is_said(cloud):
-    report = "echo 2 >$5/worker-0.status; echo 'error: there is no value.' >$5/worker-0.log"
-    cloud.plays({"get jobset": [{}, {"out": "Failed"}], "storage rsync": [{"shell": report}]})
-    status, out = cloud.run(*GKE)
-    assert (status, cloud.left()) == (2, set())
-    assert "error: training was refused: there is no value. (logs in runs/launches/vgg16/time-1)" in out
-
-
-@pytest.mark.parametrize(
-    ("report", "sentence"),
-    [("true", "the machines were taken away"), ("echo 1 >$5/worker-1.status", "training ended with status 1")],
-)
-def test_a_jobset_that_fails_is_begun_again_with_new_nodes(report, sentence, cloud):
-    reports = [{"shell": report}, {"shell": "echo 0 | tee $5/worker-0.status >$5/worker-1.status"}]
-    cloud.plays({"get jobset": [{"out": "Failed"}, {"out": ""}], "storage rsync": reports})
-    status, out = cloud.run(*GKE)
-    assert (status, cloud.left()) == (0, set()), out
-    assert f"{sentence} (try 1 of 5" in out
-    assert len(cloud.calls("node-pools create")) == len(cloud.calls("kubectl apply")) == 2
-    assert last(out).startswith("finished: the run is in gs://my-bucket/runs/vgg16")
+    busy = {"status": 1, "err": "ERROR: code=400, message=Group is running incompatible operation x.\n"}
+    cloud.plays({"managed delete": [*[busy] * 8, {}], "storage rsync": [ended(0, 0)]})
+    status, out = cloud.run(*SLICE)
+    assert (status, len(cloud.calls("managed delete"))) == (0, 9), out
