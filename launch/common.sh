@@ -307,8 +307,7 @@ train_on_machines() {
   fail "gave up after $TRIES tries, the last of which ended with: $OUTCOME; logs in $LOGS. The same command continues from the last checkpoint." 1
 }
 
-# FILE...: prints the sentence that says why
-refusal() { { grep -h '^error: ' "$@" || cat "$@"; } 2>/dev/null | tail -n 1 | sed 's/^error: //'; }
+refusal() { { grep -h '^error: ' "$@" || cat "$@"; } 2>/dev/null | tail -n 1 | sed 's/^error: //'; } # FILE...: why
 
 find_workers() { # sets WORKERS; the first look may fail
   local attempt
@@ -351,6 +350,7 @@ watch() { # until training has ended everywhere, or the machines are gone
         heard[i]=$alive heard_at[i]=$SECONDS
       elif ((SECONDS - heard_at[i] >= SILENT_SECONDS)); then
         say "nothing was heard from ${WORKERS[i]} for $SILENT_SECONDS s"
+        attend gcloud compute instances get-serial-port-output "${WORKERS[i]}" "${AT[@]}" >"$LOGS/${WORKERS[i]}.serial" 2>&1 || true
         OUTCOME=silent
       fi
     done

@@ -11,11 +11,10 @@
 
 set -euo pipefail
 
-: "${MOUNT:=$HOME/bucket}"    # where the bucket is mounted; a bucket that is mounted there already is used
-: "${COMMIT:=}"               # of BUCKET/code/COMMIT.bundle; empty: the code is here
-: "${DATA:=}" "${FLAGS:=}"    # a directory of BUCKET; flags of training, as a shell reads them
-: "${EXTRA:=tpu}"             # of pip: tpu or gpu
-: "${PYTHON:=}"               # an interpreter that has all that is needed; empty: install
+: "${MOUNT:=$HOME/bucket}"      # where the bucket is mounted; a bucket that is mounted there already is used
+: "${COMMIT:=}"                 # of BUCKET/code/COMMIT.bundle; empty: the code is here
+: "${DATA:=}" "${FLAGS:=}"      # a directory of BUCKET, or /DIRECTORY here; flags of training, as a shell reads them
+: "${EXTRA:=tpu}" "${PYTHON:=}" # of pip, tpu or gpu; an interpreter that has all that is needed, empty: install
 : "${LAUNCH:=launch}" "${WORKER:=$(hostname -s)}" "${SYNC_SECONDS:=60}" "${GCSFUSE:=3.2.0}"
 RELEASES=https://github.com/GoogleCloudPlatform/gcsfuse/releases/download
 : "${CODE:=${COMMIT:+$HOME/vgg_jax-$COMMIT}}" "${CODE:=$PWD}"
@@ -83,7 +82,8 @@ install() {
 
 # Copied, not read through the mount: records are read in random order, and each would be a request that takes time and money.
 copy_data() {
-  [[ $DATA && ! -f $DATA_DIR/.complete ]] || return 0
+  [[ $DATA != /* ]] || DATA_DIR=$DATA
+  [[ $DATA && $DATA != /* && ! -f $DATA_DIR/.complete ]] || return 0
   [[ -d $MOUNT/$DATA ]] || fail "there is no directory $DATA in $BUCKET; prepare the data there, or name another DATA."
   mkdir -p "$DATA_DIR"
   local needed there

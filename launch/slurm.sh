@@ -28,8 +28,7 @@ need_program sbatch "this is no machine from which SLURM takes jobs"
 find_commit
 
 CODE="$SHARED/code/$COMMIT"
-# What launch/slurm_job.sh reads.
-export NAME SHARED CODE TRIES DATA="${DATA:-}" PYTHON="${PYTHON:-$CODE/.venv/bin/python}"
+export NAME SHARED CODE TRIES DATA="${DATA:-}" PYTHON="${PYTHON:-$CODE/.venv/bin/python}" # for launch/slurm_job.sh
 
 ((DRY_RUN)) || mkdir -p "$SHARED"/{code,runs,logs} || fail "SHARED=$SHARED cannot be written; choose another."
 if ((DRY_RUN)) || [[ ! -d $CODE ]]; then

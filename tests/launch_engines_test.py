@@ -117,7 +117,7 @@ def test_skypilot_reads_the_file(tmp_path):
     check = f"""
 import copy, types, yaml, sky
 from sky.jobs.recovery_strategy import StrategyExecutor
-config = yaml.safe_load(open({str(FILE)!r}))
+config = yaml.safe_load(open({str(FILE)!r}).read().replace("# volumes:", "volumes:"))
 try:
     sky.Task.from_yaml_config(copy.deepcopy(config))
     raise SystemExit("accepts a task without its values")
@@ -129,6 +129,7 @@ for accelerators, spot in (("tpu-v5litepod-16", True), ("tpu-v6e-8", False), ("H
     (machine,) = task.resources
     assert str(machine.cloud) == "GCP" and machine.use_spot == spot, machine
     assert list(machine.accelerators) == [accelerators.partition(":")[0]], machine
+    assert [disk["path"] for disk in machine.volumes] == ["/mnt/imagenet"], machine.volumes
     codes = machine.job_recovery["recover_on_exit_codes"]
     for exit_codes, again in (([75], True), ([137, 75], True), ([2, 137], False), ([124], False)):
         state = types.SimpleNamespace(recover_on_exit_codes=codes, max_restarts_on_errors=0, restart_cnt_on_failure=0)

@@ -169,6 +169,12 @@ def test_a_node_without_a_commit_trains_the_code_that_is_there(node):
     assert len(node.cloud.calls("trainer")) == 1
 
 
+def test_a_node_reads_data_of_a_disk_where_they_are(node, tmp_path):
+    assert node.run(DATA=str(tmp_path))[0] == 0
+    assert f" --config.data.dir={tmp_path} " in node.cloud.calls("trainer")[0]
+    assert not (node.home / "data").exists()
+
+
 def test_a_node_whose_bucket_is_not_mounted_yet_reports_nothing(node):
     """What is written below a mount point before the mount is hidden by it, or prevents it."""
     (node.bucket / "code").rename(node.bucket / "elsewhere")

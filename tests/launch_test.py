@@ -277,13 +277,17 @@ def test_a_look_that_fails_once_ends_nothing(cloud):
     )
 
 
-def test_machines_of_which_nothing_is_heard_are_given_back(cloud):
-    heard = [{"files": {"vgg-jax-vgg16.alive": str(i)}} for i in range(2)]
-    cloud.plays({"storage rsync.*time-1": heard, "storage rsync.*time-2": [{}, ended(0)]})
+@pytest.mark.parametrize("heard", [[{"files": {"vgg-jax-vgg16.alive": str(i)}} for i in range(2)], [{}]])
+def test_machines_of_which_nothing_is_heard_are_given_back(heard, cloud):
+    console = [{"out": "gcsfuse: permission denied\n"}]
+    cloud.plays(
+        {"storage rsync.*time-1": heard, "storage rsync.*time-2": [{}, ended(0)], "get-serial-port-output": console}
+    )
     status, out = cloud.run(VM[0], VM[1] | {"SILENT_SECONDS": "2"})
     assert (status, cloud.left()) == (0, set()), out
     assert "nothing was heard from vgg-jax-vgg16 for 2 s\n" in out
     assert "training is taken for dead (try 1 of 5; logs in runs/launches/vgg16/time-1)" in out
+    assert (cloud.clone / "runs/launches/vgg16/time-1/vgg-jax-vgg16.serial").read_text() == console[0]["out"]
     assert len(cloud.calls("instances create")) == 2
 
 
