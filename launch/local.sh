@@ -43,8 +43,7 @@ done
 [[ -n $processes ]] || fail "say how many processes: -n 2, for example; --help says more."
 (($#)) || fail "say after -- what to run, as in: launch/local.sh -n $processes -- --config=configs/quickstart.py"
 command -v "$python" >/dev/null || fail "there is no '$python' here; name an interpreter with PYTHON=..."
-read -ra words <<<"$module"
-arguments=("$@")
+read -ra words <<<"$module" && arguments=("$@")
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 
 command_of() { # NUMBER of a process; sets `command`
