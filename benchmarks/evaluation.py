@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from vgg_jax.config import default_config
-from vgg_jax.data.sources import expanded, open_split, prepared_data
+from vgg_jax.data.sources import expanded, prepared_data
+from vgg_jax.data.splits import open_split
 from vgg_jax.evaluation.dense_steps import make_crops, make_dense
 from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import devices_of, macs, plan_pass, rescaled_sizes

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from vgg_jax.data.crops import center_crop
-from vgg_jax.data.sources import expanded, open_split, prepared_data
+from vgg_jax.data.sources import expanded, prepared_data
+from vgg_jax.data.splits import open_split
 from vgg_jax.evaluation.passes import PROTOCOLS, eval_passes
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.results import average, top5_classes

@@ -111,7 +111,8 @@ def whole_pipeline(folder, cores, seconds, processes=0):
 
     from vgg_jax.config import default_config
     from vgg_jax.data.pipeline import batches, train_examples
-    from vgg_jax.data.sources import open_split, prepared_data
+    from vgg_jax.data.sources import prepared_data
+    from vgg_jax.data.splits import open_split
     from vgg_jax.runtime.sharding import make_mesh
 
     config = default_config()

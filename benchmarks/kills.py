@@ -26,7 +26,7 @@ from etils import epath
 from vgg_jax.commands import cli
 from vgg_jax.data.builtin import CLASS_NAMES, render
 from vgg_jax.data.prepared import read
-from vgg_jax.data.sources import open_split
+from vgg_jax.data.splits import open_split
 
 flags = cli.Flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; must not exist.")

@@ -155,7 +155,8 @@ def torchs(row, kind):
 def our_evaluation(row, count):
     """Returns the function of no arguments that evaluates so many images."""
     from benchmarks.evaluation import random_model
-    from vgg_jax.data.sources import expanded, open_split, prepared_data
+    from vgg_jax.data.sources import expanded, prepared_data
+    from vgg_jax.data.splits import open_split
     from vgg_jax.evaluation.passes import EvalPass
     from vgg_jax.evaluation.plan import devices_of, plan_pass
     from vgg_jax.evaluation.run import CompiledSteps, EvalStats, run_jobs

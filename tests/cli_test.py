@@ -1,10 +1,12 @@
 """What all command lines share: help, one sentence for what goes wrong, and streams that break."""
 
+import importlib
 import json
 import os
 import platform
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -146,6 +148,45 @@ def test_all_commands_can_be_imported_together_and_have_their_own_help():
         assert own.startswith("  --")
         assert "  --coordinator_address" not in page
         assert "jax" not in run_code(f"import sys, {module}; print(*sys.modules)").stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "request_name"),
+    [
+        ("evaluate", "evaluation.protocol", "Request"),
+        ("predict", "evaluation.prediction", "PredictRequest"),
+        ("convert", "weights.conversion", "ConvertRequest"),
+        ("prepare", "data.preparation", "PrepareRequest"),
+        ("transfer", "transfer.study", "TransferRequest"),
+        ("describe", "models.comparison", "ComparisonRequest"),
+        ("reproduce", "reproduction.execution", "ReproductionRequest"),
+    ],
+)
+def test_a_request_has_the_defaults_of_the_flags(command, module, request_name):
+    flags = importlib.import_module(f"vgg_jax.commands.{command}").flags
+    kind = getattr(importlib.import_module(f"vgg_jax.{module}"), request_name)
+    # The flag for the file is --json, and for the directory --output.
+    renamed = {"output": "json", "directory": "output"} if command == "evaluate" else {}
+    for field, default in kind._field_defaults.items():
+        if (name := renamed.get(field, field)) in flags.values:
+            shown = flags.values[name].default
+            if isinstance(default, tuple):
+                shown = tuple(map(type(default[0]), shown)) if default else tuple(shown)
+            assert shown == default, name
+
+
+def test_a_request_is_made_of_the_flags_of_its_names():
+    class Request(NamedTuple):
+        sources: tuple[str, ...]
+        size: int = 3
+        place: str = "here"
+
+    flags = cli.Flags()
+    flags.DEFINE_list("sources", [], "Files.")
+    flags.DEFINE_integer("size", 3, "Pixels.")
+    flags.values(["command", "--sources=a,b", "--size=5"])
+    assert flags.request(Request) == Request(("a", "b"), 5)
+    assert flags.request(Request, size=7, place="there") == Request(("a", "b"), 7, "there")
 
 
 def test_a_developers_warning_is_seen_and_a_librarys_is_not():

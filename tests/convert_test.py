@@ -17,6 +17,7 @@ from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.models import NetworkSpec
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.training.transplant import read_donor, start_from
 from vgg_jax.weights.conversion import ConvertRequest, convert
@@ -59,6 +60,17 @@ def test_it_says_what_it_read_and_wrote(pth, tmp_path):
     weights = load_weights(dest)
     assert digest in weights.source
     np.testing.assert_array_equal(weights.params["fc6"]["kernel"], random_params()["fc6"]["kernel"])
+
+
+def test_a_file_is_converted_from_python(pth, tmp_path):
+    lines = []
+    request = ConvertRequest(str(pth), str(tmp_path / "a.safetensors"), preprocessing="caffe", training_scales="70")
+    assert convert(request, lines.append) == tmp_path / "a.safetensors"
+    assert [line.split(":")[0].split(",")[0] for line in lines][:2] == ["read", "a .pth of torch"]
+    assert lines[-1].startswith(f"written: {tmp_path / 'a.safetensors'}, ")
+    assert load_weights(tmp_path / "a.safetensors").training_scales == (70, 70)
+    with pytest.raises(UserError, match="exists; choose another name"):
+        convert(request)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from vgg_jax.data import disk, imagenet
 from vgg_jax.data.builtin import render
 from vgg_jax.data.imagenet import prepare
 from vgg_jax.data.imagenet_tars import ILSVRC2012, Edition, Tar
-from vgg_jax.data.sources import open_dataset, open_split
+from vgg_jax.data.sources import open_dataset
+from vgg_jax.data.splits import open_split
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.imagenet_classes import titles
 

@@ -18,7 +18,8 @@ import tensorflow_datasets as tfds
 from tests.conftest import REPOSITORY
 from vgg_jax.data.crops import random_crop
 from vgg_jax.data.pipeline import batches, eval_examples, local_batches, placed, train_examples
-from vgg_jax.data.sources import open_dataset, open_split, prepared_data
+from vgg_jax.data.sources import open_dataset, prepared_data
+from vgg_jax.data.splits import open_split
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh
 

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from tests.command import help_of, run_command, start_command
 from vgg_jax.data import disk
+from vgg_jax.data.preparation import PrepareRequest, prepare
 from vgg_jax.data.sources import open_dataset, prepared_data
 from vgg_jax.runtime.exceptions import UserError
 
@@ -80,6 +81,16 @@ def test_the_command_that_is_printed_names_both_splits(images, tmp_path, tiny_co
     with tiny_config.unlocked():
         tiny_config.update_from_flattened_dict({**printed, "model.num_classes": int(printed["model.num_classes"])})
     assert len(open_dataset(tiny_config).train) == 90
+
+
+def test_a_folder_is_prepared_from_python(images, tmp_path):
+    lines = []
+    data = prepare(PrepareRequest("folder", data_dir=str(tmp_path / "data"), data_root=str(images)), lines.append)
+    assert lines[0] == f"{data.name} is prepared in {data.directory}: train 90, validation 31 images"
+    assert lines[1].startswith("mean RGB ")
+    assert lines[2].startswith("train on it with: python -m vgg_jax.main --config=vgg11 --config.data.name=folder")
+    with pytest.raises(UserError, match="--exif goes with `folder`, not with `builtin`"):
+        prepare(PrepareRequest("builtin", exif=True))
 
 
 def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, tiny_config):

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from vgg_jax.data.builtin import CLASS_NAMES, render
-from vgg_jax.data.sources import expanded, open_split, prepared_data
+from vgg_jax.data.sources import expanded, prepared_data
+from vgg_jax.data.splits import open_split
 from vgg_jax.training.checkpoints import Checkpoints, Progress
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.state import TrainState, model_shapes

@@ -22,7 +22,8 @@ from tests.runs import make_run
 from vgg_jax.config import default_config
 from vgg_jax.data import prepared
 from vgg_jax.data.decode import decode
-from vgg_jax.data.sources import expanded, open_dataset, open_split
+from vgg_jax.data.sources import expanded, open_dataset
+from vgg_jax.data.splits import open_split
 from vgg_jax.data.statistics import moments, split_statistics
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.train import train
@@ -651,7 +652,7 @@ def sharded(tmp_path_factory):
             made = ({"image": b"", "label": 0, "file_name": b"%s %d %d" % (split.encode(), i, n)} for n in range(count))
             prepared.write_shard(place / f"made-{split}.array_record-{i:05d}-of-{len(of):05d}", made)
     sizes = {split: [[20] * count for count in of] for split, of in lengths.items()}
-    prepared.write_description(place, "made/1.0.0", "", ["one"], sizes)
+    prepared.write_description(place, prepared.Description("made/1.0.0", "", ["one"]), sizes)
     return prepared.read(epath.Path(place))
 
 

@@ -29,10 +29,8 @@ Polygon = list[tuple[float, float]]
 
 
 def _regular(corners: int, radius: float = 1.0, start: float = -math.pi / 2) -> Polygon:
-    return [
-        (radius * math.cos(start + 2 * math.pi * i / corners), radius * math.sin(start + 2 * math.pi * i / corners))
-        for i in range(corners)
-    ]
+    angles = (start + 2 * math.pi * i / corners for i in range(corners))
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
 
 
 def _star() -> Polygon:
@@ -41,14 +39,10 @@ def _star() -> Polygon:
 
 
 def _heart() -> Polygon:
-    angles = [2 * math.pi * i / 36 for i in range(36)]
-    return [
-        (
-            math.sin(t) ** 3,
-            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16,
-        )
-        for t in angles
-    ]
+    def height(t: float) -> float:
+        return -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16
+
+    return [(math.sin(t) ** 3, height(t)) for t in (2 * math.pi * i / 36 for i in range(36))]
 
 
 def _crescent() -> Polygon:
@@ -129,23 +123,18 @@ def _paint(
     """Lays one object, turned, slightly stretched and of uneven colour, over the image."""
     outline, hole = SHAPES[CLASS_NAMES[label]]
     angle, stretch = math.radians(rng.uniform(-40, 40)), rng.uniform(0.8, 1.25)
+    cos, sin = math.cos(angle), math.sin(angle)
     box = math.ceil(radius * 1.3) * 2 + 1
+
+    def turned(x: float, y: float) -> tuple[int, int]:
+        x, y = x * stretch, y / stretch
+        return round(3 * (radius * (x * cos - y * sin) + box / 2)), round(3 * (radius * (x * sin + y * cos) + box / 2))
+
     # The mask is drawn three times as large and scaled down: smooth edges.
     mask = Image.new("L", (3 * box, 3 * box))
     for polygon, value in ((outline, 255), (hole, 0)):
         if polygon:
-            cos, sin = math.cos(angle), math.sin(angle)
-            corners = [(x * stretch, y / stretch) for x, y in polygon]
-            ImageDraw.Draw(mask).polygon(
-                [
-                    (
-                        round(3 * (radius * (x * cos - y * sin) + box / 2)),
-                        round(3 * (radius * (x * sin + y * cos) + box / 2)),
-                    )
-                    for x, y in corners
-                ],
-                fill=value,
-            )
+            ImageDraw.Draw(mask).polygon([turned(x, y) for x, y in polygon], fill=value)
     mask = mask.resize((box, box), Image.Resampling.BOX)
     left, top = round(centre[0] - box / 2), round(centre[1] - box / 2)
 
@@ -168,7 +157,7 @@ def prepare(data_dir: epath.Path) -> prepared.Prepared:
         ]
         for split, count in COUNTS.items()
     }
-    return prepared.pack(data_dir / NAME, NAME, str(__doc__), CLASS_NAMES, splits, "jpeg")
+    return prepared.pack(data_dir / NAME, prepared.Description(NAME, str(__doc__), CLASS_NAMES, "jpeg"), splits)
 
 
 def _file_name(first_seed: int, index: int) -> str:

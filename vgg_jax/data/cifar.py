@@ -59,7 +59,8 @@ def prepare(archive: Path, data_dir: epath.Path) -> prepared.Prepared:
             "give cifar-10-python.tar.gz or cifar-10-binary.tar.gz, whole, or the directory that it unpacks to."
         ) from error
     splits = {split: _entries(split, [batches[name] for name in names]) for split, names in _BATCHES.items()}
-    return prepared.pack(data_dir / _FULL_NAME, _FULL_NAME, str(__doc__), CLASS_NAMES, splits, "png")
+    description = prepared.Description(_FULL_NAME, str(__doc__), CLASS_NAMES, "png")
+    return prepared.pack(data_dir / _FULL_NAME, description, splits)
 
 
 # What reading a damaged archive raises.

@@ -250,12 +250,11 @@ def listing_digest(root: Path, listing: Listing) -> str:
     compared by the bytes that were packed (`prepared.image_digests`).
     """
     digest = hashlib.sha256()
-    for classes in listing.splits.values():
-        for files in classes.values():
-            for file in files:
-                status = os.stat(file)  # as it is now, while an entry's own is kept from its first time
-                name = os.fsencode(path_below(root, file))
-                digest.update(name + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+    for file in _files(listing):
+        # As it is now, while an entry's own is kept from its first time.
+        status = os.stat(file)
+        name = os.fsencode(path_below(root, file))
+        digest.update(name + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:10]
 
 
@@ -297,7 +296,7 @@ def prepare(
                     "form; rename one."
                 )
     name = full_name(root, listing, exif)
-    return prepared.pack(data_dir / name, name, f"Images of {root.name}.", list(labels), splits)
+    return prepared.pack(data_dir / name, prepared.Description(name, f"Images of {root.name}.", list(labels)), splits)
 
 
 def _entry(file: Path, split: Path, label: int, exif: bool) -> prepared.Entry:

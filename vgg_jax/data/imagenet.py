@@ -28,7 +28,16 @@ from vgg_jax.data.disk import SKIPPED, need_space, writable
 from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.imagenet_tars import ILSVRC2012, NAME, Edition, check_md5, find_tars
 from vgg_jax.data.parallel import parallel_map
-from vgg_jax.data.prepared import ARRAY_RECORD, Prepared, ShardPlan, plan_shards, read, write_description, write_shard
+from vgg_jax.data.prepared import (
+    ARRAY_RECORD,
+    Description,
+    Prepared,
+    ShardPlan,
+    plan_shards,
+    read,
+    write_description,
+    write_shard,
+)
 from vgg_jax.data.records import Record
 from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError, printable
@@ -270,14 +279,8 @@ def _as_rgb_jpeg(encoded: bytes) -> bytes:
 def _publish(unfinished: Path, final: Path, reports: dict[str, list[dict]], bad: dict[str, str]) -> None:
     """Adds the description of the shards, and gives the directory its name."""
     lengths = {split: [report["lengths"] for report in of_split] for split, of_split in reports.items()}
-    write_description(
-        unfinished,
-        f"{NAME}/{_VERSION}",
-        "ILSVRC 2012, from the tars of image-net.org.",
-        ILSVRC2012.classes,
-        lengths,
-        "jpeg",
-    )
+    text = "ILSVRC 2012, from the tars of image-net.org."
+    write_description(unfinished, Description(f"{NAME}/{_VERSION}", text, ILSVRC2012.classes, "jpeg"), lengths)
     if bad:
         write_json(unfinished / SKIPPED, bad)
     if final.exists():

@@ -12,6 +12,7 @@ from vgg_jax.config import DATA_DIR
 from vgg_jax.data import cifar, imagenet, imagenet_tars, sources
 from vgg_jax.data.disk import SKIPPED
 from vgg_jax.data.prepared import Prepared, on_disk
+from vgg_jax.data.splits import open_split
 from vgg_jax.runtime.exceptions import UserError
 
 _FOLDER = "folder"
@@ -62,7 +63,7 @@ def prepare(request: PrepareRequest, say: Callable[[str], None] = print) -> Prep
     if train_split == "train" and "train" not in data.splits:
         train_split = next((split for split in data.splits if split.startswith("train")), "train")
     if train_split in data.splits or train_split != "train":
-        records = sources.open_split(data, train_split, "train_split")
+        records = open_split(data, train_split, "train_split")
         colors = sources.statistics_of(data, train_split, records).colors
         say(f"mean RGB {', '.join(f'{value:.2f}' for value in colors.mean_rgb)}")
     say(f"train on it with: {shlex.join(_training_command(request, data, train_split))}")

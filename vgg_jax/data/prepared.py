@@ -176,28 +176,24 @@ def write_shard(path: Path, records: Iterator[Record]) -> list[int]:
     return lengths
 
 
-def write_description(
-    directory: Path,
-    name: str,
-    description: str,
-    class_names: Sequence[str],
-    lengths: Mapping[str, Sequence[Sequence[int]]],
-    encoding: str = "",
-) -> None:
-    """Writes what makes the ArrayRecord files in a directory a data set.
+class Description(NamedTuple):
+    """What people and TFDS are told of a data set."""
 
-    Args:
-      directory: where the files are.
-      name: <name>[/<variant>]/<version>.
-      description: of the data set, for people.
-      class_names: in the order of the labels.
-      lengths: bytes of every record, by split and file.
-      encoding: "jpeg" or "png" where all images are of that kind.
-    """
-    base, *variant, version = name.split("/")
+    name: str  # <name>[/<variant>]/<version>
+    text: str  # for people
+    class_names: Sequence[str]  # in the order of the labels
+    encoding: str = ""  # "jpeg" or "png" where all images are of that kind
+
+
+def write_description(
+    directory: Path, description: Description, lengths: Mapping[str, Sequence[Sequence[int]]]
+) -> None:
+    """Makes a directory's ArrayRecord files a data set; `lengths` are the bytes of each record by split and file."""
+    (base, *variant, version), class_names = description.name.split("/"), description.class_names
     image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"}
+    encoding = {"encodingFormat": description.encoding} if description.encoding else {}
     features = {
-        "image": _feature("image_feature.Image", image=image | ({"encodingFormat": encoding} if encoding else {})),
+        "image": _feature("image_feature.Image", image=image | encoding),
         "label": _feature("class_label_feature.ClassLabel", classLabel={"numClasses": str(len(class_names))}),
         "file_name": _feature("text_feature.Text", text={}),
     }
@@ -212,8 +208,9 @@ def write_description(
         }
         for split, files in lengths.items()
     ]
-    info = {"name": base, "version": version, "description": description, "fileFormat": ARRAY_RECORD, "splits": splits}
-    write_json(directory / _INFO, info | ({"configName": variant[0]} if variant else {}))
+    info = {"name": base, "version": version, "description": description.text}
+    info |= {"configName": variant[0]} if variant else {}
+    write_json(directory / _INFO, info | {"fileFormat": ARRAY_RECORD, "splits": splits})
 
 
 def _feature(kind: str, **content: Any) -> dict[str, Any]:
@@ -254,7 +251,8 @@ def _digest_line(record: Record) -> bytes:
     return f"{hashlib.sha256(record['image']).hexdigest()}  {name}\n".encode()
 
 
-def _with_digest_line(record: Record) -> tuple[Record, bytes]:
+def _made(entry: Entry) -> tuple[Record, bytes]:
+    record = entry.record()
     return record, _digest_line(record)
 
 
@@ -268,14 +266,7 @@ def _digest(lines: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
 
 
-def pack(
-    final: epath.Path,
-    name: str,
-    description: str,
-    class_names: Sequence[str],
-    splits: Mapping[str, Sequence[Entry]],
-    encoding: str = "",
-) -> Prepared:
+def pack(final: epath.Path, description: Description, splits: Mapping[str, Sequence[Entry]]) -> Prepared:
     """Writes a data set into a directory that gets its name when it is whole; what an interruption leaves is removed.
 
     The records lie in the order that TFDS gives them, by a hash of their names: parts of a split mix the classes.
@@ -287,16 +278,16 @@ def pack(
             keys = [hashlib.md5((split + entry.name).encode(), usedforsecurity=False).digest() for entry in entries]
             order = np.array(sorted(range(len(keys)), key=keys.__getitem__), int)
             count = max(1, round(sum(entry.num_bytes for entry in entries) / _SHARD_BYTES))
-            made = parallel_map(lambda index: _with_digest_line(entries[index].record()), order.tolist())  # noqa: B023
+            made = parallel_map(_made, (entries[index] for index in order))
             made = with_progress(made, len(entries), f"packing {split}")
             lines: list[bytes] = []
             with contextlib.closing(made):
-                for shard in plan_shards(name.split("/")[0], split, order, count):
+                for shard in plan_shards(description.name.split("/")[0], split, order, count):
                     records = _without_lines(itertools.islice(made, len(shard.members)), lines)
                     lengths[split].append(write_shard(directory / shard.file, records))
             digests[split] = _digest(lines)
         write_json(directory / _DIGESTS, digests)
-        write_description(directory, name, description, class_names, lengths, encoding)
+        write_description(directory, description, lengths)
     prepared = read(final)
     assert prepared is not None
     return prepared

@@ -7,7 +7,6 @@ a folder of images, ImageNet (`vgg_jax.data.imagenet` prepares it), and any othe
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import os
 import re
@@ -23,7 +22,8 @@ from vgg_jax.config import DATA_DIR
 from vgg_jax.data import builtin, folder, prepared, tfds_sets
 from vgg_jax.data.disk import SKIPPED, need_space
 from vgg_jax.data.prepared import Prepared, image_digests
-from vgg_jax.data.records import Part, Records
+from vgg_jax.data.records import Records
+from vgg_jax.data.splits import SHARED_OUT, check_splits, open_split, split_names
 from vgg_jax.data.statistics import (
     SplitStatistics,
     file_name,
@@ -37,10 +37,6 @@ from vgg_jax.runtime.console import print_line
 from vgg_jax.runtime.exceptions import UserError, first_line, printable
 from vgg_jax.runtime.files import write_json
 from vgg_jax.training.augment import IMAGENET_STATISTICS, ColorStatistics
-
-_ADVICE = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
-_NUMBER = r"(-?[\d_.]+)?(%|shard)?"
-_SLICE = re.compile(rf"[\w-]+(?:\[{_NUMBER}(:){_NUMBER}\]|\[(\d+)shard\])?")
 
 
 class Dataset(NamedTuple):
@@ -95,7 +91,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
     statistics = statistics_of(data, config.data.train_split, train)
     digests = {}
     if data.name.startswith(f"{folder.NAME}/"):
-        used = {name for split in splits.values() for name in _names(split)}
+        used = {name for split in splits.values() for name in split_names(split)}
         digests = image_digests(data, [split for split in data.splits if used & {split, "all"}])
     warnings = _warnings(config, train, validation, _absent(data.class_names, statistics.class_images))
     return Dataset(data.name, train, validation, data.class_names, statistics.colors, digests, warnings)
@@ -126,7 +122,7 @@ def _warnings(config: ConfigDict, train: Records, validation: Records, absent: l
         sentences.append(
             f"{common:,} of the {len(validation):,} validation images are training images too (config.data.train_split="
             f"{config.data.train_split}, config.data.val_split={config.data.val_split}), so the error says less than "
-            f"it seems to; where there is but one split, {_ADVICE} share it out."
+            f"it seems to; where there is but one split, {SHARED_OUT} share it out."
         )
     if (twice := train.in_common(train) - len(train)) > 0:
         sentences.append(
@@ -192,88 +188,12 @@ def prepared_data(
     if exif and name != "folder":
         raise UserError(f"config.data.exif is for folders of images, and config.data.name is {name!r}; leave it out.")
     if name == "builtin":
-        _check_splits(expected.splits, list(builtin.COUNTS), "the built-in set")
+        check_splits(expected.splits, list(builtin.COUNTS), "the built-in set")
         _check_num_classes(expected.num_classes, name, len(builtin.CLASS_NAMES))
         return prepared.read(data_dir / builtin.NAME) or builtin.prepare(data_dir)
     if name == "folder":
         return _prepared_folder(_real_path(root), data_dir, skip_bad, exif, expected)
     return tfds_sets.find(name, data_dir)
-
-
-def open_split(data: Prepared, split: str, key: str) -> Records:
-    """Opens the records of a split expression: train, train[:90%], train[100:], train[:2shard], train+validation.
-
-    Raises:
-      UserError: an expression that is none, or takes no record; `key` says in it where the expression came from.
-    """
-    name = data.name.split("/")[0]
-    _check_splits({key: split}, list(data.splits), name)
-    parts = []
-    for one in [*data.splits] if split.strip() == "all" else split.split("+"):
-        begin, end = _range(one.strip(), data, key)
-        for shard in data.splits[_names(one)[0]]:
-            skip, stop = max(begin, 0), min(end, shard.num_records)
-            if skip < stop:
-                parts.append(Part(os.fspath(shard.path), skip, stop - skip, shard.num_records))
-            begin, end = begin - shard.num_records, end - shard.num_records
-    if not parts:
-        raise UserError(f"{key} is {split!r}, which takes no image of {name}; take more: --{key}={[*data.splits][-1]}.")
-    return Records(parts, f"{data.name}, {split}")
-
-
-def _range(expression: str, data: Prepared, key: str) -> tuple[int, int]:
-    """Returns the first record of a split, or of a part of it, and the one after the last, rounded as TFDS does."""
-    shards = data.splits.get(_names(expression)[0], [])
-    ends = [0, *itertools.accumulate(shard.num_records for shard in shards)]
-
-    def boundary(text: str, unit: str, default: int) -> int:
-        if not text:
-            return default
-        of = len(shards) if unit == "shard" else ends[-1]
-        at = round(float(text) * of / 100) if unit == "%" else int(text)
-        if abs(at) > of:
-            raise UserError(
-                f"{key} is {expression!r}, but {data.name} has {of:,} {'files' if unit == 'shard' else 'records'} of "
-                "that split; take fewer."
-            )
-        at = at + of if at < 0 else at
-        return ends[at] if unit == "shard" else at
-
-    try:
-        match = _SLICE.fullmatch(expression)
-        if not shards or not match:
-            raise ValueError
-        first, unit_of_first, colon, last, unit_of_last, one = match.groups("")
-        if one:
-            return boundary(one, "shard", 0), boundary(str(int(one) + 1), "shard", 0)
-        if colon and not first + last:
-            raise ValueError
-        unit = unit_of_first or unit_of_last
-        return boundary(first, unit, 0), boundary(last, unit, ends[-1])
-    except ValueError:
-        raise UserError(
-            f"{key} is {expression!r}, which is no split or part of one; write train, train[:90%], train[1000:] or "
-            "train+validation."
-        ) from None
-
-
-def _names(split: str) -> list[str]:
-    """Returns the splits in a TFDS expression, as train[:90%]+test."""
-    return [re.split(r"[^\w-]", part.strip())[0] for part in split.split("+")]
-
-
-def _check_splits(splits: Mapping[str, str], known: list[str], owner: str) -> None:
-    for key, split in splits.items():
-        if set(_names(split)) <= {*known, "all"}:
-            continue
-        taken = {name for other in splits.keys() - {key} for name in _names(splits[other])}
-        free = [name for name in known if name not in taken] or known
-        nearest = difflib.get_close_matches(split, free, 1, 0.4) or free[-1:]
-        advice = _ADVICE if known == ["train"] and key.startswith("config.data") else f"--{key}={nearest[0]}"
-        raise UserError(
-            f"{key} is {split!r}, which {owner} does not have; its splits are {', '.join(known)} (or parts of them, as "
-            f"{known[0]}[:90%]): {advice}."
-        )
 
 
 def _check_num_classes(num_classes: int, name: str, count: int) -> None:
@@ -310,15 +230,15 @@ def _real_path(root: str) -> Path:
 def _prepared_folder(root: Path, data_dir: epath.Path, skip_bad: bool, exif: bool, expected: Expected) -> Prepared:
     listing, (splits, num_classes) = folder.list_folder(root), expected
     for key, split in splits.items():
-        if flat := [name for name in _names(split) if name in listing.flat]:
+        if flat := [name for name in split_names(split) if name in listing.flat]:
             raise UserError(
                 f"{key} is {split!r}, and {root / flat[0]} holds {listing.flat[flat[0]]:,} images and no directory of "
                 f"a class; put each image into {root / flat[0]}/<class>/, or name another split."
             )
-    _check_splits(splits, list(listing.splits), f"the folder {root}")
+    check_splits(splits, list(listing.splits), f"the folder {root}")
     _check_num_classes(num_classes, "folder", len(listing.class_names()))
     if num_classes:
-        folder.check_classes(root, listing, {name for split in splits.values() for name in _names(split)})
+        folder.check_classes(root, listing, {name for split in splits.values() for name in split_names(split)})
     if there := prepared.read(data_dir / folder.full_name(root, listing, exif)):
         return there
     if listing.left_out:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgg_jax.config import scale_text
-from vgg_jax.data.sources import Expected, expanded, open_split, prepared_data
+from vgg_jax.data.sources import Expected, expanded, prepared_data
+from vgg_jax.data.splits import open_split
 from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes

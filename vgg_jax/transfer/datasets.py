@@ -16,6 +16,7 @@ from vgg_jax.data.folder import files_below
 from vgg_jax.data.image_files import ImageFiles
 from vgg_jax.data.image_kinds import is_named_like_an_image
 from vgg_jax.data.parallel import parallel_map
+from vgg_jax.data.splits import open_split
 from vgg_jax.evaluation.split import UNLABELLED
 from vgg_jax.runtime.exceptions import UserError, plain_name, quoted
 from vgg_jax.transfer.descriptors import Images
@@ -29,8 +30,9 @@ class TransferData(NamedTuple):
     images: Images
     labels: np.ndarray  # [N] int, or of several labels an image [N, K]: 1 there, -1 not there, 0 hard to say
     class_names: list[str]
-    train: np.ndarray  # indices, where the data set has a split of its own
-    test: np.ndarray
+    # Indices, where the data set has a split of its own.
+    train: np.ndarray = np.zeros(0, int)
+    test: np.ndarray = np.zeros(0, int)
     recall_points: int = 0  # equidistant recalls of VOC's precision: 11 until 2009; 0: all recalls
 
 
@@ -52,7 +54,7 @@ def prepared(name: str, data_dir: str) -> TransferData:
     if name == "folder":
         raise UserError("--data_root=tfds:folder is no data set of TFDS; give the folder itself, --data_root=DIR.")
     data = sources.prepared_data(name, sources.expanded(data_dir))
-    records = sources.open_split(data, "all", "--data_root")
+    records = open_split(data, "all", "--data_root")
 
     def label_and_digest(i: int) -> tuple[int, bytes]:
         record = records[i]
@@ -62,7 +64,7 @@ def prepared(name: str, data_dir: str) -> TransferData:
     images = Images(records, hashlib.sha256(b"".join(digests)).digest())
     if len(set(labels)) < 2:
         raise UserError(f"--data_root={name} has images of fewer than two classes; name another data set.")
-    return TransferData(images, np.array(labels), data.class_names, np.zeros(0, int), np.zeros(0, int))
+    return TransferData(images, np.array(labels), data.class_names)
 
 
 def folder(root: Path, exif: bool = False) -> TransferData:
@@ -86,7 +88,7 @@ def folder(root: Path, exif: bool = False) -> TransferData:
         labels += [names.index(plain_name(entry.name))] * len(files)
     if len(set(labels)) < 2:
         raise UserError(f"--data_root={root} has images of fewer than two classes; lay it out as <class>/<image>.")
-    return TransferData(image_files(paths, exif), np.array(labels), names, np.zeros(0, int), np.zeros(0, int))
+    return TransferData(image_files(paths, exif), np.array(labels), names)
 
 
 def voc(root: Path, train_list: str, test_list: str, exif: bool = False) -> TransferData:
