@@ -3,8 +3,8 @@
     vgg-jax predict --weights=vgg16.safetensors photo.jpg folder 'more/*.png'
     vgg-jax predict --workdir=runs/vgg16 --protocol=dense+multi_crop --maps=maps --json=found.json photo.jpg
 
-Each image is printed as soon as it is done, in whatever order is cheapest, and --json is written every few seconds. An
-image that cannot be read is reported, the others are still processed, and the exit status is then 1.
+Each image is printed as soon as it is done, in the cheapest order, and --json is written every few seconds. An image
+that cannot be read is reported, the others are still processed, and the exit status is then 1.
 """
 
 from __future__ import annotations

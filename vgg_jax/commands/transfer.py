@@ -5,7 +5,7 @@
     vgg-jax transfer --weights=trunk.safetensors --data_root=DIR --layers=relu3_3,relu4_3,relu5_3
 
 A descriptor is a layer's activations, computed densely over the whole image and its mirror image, averaged over space,
-of length 1. Linear support vector machines tell classes apart; the network stays as it is. DIR is a folder
+of length 1. Linear support vector machines tell classes apart; the network is not trained. DIR is a folder
 <class>/<image> or <split>/<class>/<image>, whose splits are put together, a VOC development kit, or tfds:NAME.
 Descriptors are kept: after Ctrl-C the same command continues, and other settings of the classifiers take seconds.
 """

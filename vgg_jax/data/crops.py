@@ -67,8 +67,8 @@ def random_crop(
 def random_resized_crop(encoded: bytes, rng: np.random.Generator, area_min: float, crop: int) -> np.ndarray:
     """Returns a random part of an image, resized to a square (Szegedy et al. 2014, §6).
 
-    The part's share of the image's area is uniform in [area_min, 1], the logarithm of its aspect ratio in that of [3/4,
-    4/3]; after ten draws that do not fit, it is the largest central part of such an aspect ratio.
+    The part's share of the image's area is uniform in [area_min, 1], and the logarithm of its aspect ratio in
+    [log 3/4, log 4/3]. After ten draws that do not fit, it is the largest central part of such an aspect ratio.
 
     Args and result as in `random_crop`.
     """
@@ -102,8 +102,7 @@ def _part(encoded: bytes, header: Header, size: tuple[float, float], box: Box) -
 
 
 def center_crop(encoded: bytes, scale: int, crop: int) -> np.ndarray:
-    """Returns the central crop of `rescaled`, to the last bit; of a long strip, which nobody holds whole, but for
-    rounding.
+    """Returns the central crop of `rescaled`, to the last bit; of a long strip up to rounding.
 
     Args and result as in `random_crop`; where the margin is odd, the larger part is at the bottom or right.
     """

@@ -53,18 +53,18 @@ def decode(encoded: bytes) -> np.ndarray:
 def decode_part(encoded: bytes, header: Header, at_least: tuple[int, int], bottom: float) -> tuple[np.ndarray, float]:
     """Decodes as little of an image as a crop of its rescaled form needs.
 
-    A JPEG is decoded at 1/8, 1/4, 3/8 or 1/2 of its size (DCT scaling) where that is not below the size wanted, and
-    not beyond the last row wanted: it is told to be only as high as that. Other images are decoded whole.
+    A JPEG is decoded at 1/8, 1/4, 3/8 or 1/2 of its size (DCT scaling) where that is not below the required size, and
+    not beyond the last required row: its header is given that height. Other images are decoded whole.
 
     Args:
       encoded: as in `decode`.
       header: of `read_header`.
       at_least: (width, height) that the image will be rescaled to, in pixels.
-      bottom: how many rows of the full-size image are wanted, from the top.
+      bottom: number of required rows of the full-size image, from the top.
 
     Returns:
       [h, w, 3] uint8 RGB; and the factor f by which they are smaller: the point (x, y) of the full-size image is
-      at (f x, f y). The rows wanted are those of the whole image decoded at this factor, to the last bit.
+      at (f x, f y). The rows equal the rows of the whole image decoded at this factor, to the last bit.
 
     Raises:
       DecodeError: as `decode`.
@@ -143,8 +143,8 @@ def check(encoded: bytes) -> np.ndarray | None:
       [H, W, 3] uint8, as `decode` does, where that is at hand; else None.
 
     Raises:
-      DecodeError: as `decode`, or a JPEG that lacks bytes, has some too many among its pixels, or has no end marker,
-        or a PNG whose checksums or end are wrong. The message is the reason.
+      DecodeError: as `decode`, or a JPEG that lacks bytes, has extraneous bytes in its entropy-coded data, or has no
+        end marker, or a PNG whose checksums or end are wrong. The message is the reason.
     """
     header = read_header(encoded)
     if not header.components:

@@ -36,8 +36,8 @@ class Listing(NamedTuple):
     """The contents of a folder, everything sorted by name."""
 
     splits: dict[str, dict[str, list[os.DirEntry[str]]]]  # split -> class -> files
-    left_out: list[Path]  # what is in no class, dangling links, and directories that are no split
-    flat: dict[str, int]  # of these directories, those with images and no class -> their number
+    left_out: list[Path]  # files outside every class, dangling links, and directories that are not splits
+    flat: dict[str, int]  # directories among these with images and without classes -> number of images
 
     def class_names(self) -> list[str]:
         """Returns the classes of `train`; where there is no such split, of all."""
@@ -49,8 +49,8 @@ def list_folder(root: Path) -> Listing:
     """Lists a folder; names that start with a dot are passed over, and files in a class's own directories are of that
     class.
 
-    A directory without anything that is named like an image (annotations/xml) is no split, nor is one whose name TFDS
-    cannot take.
+    A directory without a file that is named like an image (annotations/xml), or whose name TFDS cannot take, is not a
+    split.
 
     Raises:
       UserError: no split, no class, a class without an image, or a directory that cannot be listed.

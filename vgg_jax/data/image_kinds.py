@@ -16,9 +16,9 @@ from PIL import Image, features
 # less than a gigabyte and half a minute.
 MAX_BYTES = 2**29  # of a file
 MAX_PIXELS = 89_478_485  # of a JPEG, which takes 3 bytes for each. Pillow's own threshold.
-MAX_OTHER_PIXELS = 2**25  # of other kinds, of which Pillow makes several copies of 4 bytes a pixel
+MAX_OTHER_PIXELS = 2**25  # of other kinds; Pillow makes several copies of them, 4 bytes a pixel
 
-# The kinds of file that are read. Pillow knows more, some of which start other programs (EPS).
+# The kinds of file that are read. Pillow knows more, and starts other programs for some (EPS).
 KINDS = (
     *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"),
     *(["AVIF"] if features.check("avif") else []),

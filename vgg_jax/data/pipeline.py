@@ -1,9 +1,8 @@
 """Records -> batches on the devices. The batch at step t is a pure function of (seed, t).
 
-Every epoch has an order of its own, drawn from the seed and the epoch's number, and every example a random stream of
-its own. So nothing about the data needs saving, a restart continues at the very next image, and any number of processes
-sees the same global batches: each reads of every batch the rows that its devices hold. Grain decodes them ahead of
-need.
+Every epoch has its own order, drawn from the seed and the epoch's number, and every example its own random stream. So
+nothing about the data needs saving, and a restart continues at the very next image. Any number of processes sees the
+same global batches: each reads the rows of every batch that its devices hold. Grain decodes them ahead of need.
 """
 
 from __future__ import annotations
@@ -68,10 +67,10 @@ class Examples:
 def train_examples(config: ConfigDict, records: Records) -> Examples:
     """Returns training examples without end: image [crop, crop, 3] uint8 RGB, label int32.
 
-    Example i is image i mod N of a new order of all N images in every epoch, i div N, so batches run across the edges
-    of epochs and nothing is dropped. Crop and scale are drawn from a stream of their own for every i.
+    Epoch e = i // N has its own permutation of the N images; example i is its element i % N. Batches may span epochs,
+    and nothing is dropped. Crop and scale are drawn from a random stream of each i.
     """
-    # Read once: a ConfigDict takes its time at every attribute.
+    # Read once: attribute access of a ConfigDict is slow.
     seed, image = config.seed, config.image
     draw: Callable[..., np.ndarray]
     sizes: tuple[Any, ...]
@@ -123,8 +122,8 @@ def eval_examples(config: ConfigDict, records: Records) -> Examples:
 def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) -> grain.DatasetIterator:
     """Yields global batches from number `start` on, sharded over the mesh's data axis, placed on the devices ahead.
 
-    They are decoded by `data.threads` threads, each a whole batch of this process at a time, or by as many in each of
-    `data.processes` processes, where one interpreter would be the limit; the batches are the same.
+    `data.threads` threads, or as many in each of `data.processes` processes, decode one batch of this process at a time
+    each. The batches are the same.
 
     Memory on the host is bounded: at most `data.threads` batches of this process (with processes: of each of them, and
     two more of each on their way) are decoded or being decoded, and two are on their way to the devices or there.
@@ -139,7 +138,7 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
     if data.processes:
         _need_shared_memory(data.processes, len(rows) * (3 * config.image.crop**2 + 8))
         if not flags.FLAGS.is_parsed():
-            # Grain reads flags of its own here, which nobody has parsed in a notebook or a test.
+            # Grain reads absl flags here, which a notebook or a test has not parsed.
             flags.FLAGS.mark_as_parsed()
         _start_quiet_resource_tracker()
         decoded = decoded.mp_prefetch(
@@ -147,8 +146,8 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
         )
     on_devices = decoded.map(lambda batch: jax.tree.map(lambda x: placed(x, rows, config.batch_size, sharding), batch))
     iterator = iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=2))
-    # Ctrl-C in a terminal reaches every process. This one needs to save first, and needs its helpers until then: they
-    # are begun by a thread that inherits what is blocked here, and inherit it too.
+    # Ctrl-C in a terminal reaches every process. The decoding processes inherit this mask, so that they survive it
+    # until the checkpoint is saved.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         iterator.start_prefetch()
@@ -215,7 +214,7 @@ def _stacked(examples: Iterable[Example], size: int) -> Example:
     """Stacks the next `size` examples, every array with a new first axis.
 
     Grain's own batching would hold all of them and then stack them. Here each is copied while it lies in the cache, and
-    into memory aligned so that a CPU device takes it over as it is.
+    into aligned memory that a CPU device takes over without a copy.
     """
     batch: Example = {}
     for row, example in enumerate(examples):

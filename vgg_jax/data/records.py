@@ -1,4 +1,4 @@
-"""The records of a prepared data set: how this package writes them, and random access to those of one split."""
+"""The records of a prepared data set: their form, and random access to the records of one split."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Records(Sequence[Record]):
 
     Args:
       parts: of files that hold at least one record each.
-      what: is read, for messages: data set and split.
+      description: data set and split, for error messages.
     """
 
-    def __init__(self, parts: Sequence[Part], what: str):
+    def __init__(self, parts: Sequence[Part], description: str):
         _allow_open_files()
         self._source = ArrayRecordDataSource(parts)
-        self._what, self._parts = what, parts
+        self._description, self._parts = description, parts
         self.cut_short = CutShortWarnings()
         self._ends = list(accumulate(part.take for part in parts))
 
@@ -102,7 +102,7 @@ class Records(Sequence[Record]):
         number = bisect_right(self._ends, index)
         part = self._parts[number]
         position = part.skip + index - (self._ends[number - 1] if number else 0)
-        return f"record {index} of {self._what} (number {position} in {part.filename})"
+        return f"record {index} of {self._description} (number {position} in {part.filename})"
 
 
 def _allow_open_files() -> None:

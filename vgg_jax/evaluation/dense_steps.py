@@ -49,7 +49,7 @@ def make_dense(model: Network, statistics: ColorStatistics) -> Callable[..., Any
 
     (variables, images [B, H, W, 3] uint8, sizes [B, 2] int32, transposed bool) -> probabilities [B, K] float32: the
     mean over the image and its mirror image of the soft-max of the scores averaged over space. With `transposed` the
-    variables are those of `transpose_kernels`.
+    variables are of `transpose_kernels`.
     """
 
     def dense(variables: dict, images_BxHxWx3: jax.Array, sizes_Bx2: jax.Array, transposed: jax.Array) -> Any:

@@ -115,11 +115,9 @@ def keep_compiled(
     workdir: Path | None = None,
     warn: Callable[[str], None] = print_error,
 ) -> Iterator[str]:
-    """Lets JAX keep what it compiles within for the next start, and take what is kept; enter before anything is
-    compiled.
+    """Enables JAX's persistent compilation cache within; enter it before the first compilation.
 
-    A directory that cannot be used, and entries that cannot be read or written, are warned of once; without them the
-    program compiles as ever.
+    An unusable directory gives one warning, and so do unusable entries, which are compiled again.
 
     Args:
       directory: "" for none; AUTO: the one that JAX has already (JAX_COMPILATION_CACHE_DIR), or `workdir`, or the

@@ -30,7 +30,7 @@ class TransferData(NamedTuple):
     images: Images
     labels: np.ndarray  # [N] int, or of several labels an image [N, K]: 1 there, -1 not there, 0 hard to say
     class_names: list[str]
-    # Indices, where the data set has a split of its own.
+    # Indices, if the data set has its own split.
     train: np.ndarray = np.zeros(0, int)
     test: np.ndarray = np.zeros(0, int)
     recall_points: int = 0  # equidistant recalls of VOC's precision: 11 until 2009; 0: all recalls

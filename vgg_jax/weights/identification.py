@@ -37,8 +37,8 @@ _NAMESAKES = (
     (
         "features.0.weight",
         (64, 3, 11, 11),
-        'it is torchvision\'s alexnet, the network of "One weird trick" (64, 192, 384, 256 and 256 channels, no groups, '
-        "no LRN), and not AlexNet as published; train that with --config=configs/alexnet.py",
+        'it is torchvision\'s alexnet, the network of "One weird trick" (64, 192, 384, 256 and 256 channels, no '
+        "groups, no LRN), and not AlexNet as published; train that with --config=configs/alexnet.py",
     ),
     (
         "inception3a.branch1.conv.weight",

@@ -61,7 +61,7 @@ PUBLISHED: tuple[tuple[Published, str], ...] = (
     (Published("Keras's VGG16", md5="64373286793e3c8b2b4e3219cbf3544b"), "caffe"),
     (Published("Keras's VGG19", md5="cbe5617147190e668d6c5d5026f83318"), "caffe"),
 )
-_MAPPED = "--layers"  # stands for a layout, of files with names of their own
+_MAPPED = "--layers"  # stands for the layout of files with other names
 # What is usual for files of a layout that are not known one by one, and why it is not simply taken.
 _USUAL = {
     "torchvision": ("torchvision", "torchvision's own take `torchvision`, ports of the authors' Caffe models `caffe`"),
@@ -82,7 +82,7 @@ class FileHints(NamedTuple):
     configuration: str = ""  # name of the network that it must be, see `identification.identify`
     preprocessing: str = ""  # see `preprocessing.parse`
     training_scales: str = ""  # S in pixels, one number or two with a comma
-    layers: str = ""  # see `identification.mapped`, for a file with names of its own
+    layers: str = ""  # see `identification.mapped`, for a file with other names
 
 
 NO_HINTS = FileHints()
