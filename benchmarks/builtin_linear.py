@@ -7,13 +7,16 @@ labels in closed form, the best of many penalties (chosen on the validation spli
 import numpy as np
 
 from configs.quickstart import get_config
-from vgg_jax.config import eval_scale
+from vgg_jax.config import recipe_of
 from vgg_jax.data.crops import center_crop
 from vgg_jax.data.sources import open_dataset
 
 
 def arrays(config, records):
-    crops = [center_crop(records[i]["image"], eval_scale(config), config.image.crop) for i in range(len(records))]
+    crops = [
+        center_crop(records[i]["image"], recipe_of(config).image.eval_scale, config.image.crop)
+        for i in range(len(records))
+    ]
     return np.stack(crops).reshape(len(crops), -1) / 127.5 - 1, np.array(
         [records[i]["label"] for i in range(len(records))]
     )
@@ -21,7 +24,7 @@ def arrays(config, records):
 
 def main():
     config = get_config()
-    dataset = open_dataset(config)
+    dataset = open_dataset(recipe_of(config))
     x, y = arrays(config, dataset.train)
     x_val, y_val = arrays(config, dataset.validation)
     mean = x.mean(0)

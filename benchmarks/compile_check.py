@@ -15,7 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from benchmarks import hlo
 from benchmarks.roofline import roofline
-from vgg_jax.config import flatten, paper_config
+from vgg_jax.config import flatten, paper_config, recipe_of
 from vgg_jax.runtime import compilation
 from vgg_jax.tpu.chips import parse_slice
 from vgg_jax.tpu.compiled import GIB, compile_train, topology_devices
@@ -53,7 +53,7 @@ def main() -> None:
                 if sharding == "fc_model_parallel":
                     config.model_parallel = 4
                 began = time.monotonic()
-                answer = compile_train(config, topology, devices)
+                answer = compile_train(recipe_of(config), topology, devices)
                 took = time.monotonic() - began
                 memory = f"{answer.memory / GIB:.2f} of {answer.limit / GIB:.4g}"
                 row = [model, topology.name, sharding, options.images_per_chip, memory]

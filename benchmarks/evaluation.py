@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data.sources import expanded, prepared_data
 from vgg_jax.data.splits import open_split
 from vgg_jax.evaluation.dense_steps import make_crops, make_dense
@@ -52,7 +52,7 @@ def random_model(configuration, width, crop, mesh):
     config = default_config()
     config.model.configuration, config.model.width_multiplier = configuration, width
     config.model.fc_width, config.image.crop = round(4096 * width), crop
-    model = make_model(config)
+    model = make_model(recipe_of(config))
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, crop, crop, 3), np.float32))
     variables = jax.device_put(variables, replicated(mesh))
     names = [str(i) for i in range(config.model.num_classes)]

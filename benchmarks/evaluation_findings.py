@@ -42,7 +42,7 @@ def split_probs(run, protocol, scales, dtype):
     evaluate(Request((run,), protocol, scales, dtype=dtype), quiet=True)
     trained = load_trained(Path(run), dtype)
     parts = {part: [] for part in PROTOCOLS[protocol]}
-    for view in eval_passes(trained.config, protocol, scales):
+    for view in eval_passes(trained.recipe, protocol, scales):
         found = trained.workdir.glob(f"evaluation/{trained.checkpoint.name}/*/{pass_name(trained, view)}.npz")
         file = max(found, key=lambda path: path.stat().st_mtime)  # a split's name may not be a file's
         with np.load(file) as arrays:
@@ -54,7 +54,7 @@ def split_probs(run, protocol, scales, dtype):
 def window_errors(run):
     """Top-1 errors of the central window of every image, at Q = crop + 64, as a place of the map and as a crop."""
     trained = load_trained(Path(run))
-    data, crop = trained.config.data, trained.config.image.crop
+    data, crop = trained.recipe.data, trained.recipe.image.crop
     builder = prepared_data(data.name, expanded(data.dir), data.root)
     records = open_split(builder, data.val_split, "split")
 

@@ -109,7 +109,7 @@ def whole_pipeline(folder, cores, seconds, processes=0):
     and the peak memory, and how it grew in the second half, in MiB."""
     import jax
 
-    from vgg_jax.config import default_config
+    from vgg_jax.config import default_config, recipe_of
     from vgg_jax.data.pipeline import batches, train_examples
     from vgg_jax.data.sources import prepared_data
     from vgg_jax.data.splits import open_split
@@ -127,7 +127,7 @@ def whole_pipeline(folder, cores, seconds, processes=0):
         for i in range(max(len(contents), 4000)):
             (kind / f"{i:05d}.jpg").write_bytes(contents[i % len(contents)])
         records = open_split(prepared_data("folder", Path(place), str(Path(place, "images"))), "train", "split")
-        stream = batches(config, train_examples(config, records), make_mesh())
+        stream = batches(recipe_of(config), train_examples(recipe_of(config), records), make_mesh())
         with contextlib.closing(stream):
             for _ in range(2 + cores):
                 jax.block_until_ready(next(stream))

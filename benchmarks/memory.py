@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import jax
 
-from vgg_jax.config import paper_config
+from vgg_jax.config import paper_config, recipe_of
 from vgg_jax.runtime.sharding import bytes_a_device, make_mesh
 from vgg_jax.training.state import state_shapes
 
@@ -27,7 +27,7 @@ def main() -> None:
         config = paper_config(configuration, None)
         for rules, parallel in CHOICES:
             config.sharding, config.model_parallel = rules, parallel
-            size = bytes_a_device(state_shapes(config, make_mesh(parallel)))
+            size = bytes_a_device(state_shapes(recipe_of(config), make_mesh(parallel)))
             data = devices // parallel
             batch = config.batch_size // data * config.image.crop**2 * 3
             print(

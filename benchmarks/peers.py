@@ -79,7 +79,7 @@ def ours(row):
     import jax.numpy as jnp
 
     from vgg_jax import features
-    from vgg_jax.config import default_config
+    from vgg_jax.config import default_config, recipe_of
     from vgg_jax.runtime.compilation import compile_step
     from vgg_jax.runtime.sharding import make_mesh
     from vgg_jax.training.augment import IMAGENET_STATISTICS, normalize
@@ -90,10 +90,10 @@ def ours(row):
     config.model.configuration, config.model.num_classes = row.configuration, row.num_classes
     config.model.width_multiplier, config.model.fc_width = row.width, row.fc_width
     config.image.crop, config.batch_size, config.model.dtype = row.crop, row.batch_size, row.dtype
-    shapes = state_shapes(config, mesh)
-    state, (images, labels) = init_state(config, shapes), data(row)
+    shapes = state_shapes(recipe_of(config), mesh)
+    state, (images, labels) = init_state(recipe_of(config), shapes), data(row)
     if row.trains:
-        step = compile_steps(config, IMAGENET_STATISTICS, mesh, shapes).train
+        step = compile_steps(recipe_of(config), IMAGENET_STATISTICS, mesh, shapes).train
         batch, rate = {"image": jax.device_put(images), "label": jax.device_put(labels)}, np.float32(1e-3)
 
         def train():
@@ -102,7 +102,7 @@ def ours(row):
             jax.block_until_ready(metrics["loss"])
 
         return train
-    model, variables, images = make_model(config), state.variables, jax.device_put(images)
+    model, variables, images = make_model(recipe_of(config)), state.variables, jax.device_put(images)
     if row == ROWS[LPIPS]:
         backbone, heads = features.Backbone(variables["params"], jnp.zeros(3), model), tuple(map(jnp.ones, CHANNELS))
         compiled = compile_step(features.lpips, backbone, heads, images, images[:, ::-1])

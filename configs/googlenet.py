@@ -40,6 +40,6 @@ def get_config() -> ConfigDict:
     config.optimizer.l2 = 2e-4
     config.schedule.name = "steps"
     config.schedule.drop_factor = 0.96
-    config.schedule.drop_epochs = ",".join(str(epoch) for epoch in range(8, 250, 8))
+    config.schedule.drop_epochs = tuple(range(8, 250, 8))
     config.num_epochs = 250.0
     return config

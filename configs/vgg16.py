@@ -12,7 +12,7 @@ Paper, top-1/top-5 error:
 
 Ours: not trained on ImageNet yet.
 
-Recipe (Paper §3.1, the defaults of vgg_jax/config.py):
+Recipe (Paper §3.1, the defaults of vgg_jax/recipe.py):
 
 - batch 256, momentum 0.9, L2 5e-4 on kernels, dropout 0.5, Glorot's initialisation
 - learning rate 1e-2, divided by 10 at each of three plateaus, at most 74 epochs

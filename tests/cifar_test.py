@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data import cifar, prepared
 from vgg_jax.data.decode import decode
 from vgg_jax.data.sources import open_dataset
@@ -114,7 +114,7 @@ def test_the_images_come_back_bit_for_bit_under_tfdss_name(make, tmp_path):
     config = default_config()
     config.data.name, config.data.dir, config.data.val_split = "cifar10", str(tmp_path / "data"), "test"
     config.model.num_classes = 10
-    dataset = open_dataset(config)
+    dataset = open_dataset(recipe_of(config))
     assert dataset.class_names[0] == "airplane"
     assert dataset.class_names[9] == "truck"
     labels, pixels = (np.concatenate(parts) for parts in zip(*(batches()[name] for name in BATCHES[:5]), strict=True))

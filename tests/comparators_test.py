@@ -8,6 +8,7 @@ import pytest
 
 from tests.first_steps import STATISTICS, one_batch, some_steps
 from tests.networks import init, shapes_of, small
+from vgg_jax.config import recipe_of
 from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.description import lengths, macs, total_stride
 from vgg_jax.models.summary import layer_rows, summary
@@ -268,11 +269,11 @@ def test_auxiliary_losses_count_three_tenths_and_the_loss_shown_is_the_networks(
     """Szegedy et al. 2014, §5: one step with rate 1 moves by the gradient of the weighted sum."""
     config = googlenet(tiny_config)
     config.optimizer.l2, config.augment.color_std, config.augment.flip = 0.0, 0.0, False
-    model = make_model(config)
+    model = make_model(recipe_of(config))
     model = model.clone(layers=tuple(layer for layer in model.layers if layer.kind != "dropout"))
     monkeypatch.setattr("vgg_jax.training.steps.make_model", lambda _: model)
     mesh, batch = make_mesh(1, jax.devices()[:1]), one_batch(4, 80)
-    state = init_state(config, state_shapes(config, mesh))
+    state = init_state(recipe_of(config), state_shapes(recipe_of(config), mesh))
     names = ("aux1_fc2", "aux2_fc2")
 
     def losses(params):
@@ -282,7 +283,7 @@ def test_auxiliary_losses_count_three_tenths_and_the_loss_shown_is_the_networks(
         return main + 0.3 * first + 0.3 * second, main
 
     (_, main), gradient = jax.jit(jax.value_and_grad(losses, has_aux=True))(state.params)
-    new, metrics = jax.jit(make_train_step(config, STATISTICS, mesh))(state, batch, np.float32(1))
+    new, metrics = jax.jit(make_train_step(recipe_of(config), STATISTICS, mesh))(state, batch, np.float32(1))
     assert float(metrics["loss"]) == pytest.approx(float(main), rel=1e-5)
     moved = jax.tree.map(lambda before, after: before - after, state.params, new.params)
     assert float(abs(gradient["aux2_fc2"]["kernel"]).max()) > 0

@@ -8,12 +8,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import KEYS, default_config, eval_scale, flatten, lr_factors, lr_factors_text
-from vgg_jax.models import NetworkSpec
+from vgg_jax.config import default_config, flatten, recipe_of
+from vgg_jax.recipe import KEYS, SCHEDULES
 from vgg_jax.reproduction.stages import split_config
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.training.schedules import SCHEDULES, Plateau, learning_rate
+from vgg_jax.training.schedules import Plateau, learning_rate
 from vgg_jax.validation import validate
+from vgg_jax.value_parsers import lr_factors_text
 
 NETS = {
     "vgg11": "A",
@@ -44,7 +45,7 @@ def test_configurations_hold_the_papers_values(file, configuration):
 def test_the_argument_chooses_the_training_scale(argument, scales, q, rate):
     config = importlib.import_module("configs.vgg19").get_config(argument)
     assert (config.image.scale_min, config.image.scale_max) == scales
-    assert eval_scale(config) == q
+    assert recipe_of(config).image.eval_scale == q
     assert config.optimizer.learning_rate == rate
     if argument != "S=256":
         with pytest.raises(UserError, match=r"give its workdir with --config.init_from=DIR, or say .*=none"):
@@ -67,7 +68,7 @@ def test_any_network_can_be_fine_tuned(network, head):
     validate(config, num_devices=8)
     layer = "fc8" if network == "AlexNet" or (network, head) == ("D", "fc") else "fc"
     assert config.image.crop == {"AlexNet": 227, "ResNet-20": 32}.get(network, 224)
-    factors = lr_factors(config)
+    factors = dict(recipe_of(config).optimizer.lr_factors)
     assert {name: factor for name, factor in factors.items() if factor != 1} == {layer: 10.0}
 
 
@@ -89,19 +90,24 @@ def test_a_normalisation_has_the_factor_of_its_convolution_unless_a_pattern_matc
 ):
     config = changed("optimizer.lr_factors", text)
     config.model.batch_norm = True
-    assert lr_factors(config).items() >= factors.items()
+    assert dict(recipe_of(config).optimizer.lr_factors).items() >= factors.items()
     if description:
-        assert lr_factors_text(config) == description
+        assert lr_factors_text(recipe_of(config).optimizer.lr_factors) == description
     config.optimizer.norms_follow = False
-    assert {factor for name, factor in lr_factors(config).items() if name.startswith("bn")} <= {1, 0.1, 0}
-    assert lr_factors(config)["bn5_3"] == (0.1 if "*=0.1" in text.split(",") else 1)
+    assert {
+        factor for name, factor in dict(recipe_of(config).optimizer.lr_factors).items() if name.startswith("bn")
+    } <= {1, 0.1, 0}
+    assert dict(recipe_of(config).optimizer.lr_factors)["bn5_3"] == (0.1 if "*=0.1" in text.split(",") else 1)
 
 
 @pytest.mark.parametrize("text", ["conv1=0,conv2_*=0.1"])
 def test_a_shortcuts_normalisation_follows_its_own_convolution(text):
     config = changed("optimizer.lr_factors", text)
     config.model.configuration = "ResNet-50"
-    assert lr_factors(config).items() >= {"bn1": 0, "bn2_1a": 0.1, "bn2_1s": 0.1, "bn3_1s": 1, "fc": 1}.items()
+    assert (
+        dict(recipe_of(config).optimizer.lr_factors).items()
+        >= {"bn1": 0, "bn2_1a": 0.1, "bn2_1s": 0.1, "bn3_1s": 1, "fc": 1}.items()
+    )
 
 
 @pytest.mark.parametrize(("key", "value"), [("ema_decay", 0.99), ("optimizer.name", "adamw")])
@@ -224,6 +230,21 @@ HOSTILE = {
     int: (-1, -(2**31), -(10**30), 2**32, 2**63, 10**30, 10**5000, 0.5, math.nan, True, "1", None),
     float: (-1.0, -math.inf, math.inf, math.nan, 1e308, -1e308, -1e-300, 10**30, 10**300, "", "1", None),
     str: ("a\0b", "\n", "\x1b[31m", "a" * 5000, 1, -1, 0.5, math.nan, True, None, b"text", ("a",)),
+    tuple: (
+        "a\0b",
+        "\n",
+        "\x1b[31m",
+        "a" * 5000,
+        -1,
+        math.nan,
+        True,
+        None,
+        b"text",
+        ("a",),
+        (-1.0,),
+        (30, math.inf),
+        ((1,),),
+    ),
     bool: (0, 1, -1, 2**31, 10**5000, 0.0, math.nan, math.inf, "True", "", None, b"yes"),
 }
 
@@ -341,10 +362,11 @@ def test_configurations_of_other_networks(file, argument, name):
     get_config = importlib.import_module(f"configs.{file}").get_config
     config = get_config(argument) if argument else get_config()
     validate(config, num_devices=1)
-    assert NetworkSpec.from_config(config).name == name
+    assert recipe_of(config).model.network.name == name
     if file == "resnet_cifar":  # He et al. 2015, §4.2, in iterations
         rates = [
-            learning_rate(config, step, 50_000 / 128, Plateau()) for step in (1000, 31_999, 32_000, 48_000, 63_999)
+            learning_rate(recipe_of(config), step, 50_000 / 128, Plateau())
+            for step in (1000, 31_999, 32_000, 48_000, 63_999)
         ]
         assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
         assert config.num_epochs * 50_000 / 128 == pytest.approx(64_000)

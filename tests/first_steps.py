@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from vgg_jax.config import recipe_of
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.training.augment import ColorStatistics
 from vgg_jax.training.state import init_state, state_shapes
@@ -22,16 +23,16 @@ def one_batch(size, crop, classes=3, seed=0):
 def some_steps(config, count, devices=1, with_state=False):
     """Losses of the first steps, on random images."""
     mesh = make_mesh(config.model_parallel, jax.devices()[:devices])
-    shapes = state_shapes(config, mesh)
+    shapes = state_shapes(recipe_of(config), mesh)
     batch = [
         jax.device_put(
             one_batch(config.batch_size, config.image.crop, config.model.num_classes, i), batch_sharding(mesh)
         )
         for i in range(count)
     ]
-    step = compile_train_step(config, STATISTICS, mesh, shapes)
+    step = compile_train_step(recipe_of(config), STATISTICS, mesh, shapes)
     lr = jax.device_put(np.float32(config.optimizer.learning_rate), replicated(mesh))
-    state, losses = init_state(config, shapes), []
+    state, losses = init_state(recipe_of(config), shapes), []
     for i in range(count):
         state, metrics = step(state, batch[i], lr)
         losses.append(float(metrics["loss"]))

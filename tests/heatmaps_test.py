@@ -6,7 +6,7 @@ import pytest
 
 from tests.networks import small
 from vgg_jax import features
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.evaluation import heatmaps
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import NetworkSpec
@@ -85,7 +85,7 @@ def test_the_map_is_the_nets():
     model, variables = small("A")
     statistics = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
     trained = TrainedModel(
-        None, None, default_config(), model, None, "", list("abcde"), list("abcde"), statistics, None
+        None, None, recipe_of(default_config()), model, None, "", list("abcde"), list("abcde"), statistics, None
     )
     image = np.random.default_rng(0).integers(0, 256, (70, 133, 3)).astype(np.uint8)
     scores, probs_K = heatmaps.score_map(trained, variables, image)

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data import disk, imagenet
 from vgg_jax.data.builtin import render
 from vgg_jax.data.imagenet import prepare
@@ -141,7 +141,7 @@ def test_a_part_of_the_training_split_mixes_the_classes(made, tmp_path):
     prepare(made[0], tmp_path, edition=edition_of(made[0]))
     config = default_config()
     config.data.dir, config.data.train_split = str(tmp_path), "train[:60%]"
-    dataset = open_dataset(config)
+    dataset = open_dataset(recipe_of(config))
     labels = [dataset.train[i]["label"] for i in range(18)]
     assert set(labels) == {0, 1, 999}
     assert dataset.statistics.mean_rgb[0] == np.float32(123.68)
@@ -296,12 +296,12 @@ def test_other_versions_and_formats_in_the_way_are_named(made, tmp_path):
     config = default_config()
     config.data.dir = str(tmp_path)
     with pytest.raises(UserError, match="but as tfrecord, not ArrayRecord. Prepare it from the tars"):
-        open_dataset(config)
+        open_dataset(recipe_of(config))
     (place / "dataset_info.json").write_text(json.dumps(info | {"version": "5.0.0"}))
     place.rename(place.with_name("5.0.0"))
     config.data.name = "imagenet2012:5.1.0"
     with pytest.raises(UserError, match=re.escape("--config.data.name=imagenet2012:5.0.0 would take it")):
-        open_dataset(config)
+        open_dataset(recipe_of(config))
     place.mkdir()
     (place / "notes.txt").write_text("mine")
     refused("holds something that is no prepared data set", made[0], tmp_path, edition=edition_of(made[0]))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.runtime.console import duration
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import read_json, write_atomically, write_json
@@ -48,7 +48,9 @@ def test_the_speed_is_that_of_finished_steps(log_every, monkeypatch):
     config = default_config()
     config.log_every_steps, config.batch_size = log_every, 32
     log = SimpleNamespace(write=lambda step, values: written.append(values["train/images_per_second"]))
-    metrics = TrainMetrics(config, 100.0, 200, log, SimpleNamespace(log=lambda _: 0, progress=lambda *_: 0), None)
+    metrics = TrainMetrics(
+        recipe_of(config), 100.0, 200, log, SimpleNamespace(log=lambda _: 0, progress=lambda *_: 0), None
+    )
     names = ("loss", "top1_error", "top5_error", "lr", "gradient_norm/fc6", "update_ratio/fc6")
     for step in range(1, 201):
         metrics.add(step, dict.fromkeys(names, 1e-3))  # and the one before has ended

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.training.optimizer import make_optimizer
 
 
@@ -12,7 +12,7 @@ from vgg_jax.training.optimizer import make_optimizer
 def test_ten_steps_and_two_drops_are_krizhevskys_update(mask):
     config = default_config()
     config.optimizer.l2_mask = mask
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(recipe_of(config))
     rng = np.random.RandomState(0)
     w = {"conv": {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}}
     v = {"conv": {"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}}
@@ -42,7 +42,7 @@ def test_layers_have_their_own_rates():
     rng = np.random.RandomState(1)
     params = {layer: {"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for layer in layers}
     gradients = [{layer: {"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for layer in layers} for _ in range(3)]
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(recipe_of(config))
     state, found = optimizer.init(params), params
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, found, learning_rate=np.float32(1e-2))

@@ -16,6 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.conftest import REPOSITORY
+from vgg_jax.config import recipe_of
 from vgg_jax.data.crops import random_crop
 from vgg_jax.data.pipeline import batches, eval_examples, local_batches, placed, train_examples
 from vgg_jax.data.sources import open_dataset, prepared_data
@@ -26,7 +27,7 @@ from vgg_jax.runtime.sharding import batch_sharding, make_mesh
 
 @pytest.fixture
 def dataset(tiny_config):
-    return open_dataset(tiny_config)
+    return open_dataset(recipe_of(tiny_config))
 
 
 class Marked:
@@ -47,7 +48,7 @@ class Marked:
 
 def digests(config, examples, count, start=0, devices=1):
     mesh = make_mesh(devices=jax.devices()[:devices])
-    with contextlib.closing(batches(config, examples, mesh, start)) as iterator:
+    with contextlib.closing(batches(recipe_of(config), examples, mesh, start)) as iterator:
         found = [next(iterator) for _ in range(count)]
     return [
         hashlib.sha256(np.asarray(b["image"]).tobytes() + np.asarray(b["label"]).tobytes()).hexdigest() for b in found
@@ -55,24 +56,27 @@ def digests(config, examples, count, start=0, devices=1):
 
 
 def test_a_restart_goes_on_at_the_very_next_image(tiny_config, dataset):
-    examples = train_examples(tiny_config, dataset.train)
+    examples = train_examples(recipe_of(tiny_config), dataset.train)
     whole = digests(tiny_config, examples, 30)
     assert len(set(whole)) == 30
     for start in (1, 11, 12, 25):  # 11.25 batches make an epoch
-        assert digests(tiny_config, train_examples(tiny_config, dataset.train), 4, start) == whole[start : start + 4]
+        assert (
+            digests(tiny_config, train_examples(recipe_of(tiny_config), dataset.train), 4, start)
+            == whole[start : start + 4]
+        )
     tiny_config.seed = 1
-    assert digests(tiny_config, train_examples(tiny_config, dataset.train), 4) != whole[:4]
+    assert digests(tiny_config, train_examples(recipe_of(tiny_config), dataset.train), 4) != whole[:4]
 
 
 def test_threads_and_devices_do_not_matter(tiny_config, dataset):
-    whole = digests(tiny_config, train_examples(tiny_config, dataset.train), 6)
+    whole = digests(tiny_config, train_examples(recipe_of(tiny_config), dataset.train), 6)
     tiny_config.data.threads = 7
-    assert digests(tiny_config, train_examples(tiny_config, dataset.train), 6, devices=8) == whole
+    assert digests(tiny_config, train_examples(recipe_of(tiny_config), dataset.train), 6, devices=8) == whole
 
 
 @pytest.mark.slow
 def test_processes_give_the_same_batches_where_no_flags_were_parsed(tiny_config, dataset):
-    whole = digests(tiny_config, train_examples(tiny_config, dataset.train), 20)
+    whole = digests(tiny_config, train_examples(recipe_of(tiny_config), dataset.train), 20)
     tiny_config.data.processes = 2
     # A program of its own, as a notebook is: absl has parsed nothing there.
     code = f"""
@@ -85,7 +89,7 @@ if __name__ == "__main__":
     from vgg_jax.data.sources import open_dataset
     config = ConfigDict(json.loads({tiny_config.to_json()!r}))
     assert not flags.FLAGS.is_parsed()
-    print(*digests(config, train_examples(config, open_dataset(config).train), 17, start=3))
+    print(*digests(config, train_examples(recipe_of(config), open_dataset(recipe_of(config)).train), 17, start=3))
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert run.stdout.split() == whole[3:], run.stderr
@@ -95,9 +99,9 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_share_the_same_global_batches(tiny_config, dataset, processes):
-    examples = train_examples(tiny_config, dataset.train)
-    parts = [local_batches(tiny_config, examples, rows) for rows in np.split(np.arange(8), processes)]
-    whole = local_batches(tiny_config, examples, np.arange(8))
+    examples = train_examples(recipe_of(tiny_config), dataset.train)
+    parts = [local_batches(recipe_of(tiny_config), examples, rows) for rows in np.split(np.arange(8), processes)]
+    whole = local_batches(recipe_of(tiny_config), examples, np.arange(8))
     for step in (0, 1, 11, 12, 40):
         joined = [np.concatenate([part[step][key] for part in parts]) for key in ("image", "label")]
         np.testing.assert_array_equal(joined[0], whole[step]["image"])
@@ -106,8 +110,8 @@ def test_processes_share_the_same_global_batches(tiny_config, dataset, processes
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_batches_are_those_of_grain_where_a_cpu_device_takes_them_without_a_copy(tiny_config, dataset, processes):
-    examples = eval_examples(tiny_config, dataset.validation)
-    ours = local_batches(tiny_config, examples, np.split(np.arange(8), processes)[-1])
+    examples = eval_examples(recipe_of(tiny_config), dataset.validation)
+    ours = local_batches(recipe_of(tiny_config), examples, np.split(np.arange(8), processes)[-1])
     theirs = grain.MapDataset.source(examples).batch(tiny_config.batch_size // processes)[processes - 1 :: processes]
     assert len(ours) == len(theirs) == 4
     for step in range(4):
@@ -124,7 +128,7 @@ def test_batches_are_those_of_grain_where_a_cpu_device_takes_them_without_a_copy
 def test_an_example_is_drawn_from_its_seed_and_number_alone(tiny_config, dataset, seed):
     tiny_config.seed, marked = seed, Marked(dataset.train)
     image = tiny_config.image
-    examples = train_examples(tiny_config, marked)
+    examples = train_examples(recipe_of(tiny_config), marked)
     for numbers in (range(12), range(85, 95), range(89_999_990, 90_000_000)):
         for number, example in zip(numbers, examples.make(numbers), strict=True):
             epoch, place = divmod(number, 90)
@@ -140,7 +144,7 @@ def test_an_example_is_drawn_from_its_seed_and_number_alone(tiny_config, dataset
 
 def test_every_image_once_an_epoch_in_a_new_order_across_batches(tiny_config, dataset):
     marked = Marked(dataset.train)
-    local = local_batches(tiny_config, train_examples(tiny_config, marked), np.arange(8))
+    local = local_batches(recipe_of(tiny_config), train_examples(recipe_of(tiny_config), marked), np.arange(8))
     stream = np.concatenate([local[step]["label"] for step in range(45)])  # four epochs of 90 are 45 batches of 8
     epochs = stream.reshape(4, 90)
     for epoch in epochs:
@@ -149,7 +153,7 @@ def test_every_image_once_an_epoch_in_a_new_order_across_batches(tiny_config, da
 
 
 def test_an_image_is_cropped_anew_every_epoch(tiny_config, dataset):
-    examples = train_examples(tiny_config, Marked(dataset.train))
+    examples = train_examples(recipe_of(tiny_config), Marked(dataset.train))
     views = {}
     for i in range(180):
         example = examples[i]
@@ -161,8 +165,10 @@ def test_an_image_is_cropped_anew_every_epoch(tiny_config, dataset):
 @pytest.mark.parametrize("batch_size", [1, 8, 31, 32, 40])
 def test_validation_holds_every_image_once(tiny_config, dataset, batch_size):
     tiny_config.batch_size = batch_size
-    examples = eval_examples(tiny_config, Marked(dataset.validation))
-    with contextlib.closing(batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))) as iterator:
+    examples = eval_examples(recipe_of(tiny_config), Marked(dataset.validation))
+    with contextlib.closing(
+        batches(recipe_of(tiny_config), examples, make_mesh(devices=jax.devices()[:1]))
+    ) as iterator:
         found = list(iterator)
     assert {b["image"].shape for b in found} == {(batch_size, 32, 32, 3)}
     labels = np.concatenate([np.asarray(b["label"])[np.asarray(b["mask"])] for b in found])
@@ -172,7 +178,7 @@ def test_validation_holds_every_image_once(tiny_config, dataset, batch_size):
 @pytest.mark.slow
 def test_decoding_processes_end_with_a_killed_program(tiny_config):
     tiny_config.data.processes = 2
-    open_dataset(tiny_config)  # prepares what the program reads, which says what it does
+    open_dataset(recipe_of(tiny_config))  # prepares what the program reads, which says what it does
     code = f"""
 if __name__ == "__main__":
     import json, multiprocessing, time
@@ -181,7 +187,7 @@ if __name__ == "__main__":
     from vgg_jax.data.sources import open_dataset
     from vgg_jax.runtime.sharding import make_mesh
     config = ConfigDict(json.loads({tiny_config.to_json()!r}))
-    stream = batches(config, train_examples(config, open_dataset(config).train), make_mesh())
+    stream = batches(recipe_of(config), train_examples(recipe_of(config), open_dataset(recipe_of(config)).train), make_mesh())
     for _ in range(4):
         next(stream)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
@@ -217,10 +223,10 @@ def test_a_byte_that_changed_on_the_disk_is_reported_with_its_place(tiny_config,
     builder = tfds.builder_from_directory(data.directory)
     source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
     (index,) = [i for i in range(90) if not readable(source, i)]
-    examples = train_examples(tiny_config, open_split(data, "train", "split"))
+    examples = train_examples(recipe_of(tiny_config), open_split(data, "train", "split"))
     place = rf"record {index} of vgg_jax_folder/.*, train \(number {index} in {re.escape(str(file))}\) cannot be read: .*hash"
     with (
-        contextlib.closing(batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
+        contextlib.closing(batches(recipe_of(tiny_config), examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
         pytest.raises(UserError, match=place),
     ):
         for _ in range(12):
@@ -241,7 +247,7 @@ def test_jpegs_that_are_cut_short_are_named_once(tiny_config, dataset, capsys):
             record = self.records[index]
             return {**record, "image": record["image"][:-200]} if index in (5, 7) else record
 
-    make = train_examples(tiny_config, Shortened(dataset.train)).make
+    make = train_examples(recipe_of(tiny_config), Shortened(dataset.train)).make
     for _ in make(range(180)):  # two epochs
         pass
     lines = capsys.readouterr().err.splitlines()
@@ -256,11 +262,11 @@ def test_jpegs_that_are_cut_short_are_named_once(tiny_config, dataset, capsys):
 def test_too_little_shared_memory_is_refused_before_anything_is_begun(tiny_config, dataset, monkeypatch):
     monkeypatch.setattr("vgg_jax.data.pipeline.shutil.disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
     tiny_config.data.processes, tiny_config.batch_size, tiny_config.image.crop = 2, 2048, 64
-    examples = train_examples(tiny_config, dataset.train)
+    examples = train_examples(recipe_of(tiny_config), dataset.train)
     with pytest.raises(
         UserError, match=r"processes=2 hand their batches over in /dev/shm, which has 64 MiB free, and 144 M"
     ):
-        batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))
+        batches(recipe_of(tiny_config), examples, make_mesh(devices=jax.devices()[:1]))
 
 
 def test_a_record_that_cannot_be_decoded_is_named(tiny_config, dataset):
@@ -269,10 +275,10 @@ def test_a_record_that_cannot_be_decoded_is_named(tiny_config, dataset):
             record = self.records[index]
             return {**record, "image": record["image"][:300]} if index == 5 else record
 
-    examples = train_examples(tiny_config, Spoilt(dataset.train))
+    examples = train_examples(recipe_of(tiny_config), Spoilt(dataset.train))
     name = dataset.train[5]["file_name"].decode()
     with (
-        contextlib.closing(batches(tiny_config, examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
+        contextlib.closing(batches(recipe_of(tiny_config), examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
         pytest.raises(
             UserError, match=rf"{name}, record 5 of vgg_jax_folder/.*, train \(.*\), cannot be decoded: JPEG"
         ),

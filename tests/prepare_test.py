@@ -10,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.command import help_of, run_command, start_command
+from vgg_jax.config import recipe_of
 from vgg_jax.data import disk
 from vgg_jax.data.preparation import PrepareRequest, prepare
 from vgg_jax.data.sources import open_dataset, prepared_data
@@ -80,7 +81,7 @@ def test_the_command_that_is_printed_names_both_splits(images, tmp_path, tiny_co
     assert (printed["data.train_split"], printed["data.val_split"]) == ("training", "dev")
     with tiny_config.unlocked():
         tiny_config.update_from_flattened_dict({**printed, "model.num_classes": int(printed["model.num_classes"])})
-    assert len(open_dataset(tiny_config).train) == 90
+    assert len(open_dataset(recipe_of(tiny_config)).train) == 90
 
 
 def test_a_folder_is_prepared_from_python(images, tmp_path):
@@ -113,7 +114,7 @@ def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, t
     # Training finds it, with the mean and colour vectors that were computed then.
     tiny_config.data.root, tiny_config.data.dir = str(root), str(place)
     before = {file: file.stat().st_mtime_ns for file in place.rglob("*") if file.is_file()}
-    assert len(open_dataset(tiny_config).train) == 90
+    assert len(open_dataset(recipe_of(tiny_config)).train) == 90
     assert {file: file.stat().st_mtime_ns for file in place.rglob("*") if file.is_file()} == before
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from tests.evaluations import close, kept, request
 from tests.reference import Reference, softmax
 from tests.runs import CLASS_NAMES, SIZES, make_run, random_params, records_of, varied_pictures
+from vgg_jax.config import recipe_of
 from vgg_jax.data.decode import decode
 from vgg_jax.data.pipeline import batches, eval_examples
 from vgg_jax.evaluation.protocol import evaluate, open_evaluated
@@ -110,7 +111,10 @@ def test_the_centre_crop_is_what_validation_in_training_sees(run, net_config):
     trained, records = load_trained(run), records_of(net_config)
     step = jax.jit(make_eval_step(trained.model, trained.statistics))
     wanted = evaluate_center_crops(
-        step, trained.variables, batches(net_config, eval_examples(net_config, records), make_mesh()), len(records)
+        step,
+        trained.variables,
+        batches(recipe_of(net_config), eval_examples(recipe_of(net_config), records), make_mesh()),
+        len(records),
     )
     (row,) = summary["rows"]
     assert (row["protocol"], row["scales"], row["paper"]) == ("center_crop", "73", None)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.first_steps import STATISTICS, one_batch, some_steps
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data.statistics import class_weights
 from vgg_jax.data.trivial_augment import OPERATIONS, trivial_augment
 from vgg_jax.runtime.sharding import make_mesh
@@ -100,10 +100,10 @@ def test_weighted_losses_are_the_weighted_mean_over_images(tiny_config, smoothin
     tiny_config.model.dropout_rate, tiny_config.label_smoothing = 0.0, smoothing
     mesh, batch = make_mesh(1, jax.devices()[:1]), one_batch(8, 32)
     labels = batch["label"]
-    state = init_state(tiny_config, state_shapes(tiny_config, mesh))
+    state = init_state(recipe_of(tiny_config), state_shapes(recipe_of(tiny_config), mesh))
 
     def loss(weights):
-        step = make_train_step(tiny_config, STATISTICS, mesh, weights)
+        step = make_train_step(recipe_of(tiny_config), STATISTICS, mesh, weights)
         return float(jax.jit(step)(state, batch, np.float32(1e-9))[1]["loss"])
 
     parts = [loss(np.eye(3, dtype=np.float32)[k]) for k in range(3)]
@@ -119,12 +119,12 @@ def test_weighted_losses_are_the_weighted_mean_over_images(tiny_config, smoothin
 def test_mixed_images_have_the_weights_of_both_classes(tiny_config, monkeypatch):
     tiny_config.model.dropout_rate, tiny_config.augment.mixup = 0.0, 1.0
     mesh, batch = make_mesh(1, jax.devices()[:1]), one_batch(8, 32)
-    state = init_state(tiny_config, state_shapes(tiny_config, mesh))
+    state = init_state(recipe_of(tiny_config), state_shapes(recipe_of(tiny_config), mesh))
 
     def loss(shares, weights):
         shares_BxK = jnp.tile(jnp.asarray(shares, jnp.float32), (8, 1))
         monkeypatch.setattr("vgg_jax.training.steps.mix", lambda key, images, *_: (images, shares_BxK))
-        step = make_train_step(tiny_config, STATISTICS, mesh, weights)
+        step = make_train_step(recipe_of(tiny_config), STATISTICS, mesh, weights)
         return float(jax.jit(step)(state, batch, np.float32(1e-9))[1]["loss"])
 
     of_classes = [loss(np.eye(3)[k], None) for k in range(3)]
@@ -209,7 +209,7 @@ def test_adamw_is_optaxs_and_clipping_bounds_the_gradient():
     ours, theirs = params, params
     mask = {"conv1_1": {"kernel": True, "bias": False}}
     reference = optax.adamw(1e-3, weight_decay=0.05, mask=mask)
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(recipe_of(config))
     state, other = optimizer.init(params), reference.init(params)
     for _ in range(5):
         gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
@@ -221,7 +221,7 @@ def test_adamw_is_optaxs_and_clipping_bounds_the_gradient():
 
     config = default_config()
     config.optimizer.clip_norm, config.optimizer.l2, config.optimizer.momentum = 0.5, 0.0, 0.0
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(recipe_of(config))
     for size in (100.0, 0.1):
         gradient = jax.tree.map(lambda x: np.full_like(x, size / 4), params)  # 16 numbers: of norm `size`  # noqa: B023
         updates, _ = optimizer.update(gradient, optimizer.init(params), params, learning_rate=np.float32(1.0))

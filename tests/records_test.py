@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from vgg_jax.config import recipe_of
 from vgg_jax.data.records import _parse, _parse_fast, serialized
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.runtime.exceptions import UserError
@@ -72,7 +73,7 @@ def test_as_many_files_may_be_open_as_a_data_set_has(tiny_config):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
     try:
-        open_dataset(tiny_config)
+        open_dataset(recipe_of(tiny_config))
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -87,7 +88,7 @@ def test_as_many_files_may_be_open_as_a_data_set_has(tiny_config):
     ],
 )
 def test_what_cannot_be_read_has_the_remedy_for_its_reason(tiny_config, monkeypatch, reason, remedy):
-    records = open_dataset(tiny_config).train
+    records = open_dataset(recipe_of(tiny_config)).train
 
     def fails(_):
         raise RuntimeError(reason)
@@ -98,7 +99,7 @@ def test_what_cannot_be_read_has_the_remedy_for_its_reason(tiny_config, monkeypa
 
 
 def test_what_is_prepared_is_plain(tiny_config):
-    records = open_dataset(tiny_config).train
+    records = open_dataset(recipe_of(tiny_config)).train
     for index in range(len(records)):
         assert _parse_fast(records._source[index]) == _parse(records._source[index])
 

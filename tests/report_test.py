@@ -13,6 +13,7 @@ from PIL import Image
 from tests.browser import browser
 from tests.command import help_of, run_command
 from tests.runs import make_run
+from vgg_jax.config import recipe_of
 from vgg_jax.data.builtin import CLASS_NAMES
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
@@ -301,7 +302,7 @@ def test_several_runs_side_by_side(trained, net_config, tmp_path, monkeypatch):
 def test_networks_that_are_no_vggs_have_a_page(net_config, tmp_path, configuration):
     net_config.model.configuration, net_config.model.width_multiplier = configuration, 1 / 8
     net_config.image.crop = net_config.image.scale_min = net_config.image.scale_max = 67
-    state = init_state(net_config, state_shapes(net_config, make_mesh()))
+    state = init_state(recipe_of(net_config), state_shapes(recipe_of(net_config), make_mesh()))
     run = make_run(tmp_path / "run", net_config, state=state)
     text = text_of(write_page([run], None, quiet=True))
     assert "filters of conv1" in text

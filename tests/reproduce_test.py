@@ -10,7 +10,7 @@ import pytest
 from configs import paper as paper_file
 from tests.command import as_flags, help_of, run_command
 from tests.runs import make_run
-from vgg_jax.config import flatten, paper_config, scaled_length
+from vgg_jax.config import flatten, paper_config, recipe_of, scaled_length
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.reproduction.runner import plan_text, planned_runs, train_runs, write_plan
 from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage, chosen_stages, split_config, stage_config
@@ -132,14 +132,14 @@ def test_a_finished_run_on_other_images_does_not_stand_for_a_stage(tiny_config, 
     shared, plan = plan_of(tiny_config)
     workdir = finished(tmp_path, shared, plan, "A-256", 0)
     steps = planned_runs(chosen_stages(STAGES, [], ["A-256"]), shared, plan, tmp_path, STAGES)
-    description = open_dataset(steps[0].config).description()
+    description = open_dataset(steps[0].recipe).description()
     (workdir / "dataset.json").write_text(json.dumps(description | {"name": "prepared elsewhere"}))
     train_runs(steps)
     (workdir / "dataset.json").write_text(json.dumps(description | {"train_images": 91}))
     with pytest.raises(UserError, match=r"on other images \(dataset.json\): train_images is 90, there it is 91"):
         train_runs(steps)
     shared.data.name, shared.data.root = "folder", str(tmp_path / "gone")
-    steps = [step._replace(config=shared) for step in steps]
+    steps = [step._replace(config=shared, recipe=recipe_of(shared)) for step in steps]
     train_runs(steps)  # tables are made without the images
 
 

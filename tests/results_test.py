@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_jax.config import default_config, paper_config
+from vgg_jax.config import default_config, paper_config, recipe_of
 from vgg_jax.evaluation import paper, results
 from vgg_jax.evaluation.passes import EvalPass, eval_passes
 from vgg_jax.evaluation.passes import test_scales as scales_of
-from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.steps import topk_errors as errors_in_training
 
@@ -145,16 +144,16 @@ def test_where_anything_differs_the_paper_has_no_figure():
     assert published("D", "S=256", "dense", "single", data="imagenet2012_subset/1.0.0") == "-"
     assert published("D", "S=256", "dense", "single", split="train") == "-"
     config = paper_config("D", "S=384")
-    assert paper.training_scales(config) == "S=384"
-    assert paper.training_scales(paper_config("D", "S=jitter")) == "jitter"
+    assert paper.training_scales(recipe_of(config)) == "S=384"
+    assert paper.training_scales(recipe_of(paper_config("D", "S=jitter"))) == "jitter"
     for key, value in (("width_multiplier", 0.5), ("fc_width", 2048), ("num_classes", 10)):
         changed = config.copy_and_resolve_references()
         changed.model[key] = value
-        assert paper.training_scales(changed) is None
+        assert paper.training_scales(recipe_of(changed)) is None
     for key, value in (("scale_max", 400), ("area_min", 0.08), ("padding", 30)):
         changed = config.copy_and_resolve_references()
         changed.image[key] = value
-        assert paper.training_scales(changed) is None
+        assert paper.training_scales(recipe_of(changed)) is None
 
 
 # He et al. 2015, Tables 2 to 4 and 6; Krizhevsky et al. 2012, Table 1; Szegedy et al. 2014, Table 3.
@@ -181,7 +180,7 @@ def test_figures_of_the_other_papers_stand_beside_their_own_recipes(file, option
         config[key.partition(".")[0]][key.partition(".")[2]] = value
     kind = "multi" if protocol in ("dense", "square_crop") else "single"
     data, split = ("cifar10/3.0.2", "test") if "cifar" in file else ("imagenet2012/5.1.0", "validation")
-    model = NetworkSpec.from_config(config).name, paper.training_scales(config)
+    model = recipe_of(config).model.network.name, paper.training_scales(recipe_of(config))
     found = paper.published([model], protocol, kind, data, split)
     assert (found.text("/") if found else "-") == figure
     assert paper.published([model], protocol, kind, data, "train") is None
@@ -201,13 +200,13 @@ def test_several_nets_of_a_kind_fused_have_their_figures():
 def test_test_scales_are_the_other_papers():
     """He et al. 2015, §3.4: shorter sides 224, 256, 384, 480, 640; ten crops at 256; AlexNet's at 256; Szegedy et al. §7."""
     config = config_of("resnet50")
-    assert scales_of(config, "dense", "multi") == [224, 256, 384, 480, 640]
-    assert eval_passes(config, "ten_crop", "") == [EvalPass("ten_crop", 256, 224, True)]
-    assert eval_passes(config, "ten_crop", "")[0].images_seen() == 10
-    assert eval_passes(config_of("alexnet"), "ten_crop", "") == [EvalPass("ten_crop", 256, 227, True)]
-    assert scales_of(config_of("alexnet"), "dense", "multi") == [227, 256, 288]
-    assert scales_of(config_of("resnet_cifar"), "multi_crop", "multi") == [32, 37]
-    squares = eval_passes(config_of("googlenet"), "square_crop", "")
+    assert scales_of(recipe_of(config), "dense", "multi") == [224, 256, 384, 480, 640]
+    assert eval_passes(recipe_of(config), "ten_crop", "") == [EvalPass("ten_crop", 256, 224, True)]
+    assert eval_passes(recipe_of(config), "ten_crop", "")[0].images_seen() == 10
+    assert eval_passes(recipe_of(config_of("alexnet")), "ten_crop", "") == [EvalPass("ten_crop", 256, 227, True)]
+    assert scales_of(recipe_of(config_of("alexnet")), "dense", "multi") == [227, 256, 288]
+    assert scales_of(recipe_of(config_of("resnet_cifar")), "multi_crop", "multi") == [32, 37]
+    squares = eval_passes(recipe_of(config_of("googlenet")), "square_crop", "")
     assert [one.scale for one in squares] == [256, 288, 320, 352]
     assert sum(one.images_seen() for one in squares) == 144
 
@@ -226,12 +225,12 @@ def test_test_scales_are_the_other_papers():
 def test_scales_are_the_papers(crop, low, high, single, multi):
     config = default_config()
     config.image.crop, config.image.scale_min, config.image.scale_max = crop, low, high
-    assert scales_of(config, "dense", "single") == single
-    assert scales_of(config, "multi_crop", "multi") == multi
-    assert scales_of(config, "dense", "300,224") == [224, 300]
-    assert [view.scale for view in eval_passes(config, "dense", "")] == single
-    assert [view.scale for view in eval_passes(config, "multi_crop", "")] == multi
-    both = eval_passes(config, "dense+multi_crop", "")
+    assert scales_of(recipe_of(config), "dense", "single") == single
+    assert scales_of(recipe_of(config), "multi_crop", "multi") == multi
+    assert scales_of(recipe_of(config), "dense", "300,224") == [224, 300]
+    assert [view.scale for view in eval_passes(recipe_of(config), "dense", "")] == single
+    assert [view.scale for view in eval_passes(recipe_of(config), "multi_crop", "")] == multi
+    both = eval_passes(recipe_of(config), "dense+multi_crop", "")
     assert [(one.method, one.scale) for one in both] == [(p, q) for p in ("dense", "multi_crop") for q in multi]
     assert sum(one.images_seen() for one in both if one.method == "multi_crop") == 150
 
@@ -239,7 +238,7 @@ def test_scales_are_the_papers(crop, low, high, single, multi):
 def test_a_centre_crop_is_taken_where_training_takes_it():
     config = default_config()
     config.image.eval_scale = 300
-    assert eval_passes(config, "center_crop", "") == [EvalPass("center_crop", 300, 224, False)]
+    assert eval_passes(recipe_of(config), "center_crop", "") == [EvalPass("center_crop", 300, 224, False)]
 
 
 def test_the_command_line_knows_the_protocols():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from vgg_jax.config import recipe_of
 from vgg_jax.data.builtin import CLASS_NAMES, render
 from vgg_jax.data.sources import expanded, prepared_data
 from vgg_jax.data.splits import open_split
@@ -36,7 +37,7 @@ def records_of(config, split: str = "validation"):
 def random_params(config, seed: int) -> dict:
     rng = np.random.default_rng(seed)
     params = {}
-    for name, layer in model_shapes(config)["params"].items():
+    for name, layer in model_shapes(recipe_of(config))["params"].items():
         kernel = (
             rng.normal(size=layer["kernel"].shape) * (2 / (layer["kernel"].size // layer["kernel"].shape[-1])) ** 0.5
         )
@@ -55,10 +56,10 @@ def make_run(workdir: Path, config, seed: int = 0, class_names=CLASS_NAMES[:3], 
         "mean_rgb": [120.0, 110.0, 100.0],
         "color_vectors": np.eye(3).tolist(),
     }
-    claim_workdir(workdir, config, description)
+    claim_workdir(workdir, recipe_of(config), description)
     if state is None:
         params = random_params(config, seed)
-        state = TrainState(jnp.int32(7), params, {}, make_optimizer(config).init(params))
+        state = TrainState(jnp.int32(7), params, {}, make_optimizer(recipe_of(config)).init(params))
     checkpoints = Checkpoints(workdir)
     checkpoints.save(7, state, Progress(best_step=7, best_top1_error=0.5))
     checkpoints.wait()

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.schedules import Plateau, epochs_text, is_finished, learning_rate, lr_drops
 from vgg_jax.validation import validate
@@ -44,13 +44,13 @@ def test_plateau_follows_a_written_trace():
         (0.50, 3),  # one
     ]
     for error, drops in trace:
-        plateau = plateau.observe(error, 1000, config)
-        assert lr_drops(config, 1.0, plateau) == drops, error
-        assert learning_rate(config, 7, 10.0, plateau) == pytest.approx(1e-2 * 0.1**drops)
-        assert not is_finished(config, plateau)
-    plateau = plateau.observe(0.495, 1000, config)  # two: the plateau after the last drop
-    assert is_finished(config, plateau)
-    assert lr_drops(config, 1.0, plateau) == 3
+        plateau = plateau.observe(error, 1000, recipe_of(config))
+        assert lr_drops(recipe_of(config), 1.0, plateau) == drops, error
+        assert learning_rate(recipe_of(config), 7, 10.0, plateau) == pytest.approx(1e-2 * 0.1**drops)
+        assert not is_finished(recipe_of(config), plateau)
+    plateau = plateau.observe(0.495, 1000, recipe_of(config))  # two: the plateau after the last drop
+    assert is_finished(recipe_of(config), plateau)
+    assert lr_drops(recipe_of(config), 1.0, plateau) == 3
 
 
 @pytest.mark.parametrize("images", [1000, 50_000, 31])
@@ -59,18 +59,18 @@ def test_the_least_improvement_itself_counts_and_one_image_less_does_not(images)
         config = plateau_config(patience=1, min_improvement=least)
         needed = math.ceil(Fraction(str(least)) * images)
         for wrong in range(needed, images, max(1, images // 300)):
-            before = Plateau().observe(wrong / images, images, config)
+            before = Plateau().observe(wrong / images, images, recipe_of(config))
             for fewer, plateaus in ((needed, 0), (needed - 1, 1)):
-                after = before.observe((wrong - fewer) / images, images, config)
+                after = before.observe((wrong - fewer) / images, images, recipe_of(config))
                 assert after.plateaus == plateaus, (wrong, fewer)
 
 
 def test_steps_drop_at_their_epochs():
     config = config_with(name="steps", drop_epochs="60, 30,90", drop_factor=0.2)
     for epoch, drops in ((0, 0), (29.9, 0), (30, 1), (59, 1), (60, 2), (1000, 3)):
-        assert lr_drops(config, epoch, Plateau()) == drops
-        assert learning_rate(config, int(epoch * 10), 10.0, Plateau()) == pytest.approx(1e-2 * 0.2**drops)
-    assert not is_finished(config, Plateau(plateaus=9))
+        assert lr_drops(recipe_of(config), epoch, Plateau()) == drops
+        assert learning_rate(recipe_of(config), int(epoch * 10), 10.0, Plateau()) == pytest.approx(1e-2 * 0.2**drops)
+    assert not is_finished(recipe_of(config), Plateau(plateaus=9))
 
 
 def test_epochs_that_are_said_to_be_enough_are():
@@ -85,21 +85,25 @@ def test_epochs_that_are_said_to_be_enough_are():
 def test_cosine_goes_from_the_rate_to_zero_after_the_warm_up():
     config = config_with(name="cosine", warmup_epochs=5.0)
     config.num_epochs = 25.0
-    rates = [learning_rate(config, step, 10.0, Plateau()) for step in range(250)]
+    rates = [learning_rate(recipe_of(config), step, 10.0, Plateau()) for step in range(250)]
     assert rates[:50] == pytest.approx([1e-2 * (step + 1) / 50 for step in range(50)])
     for step in (50, 100, 150, 249):
         assert rates[step] == pytest.approx(1e-2 * (1 + math.cos(math.pi * (step - 50) / 200)) / 2)
     assert rates[150] == pytest.approx(5e-3)
-    assert learning_rate(config, 250, 10.0, Plateau()) == pytest.approx(0)
+    assert learning_rate(recipe_of(config), 250, 10.0, Plateau()) == pytest.approx(0)
 
 
 def test_the_rate_is_a_tenth_until_the_training_error_is_low():
     """He et al. 2015, §4.2, for 110 layers: 0.01 "until the training error is below 80 %", then 0.1."""
     config = config_with(name="steps", drop_epochs="10", warmup_error=0.8)
-    rates = [learning_rate(config, step, 10.0, Plateau(), is_warm) for step in (5, 150) for is_warm in (False, True)]
+    rates = [
+        learning_rate(recipe_of(config), step, 10.0, Plateau(), is_warm)
+        for step in (5, 150)
+        for is_warm in (False, True)
+    ]
     assert rates == pytest.approx([1e-3, 1e-2, 1e-4, 1e-3])
     config.schedule.warmup_error = 1.0  # the default: no such warm-up
-    assert learning_rate(config, 5, 10.0, Plateau(), is_warm=False) == pytest.approx(1e-2)
+    assert learning_rate(recipe_of(config), 5, 10.0, Plateau(), is_warm=False) == pytest.approx(1e-2)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from tests.first_steps import one_batch, some_steps
+from vgg_jax.config import recipe_of
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import batch_sharding, bytes_a_device, local_rows, make_mesh
 from vgg_jax.training.state import init_state, state_shapes
@@ -16,7 +17,7 @@ from vgg_jax.training.state import init_state, state_shapes
 
 def shapes_for(config, devices=8):
     mesh = make_mesh(config.model_parallel, jax.devices()[:devices])
-    return state_shapes(config, mesh)
+    return state_shapes(recipe_of(config), mesh)
 
 
 def test_the_table(tiny_config):
@@ -66,8 +67,8 @@ def test_every_slice_has_a_mesh(kind, shape):
 def test_parameters_are_born_sharded_and_the_same(tiny_config):
     tiny_config.sharding = "fsdp"
     tiny_config.model.width_multiplier = 1 / 8
-    alone = init_state(tiny_config, shapes_for(tiny_config, devices=1))
-    split = init_state(tiny_config, shapes_for(tiny_config))
+    alone = init_state(recipe_of(tiny_config), shapes_for(tiny_config, devices=1))
+    split = init_state(recipe_of(tiny_config), shapes_for(tiny_config))
     kernel = split.params["fc6"]["kernel"]
     assert [shard.data.shape for shard in kernel.addressable_shards] == [(1, 1, 64, 2)] * 8
     jax.tree.map(np.testing.assert_array_equal, alone.params, split.params)
@@ -136,6 +137,6 @@ def test_bytes_a_device(tiny_config):
     shapes = shapes_for(tiny_config)
     kernels = sum(4 * layer["kernel"].size for layer in shapes.params.values())  # bytes; momentum has as many
     assert bytes_a_device(shapes) == alone - 2 * kernels * 7 // 8
-    placed = init_state(tiny_config, shapes)
+    placed = init_state(recipe_of(tiny_config), shapes)
     on_first = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(placed))
     assert on_first == bytes_a_device(shapes)

@@ -19,7 +19,7 @@ from etils import epath
 from PIL import Image, ImageOps
 
 from tests.runs import make_run
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data import prepared
 from vgg_jax.data.decode import decode
 from vgg_jax.data.sources import expanded, open_dataset
@@ -39,7 +39,7 @@ def folder_config(tiny_config, tmp_path, images):
 
 
 def test_a_folder_becomes_records_with_labels_by_sorted_name(folder_config, tmp_path):
-    dataset = open_dataset(folder_config)
+    dataset = open_dataset(recipe_of(folder_config))
     assert dataset.class_names == ["arrow", "crescent", "cross"]
     assert (len(dataset.train), len(dataset.validation)) == (90, 31)
     for record in (dataset.train[i] for i in range(90)):
@@ -50,12 +50,12 @@ def test_a_folder_becomes_records_with_labels_by_sorted_name(folder_config, tmp_
 
 
 def test_a_folder_is_prepared_once_and_again_when_it_changes(folder_config, tmp_path, capsys):
-    first = open_dataset(folder_config)
+    first = open_dataset(recipe_of(folder_config))
     assert "packing" in capsys.readouterr().out
-    open_dataset(folder_config)
+    open_dataset(recipe_of(folder_config))
     assert capsys.readouterr().out == ""
     (tmp_path / "images" / "train" / "arrow" / "000.jpg").unlink()
-    second = open_dataset(folder_config)
+    second = open_dataset(recipe_of(folder_config))
     assert "packing" in capsys.readouterr().out
     assert (len(first.train), len(second.train)) == (90, 89)
 
@@ -86,9 +86,9 @@ def validation_classes_swapped(root):
 
 @pytest.mark.parametrize("edit", [swapped, moved, renamed, validation_classes_swapped])
 def test_relabelled_images_are_other_data(folder_config, tmp_path, edit):
-    before = open_dataset(folder_config).description()
+    before = open_dataset(recipe_of(folder_config)).description()
     edit(tmp_path / "images")
-    after = open_dataset(folder_config).description()
+    after = open_dataset(recipe_of(folder_config)).description()
     changed = "validation" if edit is validation_classes_swapped else "train"
     same = ({"train", "validation"} - {changed}).pop()
     assert before["image_digests"][changed] != after["image_digests"][changed]
@@ -98,7 +98,7 @@ def test_relabelled_images_are_other_data(folder_config, tmp_path, edit):
 @pytest.mark.slow
 def test_a_run_of_relabelled_images_is_refused_and_the_remedy_works(folder_config, tmp_path):
     run = make_run(tmp_path / "run", folder_config)
-    (run / "dataset.json").write_text(json.dumps(open_dataset(folder_config).description()))
+    (run / "dataset.json").write_text(json.dumps(open_dataset(recipe_of(folder_config)).description()))
     swapped(tmp_path / "images")
     with pytest.raises(UserError, match="the images of train have changed") as caught:
         train(folder_config, run)
@@ -108,7 +108,7 @@ def test_a_run_of_relabelled_images_is_refused_and_the_remedy_works(folder_confi
 
 
 def test_digests_are_those_of_sha256sum_and_of_a_copy_elsewhere(folder_config, tmp_path):
-    digests = open_dataset(folder_config).description()["image_digests"]
+    digests = open_dataset(recipe_of(folder_config)).description()["image_digests"]
     for split, digest in digests.items():
         printed = "cd $0 && sha256sum */* | LC_ALL=C sort | sha256sum"
         out = subprocess.run(["sh", "-c", printed, tmp_path / "images" / split], stdout=subprocess.PIPE, check=True)
@@ -118,25 +118,25 @@ def test_digests_are_those_of_sha256sum_and_of_a_copy_elsewhere(folder_config, t
     for path in (tmp_path / "elsewhere").rglob("*.jpg"):
         os.utime(path, (1, 1))
     folder_config.data.root = str(tmp_path / "elsewhere")
-    assert open_dataset(folder_config).description()["image_digests"] == digests
+    assert open_dataset(recipe_of(folder_config)).description()["image_digests"] == digests
     folder_config.data.train_split, folder_config.data.val_split = "train[:50%]", "train[50%:]"
-    assert open_dataset(folder_config).description()["image_digests"] == {"train": digests["train"]}
+    assert open_dataset(recipe_of(folder_config)).description()["image_digests"] == {"train": digests["train"]}
 
 
 def test_data_that_version_0_4_packed_get_their_digests_once(folder_config, tmp_path, capsys):
-    digests = open_dataset(folder_config).image_digests
+    digests = open_dataset(recipe_of(folder_config)).image_digests
     (file,) = (tmp_path / "prepared").rglob("image_digests.json")
     for damage in (None, "[]", "{", '{"train": 7}'):
         file.unlink() if damage is None else file.write_text(damage)
         capsys.readouterr()
-        assert open_dataset(folder_config).image_digests == digests
+        assert open_dataset(recipe_of(folder_config)).image_digests == digests
         assert "digest of train (once): 90 images" in capsys.readouterr().out
-        assert open_dataset(folder_config).image_digests == digests
+        assert open_dataset(recipe_of(folder_config)).image_digests == digests
         assert capsys.readouterr().out == ""
 
 
 def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
-    dataset = open_dataset(folder_config)
+    dataset = open_dataset(recipe_of(folder_config))
     files = sorted((tmp_path / "images" / "train").rglob("*.jpg"))
     pixels = [np.asarray(Image.open(file)).reshape(-1, 3).astype(float) for file in files]
     weights = np.concatenate([np.full(len(p), 1 / len(p)) for p in pixels])  # every image counts the same
@@ -151,12 +151,12 @@ def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
     assert np.diff(np.diag(vectors.T @ vectors)).max() < 0  # the largest first
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").rglob("color_statistics-train.json")}
     assert len(times) == 1
-    open_dataset(folder_config)
+    open_dataset(recipe_of(folder_config))
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
 def test_statistics_that_cannot_be_kept_are_warned_of(folder_config, tmp_path, monkeypatch, capsys):
-    wanted = open_dataset(folder_config).statistics
+    wanted = open_dataset(recipe_of(folder_config)).statistics
     (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
     kept.unlink()
 
@@ -164,17 +164,17 @@ def test_statistics_that_cannot_be_kept_are_warned_of(folder_config, tmp_path, m
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(epath.Path(kept)), "write_text", fails)
-    np.testing.assert_allclose(open_dataset(folder_config).statistics.mean_rgb, wanted.mean_rgb, rtol=1e-5)
+    np.testing.assert_allclose(open_dataset(recipe_of(folder_config)).statistics.mean_rgb, wanted.mean_rgb, rtol=1e-5)
     assert f"WARNING: {kept} cannot be written (Permission denied); each start" in capsys.readouterr().err
 
 
 def test_statistics_of_a_folder_come_from_its_check(folder_config, tmp_path, monkeypatch):
     """To the last bit, though the records are in another order, and nothing is decoded a second time."""
-    records = open_dataset(folder_config).train
+    records = open_dataset(recipe_of(folder_config)).train
     wanted = split_statistics(records, 3).colors
     folder_config.data.dir = str(tmp_path / "again")
     monkeypatch.setattr("vgg_jax.data.sources.split_statistics", None)
-    found = open_dataset(folder_config).statistics
+    found = open_dataset(recipe_of(folder_config)).statistics
     np.testing.assert_array_equal(found.mean_rgb, wanted.mean_rgb)
     np.testing.assert_array_equal(found.color_vectors, wanted.color_vectors)
 
@@ -189,18 +189,18 @@ def test_moments_are_exact(shape, darkest):
 
 
 def test_statistics_do_not_depend_on_threads(folder_config):
-    records = open_dataset(folder_config).train
+    records = open_dataset(recipe_of(folder_config)).train
     one, many = (split_statistics(records, 3, threads=n).colors for n in (1, 5))
     np.testing.assert_array_equal(one.color_vectors, many.color_vectors)
 
 
 def test_tfds_reads_what_was_prepared(folder_config):
     # The folder's ArrayRecord files, found by TFDS under their own name: the path of any TFDS set.
-    by_folder = open_dataset(folder_config)
+    by_folder = open_dataset(recipe_of(folder_config))
     folder_config.data.name = f"vgg_jax_folder/{by_folder.name.split('/')[1]}"
     folder_config.data.root = ""
     folder_config.data.train_split = "train[:50%]"
-    by_name = open_dataset(folder_config)
+    by_name = open_dataset(recipe_of(folder_config))
     assert len(by_name.train) == 45
     assert by_name.train[7]["image"] == by_folder.train[7]["image"]
     assert by_name.class_names == by_folder.class_names
@@ -271,7 +271,7 @@ DEEP = "[" * 100_000
     ],
 )
 def test_a_hostile_description_is_one_sentence(folder_config, tmp_path, file, content):
-    open_dataset(folder_config)
+    open_dataset(recipe_of(folder_config))
     (info,) = (tmp_path / "prepared").rglob("dataset_info.json")
     path = info.with_name(file)
     if isinstance(content, dict):
@@ -289,12 +289,12 @@ def test_a_hostile_description_is_one_sentence(folder_config, tmp_path, file, co
 
 
 def test_a_template_of_file_names_asks_for_no_memory(folder_config, tmp_path):
-    open_dataset(folder_config)
+    open_dataset(recipe_of(folder_config))
     (info,) = (tmp_path / "prepared").rglob("dataset_info.json")
     info.write_text(info.read_text().replace("{DATASET}", "{DATASET:>100000000}"))
     tracemalloc.start()
     with contextlib.suppress(UserError):
-        open_dataset(folder_config)
+        open_dataset(recipe_of(folder_config))
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
 
@@ -308,7 +308,7 @@ def test_commands_to_copy_name_the_variant_and_are_quoted(folder_config, tmp_pat
 
 def refused(config, message):
     with pytest.raises(UserError, match=message) as caught:
-        open_dataset(config)
+        open_dataset(recipe_of(config))
     return str(caught.value)
 
 
@@ -395,7 +395,7 @@ def test_a_folder_of_one_split_is_to_be_shared_out(folder_config, tmp_path):
     advice = "--config.data.train_split='train[:90%]' and --config.data.val_split='train[90%:]'"
     assert advice in message
     folder_config.data.train_split, folder_config.data.val_split = "train[:90%]", "train[90%:]"
-    dataset = open_dataset(folder_config)
+    dataset = open_dataset(recipe_of(folder_config))
     assert (len(dataset.train), len(dataset.validation), dataset.warnings) == (81, 9, ())
 
 
@@ -412,7 +412,7 @@ def test_a_folder_of_one_split_is_to_be_shared_out(folder_config, tmp_path):
 )
 def test_what_is_rarely_meant_is_said(folder_config, train, validation, warning):
     folder_config.data.train_split, folder_config.data.val_split = train, validation
-    warnings = [said for said in open_dataset(folder_config).warnings if "no training image in" not in said]
+    warnings = [said for said in open_dataset(recipe_of(folder_config)).warnings if "no training image in" not in said]
     assert len(warnings) == (1 if warning else 0)
     assert warning in "".join(warnings)
 
@@ -421,19 +421,19 @@ def test_statistics_of_every_expression_are_kept_apart(folder_config):
     means = []
     for split in ("train[-5:]", "train[:5%]", "train[-5:]"):  # which differ in nothing but signs
         folder_config.data.train_split = split
-        means.append(open_dataset(folder_config).statistics.mean_rgb.tolist())
+        means.append(open_dataset(recipe_of(folder_config)).statistics.mean_rgb.tolist())
     assert means[0] == means[2] != means[1]
 
 
 def test_damaged_statistics_are_computed_anew(folder_config, tmp_path):
-    mean = open_dataset(folder_config).statistics.mean_rgb.tolist()
+    mean = open_dataset(recipe_of(folder_config)).statistics.mean_rgb.tolist()
     (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
     whole = json.loads(kept.read_text())
     without = {key: value for key, value in whole.items() if key != "sha256"}  # as version 0.4 wrote it
     changed = [json.dumps(whole | {"mean_rgb": [77.0, *whole["mean_rgb"][1:]]}), json.dumps(without)]
     for damage in ("", "{}", "[]", "\0\0", '{"mean_rgb": "x"}', "[" * 10**5, *changed):
         kept.write_text(damage)
-        assert open_dataset(folder_config).statistics.mean_rgb.tolist() == mean
+        assert open_dataset(recipe_of(folder_config)).statistics.mean_rgb.tolist() == mean
 
 
 def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_config, tmp_path, capsys):
@@ -450,7 +450,7 @@ def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_con
     (root / "annotations" / "xml" / "000.xml").write_text("<a/>")
     (root / "all" / "arrow").mkdir(parents=True)
     shutil.copy(root / "train" / "arrow" / "000.jpg", root / "all" / "arrow" / "000.jpg")
-    dataset = open_dataset(folder_config)
+    dataset = open_dataset(recipe_of(folder_config))
     assert (len(dataset.train), dataset.class_names) == (91, ["arrow", "crescent", "cross"])
     names = [dataset.train[i]["file_name"].decode() for i in range(91)]
     assert names.count("arrow/camera/2024/000.jpg") == 1
@@ -464,7 +464,7 @@ def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_con
 def test_unlabelled_pictures_beside_training_ones(folder_config, tmp_path):
     root = tmp_path / "images"
     shutil.copytree(root / "validation" / "arrow", root / "test" / "unlabelled")
-    dataset = open_dataset(folder_config)
+    dataset = open_dataset(recipe_of(folder_config))
     assert dataset.class_names == ["arrow", "crescent", "cross"]
     folder_config.data.val_split = "test"
     refused(folder_config, r"test has classes that .*train lacks: unlabelled")
@@ -478,7 +478,7 @@ def test_unicode_forms_of_a_name_are_one_class(folder_config, tmp_path):
     (root / "train" / "cross").rename(root / "train" / COMPOSED)
     (root / "validation" / "cross").rename(root / "validation" / DECOMPOSED)
     (root / "train" / "arrow" / "000.jpg").rename(root / "train" / "arrow" / f"{DECOMPOSED}.jpg")
-    dataset = open_dataset(folder_config)
+    dataset = open_dataset(recipe_of(folder_config))
     assert dataset.class_names == ["arrow", COMPOSED, "crescent"]
     assert f"arrow/{COMPOSED}.jpg" in {record["file_name"].decode() for record in dataset.train}
     (root / "train" / DECOMPOSED).mkdir()
@@ -528,11 +528,11 @@ def test_dim_images_of_sixteen_bits_are_warned_of_once(folder_config, tmp_path, 
     Image.fromarray(deep).save(root / "train" / "cross" / "dim.tif")
     Image.fromarray(deep * 16).save(root / "train" / "arrow" / "bright.png")
     Image.fromarray((deep // 256).astype(np.uint8)).save(root / "train" / "arrow" / "dark.png")  # 8 bits, as meant
-    open_dataset(folder_config)
+    open_dataset(recipe_of(folder_config))
     warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
     assert len(warned) == 1
     assert "2 of 125 images have 16 bits and nothing brighter than 1/16 of white, as train/arrow/dim.png" in warned[0]
-    open_dataset(folder_config)
+    open_dataset(recipe_of(folder_config))
     assert capsys.readouterr().out == ""
 
 
@@ -546,7 +546,7 @@ def test_exif_orientations_are_ignored_with_a_line_or_applied(folder_config, tmp
     stored, turned = np.asarray(Image.open(file)), np.asarray(ImageOps.exif_transpose(Image.open(file)))
     datasets = {}
     for folder_config.data.exif in (False, True):
-        datasets[folder_config.data.exif] = open_dataset(folder_config)
+        datasets[folder_config.data.exif] = open_dataset(recipe_of(folder_config))
     line = "1 of 121 images have an EXIF orientation, as train/arrow/000.jpg, which is ignored"
     assert capsys.readouterr().out.count(line) == (number > 1)
     for exif, dataset in datasets.items():
@@ -568,7 +568,7 @@ def test_names_that_are_not_utf8_or_hold_control_characters(folder_config, tmp_p
     os.rename(root + b"/train/arrow/006.jpg", root + "/train/arrow/Käfer.jpg".encode())
     for split in (b"/train", b"/validation"):
         os.rename(root + split + b"/cross", root + split + b"/cross\x1b[31m\n\xff")
-    dataset = open_dataset(folder_config)
+    dataset = open_dataset(recipe_of(folder_config))
     assert dataset.class_names == ["arrow", "crescent", r"cross\x1b[31m\n\udcff"]
     names = {dataset.train[i]["file_name"].decode() for i in range(len(dataset.train))}
     assert {r"arrow/caf\udce9.jpg", "arrow/Käfer.jpg"} <= names
@@ -613,7 +613,7 @@ def test_real_photographs(tiny_config, real_pictures, tmp_path):
                 shutil.copy(file, root / split / kind)
     tiny_config.data.root, tiny_config.data.dir, tiny_config.data.val_split = str(root), str(tmp_path / "d"), "val"
     tiny_config.model.num_classes = 2
-    dataset = open_dataset(tiny_config)
+    dataset = open_dataset(recipe_of(tiny_config))
     assert (len(dataset.train), len(dataset.validation)) == (10, 4)
 
 
@@ -679,14 +679,14 @@ def test_what_is_no_part_of_a_split(sharded, expression):
 def test_training_on_a_folder_imports_no_tfds(images, tmp_path):
     code = f"""
 import sys
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data.decode import decode
 from vgg_jax.data.sources import open_dataset
 config = default_config()
 config.data.name, config.data.root, config.data.dir = "folder", {str(images)!r}, {str(tmp_path)!r}
 config.model.num_classes = {len(list((images / "train").iterdir()))}
 for _ in range(2):  # prepared, and found
-    assert open_dataset(config).train[0]["image"]
+    assert open_dataset(recipe_of(config)).train[0]["image"]
 assert not {{"tensorflow_datasets", "pyarrow"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from configs import finetune
 from tests.command import run_command
 from tests.random_weights import some_weights
-from vgg_jax.config import KEYS, default_config, flatten
+from vgg_jax.config import default_config, flatten, recipe_of
 from vgg_jax.models import ALIASES, CONFIGURATIONS, NETWORK_KEYS, NetworkSpec
+from vgg_jax.recipe import KEYS
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import KEY, save_weights
 
@@ -70,7 +71,7 @@ def test_the_fields_are_keys_of_the_configuration_with_the_same_defaults():
     assert {name: KEYS[f"model.{name}"].default for name in NETWORK_KEYS} == dataclasses.asdict(NetworkSpec())
     config = default_config()
     config.model.update(configuration="A", batch_norm=True)
-    assert NetworkSpec.from_config(config) == NetworkSpec.from_config(flatten(config)) == NetworkSpec.parse("A-BN")
+    assert recipe_of(config).model.network == NetworkSpec.from_config(flatten(config)) == NetworkSpec.parse("A-BN")
     # Of a run of an earlier version, which lacks what came later.
     assert NetworkSpec.from_config({"model.configuration": "E"}) == NetworkSpec("E")
 
@@ -124,7 +125,7 @@ def weights_of(network):
 )
 def test_fine_tuning_takes_any_name(argument, network, crop):
     config = finetune.get_config(argument)
-    assert (NetworkSpec.from_config(config).name, config.image.crop) == (network, crop)
+    assert (recipe_of(config).model.network.name, config.image.crop) == (network, crop)
 
 
 def test_describe_takes_names_of_other_libraries():

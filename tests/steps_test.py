@@ -10,7 +10,7 @@ import pytest
 
 from tests.first_steps import STATISTICS, one_batch, some_steps
 from tests.networks import init
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.models import make_network
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.sharding import make_mesh
@@ -36,14 +36,14 @@ def test_golden_first_steps(tiny_config):
 def test_norms_by_block_are_those_of_the_gradient_and_the_update(tiny_config):
     tiny_config.model.dropout_rate, tiny_config.augment.flip, tiny_config.augment.color_std = 0.0, False, 0.0
     config, batch = tiny_config, one_batch(tiny_config.batch_size, tiny_config.image.crop)
-    state = init_state(config, state_shapes(config, make_mesh(1, jax.devices()[:1])))
+    state = init_state(recipe_of(config), state_shapes(recipe_of(config), make_mesh(1, jax.devices()[:1])))
 
     def loss(params):
-        logits, _ = make_model(config).apply({"params": params}, batch["image"] - STATISTICS.mean_rgb)
+        logits, _ = make_model(recipe_of(config)).apply({"params": params}, batch["image"] - STATISTICS.mean_rgb)
         return -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch["label"]].mean()
 
     gradient = jax.grad(loss)(state.params)
-    new, metrics = jax.jit(make_train_step(config, STATISTICS, make_mesh()))(state, batch, jnp.float32(1e-2))
+    new, metrics = jax.jit(make_train_step(recipe_of(config), STATISTICS, make_mesh()))(state, batch, jnp.float32(1e-2))
     for block, layers in {"block1": ["conv1_1"], "block3": ["conv3_1", "conv3_2"], "fc7": ["fc7"]}.items():
         wanted = np.sqrt(sum((np.asarray(gradient[layer]["kernel"], np.float64) ** 2).sum() for layer in layers))
         assert float(metrics[f"gradient_norm/{block}"]) == pytest.approx(wanted, rel=1e-3)
@@ -71,10 +71,10 @@ def test_accumulation_in_bfloat16_loses_no_microbatch(tiny_config):
     tiny_config.model.dropout_rate, tiny_config.model.param_dtype = 0.0, "bfloat16"
     tiny_config.batch_size, norms = 512, []
     for tiny_config.accumulation_steps in (1, 512):
-        shapes = state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1]))
-        step = jax.jit(make_train_step(tiny_config, STATISTICS, make_mesh()))
+        shapes = state_shapes(recipe_of(tiny_config), make_mesh(devices=jax.devices()[:1]))
+        step = jax.jit(make_train_step(recipe_of(tiny_config), STATISTICS, make_mesh()))
         batch = jax.tree.map(lambda x: jnp.repeat(x[:1], 512, 0), one_batch(8, 32))  # one gradient, 512 times
-        _, metrics = step(init_state(tiny_config, shapes), batch, jnp.float32(1e-3))
+        _, metrics = step(init_state(recipe_of(tiny_config), shapes), batch, jnp.float32(1e-3))
         norms.append([float(value) for name, value in metrics.items() if name.startswith("gradient_norm")])
     np.testing.assert_allclose(norms[1], norms[0], rtol=0.05)
 
@@ -90,7 +90,9 @@ def test_accumulation_draws_dropout_anew_for_each_part(tiny_config):
 @pytest.mark.slow
 def test_frozen_normalisation_keeps_its_statistics(tiny_config):
     tiny_config.model.batch_norm, tiny_config.optimizer.lr_factors = True, "conv1_1=0,conv*=0.5"
-    before = init_state(tiny_config, state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1])))
+    before = init_state(
+        recipe_of(tiny_config), state_shapes(recipe_of(tiny_config), make_mesh(devices=jax.devices()[:1]))
+    )
     _, after = some_steps(tiny_config, 2, with_state=True)
     for layer in ("bn1_1", "bn2_1"):
         for of_layer in (lambda s: s.params, lambda s: s.model_state["batch_stats"]):
@@ -102,10 +104,10 @@ def test_frozen_normalisation_keeps_its_statistics(tiny_config):
 
 
 def test_norms_are_left_out_where_nobody_asks_for_them(tiny_config):
-    shapes = state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1]))
-    state, batch = init_state(tiny_config, shapes), one_batch(8, 32)
+    shapes = state_shapes(recipe_of(tiny_config), make_mesh(devices=jax.devices()[:1]))
+    state, batch = init_state(recipe_of(tiny_config), shapes), one_batch(8, 32)
     (plain, few), (normed, many) = (
-        jax.jit(make_train_step(tiny_config, STATISTICS, make_mesh(), None, with_norms))(
+        jax.jit(make_train_step(recipe_of(tiny_config), STATISTICS, make_mesh(), None, with_norms))(
             state, batch, jnp.float32(1e-3)
         )
         for with_norms in (False, True)

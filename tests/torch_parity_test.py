@@ -338,7 +338,7 @@ def test_a_residual_file_is_evaluated_trained_on_and_damage_is_noticed(tmp_path)
     path = tmp_path / "model.safetensors"
     save_weights(path, weights)
     trained = load_trained(str(path))
-    assert trained.config.model.configuration == "ResNet-18"
+    assert trained.recipe.model.configuration == "ResNet-18"
     np.testing.assert_array_equal(
         trained.variables["batch_stats"]["bn1"]["var"], weights.model_state["batch_stats"]["bn1"]["var"]
     )

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from tests.command import as_flags, run_main, start_main
-from vgg_jax.config import KEYS
+from vgg_jax.config import recipe_of
 from vgg_jax.data.sources import open_dataset
+from vgg_jax.recipe import KEYS
 from vgg_jax.runtime import lock
 from vgg_jax.runtime.exceptions import Interrupted, UserError
 from vgg_jax.runtime.sharding import make_mesh
@@ -291,7 +292,7 @@ def test_what_another_start_made_before_the_lock_was_there_counts(
 
     @contextlib.contextmanager
     def locked_late(directory, say):
-        claim_workdir(directory, theirs, open_dataset(theirs).description())
+        claim_workdir(directory, recipe_of(theirs), open_dataset(recipe_of(theirs)).description())
         (directory / "checkpoints" / str(step)).mkdir(parents=True)
         with locked(directory, say) as check:
             yield check
@@ -344,7 +345,7 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config,
 @pytest.mark.parametrize("bad", ["loss", "parameter"])
 def test_what_is_not_finite_is_noticed_before_it_is_saved(tiny_config, bad):
     console = SimpleNamespace(progress=lambda *_: None)
-    window = TrainMetrics(tiny_config, 11.25, 34, SimpleNamespace(), console, None)
+    window = TrainMetrics(recipe_of(tiny_config), 11.25, 34, SimpleNamespace(), console, None)
     loss = math.nan if bad == "loss" else 1.5
     window.add(3, {"loss": jnp.float32(loss), "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3})
     bias = [0.0, 1.0 if bad == "loss" else -math.inf]  # such a unit is dead, and the loss does not show it
@@ -355,7 +356,7 @@ def test_what_is_not_finite_is_noticed_before_it_is_saved(tiny_config, bad):
 def test_a_narrow_terminal_shows_the_time_left(tiny_config):
     lines = []
     console = SimpleNamespace(progress=lambda _, line: lines.append(line), log=lambda _: None, print=lambda _: None)
-    window = TrainMetrics(tiny_config, 11.25, 34, SimpleNamespace(write=lambda *_: None), console, None)
+    window = TrainMetrics(recipe_of(tiny_config), 11.25, 34, SimpleNamespace(write=lambda *_: None), console, None)
     for step in range(1, 8):
         window.add(
             step,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.runs import make_run
+from vgg_jax.config import recipe_of
 from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import layer_names
@@ -28,7 +29,7 @@ def shapes_of(config, configuration, classes=3, crop=32):
     config = config.copy_and_resolve_references()
     config.model.configuration, config.model.num_classes = configuration, classes
     config.image.crop = crop
-    return model_shapes(config)["params"]
+    return model_shapes(recipe_of(config))["params"]
 
 
 def filled(shapes, seed):
@@ -64,7 +65,7 @@ def variables_of(config, configuration, seed, **description):
     config.model.configuration, config.model.batch_norm, config.model.head = configuration, False, "fc"
     for key, value in description.items():
         config.model[key] = value
-    return {name: filled(tree, seed + i) for i, (name, tree) in enumerate(model_shapes(config).items())}
+    return {name: filled(tree, seed + i) for i, (name, tree) in enumerate(model_shapes(recipe_of(config)).items())}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,9 @@ def test_convolutions_are_not_taken_without_their_normalisation(tiny_config):
 
 def test_an_average_that_starts_from_a_donor_has_its_own_memory(tiny_config):
     tiny_config.ema_decay = 0.9
-    state = init_state(tiny_config, state_shapes(tiny_config, make_mesh(devices=jax.devices()[:1])))
+    state = init_state(
+        recipe_of(tiny_config), state_shapes(recipe_of(tiny_config), make_mesh(devices=jax.devices()[:1]))
+    )
     structure = jax.tree.structure(state)
     state = state.with_variables(variables_of(tiny_config, "A", 0))
     assert jax.tree.structure(state) == structure  # to which a step is compiled
@@ -156,7 +159,9 @@ def test_it_works_on_sharded_parameters(tiny_config, tmp_path, sharding):
     run = make_run(tmp_path / "a", tiny_config)
     tiny_config.model.configuration, tiny_config.sharding = "B", sharding
     tiny_config.model_parallel = 2 if sharding == "fc_model_parallel" else 1
-    state = init_state(tiny_config, state_shapes(tiny_config, make_mesh(tiny_config.model_parallel)))
+    state = init_state(
+        recipe_of(tiny_config), state_shapes(recipe_of(tiny_config), make_mesh(tiny_config.model_parallel))
+    )
     variables, report = start_from(read_donor(str(run)), state.variables, np.float32([120, 110, 100]))
     found = state.with_variables(variables).params
     assert report.splitlines()[0].endswith(f"checkpoints/7: {', '.join(PAPER)}")
@@ -174,7 +179,10 @@ def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_pat
     fresh = {"params": filled(shapes_of(tiny_config, "A"), 1)}
     same, _ = start_from(read_donor(str(run)), fresh, mean)
     other, _ = start_from(read_donor(str(run)), fresh, mean + np.float32([8, -4, 2]))
-    model, images = make_model(tiny_config), np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    model, images = (
+        make_model(recipe_of(tiny_config)),
+        np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32),
+    )
 
     def first(params, x):
         return np.asarray(model.apply(params, x, endpoints=("conv1_1",))[1]["conv1_1"])[:, 1:-1, 1:-1]
@@ -190,11 +198,14 @@ def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_pat
 def test_another_mean_of_the_data_moves_into_the_first_normalisation_where_there_is_no_bias(tiny_config, tmp_path):
     tiny_config.model.configuration = "ResNet-20"
     mesh = make_mesh(1, jax.devices()[:1])
-    state = init_state(tiny_config, state_shapes(tiny_config, mesh))
+    state = init_state(recipe_of(tiny_config), state_shapes(recipe_of(tiny_config), mesh))
     donor = read_donor(str(make_run(tmp_path / "a", tiny_config, state=state)))
     moved = donor.mean_rgb + np.float32([40, -20, 10])
     same, other = (start_from(donor, state.variables, mean)[0] for mean in (donor.mean_rgb, moved))
-    model, image = make_model(tiny_config), np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32)
+    model, image = (
+        make_model(recipe_of(tiny_config)),
+        np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32),
+    )
 
     def first(variables, mean):
         return np.asarray(model.apply(variables, image - mean, endpoints=("relu1",))[1]["relu1"])[:, 1:-1, 1:-1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.runtime import lock
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training import workdir
@@ -23,7 +23,7 @@ DIGESTS = {"train": "5f" * 32, "validation": "6a" * 32}
 def run(tmp_path):
     """A workdir with a checkpoint."""
     config = default_config()
-    workdir.claim_workdir(tmp_path / "run", config, DATA)
+    workdir.claim_workdir(tmp_path / "run", recipe_of(config), DATA)
     (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
     return tmp_path / "run"
 
@@ -31,8 +31,8 @@ def run(tmp_path):
 def test_the_same_run_may_go_on_and_for_longer(run):
     config = default_config()
     config.num_epochs, config.log_every_steps, config.data.dir = 100.0, 7, "/elsewhere"
-    workdir.check_workdir(run, config)
-    workdir.claim_workdir(run, config, {**DATA, "name": "b/1"})
+    workdir.check_workdir(run, recipe_of(config))
+    workdir.claim_workdir(run, recipe_of(config), {**DATA, "name": "b/1"})
     assert json.loads((run / "config.json").read_text())["num_epochs"] == 100.0
 
 
@@ -45,10 +45,10 @@ def test_a_run_of_an_earlier_version_keeps_the_factors_of_its_normalisation(run)
         if follow is None:  # version 0.4 did not have the key
             del content["optimizer"]["norms_follow"]
         (run / "config.json").write_text(json.dumps(content))
-        continued, lines = workdir.continued_config(run, config)
+        continued, lines = workdir.continued_recipe(run, recipe_of(config))
         assert (continued.optimizer.norms_follow, len(lines)) == (bool(follow), count)
     assert config.optimizer.norms_follow
-    assert workdir.continued_config(run / "none", config) == (config, [])
+    assert workdir.continued_recipe(run / "none", recipe_of(config)) == (recipe_of(config), [])
 
 
 def test_another_run_is_refused_and_nothing_is_changed(run):
@@ -58,27 +58,29 @@ def test_another_run_is_refused_and_nothing_is_changed(run):
     with pytest.raises(
         UserError, match=r"holds another run \(config.json\): model.configuration is 'E', there it is 'D'; seed is 3"
     ):
-        workdir.check_workdir(run, config)
+        workdir.check_workdir(run, recipe_of(config))
     with pytest.raises(UserError, match=r"\(dataset.json\): train_images is 4, there it is 3"):
-        workdir.claim_workdir(run, default_config(), {**DATA, "train_images": 4})
+        workdir.claim_workdir(run, recipe_of(default_config()), {**DATA, "train_images": 4})
     assert (run / "config.json").read_text() == before
 
 
 def test_other_images_are_refused_with_a_way_out(run):
     workdir.claim_workdir(
-        run, default_config(), DATA | {"image_digests": DIGESTS}
+        run, recipe_of(default_config()), DATA | {"image_digests": DIGESTS}
     )  # of version 0.4, which had no digests
     assert json.loads((run / "dataset.json").read_text())["image_digests"] == DIGESTS
-    workdir.claim_workdir(run, default_config(), DATA | {"name": "b/1", "image_digests": DIGESTS})
+    workdir.claim_workdir(run, recipe_of(default_config()), DATA | {"name": "b/1", "image_digests": DIGESTS})
     others = DATA | {"image_digests": DIGESTS | {"validation": "7b" * 32}, "mean_rgb": [1.0, 2.0, 3.0]}
     with pytest.raises(UserError, match="the images of validation have changed") as caught:
-        workdir.claim_workdir(run, default_config(), others)
+        workdir.claim_workdir(run, recipe_of(default_config()), others)
     assert f"--config.init_from={run}." in str(caught.value)
     assert "120.5" not in str(caught.value)
     with pytest.raises(UserError, match=r"holds a run on other images \(dataset.json\): another mean_rgb\. "):
-        workdir.claim_workdir(run, default_config(), DATA | {"image_digests": DIGESTS, "mean_rgb": [1.0, 2.0, 3.0]})
+        workdir.claim_workdir(
+            run, recipe_of(default_config()), DATA | {"image_digests": DIGESTS, "mean_rgb": [1.0, 2.0, 3.0]}
+        )
     workdir.claim_workdir(
-        run, default_config(), DATA | {"image_digests": DIGESTS, "mean_rgb": [120.50001, 110.25, 100.125]}
+        run, recipe_of(default_config()), DATA | {"image_digests": DIGESTS, "mean_rgb": [120.50001, 110.25, 100.125]}
     )
     assert json.loads((run / "dataset.json").read_text())["image_digests"] == DIGESTS
 
@@ -86,50 +88,50 @@ def test_other_images_are_refused_with_a_way_out(run):
 def test_class_names_of_another_unicode_form_are_the_same(run):
     for name in ("caf\u00e9", "cafe\u0301"):  # version 0.4 wrote either
         (run / "dataset.json").write_text(json.dumps(DATA | {"class_names": ["x", name]}))
-        workdir.claim_workdir(run, default_config(), DATA | {"class_names": ["x", "caf\u00e9"]})
+        workdir.claim_workdir(run, recipe_of(default_config()), DATA | {"class_names": ["x", "caf\u00e9"]})
 
 
 def test_a_run_without_a_checkpoint_may_begin_anew_with_other_values(tmp_path):
-    workdir.claim_workdir(tmp_path, default_config(), DATA)
+    workdir.claim_workdir(tmp_path, recipe_of(default_config()), DATA)
     config = default_config()
     config.seed = 3
-    workdir.check_workdir(tmp_path, config)
+    workdir.check_workdir(tmp_path, recipe_of(config))
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="holds files, but no config.json, so it is not a run's directory"):
-        workdir.check_workdir(tmp_path, default_config())
+        workdir.check_workdir(tmp_path, recipe_of(default_config()))
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is a file; choose another --workdir"):
-        workdir.check_workdir(tmp_path / "file" / "run", default_config())
+        workdir.check_workdir(tmp_path / "file" / "run", recipe_of(default_config()))
     with pytest.raises(UserError, match="no permission for"):
-        workdir.check_workdir(tmp_path.__class__("/proc/1/run"), default_config())
+        workdir.check_workdir(tmp_path.__class__("/proc/1/run"), recipe_of(default_config()))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_bucket_is_no_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"--workdir=gs://bucket/run: a workdir is a directory; mount the bucket"):
-        workdir.check_workdir(Path("gs://bucket/run"), default_config())
+        workdir.check_workdir(Path("gs://bucket/run"), recipe_of(default_config()))
 
 
 def test_a_spoilt_config_is_named(run):
     (run / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json cannot be read"):
-        workdir.check_workdir(run, default_config())
+        workdir.check_workdir(run, recipe_of(default_config()))
 
 
 def test_a_run_that_was_killed_in_its_first_moment_begins_anew(tmp_path):
     for name in ("dataset.json.unfinished", "config.json.0123abcd.unfinished"):
         (tmp_path / name).write_text('{"na')
     (tmp_path / "lock.json").write_text("")
-    workdir.check_workdir(tmp_path, default_config())
+    workdir.check_workdir(tmp_path, recipe_of(default_config()))
     (tmp_path / "dataset.json").write_text("{}")
-    workdir.check_workdir(tmp_path, default_config())
+    workdir.check_workdir(tmp_path, recipe_of(default_config()))
 
 
 HOLDING = """

@@ -17,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "A configuration by name or file: vgg19, vgg19:S=384, configs/vgg19.py:S=384. Any value can be overridden: "
-    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/config.py).",
+    "--config.batch_size=64 --config.data.dir=DIR (see vgg_jax/recipe.py).",
     flag_values=flags.values,
 )
 flags.DEFINE_string(

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vgg_jax.config import default_config, flatten
+from vgg_jax.config import default_config, flatten, nested
 from vgg_jax.models import CONFIGURATIONS
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.compilation import COMPILED
 from vgg_jax.runtime.exceptions import UserError, plain_name, quoted
 from vgg_jax.runtime.files import is_unfinished, read_json, write_json
 from vgg_jax.runtime.lock import LOCK
 from vgg_jax.validation import check_values
+from vgg_jax.value_parsers import epochs_text, parse_epochs
 
 _CONFIG, _DATASET, _SUMMARY, _METRICS = "config.json", "dataset.json", "summary.json", "metrics.jsonl"
 _CHECKPOINTS, _EVALUATION, _TENSORBOARD = "checkpoints", "evaluation", "tensorboard"
@@ -114,6 +116,7 @@ class RunDir:
             check_values(flat)
             config.update(content)
             config.optimizer.norms_follow = flat.get("optimizer.norms_follow", False)
+            config.schedule.drop_epochs = epochs_text(parse_epochs(config.schedule.drop_epochs))
         except (TypeError, ValueError, AttributeError, OverflowError, UserError) as error:
             raise UserError(f"{self.config_file} is not a run's configuration: {str(error).rstrip('.')}.") from error
         if "model.configuration" not in flat:
@@ -184,8 +187,8 @@ class RunDir:
                 notes.append(f"An evaluation is left out: {error}")
         return evaluations, notes
 
-    def write_config(self, config: ConfigDict) -> None:
-        write_json(self.config_file, config.to_dict())
+    def write_config(self, recipe: Recipe) -> None:
+        write_json(self.config_file, nested(recipe.given))
 
     def write_dataset(self, dataset: dict[str, Any]) -> None:
         write_json(self.dataset_file, dataset)

@@ -1,4 +1,4 @@
-"""Validation of a configuration: types, ranges and choices of `config.KEYS`, and the rules that relate several keys."""
+"""Validation of a configuration: types, ranges and choices of `recipe.KEYS`, and the rules that relate several keys."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import KEYS, Key, eval_scale, flatten, init_from, lr_factors, network_layers, scale_text
-from vgg_jax.models import NetworkSpec
+from vgg_jax.config import flatten
+from vgg_jax.recipe import KEYS, Key, Recipe, scale_text
 from vgg_jax.runtime.exceptions import UserError, did_you_mean, quoted
-from vgg_jax.training.schedules import drop_epochs
 
 _LEAST_RATE = 1e-30  # of learning, after the last drop; float32 has 1.2e-38
 _LEAST_MIXING = 1e-3  # of Beta(a, a), whose draws are 0 or 1 to within float32 long before
 _LONGEST_TEXT = 4096  # characters: a path's, on Linux
 
 
-def validate(config: ConfigDict, num_devices: int) -> None:
-    """Refuses impossible values before anything is built.
+def validate(config: ConfigDict | Mapping[str, Any], num_devices: int) -> Recipe:
+    """Parses a configuration; refuses impossible values before anything is built.
 
     Args:
-      config: as `default_config` makes it, changed by a file and the command line.
+      config: as `default_config` makes it, changed by a file and the command line; or its flat form.
       num_devices: devices the run would use, over all processes.
 
     Raises:
       UserError: the first value that cannot work: its key, the value, and what is allowed.
     """
-    if "plan" in config:
+    given = flatten(config) if isinstance(config, ConfigDict) else config
+    if any(name.startswith("plan.") for name in given):
         raise UserError("this configuration has config.plan, so it is of many runs: vgg-jax reproduce trains them.")
-    given = flatten(config)
     for name in given:
         if name not in KEYS:
             raise UserError(f"config.{name} is not a known key.{did_you_mean(name, KEYS)}")
@@ -42,7 +41,14 @@ def validate(config: ConfigDict, num_devices: int) -> None:
                 f"config.{name} is missing; start a configuration file from vgg_jax.config.default_config()."
             )
         _check_value(name, given[name], key)
-    for is_broken, sentence in _rules(config, num_devices):
+    recipe = Recipe.from_values(given)
+    check_rules(recipe, num_devices)
+    return recipe
+
+
+def check_rules(recipe: Recipe, num_devices: int) -> None:
+    """Raises UserError as `validate` where values of several keys do not go together."""
+    for is_broken, sentence in _rules(recipe, num_devices):
         if is_broken:
             raise UserError(sentence)
 
@@ -56,7 +62,10 @@ def check_values(given: Mapping[str, Any]) -> None:
 
 def _check_value(name: str, value: Any, key: Key) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if type(value) is not type(key.default) and not (isinstance(key.default, float) and is_whole):
+    is_listing = isinstance(key.default, tuple) and isinstance(value, str | list | float)
+    if type(value) is not type(key.default) and not (
+        (isinstance(key.default, float | tuple) and is_whole) or is_listing
+    ):
         kind = type(key.default).__name__
         raise UserError(f"config.{name} is {quoted(value, 100)}; it must be of type {kind}, as {key.default!r} is.")
     if isinstance(value, float) and not math.isfinite(value):
@@ -72,85 +81,85 @@ def _check_value(name: str, value: Any, key: Key) -> None:
         raise UserError(
             f"config.{name} is {quoted(value, 100)}; it must be at least {key.least} and at most {key.greatest}."
         )
+    if key.parse:
+        key.parse(value)
 
 
-def _rules(config: ConfigDict, num_devices: int) -> Iterator[tuple[bool, str]]:
+def _rules(recipe: Recipe, num_devices: int) -> Iterator[tuple[bool, str]]:
     """Yields (whether it is broken, the sentence that says so) of every rule that relates several keys."""
-    image, plateau, parallel = config.image, config.plateau, config.model_parallel
-    yield from _network_rules(config)
-    yield from _data_rules(config)
-    lr_factors(config)
-    drop_epochs(config)
+    image, plateau, parallel = recipe.image, recipe.plateau, recipe.model_parallel
+    yield from _network_rules(recipe)
+    yield from _data_rules(recipe)
     yield (
-        bool(config.init_layers and not init_from(config)),
-        f"config.init_layers is {config.init_layers!r}, but there is nothing to take layers from; give "
+        bool(recipe.init_layers and not recipe.init_from),
+        f"config.init_layers is {recipe.init_layers!r}, but there is nothing to take layers from; give "
         "--config.init_from=DIR as well.",
     )
     yield (
-        config.optimizer.learning_rate * plateau.factor**plateau.max_drops < _LEAST_RATE,
+        recipe.optimizer.learning_rate * plateau.factor**plateau.max_drops < _LEAST_RATE,
         f"config.plateau.factor is {plateau.factor}, which makes a rate of less than {_LEAST_RATE:g} of "
-        f"config.optimizer.learning_rate, {config.optimizer.learning_rate}, in config.plateau.max_drops, "
+        f"config.optimizer.learning_rate, {recipe.optimizer.learning_rate}, in config.plateau.max_drops, "
         f"{plateau.max_drops}, drops; choose fewer drops or a factor nearer to 1.",
     )
-    yield from _image_rules(config)
+    yield from _image_rules(recipe)
     yield (
         num_devices % parallel != 0,
         f"config.model_parallel is {parallel}, which does not divide the {num_devices} devices.",
     )
     yield (
-        parallel > 1 and config.sharding != "fc_model_parallel",
-        f"config.model_parallel is {parallel}, but config.sharding is {config.sharding!r}, which splits "
+        parallel > 1 and recipe.sharding != "fc_model_parallel",
+        f"config.model_parallel is {parallel}, but config.sharding is {recipe.sharding!r}, which splits "
         "nothing over the `model` axis; say --config.sharding=fc_model_parallel, or --config.model_parallel=1.",
     )
     yield (
-        config.model.fc_width % parallel != 0,
+        recipe.model.fc_width % parallel != 0,
         f"config.model_parallel is {parallel}, which does not divide config.model.fc_width, "
-        f"{config.model.fc_width}; {math.gcd(config.model.fc_width, num_devices)} would do.",
+        f"{recipe.model.fc_width}; {math.gcd(recipe.model.fc_width, num_devices)} would do.",
     )
     yield (
-        config.model.param_dtype == "bfloat16" and bool(config.ema_decay or config.optimizer.name == "adamw"),
+        recipe.model.param_dtype == "bfloat16" and bool(recipe.ema_decay or recipe.optimizer.name == "adamw"),
         "config.model.param_dtype is 'bfloat16', in which the averages of config.ema_decay, "
-        f"{config.ema_decay:g}, and config.optimizer.name, {config.optimizer.name!r}, would not move; say "
+        f"{recipe.ema_decay:g}, and config.optimizer.name, {recipe.optimizer.name!r}, would not move; say "
         "--config.model.param_dtype=float32 (--config.model.dtype=bfloat16 computes in bfloat16 all the same).",
     )
-    parts = num_devices // parallel * config.accumulation_steps
-    below = config.batch_size // parts * parts
-    microbatches = f" x {config.accumulation_steps} accumulation steps" if config.accumulation_steps > 1 else ""
+    parts = num_devices // parallel * recipe.accumulation_steps
+    below = recipe.batch_size // parts * parts
+    microbatches = f" x {recipe.accumulation_steps} accumulation steps" if recipe.accumulation_steps > 1 else ""
     yield (
-        config.batch_size % parts != 0,
-        f"config.batch_size is {config.batch_size}, which {num_devices // parallel} devices{microbatches} do not divide; "
+        recipe.batch_size % parts != 0,
+        f"config.batch_size is {recipe.batch_size}, which {num_devices // parallel} devices{microbatches} do not divide; "
         f"{below or parts} or {below + parts if below else 2 * parts} would do.",
     )
     yield (
-        config.schedule.name == "steps" and not drop_epochs(config),
+        recipe.schedule.name == "steps" and not recipe.schedule.drop_epochs,
         "config.schedule.drop_epochs is '', and config.schedule.name, 'steps', drops the rate at these epochs; name them, as 30,60.",
     )
-    for name in ("mixup", "cutmix"):
+    for name, share in (("mixup", recipe.augment.mixup), ("cutmix", recipe.augment.cutmix)):
         yield (
-            0 < config.augment[name] < _LEAST_MIXING,
-            f"config.augment.{name} is {config.augment[name]:g}, which mixes nothing; give at least {_LEAST_MIXING:g}, or 0 for none.",
+            0 < share < _LEAST_MIXING,
+            f"config.augment.{name} is {share:g}, which mixes nothing; give at least {_LEAST_MIXING:g}, or 0 for none.",
         )
-    late = [epoch for epoch in drop_epochs(config) if epoch >= config.num_epochs]
+    late = [epoch for epoch in recipe.schedule.drop_epochs if epoch >= recipe.num_epochs]
     yield (
-        config.schedule.name == "steps" and bool(late),
-        f"config.schedule.drop_epochs is {config.schedule.drop_epochs!r}, of which {', '.join(f'{epoch:g}' for epoch in late)} "
-        f"lie beyond config.num_epochs, {config.num_epochs:g}; drop earlier or train longer.",
+        recipe.schedule.name == "steps" and bool(late),
+        f"config.schedule.drop_epochs is {recipe.given['schedule.drop_epochs']!r}, of which {', '.join(f'{epoch:g}' for epoch in late)} "
+        f"lie beyond config.num_epochs, {recipe.num_epochs:g}; drop earlier or train longer.",
     )
     yield (
-        config.schedule.warmup_epochs >= config.num_epochs,
-        f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs:g}, and config.num_epochs, {config.num_epochs:g}, is "
+        recipe.schedule.warmup_epochs >= recipe.num_epochs,
+        f"config.schedule.warmup_epochs is {recipe.schedule.warmup_epochs:g}, and config.num_epochs, {recipe.num_epochs:g}, is "
         "no longer; warm up for less.",
     )
     yield (
-        config.start_required and not config.init_from,
+        recipe.start_required and not recipe.given["init_from"],
         f"this stage (S={scale_text(image.scale_min, image.scale_max)}, learning rate "
-        f"{config.optimizer.learning_rate:g}) starts from a trained model: give its workdir with --config.init_from=DIR, or "
+        f"{recipe.optimizer.learning_rate:g}) starts from a trained model: give its workdir with --config.init_from=DIR, or "
         "say --config.init_from=none to start afresh.",
     )
 
 
-def _image_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
-    image = config.image
+def _image_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    image = recipe.image
     yield (
         image.scale_min < image.crop,
         f"config.image.scale_min (S) is {image.scale_min}, less than config.image.crop, {image.crop}: "
@@ -172,14 +181,14 @@ def _image_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
         "for one fixed S set both to it.",
     )
     yield (
-        eval_scale(config) < image.crop,
+        recipe.image.eval_scale < image.crop,
         f"config.image.eval_scale (Q) is {image.eval_scale}, less than config.image.crop, {image.crop}; "
         f"make it at least {image.crop}, or 0 for the training scale.",
     )
 
 
-def _data_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
-    data = config.data
+def _data_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    data = recipe.data
     yield not data.name, "config.data.name is empty; it must be `builtin`, `folder`, or the name of a TFDS data set."
     is_folder = data.name == "folder"
     yield (
@@ -198,11 +207,11 @@ def _data_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _network_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
-    network, width = NetworkSpec.from_config(config), config.model.width_multiplier
+def _network_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    network, width = recipe.model.network, recipe.model.width_multiplier
     for sentence in network.misplaced_options():
         yield True, sentence
-    convolutions = [layer for layer in network_layers(config) if layer.kind == "conv"]
+    convolutions = [layer for layer in recipe.layers if layer.kind == "conv"]
     uneven = [
         f"{layer.groups} groups of {layer.name}"
         for before, layer in itertools.pairwise(convolutions)
@@ -213,9 +222,9 @@ def _network_rules(config: ConfigDict) -> Iterator[tuple[bool, str]]:
         f"config.model.width_multiplier is {width:g}, which leaves channels that the {' and the '.join(uneven)} do not divide; "
         "give another, as 0.25.",
     )
-    microbatch = config.batch_size // config.accumulation_steps
+    microbatch = recipe.batch_size // recipe.accumulation_steps
     yield (
         network.has_batch_norm and microbatch < 2,
-        f"config.batch_size is {config.batch_size}, in which batch normalisation would see {microbatch} image at a time; give at "
+        f"config.batch_size is {recipe.batch_size}, in which batch normalisation would see {microbatch} image at a time; give at "
         "least 2 for each accumulation step.",
     )

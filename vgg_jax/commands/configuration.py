@@ -61,7 +61,7 @@ def explain(text: str) -> None:
             raise UserError(f"--config={match[1]}: this configuration takes no argument; leave {colon + argument} out.")
         raise UserError(f"--config={match[1]} fails: {cause.rstrip('.')}. Mend it, or choose another.")
     if match := re.match(r"flag --config\.([\w.]+)=(.*): Failed to parse .* as a ConfigDict", text):
-        from vgg_jax.config import KEYS
+        from vgg_jax.recipe import KEYS
 
         section, value = match[1], match[2]
         keys = [key.removeprefix(f"{section}.") for key in KEYS if key.startswith(f"{section}.")] or ["KEY"]

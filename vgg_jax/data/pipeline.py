@@ -26,14 +26,13 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import ConfigDict
 
-from vgg_jax.config import eval_scale
 from vgg_jax.data.crops import center_crop, random_crop, random_resized_crop
 from vgg_jax.data.decode import is_cut_short
 from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.records import Records
 from vgg_jax.data.trivial_augment import trivial_augment
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.exceptions import UserError, printable
 from vgg_jax.runtime.sharding import batch_sharding, local_rows
 
@@ -64,21 +63,20 @@ class Examples:
         return next(self.make(range(number, number + 1)))
 
 
-def train_examples(config: ConfigDict, records: Records) -> Examples:
+def train_examples(recipe: Recipe, records: Records) -> Examples:
     """Returns training examples without end: image [crop, crop, 3] uint8 RGB, label int32.
 
     Epoch e = i // N has its own permutation of the N images; example i is its element i % N. Batches may span epochs,
     and nothing is dropped. Crop and scale are drawn from a random stream of each i.
     """
-    # Read once: attribute access of a ConfigDict is slow.
-    seed, image = config.seed, config.image
+    seed, image = recipe.seed, recipe.image
     draw: Callable[..., np.ndarray]
     sizes: tuple[Any, ...]
     if image.area_min:
         draw, sizes = random_resized_crop, (image.area_min, image.crop)
     else:
         draw, sizes = random_crop, (image.scale_min, image.scale_max, image.crop, image.padding)
-    count, is_trivial = len(records), config.augment.trivial
+    count, is_trivial = len(records), recipe.augment.trivial
 
     def cut(encoded: bytes, rng: np.random.Generator) -> np.ndarray:
         crop = draw(encoded, rng, *sizes)
@@ -104,9 +102,9 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def eval_examples(config: ConfigDict, records: Records) -> Examples:
+def eval_examples(recipe: Recipe, records: Records) -> Examples:
     """Returns validation examples, padded to whole batches: central crops at Q, with mask, False for padding."""
-    scale, crop = eval_scale(config), config.image.crop
+    scale, crop = recipe.image.eval_scale, recipe.image.crop
     padding = {"image": np.zeros((crop, crop, 3), np.uint8), "label": np.int32(0), "mask": np.False_}
 
     def make(numbers: Sequence[int]) -> Iterator[Example]:
@@ -116,10 +114,10 @@ def eval_examples(config: ConfigDict, records: Records) -> Examples:
             else:
                 yield padding
 
-    return Examples(-(-len(records) // config.batch_size) * config.batch_size, make)
+    return Examples(-(-len(records) // recipe.batch_size) * recipe.batch_size, make)
 
 
-def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) -> grain.DatasetIterator:
+def batches(recipe: Recipe, examples: Examples, mesh: Mesh, start: int = 0) -> grain.DatasetIterator:
     """Yields global batches from number `start` on, sharded over the mesh's data axis, placed on the devices ahead.
 
     `data.threads` threads, or as many in each of `data.processes` processes, decode one batch of this process at a time
@@ -131,12 +129,12 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
     Raises:
       UserError: while iterating, a record that cannot be read or decoded, by name and place.
     """
-    data = config.data
-    sharding, rows = batch_sharding(mesh), local_rows(mesh, config.batch_size)
-    local = local_batches(config, examples, rows)[start:]
+    data = recipe.data
+    sharding, rows = batch_sharding(mesh), local_rows(mesh, recipe.batch_size)
+    local = local_batches(recipe, examples, rows)[start:]
     decoded = local.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.threads))
     if data.processes:
-        _need_shared_memory(data.processes, len(rows) * (3 * config.image.crop**2 + 8))
+        _need_shared_memory(data.processes, len(rows) * (3 * recipe.image.crop**2 + 8))
         if not flags.FLAGS.is_parsed():
             # Grain reads absl flags here, which a notebook or a test has not parsed.
             flags.FLAGS.mark_as_parsed()
@@ -144,7 +142,7 @@ def batches(config: ConfigDict, examples: Examples, mesh: Mesh, start: int = 0) 
         decoded = decoded.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=data.processes, per_worker_buffer_size=1), _end_with_parent
         )
-    on_devices = decoded.map(lambda batch: jax.tree.map(lambda x: placed(x, rows, config.batch_size, sharding), batch))
+    on_devices = decoded.map(lambda batch: jax.tree.map(lambda x: placed(x, rows, recipe.batch_size, sharding), batch))
     iterator = iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=2))
     # Ctrl-C in a terminal reaches every process. The decoding processes inherit this mask, so that they survive it
     # until the checkpoint is saved.
@@ -200,9 +198,9 @@ def _end_with_parent(*_: Any) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def local_batches(config: ConfigDict, examples: Examples, rows: np.ndarray) -> grain.MapDataset:
+def local_batches(recipe: Recipe, examples: Examples, rows: np.ndarray) -> grain.MapDataset:
     """Yields the part of every global batch that one process reads: these rows, in this order."""
-    whole = config.batch_size
+    whole = recipe.batch_size
 
     def batch(number: int) -> Example:
         return _stacked(examples.make((number * whole + rows).tolist()), len(rows))

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vgg_jax.config import DATA_DIR
 from vgg_jax.data import cifar, imagenet, imagenet_tars, sources
 from vgg_jax.data.disk import SKIPPED
 from vgg_jax.data.prepared import Prepared, on_disk
 from vgg_jax.data.splits import open_split
+from vgg_jax.recipe import DATA_DIR
 from vgg_jax.runtime.exceptions import UserError
 
 _FOLDER = "folder"

@@ -16,9 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from etils import epath
-from ml_collections import ConfigDict
 
-from vgg_jax.config import DATA_DIR
 from vgg_jax.data import builtin, folder, prepared, tfds_sets
 from vgg_jax.data.disk import SKIPPED, need_space
 from vgg_jax.data.prepared import Prepared, image_digests
@@ -33,6 +31,7 @@ from vgg_jax.data.statistics import (
     split_statistics,
 )
 from vgg_jax.data.tfds_sets import shell_flag
+from vgg_jax.recipe import DATA_DIR, Recipe
 from vgg_jax.runtime.console import print_line
 from vgg_jax.runtime.exceptions import UserError, first_line, printable
 from vgg_jax.runtime.files import write_json
@@ -72,7 +71,7 @@ class Expected(NamedTuple):
 NOTHING = Expected()
 
 
-def open_dataset(config: ConfigDict) -> Dataset:
+def open_dataset(recipe: Recipe) -> Dataset:
     """Opens the configured data set, preparing it first where that needs nothing but what the configuration says.
 
     The built-in set and a folder are prepared on first use; ImageNet and other TFDS sets must have been prepared as
@@ -83,17 +82,17 @@ def open_dataset(config: ConfigDict) -> Dataset:
       UserError: an unknown set or split, one that is not prepared, a bad folder, an empty split, another number of
         classes than the configuration's, or a directory that cannot be written.
     """
-    splits = {f"config.data.{key}": config.data[key] for key in ("train_split", "val_split")}
-    own, expected = config.data, Expected(splits, config.model.num_classes)
+    splits = {"config.data.train_split": recipe.data.train_split, "config.data.val_split": recipe.data.val_split}
+    own, expected = recipe.data, Expected(splits, recipe.model.num_classes)
     data = prepared_data(own.name, expanded(own.dir), own.root, exif=own.exif, expected=expected)
     train, validation = (open_split(data, split, key) for key, split in splits.items())
-    _check_num_classes(config.model.num_classes, config.data.name, len(data.class_names))
-    statistics = statistics_of(data, config.data.train_split, train)
+    _check_num_classes(recipe.model.num_classes, recipe.data.name, len(data.class_names))
+    statistics = statistics_of(data, recipe.data.train_split, train)
     digests = {}
     if data.name.startswith(f"{folder.NAME}/"):
         used = {name for split in splits.values() for name in split_names(split)}
         digests = image_digests(data, [split for split in data.splits if used & {split, "all"}])
-    warnings = _warnings(config, train, validation, _absent(data.class_names, statistics.class_images))
+    warnings = _warnings(recipe, train, validation, _absent(data.class_names, statistics.class_images))
     return Dataset(data.name, train, validation, data.class_names, statistics.colors, digests, warnings)
 
 
@@ -102,11 +101,11 @@ def _absent(class_names: list[str], class_images: list[int]) -> list[str]:
     return [name for name, count in zip(class_names, class_images, strict=False) if not count]
 
 
-def _warnings(config: ConfigDict, train: Records, validation: Records, absent: list[str]) -> tuple[str, ...]:
+def _warnings(recipe: Recipe, train: Records, validation: Records, absent: list[str]) -> tuple[str, ...]:
     """Says what is rarely meant: images that are trained on and validated on, or twice in an epoch; less than a batch.
 
     Args:
-      config: of the run.
+      recipe: of the run.
       train: its training images.
       validation: its validation images.
       absent: classes without training images.
@@ -115,22 +114,22 @@ def _warnings(config: ConfigDict, train: Records, validation: Records, absent: l
     if absent:
         sentences.append(
             f"no training image in {'1 class' if len(absent) == 1 else f'{len(absent):,} classes'}, as {absent[0]!r} "
-            f"(config.data.train_split={config.data.train_split}), so it cannot be learnt; take a larger part of the "
+            f"(config.data.train_split={recipe.data.train_split}), so it cannot be learnt; take a larger part of the "
             "images."
         )
     if common := validation.in_common(train):
         sentences.append(
             f"{common:,} of the {len(validation):,} validation images are training images too (config.data.train_split="
-            f"{config.data.train_split}, config.data.val_split={config.data.val_split}), so the error says less than "
+            f"{recipe.data.train_split}, config.data.val_split={recipe.data.val_split}), so the error says less than "
             f"it seems to; where there is but one split, {SHARED_OUT} share it out."
         )
     if (twice := train.in_common(train) - len(train)) > 0:
         sentences.append(
-            f"config.data.train_split={config.data.train_split} takes {twice // 2:,} images more than once in an epoch."
+            f"config.data.train_split={recipe.data.train_split} takes {twice // 2:,} images more than once in an epoch."
         )
-    if config.batch_size > len(train):
+    if recipe.batch_size > len(train):
         sentences.append(
-            f"config.batch_size is {config.batch_size}, more than the {len(train):,} training images, so every batch "
+            f"config.batch_size is {recipe.batch_size}, more than the {len(train):,} training images, so every batch "
             "has some of them several times; a smaller one is usually meant."
         )
     return tuple(sentences)

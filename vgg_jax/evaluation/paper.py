@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
-from vgg_jax.models import NetworkSpec
+from vgg_jax.recipe import Recipe
 
 
 class TopKError(NamedTuple):
@@ -104,13 +102,13 @@ def _others() -> dict[tuple[str, ...], TopKError]:
 OTHERS = _others()
 
 
-def training_scales(config: ConfigDict) -> str | None:
+def training_scales(recipe: Recipe) -> str | None:
     """Returns how a model sees images in training where that and its shape are a paper's, else None.
 
     "S=256", "S=384" or "jitter" of a VGG; "jitter" of a ResNet (S from 256 to 480) and "CIFAR"; "S=256" of AlexNet;
     "area" of GoogLeNet, which takes random resized crops.
     """
-    model, image, network = config.model, config.image, NetworkSpec.from_config(config)
+    model, image, network = recipe.model, recipe.image, recipe.model.network
     name = network.configuration
     fc_width = model.fc_width if network.is_vgg or name == "AlexNet" else None
     shape, scales = (

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
-from vgg_jax.config import eval_scale, scaled_length
-from vgg_jax.models import NetworkSpec
+from vgg_jax.config import scaled_length
 from vgg_jax.models.description import LARGEST_SCALE
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.exceptions import UserError, quoted
 
 # protocol -> the methods whose probabilities it averages.
@@ -50,11 +48,11 @@ class EvalPass(NamedTuple):
         return self.crops() * (2 if self.mirrored else 1)
 
 
-def eval_passes(config: ConfigDict, protocol: str, scales: str) -> list[EvalPass]:
+def eval_passes(recipe: Recipe, protocol: str, scales: str) -> list[EvalPass]:
     """Returns all passes of a protocol for one model, method after method, each in ascending Q.
 
     Args:
-      config: the model's.
+      recipe: the model's.
       protocol: a key of PROTOCOLS.
       scales: as for `test_scales`; "" for the protocol's own: multi where there are crops, else single.
 
@@ -63,13 +61,13 @@ def eval_passes(config: ConfigDict, protocol: str, scales: str) -> list[EvalPass
     """
     spec = scales or ("multi" if {"multi_crop", "square_crop"} & set(PROTOCOLS[protocol]) else "single")
     return [
-        EvalPass(method, scale, config.image.crop, mirrored=method != "center_crop")
+        EvalPass(method, scale, recipe.image.crop, mirrored=method != "center_crop")
         for method in PROTOCOLS[protocol]
-        for scale in test_scales(config, method, spec)
+        for scale in test_scales(recipe, method, spec)
     ]
 
 
-def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
+def test_scales(recipe: Recipe, method: str, spec: str) -> list[int]:
     """Returns Q in pixels, ascending.
 
     Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where validation takes it, ten
@@ -78,16 +76,16 @@ def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
     RESNET_SCALES, for square crops SQUARE_SCALES. At another crop all pixels are times crop / 224.
 
     Args:
-      config: the model's.
+      recipe: the model's.
       method: of an `EvalPass`.
       spec: "single", "multi", or numbers with commas between.
 
     Raises:
       UserError: neither of these, a scale twice, one smaller than the crop, or one beyond LARGEST_SCALE.
     """
-    crop, flag = config.image.crop, f"--scales={quoted(spec)[1:-1]}"
+    crop, flag = recipe.image.crop, f"--scales={quoted(spec)[1:-1]}"
     if spec in ("single", "multi"):
-        scales = paper_scales(config, method, spec)
+        scales = paper_scales(recipe, method, spec)
     else:
         try:
             scales = sorted(int(word) for word in spec.split(","))
@@ -98,7 +96,7 @@ def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
         if len(set(scales)) < len(scales):
             raise UserError(f"{flag} names a scale twice; name each once.")
     if scales[0] < crop:
-        least = max(crop, config.image.scale_min)
+        least = max(crop, recipe.image.scale_min)
         raise UserError(
             f"the test scale Q={quoted(scales[0])} ({flag}) is smaller than the model's crop, {crop}; "
             f"give scales of at least {crop}: --scales={least},{least + scaled_length(32, crop)}."
@@ -110,17 +108,17 @@ def test_scales(config: ConfigDict, method: str, spec: str) -> list[int]:
     return scales
 
 
-def paper_scales(config: ConfigDict, method: str, kind: str) -> list[int]:
+def paper_scales(recipe: Recipe, method: str, kind: str) -> list[int]:
     """Returns the paper's Q in pixels, ascending, whether or not the crop fits; arguments as of `test_scales`."""
-    low, high, offset = config.image.scale_min, config.image.scale_max, scaled_length(32, config.image.crop)
-    middle, network = (low + high + 1) // 2, NetworkSpec.from_config(config)
+    low, high, offset = recipe.image.scale_min, recipe.image.scale_max, scaled_length(32, recipe.image.crop)
+    middle, network = (low + high + 1) // 2, recipe.model.network
     if kind == "multi" and method == "square_crop":
-        return [scaled_length(scale, config.image.crop) for scale in SQUARE_SCALES]
+        return [scaled_length(scale, recipe.image.crop) for scale in SQUARE_SCALES]
     if kind == "multi" and network.is_resnet and low < high:
-        return [scaled_length(scale, config.image.crop) for scale in RESNET_SCALES]
+        return [scaled_length(scale, recipe.image.crop) for scale in RESNET_SCALES]
     if kind == "multi" and low == high:
-        least = low - offset if network.is_vgg else max(config.image.crop, low - offset)
+        least = low - offset if network.is_vgg else max(recipe.image.crop, low - offset)
         return sorted({least, low, low + offset})
     if kind == "multi":
         return [low, middle, high]
-    return [{"center_crop": eval_scale(config), "ten_crop": low}.get(method, middle)]
+    return [{"center_crop": recipe.image.eval_scale, "ten_crop": low}.get(method, middle)]

@@ -136,7 +136,7 @@ class _PredictionsFile:
 
 def applies_exif(request: PredictRequest, trained: TrainedModel) -> bool:
     """Returns whether images are turned as their EXIF orientation says."""
-    return trained.config.data.exif if request.exif is None else request.exif
+    return trained.recipe.data.exif if request.exif is None else request.exif
 
 
 def predict(
@@ -162,7 +162,7 @@ def predict(
       UserError: scales that cannot be, or a directory that cannot be written.
     """
     console = console or Console(quiet=True)
-    passes = eval_passes(trained.config, request.protocol, request.scales)
+    passes = eval_passes(trained.recipe, request.protocol, request.scales)
     largest = max(passes, key=lambda eval_pass: eval_pass.scale)
     maps = _ScoreMaps(trained, request, largest.scale) if request.maps else None
     exif, predictions = applies_exif(request, trained), dict[int, Prediction]()
@@ -322,4 +322,4 @@ def _streams(
     batch_size, devices = batch_size_for(trained, request.batch_size), devices_of(trained.mesh)
     for eval_pass in passes:
         jobs = plan_pass(eval_pass, compiled.network, sizes, indices, batch_size, devices)
-        yield eval_pass, run_jobs(compiled, eval_pass, jobs, records, trained.config.data.threads, EvalStats())
+        yield eval_pass, run_jobs(compiled, eval_pass, jobs, records, trained.recipe.data.threads, EvalStats())

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.config import scale_text
 from vgg_jax.data.sources import Expected, expanded, prepared_data
 from vgg_jax.data.splits import open_split
 from vgg_jax.evaluation import heatmaps, results
@@ -21,7 +20,7 @@ from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.run import EvalStats
 from vgg_jax.evaluation.split import UNLABELLED, Split, cache_dir, split_probs
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
-from vgg_jax.models import NetworkSpec
+from vgg_jax.recipe import scale_text
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.distributed import is_primary, primary_first
 from vgg_jax.runtime.exceptions import UserError, writing_to
@@ -69,7 +68,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     models = [load_trained(source, request.dtype, request.averages) for source in (*request.workdirs, *request.weights)]
     for trained in models[1:]:
         _check_same_classes(models[0], trained)
-    passes = [eval_passes(trained.config, request.protocol, request.scales) for trained in models]
+    passes = [eval_passes(trained.recipe, request.protocol, request.scales) for trained in models]
     numbers = _class_numbers(request, models[0])
     split = primary_first(lambda: open_evaluated(request, models[0], console))
     models = [output_workdir(trained, split, request.directory, console) for trained in models]
@@ -128,7 +127,7 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
     Raises:
       UserError: there is none, or it has classes that the model does not know.
     """
-    own = trained.config.data
+    own = trained.recipe.data
     name, root = own.name, own.root
     if request.data_name or request.data_root:
         name = request.data_name or "folder"
@@ -199,10 +198,10 @@ def _heading(models: list[TrainedModel], passes: list[list[EvalPass]], split: Sp
         for eval_pass in its_passes:
             scales.setdefault(eval_pass.method, []).append(str(eval_pass.scale))
         methods = "; ".join(f"{method} at Q = {', '.join(values)}" for method, values in scales.items())
-        model, image = trained.config.model, trained.config.image
+        model, image = trained.recipe.model, trained.recipe.image
         lines.append(
-            f"{NetworkSpec.from_config(trained.config).title}, S {scale_text(image.scale_min, image.scale_max)}, crop {image.crop}, "
-            f"{model.dtype}, {trained.checkpoint}: {methods}"
+            f"{trained.recipe.model.network.title}, S {scale_text(image.scale_min, image.scale_max)}, crop {image.crop}, "
+            f"{model.dtype.name}, {trained.checkpoint}: {methods}"
         )
     return "\n".join(lines)
 
@@ -217,9 +216,9 @@ def _description(trained: TrainedModel, its_passes: Sequence[EvalPass]) -> dict[
     return {
         "checkpoint": str(trained.checkpoint),
         "params_sha256": trained.digest,
-        "configuration": NetworkSpec.from_config(trained.config).name,
-        "S": [trained.config.image.scale_min, trained.config.image.scale_max],
-        "dtype": trained.config.model.dtype,
+        "configuration": trained.recipe.model.network.name,
+        "S": [trained.recipe.image.scale_min, trained.recipe.image.scale_max],
+        "dtype": trained.recipe.model.dtype.name,
         "passes": [eval_pass._asdict() for eval_pass in its_passes],
     }
 
@@ -228,7 +227,7 @@ def _output(request: Request, models: list[TrainedModel], split: Split) -> Path:
     if request.output:
         return Path(request.output).expanduser()
     scales = re.sub(r"\W+", "_", request.scales) if request.scales else "default"
-    dtype = "" if models[0].config.model.dtype == "float32" else f"-{models[0].config.model.dtype}"
+    dtype = "" if models[0].recipe.model.dtype == "float32" else f"-{models[0].recipe.model.dtype.name}"
     fusion = ""
     if len(models) > 1:
         checkpoints = " ".join(sorted(str(trained.checkpoint) for trained in models))

@@ -13,7 +13,6 @@ from vgg_jax.evaluation.paper import TopKError
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, paper_scales
 from vgg_jax.evaluation.split import Split
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.console import aligned
 from vgg_jax.runtime.exceptions import UserError
 
@@ -71,13 +70,13 @@ def rows(
     """Returns every average that the probabilities allow: each scale, each method, both methods; each model, all models."""
     methods = PROTOCOLS[protocol]
     labels = next(iter(probs[0].values())).labels
-    keys = [(NetworkSpec.from_config(trained.config).name, paper.training_scales(trained.config)) for trained in models]
+    keys = [(trained.recipe.model.network.name, paper.training_scales(trained.recipe)) for trained in models]
 
     def row(numbers: list[int], protocol: str, scales: list[list[int]], probs_NxK: np.ndarray) -> Row:
         top1_error, top5_error = topk_errors(probs_NxK, labels, skipped_N)
         kinds = {_kind_of_scales(models[i], protocol, its) for i, its in zip(numbers, scales, strict=True)}
         kind = kinds.pop() if len(kinds) == 1 else ""
-        name = " + ".join(f"{NetworkSpec.from_config(models[i].config).name} {models[i].workdir.name}" for i in numbers)
+        name = " + ".join(f"{models[i].recipe.model.network.name} {models[i].workdir.name}" for i in numbers)
         return Row(
             name if len(numbers) == 1 else f"fusion of {len(numbers)}",
             protocol,
@@ -110,7 +109,7 @@ def rows(
 
 def _kind_of_scales(trained: TrainedModel, protocol: str, scales: list[int]) -> str:
     """Returns "single" or "multi" where the scales are the paper's for this model, else ""."""
-    kinds = (kind for kind in ("single", "multi") if paper_scales(trained.config, protocol, kind) == scales)
+    kinds = (kind for kind in ("single", "multi") if paper_scales(trained.recipe, protocol, kind) == scales)
     return next(kinds, "")
 
 

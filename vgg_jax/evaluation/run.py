@@ -151,7 +151,7 @@ def batch_size_for(trained: TrainedModel, requested: int) -> int:
       UserError: a batch that this machine's memory cannot hold.
     """
     batch_size = requested or DEFAULT_BATCH * trained.mesh.shape["data"]
-    needed = batch_size * 3 * trained.config.image.crop**2 * 5  # bytes as the host has them, and as floats
+    needed = batch_size * 3 * trained.recipe.image.crop**2 * 5  # bytes as the host has them, and as floats
     if needed > host_memory():
         raise UserError(
             f"--batch_size={batch_size} takes {needed / 2**30:,.1f} GiB for images alone, and this machine has "

@@ -21,7 +21,6 @@ from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import Job, devices_of, plan_pass, skipped_images
 from vgg_jax.evaluation.run import Chunk, CompiledSteps, EvalStats, batch_size_for, decoded, key_of, run_jobs
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.models import NetworkSpec
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.exceptions import UserError
@@ -94,7 +93,7 @@ def cache_dir(trained: TrainedModel, split: Split) -> Path:
 
 def pass_name(trained: TrainedModel, eval_pass: EvalPass) -> str:
     """Returns dense-Q256; dense-bfloat16-Q256 where the computation was not in float32."""
-    dtype = "" if trained.config.model.dtype == "float32" else f"-{trained.config.model.dtype}"
+    dtype = "" if trained.recipe.model.dtype == "float32" else f"-{trained.recipe.model.dtype.name}"
     return f"{eval_pass.method}{dtype}-Q{eval_pass.scale}"
 
 
@@ -131,7 +130,7 @@ def split_probs(
     missing = [eval_pass for eval_pass in eval_passes if eval_pass not in probs]
     if not missing:
         return probs
-    compiled, threads = CompiledSteps(trained, stats), trained.config.data.threads
+    compiled, threads = CompiledSteps(trained, stats), trained.recipe.data.threads
     batch_size = batch_size_for(trained, batch_size)
     index = split.index(threads)
     index = index._replace(labels=_labels(index.labels, split, trained))
@@ -222,8 +221,8 @@ def _cache(trained: TrainedModel, eval_pass: EvalPass, split: Split, console: Co
         "format": _FORMAT,
         "checkpoint": trained.checkpoint.name,
         "params_sha256": trained.digest,
-        "configuration": NetworkSpec.from_config(trained.config).name,
-        "dtype": trained.config.model.dtype,
+        "configuration": trained.recipe.model.network.name,
+        "dtype": trained.recipe.model.dtype.name,
         "mean_rgb": trained.statistics.mean_rgb.tolist(),
         "class_names": trained.class_names,
         **eval_pass._asdict(),

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from vgg_jax.config import default_config
-from vgg_jax.models import Network, NetworkSpec
+from vgg_jax.config import recipe_of
+from vgg_jax.models import Network
+from vgg_jax.recipe import Recipe
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.digests import leaf_names, params_sha256
 from vgg_jax.runtime.exceptions import UserError, plain_name
@@ -34,7 +34,7 @@ class TrainedModel(NamedTuple):
 
     workdir: Path  # of its evaluations
     checkpoint: Path  # the directory or file that its variables came from
-    config: ConfigDict  # the run's, but for model.dtype where another was asked for
+    recipe: Recipe  # the run's, but for model.dtype where another was asked for
     model: Network
     variables: dict  # first argument of `model.apply`
     digest: str  # `params_sha256`
@@ -71,13 +71,13 @@ def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
             f"{source}: there is no such directory or file; give a training run's workdir, one of its checkpoints/<step>, or "
             "a weights file."
         )
-    config, class_names = run.config(), run.dataset()["class_names"]
+    recipe, class_names = recipe_of(run.config()), run.dataset()["class_names"]
     statistics = ColorStatistics(*run.colors())
     checkpoint, variables = load_variables(source, averages)
-    _check_belongs(run, checkpoint, config, variables, class_names)
+    _check_belongs(run, checkpoint, recipe, variables, class_names)
     if dtype:
-        config.model.dtype = dtype
-    trained = _placed(run.path, checkpoint, config, variables, class_names, statistics)
+        recipe = recipe.with_values({"model.dtype": dtype})
+    trained = _placed(run.path, checkpoint, recipe, variables, class_names, statistics)
     return trained._replace(averages=averages)
 
 
@@ -88,14 +88,16 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
             f"{source} is a trunk, without a classifier; take its activations (vgg_jax.features), or train one on top of it: "
             f"--config.init_from={source}."
         )
-    config = default_config()
-    config.model.update(dataclasses.asdict(weights.network))
-    config.model.num_classes = weights.num_classes
-    config.model.width_multiplier = weights.width_multiplier
-    config.model.fc_width = weights.fc_width
-    config.model.dtype = dtype or "float32"
-    config.image.crop = weights.crop
-    config.image.scale_min, config.image.scale_max = weights.training_scales
+    low, high = weights.training_scales
+    values = {
+        **{f"model.{name}": value for name, value in dataclasses.asdict(weights.network).items()},
+        **{f"model.{name}": getattr(weights, name) for name in ("num_classes", "width_multiplier", "fc_width")},
+        "model.dtype": dtype or "float32",
+        "image.crop": weights.crop,
+        "image.scale_min": low,
+        "image.scale_max": high,
+    }
+    recipe = Recipe.from_values(values)
     names = [plain_name(name) for name in weights.class_names or ()] or [
         f"class {i}" for i in range(weights.num_classes)
     ]
@@ -105,14 +107,14 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
     workdir = source.with_suffix("")
     if workdir.is_file() or not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK):
         workdir = hub.cache_dir() / "evaluations" / f"{workdir.name}-{params_sha256(weights.params)[:8]}"
-    trained = _placed(workdir, source, config, variables, names, statistics)
+    trained = _placed(workdir, source, recipe, variables, names, statistics)
     return trained._replace(class_titles=weights.class_titles or trained.class_titles)
 
 
 def _placed(
     workdir: Path,
     checkpoint: Path,
-    config: ConfigDict,
+    recipe: Recipe,
     variables: dict,
     class_names: list[str],
     statistics: ColorStatistics,
@@ -121,8 +123,8 @@ def _placed(
     return TrainedModel(
         workdir,
         checkpoint,
-        config,
-        make_model(config),
+        recipe,
+        make_model(recipe),
         jax.device_put(variables, replicated(mesh)),
         params_sha256(variables["params"], model_state),
         class_names,
@@ -146,11 +148,11 @@ def weights_of_run(source: str | Path) -> Weights:
     red, green, blue = map(float, trained.statistics.mean_rgb)
     return Weights(
         params=to_numpy(trained.variables["params"]),
-        network=NetworkSpec.from_config(trained.config),
-        width_multiplier=trained.config.model.width_multiplier,
-        fc_width=trained.config.model.fc_width,
-        crop=trained.config.image.crop,
-        training_scales=(trained.config.image.scale_min, trained.config.image.scale_max),
+        network=trained.recipe.model.network,
+        width_multiplier=trained.recipe.model.width_multiplier,
+        fc_width=trained.recipe.model.fc_width,
+        crop=trained.recipe.image.crop,
+        training_scales=(trained.recipe.image.scale_min, trained.recipe.image.scale_max),
         preprocessing=Preprocessing("RGB", 255.0, (red, green, blue), (1.0, 1.0, 1.0)),
         class_names=trained.class_names,
         class_titles=None,
@@ -159,17 +161,17 @@ def weights_of_run(source: str | Path) -> Weights:
     )
 
 
-def _check_belongs(run: RunDir, checkpoint: Path, config: ConfigDict, variables: dict, class_names: list[str]) -> None:
+def _check_belongs(run: RunDir, checkpoint: Path, recipe: Recipe, variables: dict, class_names: list[str]) -> None:
     """Raises UserError where a checkpoint's variables, the configuration and the class names are not of one run."""
     config_name = run.config_file.name
-    if len(class_names) != config.model.num_classes:
+    if len(class_names) != recipe.model.num_classes:
         raise UserError(
-            f"{run.path}: {config_name} has {config.model.num_classes} classes and {run.dataset_file.name} "
+            f"{run.path}: {config_name} has {recipe.model.num_classes} classes and {run.dataset_file.name} "
             f"{len(class_names)}; they are not of one run."
         )
     there, here = (
         {name.removeprefix("params/"): list(leaf.shape) for name, leaf in leaf_names(tree).items()}
-        for tree in (variables, model_shapes(config))
+        for tree in (variables, model_shapes(recipe))
     )
     different = [
         f"{name} is {there.get(name, 'missing')} in the checkpoint and {here.get(name, 'missing')} by {config_name}"
@@ -179,7 +181,7 @@ def _check_belongs(run: RunDir, checkpoint: Path, config: ConfigDict, variables:
     if different:
         more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
         raise UserError(
-            f"the checkpoint {checkpoint} is not of {NetworkSpec.from_config(config).title} with "
-            f"{config.model.num_classes} classes, as {run.config_file} says: {'; '.join(different[:3])}{more}. "
+            f"the checkpoint {checkpoint} is not of {recipe.model.network.title} with "
+            f"{recipe.model.num_classes} classes, as {run.config_file} says: {'; '.join(different[:3])}{more}. "
             "Give the workdir that it was made in."
         )

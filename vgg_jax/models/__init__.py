@@ -6,18 +6,15 @@ from typing import Any
 
 from vgg_jax.models.description import Layer, Layers
 from vgg_jax.models.network import Network, variable_shapes
-from vgg_jax.models.resnet import BOTTLENECK_STRIDES, SHORTCUTS
-from vgg_jax.models.spec import ALIASES, CONFIGURATIONS, NETWORK_KEYS, NetworkSpec
-from vgg_jax.models.vgg import HEADS, NO_HEAD
+from vgg_jax.models.spec import ALIASES, CHOICES, CONFIGURATIONS, NETWORK_KEYS, NetworkSpec
+from vgg_jax.models.vgg import NO_HEAD
 
 __all__ = [
     "ALIASES",
-    "BOTTLENECK_STRIDES",
+    "CHOICES",
     "CONFIGURATIONS",
-    "HEADS",
     "NETWORK_KEYS",
     "NO_HEAD",
-    "SHORTCUTS",
     "Layer",
     "Layers",
     "Network",

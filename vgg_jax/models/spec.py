@@ -6,16 +6,13 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from vgg_jax.models.description import Layers, resolve
 from vgg_jax.models.predecessors import alexnet, googlenet
 from vgg_jax.models.resnet import BOTTLENECK_STRIDES, CIFAR_DEPTHS, PLAIN_DEPTHS, SHORTCUTS, STAGES, resnet
 from vgg_jax.models.vgg import HEADS, NO_HEAD, TABLE_1, vgg
 from vgg_jax.runtime.exceptions import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 CONFIGURATIONS = (
     *TABLE_1,
@@ -37,6 +34,13 @@ ALIASES = {
     **{f"resnet{depth}": f"ResNet-{depth}" for depth in (*STAGES, *CIFAR_DEPTHS)},
     "alexnet": "AlexNet",
     "googlenet": "GoogLeNet",
+}
+# Choices of `NetworkSpec`'s fields in a configuration; a trunk's head, NO_HEAD, is a file's alone.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "configuration": CONFIGURATIONS,
+    "head": HEADS,
+    "shortcut": ("", *SHORTCUTS),
+    "bottleneck_stride": BOTTLENECK_STRIDES,
 }
 _WITH_BOTTLENECKS = ("ResNet-50", "ResNet-101", "ResNet-152")
 
@@ -69,10 +73,8 @@ class NetworkSpec:
         return network
 
     @classmethod
-    def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> Self:
-        """Returns the network of a configuration, or of a flat one: {"model.configuration": "D", ...}."""
-        if "model" in config:
-            return cls(**{name: config["model"][name] for name in NETWORK_KEYS})
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Returns the network of a flat configuration, {"model.configuration": "D", ...}."""
         return cls(**{name: config[key] for name in NETWORK_KEYS if (key := f"model.{name}") in config})
 
     @classmethod
@@ -158,15 +160,10 @@ class NetworkSpec:
         """Raises ValueError for an unknown configuration or value."""
         if self.configuration not in CONFIGURATIONS:
             raise ValueError(f"no configuration {self.configuration!r}; there are {', '.join(CONFIGURATIONS)}")
-        for value, known in (
-            (self.batch_norm, (False, True)),
-            (self.auxiliary, (False, True)),
-            (self.head, (*HEADS, NO_HEAD)),
-            (self.shortcut, ("", *SHORTCUTS)),
-            (self.bottleneck_stride, BOTTLENECK_STRIDES),
-        ):
-            if value not in known:
-                raise ValueError(f"{value!r} must be one of {', '.join(map(repr, known))}")
+        for name, value in dataclasses.asdict(self).items():
+            choices = (*CHOICES.get(name, (False, True)), *((NO_HEAD,) if name == "head" else ()))
+            if value not in choices:
+                raise ValueError(f"{value!r} must be one of {', '.join(map(repr, choices))}")
 
     def misplaced_options(self) -> Iterator[str]:
         """Yields a sentence for each option that the configuration does not have."""
@@ -209,6 +206,8 @@ def _layers(network: NetworkSpec, crop: int) -> Layers:
 @functools.cache
 def _by_name() -> dict[str, NetworkSpec]:
     """Returns every network whose options suit its configuration, by its name; auxiliary classifiers and trunks have none."""
-    choices = itertools.product(CONFIGURATIONS, (False, True), HEADS, ("", *SHORTCUTS), BOTTLENECK_STRIDES)
-    networks = (NetworkSpec(*choice) for choice in choices)
-    return {network.name: network for network in networks if not any(network.misplaced_options())}
+    choices: Iterator[Any] = itertools.product(*(CHOICES.get(name, (False, True)) for name in NETWORK_KEYS))
+    networks = (NetworkSpec(**dict(zip(NETWORK_KEYS, choice, strict=True))) for choice in choices)
+    return {
+        network.name: network for network in networks if not (network.auxiliary or any(network.misplaced_options()))
+    }

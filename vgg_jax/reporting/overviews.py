@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from vgg_jax.config import scale_text
+from vgg_jax.recipe import scale_text
 from vgg_jax.reporting.charts import COLORS, Chart, Line, YAxis, chart
 from vgg_jax.reporting.curves import ABSENT, percent
 from vgg_jax.reporting.history import RunHistory, read_history

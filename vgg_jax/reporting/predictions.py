@@ -151,8 +151,8 @@ class Predictions(NamedTuple):
 
 def map_scale(trained: TrainedModel) -> int:
     """Returns Q of the score maps in pixels: twice S, and at least four cells of the map on the shorter side."""
-    low, high = trained.config.image.scale_min, trained.config.image.scale_max
-    return max(low + high, trained.config.image.crop + 96)
+    low, high = trained.recipe.image.scale_min, trained.recipe.image.scale_max
+    return max(low + high, trained.recipe.image.crop + 96)
 
 
 def cached_predictions(trained: TrainedModel, evaluations: Evaluations) -> Predictions | None:
@@ -164,7 +164,7 @@ def cached_predictions(trained: TrainedModel, evaluations: Evaluations) -> Predi
         is_own = bool(passes) and models[0]["params_sha256"] == trained.digest and content["rows"]
         if is_own and request.get("protocol") in PROTOCOLS:
             other_data = bool(request.get("data_name") or request.get("data_root"))
-            other_split = request.get("split") not in ("", None, trained.config.data.val_split)
+            other_split = request.get("split") not in ("", None, trained.recipe.data.val_split)
             candidates.append(((other_data, other_split, -len(passes), path.name), path, content))
     for _, path, content in sorted(candidates, key=lambda candidate: candidate[0]):
         averaged = _averaged(trained, path.parent, content)
@@ -192,7 +192,7 @@ def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -
     """Returns the predictions of an evaluation; None where a pass is not cached, or a label is missing."""
     request = Request(**{name: content["request"][name] for name in Request._fields if name in content["request"]})
     model, data = content["models"][0], content["data"]
-    if model["dtype"] != trained.config.model.dtype:
+    if model["dtype"] != trained.recipe.model.dtype.name:
         return None  # cached next to the run's own under another name
     probs: dict[EvalPass, Probs] = {}
     for fields in model["passes"]:

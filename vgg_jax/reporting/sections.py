@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vgg_jax.config import default_config, flatten, scale_text
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.models import NetworkSpec
+from vgg_jax.recipe import scale_text
 from vgg_jax.reporting import images
 from vgg_jax.reporting.curves import ABSENT, percent, rate_text, run_charts
 from vgg_jax.reporting.history import RunHistory
@@ -187,7 +188,7 @@ def _validations(history: RunHistory) -> list[tuple[str, ...]]:
 
 def _configuration(history: RunHistory) -> list[tuple[str, str, bool]]:
     """Returns (key, value, whether it differs from the paper's defaults)."""
-    default = flatten(default_config())
+    default = recipe_of(default_config()).given
     return [(key, str(value), key in default and value != default[key]) for key, value in history.config.items()]
 
 

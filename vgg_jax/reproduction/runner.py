@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from vgg_jax.config import flatten, scale_text
+from vgg_jax.config import flatten
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.models import NETWORK_KEYS
+from vgg_jax.recipe import Recipe, scale_text
 from vgg_jax.reproduction.stages import Stage, stage_config
 from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.console import Console, aligned, duration
@@ -40,6 +41,7 @@ class PlannedRun(NamedTuple):
     stage: Stage
     seed: int
     config: ConfigDict
+    recipe: Recipe  # of the configuration
     workdir: Path
     summary: dict[str, Any] | None  # of a finished run
     steps: int  # made so far, as its checkpoints say
@@ -69,17 +71,17 @@ def planned_runs(
         for stage in stages:
             config = stage_config(shared, plan, stage, directory, seed)
             try:
-                validate(config, jax.device_count())
+                recipe = validate(config, jax.device_count())
             except UserError as error:
                 raise UserError(f"stage {stage.name}: {error}") from error
             run_dir = PlanDir(directory).run(stage.name, seed)
             summary = run_dir.summary()
             if summary is not None:
-                _check_stands_for(stage, config, run_dir)
+                _check_stands_for(stage, recipe, run_dir)
             elif stage.starts_from and stage.starts_from not in {other.name for other in stages}:
                 _check_start(stage, PlanDir(directory).run(stage.starts_from, seed), everything)
             steps = max(run_dir.checkpoint_steps(), default=0)
-            runs.append(PlannedRun(stage, seed, config, run_dir.path, summary, steps))
+            runs.append(PlannedRun(stage, seed, config, recipe, run_dir.path, summary, steps))
     return runs
 
 
@@ -93,11 +95,11 @@ def _check_start(stage: Stage, start: RunDir, everything: Sequence[Stage]) -> No
     raise UserError(f"stage {stage.name} starts from {name}, and there is no finished run in {start.path}; {remedy}")
 
 
-def _check_stands_for(stage: Stage, config: ConfigDict, run_dir: RunDir) -> None:
+def _check_stands_for(stage: Stage, recipe: Recipe, run_dir: RunDir) -> None:
     """Raises UserError where a finished run is of another model, S or data than its stage."""
     here, there = (
-        {key: value for key, value in flatten(one).items() if key in _KEYS_OF_STAGE}
-        for one in (config, run_dir.config())
+        {key: value for key, value in values.items() if key in _KEYS_OF_STAGE}
+        for values in (recipe.given, flatten(run_dir.config()))
     )
     different = differences(here, there, "{key} is {first}, there it is {second}")
     if different:
@@ -111,7 +113,7 @@ def plan_text(runs: Sequence[PlannedRun]) -> str:
     """Returns the plan as text: a line a run, with its length and its actual or expected time."""
     images = None
     with contextlib.suppress(UserError):  # the plan can be looked at before there is data
-        images = len(open_dataset(runs[0].config).train)
+        images = len(open_dataset(runs[0].recipe).train)
     seconds_of: dict[str, list[float]] = {}
     for run in runs:
         if run.summary:
@@ -119,10 +121,10 @@ def plan_text(runs: Sequence[PlannedRun]) -> str:
     lines = [("run", "configuration", "S", "starts from", "rate", "at most", "state")]
     seconds_left, some_unknown = 0.0, False
     for run in runs:
-        config, stage = run.config, run.stage
-        length, total = f"{config.num_epochs:g} epochs", None
+        recipe, stage = run.recipe, run.stage
+        length, total = f"{recipe.num_epochs:g} epochs", None
         if images is not None:
-            total = math.ceil(config.num_epochs * images / config.batch_size)
+            total = math.ceil(recipe.num_epochs * images / recipe.batch_size)
             length += f", {total:,} steps"
         if run.summary:
             state = f"finished: {run.summary['steps']:,} steps, {duration(run.summary['seconds'])}"
@@ -133,7 +135,7 @@ def plan_text(runs: Sequence[PlannedRun]) -> str:
                 seconds_left += mean * max(1 - run.steps / total if total else 1.0, 0.0)
                 state += f", about {duration(mean)} by the other seeds"
             some_unknown |= not known
-        scale, rate = scale_text(config.image.scale_min, config.image.scale_max), config.optimizer.learning_rate
+        scale, rate = scale_text(recipe.image.scale_min, recipe.image.scale_max), recipe.optimizer.learning_rate
         start = stage.starts_from or "random"
         lines.append((run.name(), stage.configuration, scale, start, f"{rate:g}", length, state))
     finished = sum(run.summary is not None for run in runs)
@@ -149,7 +151,7 @@ def write_plan(runs: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int, 
     Raises:
       UserError: the directory is another plan's, or cannot be written.
     """
-    plan_dir, crop = PlanDir(directory), runs[0].config.image.crop
+    plan_dir, crop = PlanDir(directory), runs[0].recipe.image.crop
     contents = [stage._asdict() | {"scales": list(stage.scales)} for stage in stages]
     before, all_seeds = None, set(range(seeds))
     if plan_dir.is_plan():
@@ -196,8 +198,8 @@ def _check_data(finished: Sequence[PlannedRun]) -> None:
     """Raises UserError where a run was on other data than its stage's, as far as these can be opened."""
     datasets: dict[str, dict[str, Any]] = {}
     for run in finished:
-        key = str(run.config.data)
+        key = str(run.recipe.data)
         with contextlib.suppress(UserError):  # tables are also made where the data no longer are
-            datasets[key] = datasets.get(key) or open_dataset(run.config).description()
+            datasets[key] = datasets.get(key) or open_dataset(run.recipe).description()
         if key in datasets:
-            claim_workdir(run.workdir, run.config, datasets[key], write=False)
+            claim_workdir(run.workdir, run.recipe, datasets[key], write=False)

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from ml_collections import ConfigDict
 
-from vgg_jax import config as config_lib
 from vgg_jax.evaluation.dense_steps import make_dense
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.exceptions import UserError, first_line
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
@@ -22,7 +21,7 @@ from vgg_jax.tpu.chips import Slice
 from vgg_jax.training.augment import IMAGENET_STATISTICS
 from vgg_jax.training.state import make_model, state_shapes
 from vgg_jax.training.steps import compile_train_step
-from vgg_jax.validation import validate
+from vgg_jax.validation import check_rules
 
 GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -65,26 +64,26 @@ def topology_devices(topology: Slice) -> list[jax.Device]:
     return list(description.devices)
 
 
-def compile_train(config: ConfigDict, topology: Slice, devices: list[jax.Device]) -> CompileResult:
+def compile_train(recipe: Recipe, topology: Slice, devices: list[jax.Device]) -> CompileResult:
     """Compiles one update as `vgg_jax.training.train` does.
 
     Raises:
       UserError: a configuration that these devices cannot run.
     """
-    validate(config, len(devices))
-    mesh = make_mesh(config.model_parallel, devices)
-    shapes = state_shapes(config, mesh)
-    return _answer(topology, lambda: compile_train_step(config, IMAGENET_STATISTICS, mesh, shapes))
+    check_rules(recipe, len(devices))
+    mesh = make_mesh(recipe.model_parallel, devices)
+    shapes = state_shapes(recipe, mesh)
+    return _answer(topology, lambda: compile_train_step(recipe, IMAGENET_STATISTICS, mesh, shapes))
 
 
-def compile_dense(config: ConfigDict, topology: Slice, devices: list[jax.Device]) -> CompileResult:
+def compile_dense(recipe: Recipe, topology: Slice, devices: list[jax.Device]) -> CompileResult:
     """Compiles dense evaluation as `vgg-jax evaluate` does, for the shape of `dense_shape`."""
     mesh = make_mesh(devices=devices)
-    model, whole, split = make_model(config), replicated(mesh), batch_sharding(mesh)
+    model, whole, split = make_model(recipe), replicated(mesh), batch_sharding(mesh)
     variables = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state_shapes(config, mesh).variables
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state_shapes(recipe, mesh).variables
     )
-    images, rows, columns = dense_shape(config, topology.devices)
+    images, rows, columns = dense_shape(recipe, topology.devices)
     arguments = (
         jax.ShapeDtypeStruct((images, rows, columns, 3), jnp.uint8, sharding=split),
         jax.ShapeDtypeStruct((images, 2), jnp.int32, sharding=split),
@@ -94,14 +93,14 @@ def compile_dense(config: ConfigDict, topology: Slice, devices: list[jax.Device]
     return _answer(topology, lambda: compile_step(dense, variables, *arguments, out_shardings=whole))
 
 
-def dense_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+def dense_shape(recipe: Recipe, devices: int) -> tuple[int, int, int]:
     """Returns (images, rows, columns) that `compile_dense` compiles: Q = S, and photographs of 3 : 2.
 
     As many images as `vgg-jax evaluate` takes by default, pixels of 64 crops a device, mirror images among them.
     """
-    q = config_lib.eval_scale(config)
+    q = recipe.image.eval_scale
     columns = q * 3 // 2
-    return devices * max(1, 64 * config.image.crop**2 // (2 * q * columns)), q, columns
+    return devices * max(1, 64 * recipe.image.crop**2 // (2 * q * columns)), q, columns
 
 
 def _answer(topology: Slice, compile_it: Callable[[], jax.stages.Compiled]) -> CompileResult:

@@ -12,8 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from vgg_jax import __version__
-from vgg_jax import config as config_lib
-from vgg_jax.models import NetworkSpec
+from vgg_jax.config import flatten
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.console import duration, print_line
 from vgg_jax.runtime.exceptions import UserError, did_you_mean
 from vgg_jax.runtime.files import write_json
@@ -51,18 +51,18 @@ def check(
         raise UserError(f"--json={destination}: there is no directory {destination.absolute().parent}; make it first.")
     if destination and destination.is_dir():
         raise UserError(f"--json={destination} is a directory; name a file in it.")
-    configs = list(_by_sharding(config, sharding, slice_))
+    recipes = list(_by_sharding(config, sharding, slice_))
     devices = compiled.topology_devices(slice_)
-    print_line(_heading(configs[0], slice_))
-    rows = [_row(each, slice_, devices, largest) for each in configs]
+    print_line(_heading(recipes[0], slice_))
+    rows = [_row(each, slice_, devices, largest) for each in recipes]
     content = {
         "topology": slice_.name,
         "chips": slice_.chips,
         "devices": slice_.devices,
         "chip": slice_.chip._asdict(),
-        "configuration": config_lib.flatten(configs[0]),
+        "configuration": dict(recipes[0].given),
         "shardings": rows,
-        "dense": _dense(configs[0], slice_, devices) if dense else None,
+        "dense": _dense(recipes[0], slice_, devices) if dense else None,
         "versions": {"vgg_jax": __version__, "jax": jax.__version__, "libtpu": version("libtpu")},
     }
     if destination:
@@ -71,32 +71,27 @@ def check(
     return content
 
 
-def _by_sharding(config: ConfigDict, sharding: str, slice_: Slice) -> Iterator[ConfigDict]:
-    """Returns a configuration for each sharding, without data."""
+def _by_sharding(config: ConfigDict, sharding: str, slice_: Slice) -> Iterator[Recipe]:
+    """Returns a recipe for each sharding, without data."""
     if sharding not in ("", "all", *RULES):
         raise UserError(
             f"--sharding={sharding}: it must be one of {', '.join(RULES)}, or all."
             f"{did_you_mean(sharding, (*RULES, 'all'))}"
         )
     for rules in RULES if sharding == "all" else [sharding or config.sharding]:
-        each = config.copy_and_resolve_references()
-        each.unlock()
-        each.sharding = rules
-        if rules == "fc_model_parallel" and each.model_parallel == 1:
-            each.model_parallel = min(_MODEL_PARALLEL, slice_.devices)
-        each.data.name, each.data.root, each.start_required = "builtin", "", False
-        validate(each, slice_.devices)
-        yield each
+        values = flatten(config) | {"sharding": rules, "data.name": "builtin", "data.root": "", "start_required": False}
+        if rules == "fc_model_parallel" and config.model_parallel == 1:
+            values["model_parallel"] = min(_MODEL_PARALLEL, slice_.devices)
+        yield validate(values, slice_.devices)
 
 
-def _row(config: ConfigDict, slice_: Slice, devices: list[jax.Device], largest: bool) -> dict[str, Any]:
+def _row(recipe: Recipe, slice_: Slice, devices: list[jax.Device], largest: bool) -> dict[str, Any]:
     began = time.monotonic()
     results: dict[int, CompileResult] = {}
 
     def compile_at(batch: int) -> CompileResult:
         if batch not in results:
-            at_batch = config.copy_and_resolve_references()
-            at_batch.batch_size = batch
+            at_batch = recipe.with_values({"batch_size": batch})
             results[batch] = compiled.compile_train(at_batch, slice_, devices)
             if len(results) > 1:
                 verdict = "fits" if results[batch].fits else "does not fit"
@@ -104,16 +99,16 @@ def _row(config: ConfigDict, slice_: Slice, devices: list[jax.Device], largest: 
         return results[batch]
 
     def figures(batch: int) -> dict[str, Any]:
-        title = f"train step, {_sharding_title(config)}, batch {batch:,}"
+        title = f"train step, {_sharding_title(recipe)}, batch {batch:,}"
         return _say_figures(title, compile_at(batch), batch, slice_)
 
     row: dict[str, Any] = {
-        "sharding": config.sharding,
-        "model_parallel": config.model_parallel,
-        "train_step": figures(config.batch_size),
+        "sharding": recipe.sharding,
+        "model_parallel": recipe.model_parallel,
+        "train_step": figures(recipe.batch_size),
     }
     if largest:
-        fits, fails, _ = compiled.largest(compile_at, config.batch_size, _unit(config, slice_))
+        fits, fails, _ = compiled.largest(compile_at, recipe.batch_size, _unit(recipe, slice_))
         row["largest_batch"] = {"fits": fits, "does_not_fit": fails, "a_chip": fits / slice_.chips}
         a_chip = fits / slice_.chips, fails / slice_.chips
         _say(f"  largest batch that fits: {fits:,} ({a_chip[0]:g} images a chip); {fails:,} does not ({a_chip[1]:g})")
@@ -124,11 +119,11 @@ def _row(config: ConfigDict, slice_: Slice, devices: list[jax.Device], largest: 
     return row
 
 
-def _dense(config: ConfigDict, slice_: Slice, devices: list[jax.Device]) -> dict[str, Any]:
+def _dense(recipe: Recipe, slice_: Slice, devices: list[jax.Device]) -> dict[str, Any]:
     """Compiles dense evaluation, which is the same for every sharding."""
     began = time.monotonic()
-    images, rows, columns = compiled.dense_shape(config, slice_.devices)
-    result = compiled.compile_dense(config, slice_, devices)
+    images, rows, columns = compiled.dense_shape(recipe, slice_.devices)
+    result = compiled.compile_dense(recipe, slice_, devices)
     seconds = round(time.monotonic() - began, 1)
     title = f"dense evaluation, {images:,} images of {rows} x {columns} and their mirror images"
     figures = _say_figures(title, result, images, slice_)
@@ -136,10 +131,10 @@ def _dense(config: ConfigDict, slice_: Slice, devices: list[jax.Device]) -> dict
     return {"images": images, "frame": [rows, columns], **figures, "seconds_compiling": seconds}
 
 
-def _unit(config: ConfigDict, slice_: Slice) -> int:
+def _unit(recipe: Recipe, slice_: Slice) -> int:
     """Returns the unit of batches to try: as finely as the given one divides over the devices, 8 at most."""
-    parts = slice_.devices // config.model_parallel * config.accumulation_steps
-    return parts * next(n for n in (8, 4, 2, 1) if config.batch_size // parts % n == 0)
+    parts = slice_.devices // recipe.model_parallel * recipe.accumulation_steps
+    return parts * next(n for n in (8, 4, 2, 1) if recipe.batch_size // parts % n == 0)
 
 
 def _say_figures(title: str, result: CompileResult, images: int, slice_: Slice) -> dict[str, Any]:
@@ -161,14 +156,14 @@ def _say_figures(title: str, result: CompileResult, images: int, slice_: Slice) 
     return figures
 
 
-def _heading(config: ConfigDict, slice_: Slice) -> str:
+def _heading(recipe: Recipe, slice_: Slice) -> str:
     chip = slice_.chip
     two = f", {chip.devices} devices each" if chip.devices > 1 else ""
     return (
-        f"{NetworkSpec.from_config(config).title} for {slice_.name}: {slice_.chips:,} chips{two}; a chip has "
+        f"{recipe.model.network.title} for {slice_.name}: {slice_.chips:,} chips{two}; a chip has "
         f"{chip.hbm_gib:g} GiB of HBM at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.flops / 1e12:,.0f} TFLOP/s "
         f"bfloat16, {chip.links} links of {chip.link_bandwidth / 1e9:.0f} GB/s each way\n"
-        f"crop {config.image.crop}, {config.model.dtype}, jax {jax.__version__}, libtpu {version('libtpu')}"
+        f"crop {recipe.image.crop}, {recipe.model.dtype}, jax {jax.__version__}, libtpu {version('libtpu')}"
     )
 
 
@@ -193,8 +188,8 @@ def _lines(
         yield f"  {kind:<20} {dtype:<6} {len(sizes):>5} {sum(sizes) / 1e6:>10,.2f} {devices:>8,}"
 
 
-def _sharding_title(config: ConfigDict) -> str:
-    return config.sharding + (f" over {config.model_parallel}" if config.model_parallel > 1 else "")
+def _sharding_title(recipe: Recipe) -> str:
+    return recipe.sharding + (f" over {recipe.model_parallel}" if recipe.model_parallel > 1 else "")
 
 
 def _say(*lines: str) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ml_collections import ConfigDict
-
-from vgg_jax.models import NetworkSpec
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
@@ -19,58 +17,58 @@ _LARGEST_UPDATE_RATIO = 0.05
 _LARGEST_NORMALIZED_RATIO = 0.25
 
 
-def stuck(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | None:
+def stuck(recipe: Recipe, step: int, means: Mapping[str, float]) -> str | None:
     """Returns a warning for a run whose loss is still that of guessing; None if it is not.
 
     Args:
-      config: the run's.
+      recipe: the run's.
       step: updates made.
       means: a step's metrics, averaged since the evaluation before; norms are those of the last log line.
     """
-    chance = math.log(config.model.num_classes)
+    chance = math.log(recipe.model.num_classes)
     if step < STEPS_TO_LEAVE_CHANCE or means["loss"] < 0.99 * chance:
         return None
     # A layer that no gradient reaches changes by its weight decay alone, which is known: rate x l2 / (1 - momentum).
-    decay = means["lr"] * config.optimizer.l2 / (1 - config.optimizer.momentum)
+    decay = means["lr"] * recipe.optimizer.l2 / (1 - recipe.optimizer.momentum)
     unreached = [
         name.partition("/")[2]
         for name, ratio in means.items()
         if name.startswith("update_ratio/") and ratio <= max(1.5 * decay, 1e-8)
     ]
     cause = "A deep network often does not leave it at a rate that suits a shallow one. "
-    if unreached and not config.optimizer.lr_factors:
+    if unreached and not recipe.given["optimizer.lr_factors"]:
         cause = f"The gradient does not reach {', '.join(unreached)}: their weights only decay (update_ratio/* in metrics.jsonl). "
     return (
-        f"WARNING: at step {step} the loss is still {means['loss']:.4f}, which is guessing (ln {config.model.num_classes} = "
-        f"{chance:.4f}). {cause}{_remedies(config)}"
+        f"WARNING: at step {step} the loss is still {means['loss']:.4f}, which is guessing (ln {recipe.model.num_classes} = "
+        f"{chance:.4f}). {cause}{_remedies(recipe)}"
     )
 
 
-def exploding(config: ConfigDict, step: int, means: Mapping[str, float]) -> str | None:
+def exploding(recipe: Recipe, step: int, means: Mapping[str, float]) -> str | None:
     """Returns a warning where updates are so large that they destroy the initialisation; None where they are not.
 
     Args:
-      config: the run's.
+      recipe: the run's.
       step: updates made.
       means: a step's metrics, averaged over the steps since the last log line; norms are those of this step.
     """
     ratios = {name: value for name, value in means.items() if name.startswith("update_ratio/")}
     worst = max(ratios, key=lambda name: ratios[name])
-    network = NetworkSpec.from_config(config)
+    network = recipe.model.network
     if ratios[worst] <= (_LARGEST_NORMALIZED_RATIO if network.has_batch_norm else _LARGEST_UPDATE_RATIO):
         return None
     block = worst.partition("/")[2]
     return (
         f"WARNING: at step {step} the gradients explode: an update changes the weights of {block} by {ratios[worst]:.0%} "
-        f"(gradient norm {means[f'gradient_norm/{block}']:.3g}). {_remedies(config)}"
+        f"(gradient norm {means[f'gradient_norm/{block}']:.3g}). {_remedies(recipe)}"
     )
 
 
-def diverged(config: ConfigDict, step: int, loss: float, measured: str = "loss") -> UserError:
+def diverged(recipe: Recipe, step: int, loss: float, measured: str = "loss") -> UserError:
     """Returns the error for a run whose loss or state is not finite.
 
     Args:
-      config: the run's.
+      recipe: the run's.
       step: updates made.
       loss: in nats.
       measured: what `loss` is: "loss" of this step, or "validation loss".
@@ -78,15 +76,15 @@ def diverged(config: ConfigDict, step: int, loss: float, measured: str = "loss")
     cause = ", and a parameter or a statistic is not finite" if math.isfinite(loss) else ""
     return UserError(
         f"training has diverged: at step {step} the {measured} is {loss:.4g}{cause}. Nothing was saved after that; the last "
-        f"checkpoint is as it was. {_remedies(config)}"
+        f"checkpoint is as it was. {_remedies(recipe)}"
     )
 
 
-def _remedies(config: ConfigDict) -> str:
-    lower = f"a lower rate (--config.optimizer.learning_rate={config.optimizer.learning_rate / 10:g})"
-    network = NetworkSpec.from_config(config)
+def _remedies(recipe: Recipe) -> str:
+    lower = f"a lower rate (--config.optimizer.learning_rate={recipe.optimizer.learning_rate / 10:g})"
+    network = recipe.model.network
     if network.has_batch_norm:
         return f"Try {lower}, or a warm-up (--config.schedule.warmup_epochs=1); in a new --workdir."
-    preset = "" if config.model.init == "glorot" else "--config.model.init=glorot, "
+    preset = "" if recipe.model.init == "glorot" else "--config.model.init=glorot, "
     net_a = ", or start from a trained net A (--config.init_from=DIR)" if network.is_vgg else ""
     return f"Try {preset}{lower}{net_a}; in a new --workdir."

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import bytes_a_device, local_rows
 from vgg_jax.training.state import TrainState, state_bytes_by_sharding
@@ -31,17 +31,17 @@ def host_memory() -> int:
     return size
 
 
-def check_memory(config: ConfigDict, shapes: TrainState, mesh: Mesh) -> None:
+def check_memory(recipe: Recipe, shapes: TrainState, mesh: Mesh) -> None:
     """Raises UserError, before anything is compiled or decoded, where there is certainly too little memory."""
-    image = 3 * config.image.crop**2  # bytes, as the host decodes it; the first step makes it float
-    state, batch = bytes_a_device(shapes), config.batch_size // mesh.shape["data"] * image
-    need_memory(state + batch + 4 * batch // config.accumulation_steps, "on each device for the state and a batch")
-    threads = config.data.threads * max(1, config.data.processes)
-    ahead = (threads + 2) * len(local_rows(mesh, config.batch_size)) * image
-    needed = ahead + config.data.processes * _INTERPRETER_BYTES
+    image = 3 * recipe.image.crop**2  # bytes, as the host decodes it; the first step makes it float
+    state, batch = bytes_a_device(shapes), recipe.batch_size // mesh.shape["data"] * image
+    need_memory(state + batch + 4 * batch // recipe.accumulation_steps, "on each device for the state and a batch")
+    threads = recipe.data.threads * max(1, recipe.data.processes)
+    ahead = (threads + 2) * len(local_rows(mesh, recipe.batch_size)) * image
+    needed = ahead + recipe.data.processes * _INTERPRETER_BYTES
     if needed > host_memory():
         raise UserError(
-            f"config.data.threads={config.data.threads} and config.data.processes={config.data.processes} need "
+            f"config.data.threads={recipe.data.threads} and config.data.processes={recipe.data.processes} need "
             f"{needed / 2**30:,.1f} GiB to decode {threads} batches ahead, and this machine has "
             f"{host_memory() / 2**30:,.1f} GiB of memory; give fewer of them or a smaller config.batch_size."
         )
@@ -57,14 +57,14 @@ def need_memory(num_bytes: int, purpose: str) -> None:
         )
 
 
-def state_line(config: ConfigDict, shapes: TrainState) -> str:
+def state_line(recipe: Recipe, shapes: TrainState) -> str:
     """Returns the memory of parameters and momentum on each device, exactly, and with the other shardings."""
-    here = f"parameters and momentum a device: {bytes_a_device(shapes) / 2**20:,.1f} MiB ({config.sharding})"
+    here = f"parameters and momentum a device: {bytes_a_device(shapes) / 2**20:,.1f} MiB ({recipe.sharding})"
     if jax.device_count() == 1:
         return here
     others = [
         f"{rules}{f' over {parallel}' if parallel > 1 else ''} {size / 2**20:,.1f}"
-        for rules, parallel, size in state_bytes_by_sharding(config)
-        if rules != config.sharding
+        for rules, parallel, size in state_bytes_by_sharding(recipe)
+        if rules != recipe.sharding
     ]
     return f"{here}; with --config.sharding {', '.join(others)}"

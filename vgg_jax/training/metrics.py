@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from vgg_jax.recipe import Recipe
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.exceptions import writing_to
@@ -119,17 +119,17 @@ class TrainMetrics:
 
     def __init__(
         self,
-        config: ConfigDict,
+        recipe: Recipe,
         steps_per_epoch: float,
         total_steps: int,
         metrics_log: MetricsLog,
         console: Console,
         sums: dict[str, dict[str, float]] | None,
     ):
-        self._config, self._steps_per_epoch, self._total_steps = config, steps_per_epoch, total_steps
+        self._recipe, self._steps_per_epoch, self._total_steps = recipe, steps_per_epoch, total_steps
         self._metrics_log, self._console = metrics_log, console
         # A line at least once an epoch, so that a short run has some.
-        self._log_every = max(1, min(config.log_every_steps, math.floor(steps_per_epoch), total_steps))
+        self._log_every = max(1, min(recipe.log_every_steps, math.floor(steps_per_epoch), total_steps))
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._sums: dict[str, dict[str, float]] = {"log": {}, "evaluation": {}, "norms": {}} | (sums or {})
         self._warned: set[Callable] = set()
@@ -178,28 +178,28 @@ class TrainMetrics:
             step, metrics = self._pending
             self._process(step, metrics)
             if not _is_finite(state):
-                raise diagnostics.diverged(self._config, step, float(metrics["loss"]))
+                raise diagnostics.diverged(self._recipe, step, float(metrics["loss"]))
             self._pending = None
 
     def _process(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"]):
-            raise diagnostics.diverged(self._config, step, values["loss"])
+            raise diagnostics.diverged(self._recipe, step, values["loss"])
         norms = {name: values.pop(name) for name in list(values) if _is_norm(name)}
         summed = {name: _plus(self._sums[name], values) for name in ("log", "evaluation")}
         self._sums = {**summed, "norms": norms or self._sums["norms"]}
         elapsed = max(time.monotonic() - self._started, 1e-9)
         self._timed_steps += 1  # finished since the clock was started
-        speed = self._timed_steps * self._config.batch_size / elapsed
+        speed = self._timed_steps * self._recipe.batch_size / elapsed
         waited = self._waited / elapsed
         pace = f"{speed:.0f} images/s | input wait {waited:.0%}"
-        left = f"at most {duration((self._total_steps - step) * self._config.batch_size / max(speed, 1e-9))} left"
+        left = f"at most {duration((self._total_steps - step) * self._recipe.batch_size / max(speed, 1e-9))} left"
         if self.is_logged(step):
             mean = _mean(self._sums["log"]) | self._sums["norms"]
             mean["lr"] = values["lr"]
             self._line = (
                 f"epoch {step / self._steps_per_epoch:.2f} | loss {mean['loss']:.4f} | top-1 error "
-                f"{mean['top1_error']:.1%}{top5_text(self._config, mean['top5_error'], 1)} | lr {mean['lr']:.0e}"
+                f"{mean['top1_error']:.1%}{top5_text(self._recipe, mean['top5_error'], 1)} | lr {mean['lr']:.0e}"
             )
             self._console.log(f"step {step}/{self._total_steps} | {self._line} | {pace} | {left}")
             scalars = {**mean, "images_per_second": speed, "input_wait": waited}
@@ -220,7 +220,7 @@ class TrainMetrics:
 
     def _warn(self, check: Callable[..., str | None], *arguments: Any) -> None:
         """Prints the warning of a check, once in a run."""
-        if check not in self._warned and (text := check(self._config, *arguments)):
+        if check not in self._warned and (text := check(self._recipe, *arguments)):
             self._warned.add(check)
             self._console.print(text)
 
@@ -242,6 +242,6 @@ def _mean(sums: dict[str, float]) -> dict[str, float]:
     return {name: value / sums["steps"] for name, value in sums.items() if name != "steps"}
 
 
-def top5_text(config: ConfigDict, error: float, digits: int) -> str:
+def top5_text(recipe: Recipe, error: float, digits: int) -> str:
     """Returns ", top-5 5.1%", or "" with five classes or fewer, where it is always 0."""
-    return f", top-5 {error:.{digits}%}" if config.model.num_classes > 5 else ""
+    return f", top-5 {error:.{digits}%}" if recipe.model.num_classes > 5 else ""

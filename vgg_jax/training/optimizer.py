@@ -10,29 +10,28 @@ from typing import Any
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
-from vgg_jax.config import lr_factors
+from vgg_jax.recipe import Recipe
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     """Returns the chain for a configuration; its state is a dict of the parts' states, by name.
 
     `update` takes the learning rate in force as the keyword `learning_rate`, a float32 scalar (`vgg_jax.training.schedules`).
     """
-    mask = _is_kernel if config.optimizer.l2_mask == "kernels" else None
-    clip = [("clip", optax.clip_by_global_norm(config.optimizer.clip_norm))] if config.optimizer.clip_norm else []
-    decay = ("l2", optax.add_decayed_weights(config.optimizer.l2, mask))
-    rate = ("learning_rate", _scale_by_learning_rate(config))
-    if config.optimizer.name == "adamw":
+    mask = _is_kernel if recipe.optimizer.l2_mask == "kernels" else None
+    clip = [("clip", optax.clip_by_global_norm(recipe.optimizer.clip_norm))] if recipe.optimizer.clip_norm else []
+    decay = ("l2", optax.add_decayed_weights(recipe.optimizer.l2, mask))
+    rate = ("learning_rate", _scale_by_learning_rate(recipe))
+    if recipe.optimizer.name == "adamw":
         return optax.named_chain(*clip, ("adam", optax.scale_by_adam()), decay, rate)
     # L2 joins the gradient before the momentum: classical, not decoupled. Kernels only (docs/decisions.md).
-    return optax.named_chain(*clip, decay, rate, ("momentum", optax.trace(config.optimizer.momentum)))
+    return optax.named_chain(*clip, decay, rate, ("momentum", optax.trace(recipe.optimizer.momentum)))
 
 
-def _scale_by_learning_rate(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def _scale_by_learning_rate(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     """Scales by minus the rate in force, times the layer's factor."""
-    factors = lr_factors(config)
+    factors = dict(recipe.optimizer.lr_factors)
 
     def update(updates: Any, state: Any, params: Any = None, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
         del params

@@ -9,11 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from ml_collections import ConfigDict
-
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.exceptions import UserError
 
-SCHEDULES = ("plateau", "steps", "cosine")
 WARMUP_FACTOR = 0.1  # on the rate until the training error is below `schedule.warmup_error` (He et al. 2015, §4.2)
 
 
@@ -25,7 +23,7 @@ class Plateau:
     evaluations: int = 0  # since the best one or the last plateau
     plateaus: int = 0
 
-    def observe(self, error: float, num_images: int, config: ConfigDict) -> Plateau:
+    def observe(self, error: float, num_images: int, recipe: Recipe) -> Plateau:
         """Returns the state after an evaluation.
 
         `plateau.patience` evaluations in a row that do not lower the least error by at least `plateau.min_improvement`
@@ -34,72 +32,54 @@ class Plateau:
         Args:
           error: validation top-1 error, a fraction.
           num_images: validation images that the error is a fraction of.
-          config: the run's.
+          recipe: the run's.
         """
         # Counted in images: floats do not hold the errors exactly, and an improvement may be exactly the least one.
         fewer = math.inf if self.best_error is None else round(self.best_error * num_images) - round(error * num_images)
-        if fewer >= config.plateau.min_improvement * num_images - 1e-6:
+        if fewer >= recipe.plateau.min_improvement * num_images - 1e-6:
             return dataclasses.replace(self, best_error=error, evaluations=0)
-        if self.evaluations + 1 < config.plateau.patience:
+        if self.evaluations + 1 < recipe.plateau.patience:
             return dataclasses.replace(self, evaluations=self.evaluations + 1)
         return dataclasses.replace(self, evaluations=0, plateaus=self.plateaus + 1)
 
 
-def learning_rate(
-    config: ConfigDict, step: int, steps_per_epoch: float, plateau: Plateau, is_warm: bool = True
-) -> float:
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: float, plateau: Plateau, is_warm: bool = True) -> float:
     """Returns the rate of the update that follows `step` updates.
 
     Args:
-      config, step, steps_per_epoch: of the run.
+      recipe, step, steps_per_epoch: of the run.
       plateau: after its last evaluation.
       is_warm: whether the training error has been below `schedule.warmup_error`.
     """
-    if config.schedule.warmup_error < 1 and not is_warm:
-        return WARMUP_FACTOR * learning_rate(config, step, steps_per_epoch, plateau)
-    epoch, warmup = step / steps_per_epoch, config.schedule.warmup_epochs
-    rate = config.optimizer.learning_rate * min(1.0, (step + 1) / max(1.0, warmup * steps_per_epoch))
-    if config.schedule.name == "cosine":
-        progress = max(0.0, epoch - warmup) / max(config.num_epochs - warmup, 1e-9)
+    if recipe.schedule.warmup_error < 1 and not is_warm:
+        return WARMUP_FACTOR * learning_rate(recipe, step, steps_per_epoch, plateau)
+    epoch, warmup = step / steps_per_epoch, recipe.schedule.warmup_epochs
+    rate = recipe.optimizer.learning_rate * min(1.0, (step + 1) / max(1.0, warmup * steps_per_epoch))
+    if recipe.schedule.name == "cosine":
+        progress = max(0.0, epoch - warmup) / max(recipe.num_epochs - warmup, 1e-9)
         return rate * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    factor = config.plateau.factor if config.schedule.name == "plateau" else config.schedule.drop_factor
-    return rate * factor ** lr_drops(config, epoch, plateau)
+    factor = recipe.plateau.factor if recipe.schedule.name == "plateau" else recipe.schedule.drop_factor
+    return rate * factor ** lr_drops(recipe, epoch, plateau)
 
 
-def lr_drops(config: ConfigDict, epoch: float, plateau: Plateau) -> int:
+def lr_drops(recipe: Recipe, epoch: float, plateau: Plateau) -> int:
     """Returns how often the rate has dropped so far; 0 for the cosine."""
-    if config.schedule.name == "plateau":
-        return min(plateau.plateaus, config.plateau.max_drops)
-    return sum(at <= epoch for at in drop_epochs(config)) if config.schedule.name == "steps" else 0
+    if recipe.schedule.name == "plateau":
+        return min(plateau.plateaus, recipe.plateau.max_drops)
+    return sum(at <= epoch for at in recipe.schedule.drop_epochs) if recipe.schedule.name == "steps" else 0
 
 
-def is_finished(config: ConfigDict, plateau: Plateau) -> bool:
+def is_finished(recipe: Recipe, plateau: Plateau) -> bool:
     """Returns whether the error has stopped improving at the last learning rate too, which ends training."""
-    return config.schedule.name == "plateau" and plateau.plateaus > config.plateau.max_drops
+    return recipe.schedule.name == "plateau" and plateau.plateaus > recipe.plateau.max_drops
 
 
-def drop_epochs(config: ConfigDict) -> list[float]:
-    """Returns `schedule.drop_epochs`, ascending.
-
-    Raises:
-      UserError: it is not numbers with commas between.
-    """
-    text = config.schedule.drop_epochs
-    try:
-        epochs = sorted(float(word) for word in text.split(",") if word.strip())
-    except ValueError:
-        epochs = [math.nan]
-    if not all(0 < epoch < math.inf for epoch in epochs):
-        raise UserError(f'config.schedule.drop_epochs is {text!r}; it must be epochs with commas between, as "30,60".')
-    return epochs
-
-
-def total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
+def total_steps(recipe: Recipe, steps_per_epoch: float) -> int:
     """Returns the steps of `num_epochs`; raises UserError where they are too many to count."""
-    steps = math.ceil(config.num_epochs * steps_per_epoch)
+    steps = math.ceil(recipe.num_epochs * steps_per_epoch)
     if steps >= 2**31:  # the state counts them in an int32
         raise UserError(
-            f"config.num_epochs={config.num_epochs:g} makes {steps:,} steps, more than can be counted; give less than "
+            f"config.num_epochs={recipe.num_epochs:g} makes {steps:,} steps, more than can be counted; give less than "
             f"{2**31 / steps_per_epoch:.3g} epochs."
         )
     return steps

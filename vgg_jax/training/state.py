@@ -10,10 +10,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from vgg_jax.config import lr_factors, network_layers
 from vgg_jax.models import Network
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.sharding import RULES, bytes_a_device, make_mesh, tree_shardings
 from vgg_jax.training.optimizer import make_optimizer
 
@@ -49,19 +48,19 @@ class TrainState:
         return dataclasses.replace(self, params=variables["params"], model_state=model_state, opt_state=opt_state)
 
 
-def make_model(config: ConfigDict) -> Network:
+def make_model(recipe: Recipe) -> Network:
     """Returns the network that a configuration describes."""
-    layers, factors = network_layers(config), lr_factors(config)
+    layers, factors = recipe.layers, dict(recipe.optimizer.lr_factors)
     return Network(
         layers=layers,
-        num_classes=config.model.num_classes,
-        width_multiplier=config.model.width_multiplier,
-        fc_width=config.model.fc_width,
-        dropout_rate=config.model.dropout_rate,
-        init_preset=config.model.init,
-        dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.dtype(config.model.param_dtype),
-        crop=config.image.crop,
+        num_classes=recipe.model.num_classes,
+        width_multiplier=recipe.model.width_multiplier,
+        fc_width=recipe.model.fc_width,
+        dropout_rate=recipe.model.dropout_rate,
+        init_preset=recipe.model.init,
+        dtype=recipe.model.dtype,
+        param_dtype=recipe.model.param_dtype,
+        crop=recipe.image.crop,
         frozen=tuple(x.name for x in layers if x.is_norm and not factors[x.name]),
     )
 
@@ -76,30 +75,29 @@ def step_key(seed: int, step: jax.typing.ArrayLike) -> jax.Array:
     return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
 
 
-def state_shapes(config: ConfigDict, mesh: Mesh) -> TrainState:
+def state_shapes(recipe: Recipe, mesh: Mesh) -> TrainState:
     """Returns the train state as jax.ShapeDtypeStruct, each with the sharding that the configuration's table gives it."""
-    shapes = jax.eval_shape(lambda: _init(config))
-    shardings = tree_shardings(shapes, mesh, config.sharding)
+    shapes = jax.eval_shape(lambda: _init(recipe))
+    shardings = tree_shardings(shapes, mesh, recipe.sharding)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def state_bytes_by_sharding(config: ConfigDict) -> list[tuple[str, int, int]]:
+def state_bytes_by_sharding(recipe: Recipe) -> list[tuple[str, int, int]]:
     """Returns (key of sharding.RULES, devices along `model`, bytes of the state that one device holds) for every choice.
 
     FC layers are split over the configuration's `model_parallel`, or, where that is 1, over two devices.
     """
     sizes = []
     for rules in RULES:
-        choice = copy.deepcopy(config)
-        choice.sharding, parallel = rules, 1
+        choice, parallel = recipe.with_values({"sharding": rules}), 1
         if rules == "fc_model_parallel":
-            two = math.gcd(2, config.model.fc_width, jax.device_count())
-            parallel = config.model_parallel if config.model_parallel > 1 else two
+            two = math.gcd(2, recipe.model.fc_width, jax.device_count())
+            parallel = recipe.model_parallel if recipe.model_parallel > 1 else two
         sizes.append((rules, parallel, bytes_a_device(state_shapes(choice, make_mesh(parallel)))))
     return sizes
 
 
-def init_state(config: ConfigDict, shapes: TrainState) -> TrainState:
+def init_state(recipe: Recipe, shapes: TrainState) -> TrainState:
     """Initialises the state directly in its sharded layout.
 
     The CPU's code is optimised little: that saves most of the time to compile it, and with more, jaxlib 0.12 draws numbers
@@ -108,23 +106,23 @@ def init_state(config: ConfigDict, shapes: TrainState) -> TrainState:
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     devices = next(iter(jax.tree.leaves(shardings))).device_set
     options = {"xla_backend_optimization_level": 1} if next(iter(devices)).platform == "cpu" else None
-    return jax.jit(lambda: _init(config), out_shardings=shardings, compiler_options=options)()
+    return jax.jit(lambda: _init(recipe), out_shardings=shardings, compiler_options=options)()
 
 
-def model_shapes(config: ConfigDict) -> dict:
+def model_shapes(recipe: Recipe) -> dict:
     """Returns the variables of a configuration's model as jax.ShapeDtypeStruct."""
-    return jax.eval_shape(lambda: _init_variables(config))
+    return jax.eval_shape(lambda: _init_variables(recipe))
 
 
-def _init_variables(config: ConfigDict) -> dict:
-    crop = config.image.crop
-    return dict(make_model(config).init(init_key(config.seed), jnp.zeros((1, crop, crop, 3))))
+def _init_variables(recipe: Recipe) -> dict:
+    crop = recipe.image.crop
+    return dict(make_model(recipe).init(init_key(recipe.seed), jnp.zeros((1, crop, crop, 3))))
 
 
-def _init(config: ConfigDict) -> TrainState:
-    model_state = _init_variables(config)
+def _init(recipe: Recipe) -> TrainState:
+    model_state = _init_variables(recipe)
     params = model_state.pop("params")
-    opt_state = make_optimizer(config).init(params)
-    if config.ema_decay:
+    opt_state = make_optimizer(recipe).init(params)
+    if recipe.ema_decay:
         opt_state[EMA] = {"params": params, **model_state}
     return TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=opt_state)

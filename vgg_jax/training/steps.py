@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from vgg_jax.config import lr_factors
 from vgg_jax.models import Layers, Network
 from vgg_jax.models.description import auxiliary_heads
+from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.sharding import batch_sharding, gather_for_compute, replicated, shard_images
 from vgg_jax.training.augment import ColorStatistics, augment, mix, normalize
@@ -49,7 +48,7 @@ class EvalMetrics:
 
 
 def make_train_step(
-    config: ConfigDict,
+    recipe: Recipe,
     statistics: ColorStatistics,
     mesh: Mesh,
     class_weights: np.ndarray | None = None,
@@ -68,15 +67,15 @@ def make_train_step(
     same but for dropout's draws, rounding, and batch normalisation, whose statistics are each microbatch's. `mesh` is that of
     the devices it will run on.
     """
-    model, optimizer, factors = make_model(config), make_optimizer(config), lr_factors(config)
-    shares = config.augment.mixup, config.augment.cutmix
-    mixes = shares if any(shares) or config.label_smoothing else ()
+    model, optimizer, factors = make_model(recipe), make_optimizer(recipe), dict(recipe.optimizer.lr_factors)
+    shares = recipe.augment.mixup, recipe.augment.cutmix
+    mixes = shares if any(shares) or recipe.label_smoothing else ()
     auxiliary = auxiliary_heads(model.layers)
 
     def mean_loss(logits_BxK: jax.Array, labels: jax.Array) -> jax.Array:
         if labels.ndim == 2:  # shares of `augment.mix`, each with the weight and the smoothing of its class
             targets_BxK = labels if class_weights is None else labels * class_weights
-            smoothed, s = targets_BxK.mean(-1, keepdims=True), config.label_smoothing
+            smoothed, s = targets_BxK.mean(-1, keepdims=True), recipe.label_smoothing
             return optax.softmax_cross_entropy(logits_BxK, (1 - s) * targets_BxK + s * smoothed).mean()
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels)
         weights_B = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
@@ -87,7 +86,7 @@ def make_train_step(
         params = {
             layer: leaves if factors[layer] else jax.lax.stop_gradient(leaves) for layer, leaves in params.items()
         }
-        params, images = gather_for_compute(params, config.sharding, mesh), shard_images(images, mesh)
+        params, images = gather_for_compute(params, recipe.sharding, mesh), shard_images(images, mesh)
         variables = {"params": params, **model_state}
         (logits_BxK, others), updated = model.apply(
             variables, images, train=True, rngs={"dropout": key}, mutable=list(model_state), endpoints=auxiliary
@@ -96,21 +95,21 @@ def make_train_step(
         auxiliary_losses = [mean_loss(others[name].astype(jnp.float32).mean((1, 2)), labels) for name in auxiliary]
         return loss + AUXILIARY_WEIGHT * sum(auxiliary_losses), (loss, logits_BxK, dict(updated))
 
-    microbatched_grad = _microbatched(jax.value_and_grad(loss_fn, has_aux=True), config.accumulation_steps)
+    microbatched_grad = _microbatched(jax.value_and_grad(loss_fn, has_aux=True), recipe.accumulation_steps)
 
     def train_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        augment_key, dropout_key, mix_key = jax.random.split(step_key(config.seed, state.step), 3)
-        images = augment(augment_key, batch["image"], statistics, config.augment.flip, config.augment.color_std)
+        augment_key, dropout_key, mix_key = jax.random.split(step_key(recipe.seed, state.step), 3)
+        images = augment(augment_key, batch["image"], statistics, recipe.augment.flip, recipe.augment.color_std)
         labels = batch["label"]
         if mixes:
-            images, labels = mix(mix_key, images, labels, config.model.num_classes, *mixes)
+            images, labels = mix(mix_key, images, labels, recipe.model.num_classes, *mixes)
         (loss, logits_BxK, model_state), grads = microbatched_grad(state, images, labels, dropout_key)
         inner = {name: part for name, part in state.opt_state.items() if name != EMA}
         updates, opt_state = optimizer.update(grads, inner, state.params, learning_rate=lr)
         params = optax.apply_updates(state.params, updates)
         if state.averages is not None:
             # At first the average is of few steps, or the random start would stay in it for long.
-            decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+            decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
             variables = {"params": params, **model_state}
             opt_state[EMA] = optax.incremental_update(variables, state.averages, 1 - decay)
         metrics = {
@@ -197,9 +196,9 @@ def topk_errors(logits_BxK: jax.Array, labels_B: jax.Array) -> dict[str, jax.Arr
     }
 
 
-def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of `make_train_step`, split over the mesh."""
-    b, crop, split = config.batch_size, config.image.crop, batch_sharding(mesh)
+    b, crop, split = recipe.batch_size, recipe.image.crop, batch_sharding(mesh)
     return {
         "image": jax.ShapeDtypeStruct((b, crop, crop, 3), jnp.uint8, sharding=split),
         "label": jax.ShapeDtypeStruct((b,), jnp.int32, sharding=split),
@@ -207,7 +206,7 @@ def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 
 
 def compile_train_step(
-    config: ConfigDict,
+    recipe: Recipe,
     statistics: ColorStatistics,
     mesh: Mesh,
     shapes: TrainState,
@@ -216,9 +215,9 @@ def compile_train_step(
 ) -> jax.stages.Compiled:
     """Compiles `make_train_step` for a state of these shapes (`state.state_shapes`), whose memory it reuses."""
     return compile_step(
-        make_train_step(config, statistics, mesh, class_weights, with_norms),
+        make_train_step(recipe, statistics, mesh, class_weights, with_norms),
         shapes,
-        batch_shapes(config, mesh),
+        batch_shapes(recipe, mesh),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh)),
         donate=True,
         out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), replicated(mesh)),
@@ -234,23 +233,23 @@ class Steps(NamedTuple):
 
 
 def compile_steps(
-    config: ConfigDict,
+    recipe: Recipe,
     statistics: ColorStatistics,
     mesh: Mesh,
     shapes: TrainState,
     class_weights: np.ndarray | None = None,
 ) -> Steps:
     """Compiles all steps at the same time, for a state of these shapes; with few parameters `train` has norms too."""
-    eval_step = make_eval_step(make_model(config), statistics)
+    eval_step = make_eval_step(make_model(recipe), statistics)
 
     def sharded_eval_step(variables: dict, batch: Batch) -> EvalMetrics:
         batch = {**batch, "image": shard_images(batch["image"], mesh)}
-        return eval_step(gather_for_compute(variables, config.sharding, mesh), batch)
+        return eval_step(gather_for_compute(variables, recipe.sharding, mesh), batch)
 
-    mask = jax.ShapeDtypeStruct((config.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
-    batch = {**batch_shapes(config, mesh), "mask": mask}
-    train_step = functools.partial(compile_train_step, config, statistics, mesh, shapes, class_weights)
-    is_one = config.log_every_steps == 1 or sum(x.size for x in jax.tree.leaves(shapes.params)) < _FEW_PARAMS
+    mask = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.bool_, sharding=batch_sharding(mesh))
+    batch = {**batch_shapes(recipe, mesh), "mask": mask}
+    train_step = functools.partial(compile_train_step, recipe, statistics, mesh, shapes, class_weights)
+    is_one = recipe.log_every_steps == 1 or sum(x.size for x in jax.tree.leaves(shapes.params)) < _FEW_PARAMS
     with ThreadPoolExecutor() as threads:
         with_norms = threads.submit(train_step, with_norms=True)
         futures = (

@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vgg_jax import config as config_lib
+from vgg_jax.config import flatten
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
 from vgg_jax.data.statistics import class_weights
-from vgg_jax.models import NetworkSpec
+from vgg_jax.recipe import KEYS, Recipe, scale_text
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime import compilation, distributed, lock
 from vgg_jax.runtime.console import Console, duration
@@ -40,14 +40,15 @@ from vgg_jax.training.metrics import MetricsLog, TrainMetrics, top5_text
 from vgg_jax.training.state import TrainState, init_state, state_shapes
 from vgg_jax.training.steps import Steps, compile_steps
 from vgg_jax.training.transplant import Donor, check_fit, read_donor, start_from
-from vgg_jax.training.workdir import check_workdir, claim_workdir, continued_config
+from vgg_jax.training.workdir import check_workdir, claim_workdir, continued_recipe
 from vgg_jax.validation import validate
+from vgg_jax.value_parsers import lr_factors_text
 
 
 class _Run(NamedTuple):
     """A run that has been checked and can begin."""
 
-    config: ConfigDict
+    recipe: Recipe
     workdir: Path
     dataset: Dataset
     mesh: Mesh
@@ -62,7 +63,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     """Trains to the end of the schedule or of the epochs, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      config: see `vgg_jax.config`.
+      config: see `vgg_jax.config`; its keys are the fields of `vgg_jax.recipe.Recipe`.
       workdir: made if need be; afterwards it holds config.json, dataset.json, metrics.jsonl, tensorboard/,
         checkpoints/<step>/ and summary.json.
       quiet: print nothing.
@@ -79,7 +80,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     distributed.check_same(_facts(config, workdir))
     console = Console(quiet or not distributed.is_primary())
     run = _checked(config, workdir, console)
-    config = run.config
+    recipe = run.recipe
     with contextlib.ExitStack() as stack:
         check_lock = _own_workdir(run, stack)  # from here to its end
         _keep_compiled(run, stack)
@@ -89,14 +90,14 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         metrics_log = MetricsLog(workdir, step, distributed.is_primary(), console.print)
         stack.enter_context(contextlib.closing(metrics_log))
         stack.callback(console.close)
-        metrics = TrainMetrics(config, run.steps_per_epoch, run.total_steps, metrics_log, console, progress.sums)
-        train_batches = batches(config, train_examples(config, run.dataset.train), run.mesh, start=step)
+        metrics = TrainMetrics(recipe, run.steps_per_epoch, run.total_steps, metrics_log, console, progress.sums)
+        train_batches = batches(recipe, train_examples(recipe, run.dataset.train), run.mesh, start=step)
         stack.enter_context(contextlib.closing(train_batches))
         stop = distributed.Stop(stack.enter_context(distributed.signals_received()))
         learning_rate = _learning_rates(run)
-        evaluation_due = _every(config.eval_every_epochs * run.steps_per_epoch)
-        checkpoint_due = _every(config.checkpoint_every_steps or math.inf)
-        seconds_before, finished = progress.seconds, schedules.is_finished(config, progress.plateau)
+        evaluation_due = _every(recipe.eval_every_epochs * run.steps_per_epoch)
+        checkpoint_due = _every(recipe.checkpoint_every_steps or math.inf)
+        seconds_before, finished = progress.seconds, schedules.is_finished(recipe, progress.plateau)
         console.start(step, run.total_steps)
         first = step + 1
         while step < run.total_steps and not finished:
@@ -121,9 +122,9 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             metrics.flush(state)
             check_lock()
             if evaluation_due(step) or at_end:
-                progress.is_warm |= metrics.error_since_evaluation(step) < config.schedule.warmup_error
+                progress.is_warm |= metrics.error_since_evaluation(step) < recipe.schedule.warmup_error
                 _evaluate(run, steps.evaluate, state, step, progress, metrics_log, evaluation_due(step))
-                finished = schedules.is_finished(config, progress.plateau)
+                finished = schedules.is_finished(recipe, progress.plateau)
             progress.seconds, progress.sums = seconds_before + time.monotonic() - began, metrics.sums()
             checkpoints.save(step, state, progress)
             if stopping and not at_end and not finished:
@@ -140,29 +141,29 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         summary = _summary(run, step, state, progress, finished, checkpoints)
         if distributed.is_primary():
             RunDir(workdir).write_summary(summary)
-    console.print(_closing(config, summary))
+    console.print(_closing(recipe, summary))
     return summary
 
 
 def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
     """Decides what will run, where and on what data; raises UserError where it cannot."""
-    validate(config, jax.device_count())
-    check_workdir(workdir, config)
-    config, lines = continued_config(workdir, config)
+    recipe = validate(config, jax.device_count())
+    check_workdir(workdir, recipe)
+    recipe, lines = continued_recipe(workdir, recipe)
     for line in lines:
         console.print(line)
-    mesh = make_mesh(config.model_parallel)
-    shapes = state_shapes(config, mesh)
-    check_memory(config, shapes, mesh)
+    mesh = make_mesh(recipe.model_parallel)
+    shapes = state_shapes(recipe, mesh)
+    check_memory(recipe, shapes, mesh)
     donor = None
-    if config_lib.init_from(config) and not RunDir(workdir).checkpoint_steps():
-        donor = read_donor(config_lib.init_from(config))
-        check_fit(shapes.variables, donor, config.init_layers)
-    dataset = distributed.primary_first(lambda: open_dataset(config))
+    if recipe.init_from and not RunDir(workdir).checkpoint_steps():
+        donor = read_donor(recipe.init_from)
+        check_fit(shapes.variables, donor, recipe.init_layers)
+    dataset = distributed.primary_first(lambda: open_dataset(recipe))
     distributed.check_same(_data_facts(dataset))
-    steps_per_epoch = len(dataset.train) / config.batch_size
-    total_steps = schedules.total_steps(config, steps_per_epoch)
-    return _Run(config, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console)
+    steps_per_epoch = len(dataset.train) / recipe.batch_size
+    total_steps = schedules.total_steps(recipe, steps_per_epoch)
+    return _Run(recipe, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console)
 
 
 def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
@@ -170,9 +171,9 @@ def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
     primary, console, dataset = distributed.is_primary(), run.console, run.dataset
     check_lock = stack.enter_context(lock.locked(run.workdir, console.print)) if primary else lambda: None
     # What may run here is asked again: another run may have begun and ended before this one had the lock.
-    distributed.primary_first(lambda: check_workdir(run.workdir, run.config))
+    distributed.primary_first(lambda: check_workdir(run.workdir, run.recipe))
     _check_end(run)
-    distributed.primary_first(lambda: claim_workdir(run.workdir, run.config, dataset.description(), write=primary))
+    distributed.primary_first(lambda: claim_workdir(run.workdir, run.recipe, dataset.description(), write=primary))
     distributed.check_shared(run.workdir, "--workdir")
     console.print(_heading(run))
     for warning in dataset.warnings:
@@ -183,7 +184,7 @@ def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
 def _check_end(run: _Run) -> None:
     """Raises UserError where the run's checkpoints are beyond its end."""
     if (step := max(RunDir(run.workdir).checkpoint_steps(), default=0)) > run.total_steps:
-        epochs = run.config.num_epochs
+        epochs = run.recipe.num_epochs
         raise UserError(
             f"config.num_epochs={epochs:g} ends at step {run.total_steps}, but the run in {run.workdir} is already at step "
             f"{step}; give at least {schedules.epochs_text(step, run.steps_per_epoch)} epochs. Nothing there was changed."
@@ -194,10 +195,10 @@ def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Prog
     """Returns the step, state and progress to begin with: resume > init_from > random."""
     distributed.check_same({"checkpoints": checkpoints.steps()})
     if not (restored := checkpoints.restore(run.shapes)):
-        state = init_state(run.config, run.shapes)
+        state = init_state(run.recipe, run.shapes)
         if run.donor:
             mean_rgb, names = run.dataset.statistics.mean_rgb, run.dataset.class_names
-            variables, report = start_from(run.donor, state.variables, mean_rgb, run.config.init_layers, names)
+            variables, report = start_from(run.donor, state.variables, mean_rgb, run.recipe.init_layers, names)
             state = state.with_variables(variables)
             run.console.print(report)
         return 0, state, Progress()
@@ -223,7 +224,7 @@ def _learning_rates(run: _Run) -> Callable[[int, Progress], jax.Array]:
     def on_devices(rate: float) -> jax.Array:
         return jax.make_array_from_callback((), replicated(run.mesh), lambda _: np.asarray(rate, np.float32))
 
-    rate = functools.partial(schedules.learning_rate, run.config, steps_per_epoch=run.steps_per_epoch)
+    rate = functools.partial(schedules.learning_rate, run.recipe, steps_per_epoch=run.steps_per_epoch)
     return lambda step, progress: on_devices(rate(step, plateau=progress.plateau, is_warm=progress.is_warm))
 
 
@@ -243,29 +244,29 @@ def _evaluate(
     Raises:
       UserError: the validation loss is not finite.
     """
-    config, images, epoch = run.config, run.dataset.validation, step / run.steps_per_epoch
+    recipe, images, epoch = run.recipe, run.dataset.validation, step / run.steps_per_epoch
     val = evaluate(
         eval_step,
         state.averages or state.variables,
-        batches(config, eval_examples(config, images), run.mesh),
+        batches(recipe, eval_examples(recipe, images), run.mesh),
         len(images),
     )
     if not math.isfinite(val["loss"]):
-        raise diagnostics.diverged(config, step, val["loss"], "validation loss")
+        raise diagnostics.diverged(recipe, step, val["loss"], "validation loss")
     metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
-    drops_before = schedules.lr_drops(config, epoch, progress.plateau)
+    drops_before = schedules.lr_drops(recipe, epoch, progress.plateau)
     if is_regular:
-        progress.plateau = progress.plateau.observe(val["top1_error"], len(images), config)
+        progress.plateau = progress.plateau.observe(val["top1_error"], len(images), recipe)
     progress.observe(step, val)
     run.console.print(
         f"validation at step {step} (epoch {epoch:.2f}): top-1 error {val['top1_error']:.2%}"
-        f"{top5_text(config, val['top5_error'], 2)}, loss {val['loss']:.4f}; best top-1 {progress.best_top1_error:.2%}"
+        f"{top5_text(recipe, val['top5_error'], 2)}, loss {val['loss']:.4f}; best top-1 {progress.best_top1_error:.2%}"
     )
-    drops = schedules.lr_drops(config, epoch, progress.plateau)
+    drops = schedules.lr_drops(recipe, epoch, progress.plateau)
     if drops > drops_before:
-        rate = schedules.learning_rate(config, step, run.steps_per_epoch, progress.plateau, progress.is_warm)
+        rate = schedules.learning_rate(recipe, step, run.steps_per_epoch, progress.plateau, progress.is_warm)
         run.console.print(
-            f"the error has stopped improving: learning rate now {rate:.0e} (drop {drops} of {config.plateau.max_drops})"
+            f"the error has stopped improving: learning rate now {rate:.0e} (drop {drops} of {recipe.plateau.max_drops})"
         )
 
 
@@ -282,7 +283,7 @@ def _summary(
         "seconds": round(progress.seconds, 1),
         "starts": progress.starts,
         "startup_seconds": round(progress.startup_seconds, 1),
-        "lr_drops": schedules.lr_drops(run.config, epochs, progress.plateau),
+        "lr_drops": schedules.lr_drops(run.recipe, epochs, progress.plateau),
         "best_top1_error": progress.best_top1_error,
         "best_step": progress.best_step,
         **{f"final_{name}": value for name, value in progress.last.items()},
@@ -296,7 +297,7 @@ def _summary(
 def _keep_compiled(run: _Run, stack: contextlib.ExitStack) -> None:
     compilation.warn_of_unseen_gpu(run.console.print)
     shared = run.workdir if jax.process_count() > 1 else None
-    kept = compilation.keep_compiled(run.config.compilation_cache, shared, run.console.print)
+    kept = compilation.keep_compiled(run.recipe.compilation_cache, shared, run.console.print)
     if directory := stack.enter_context(kept):
         run.console.print(f"compiled programs are kept in {directory} for the next start")
 
@@ -304,15 +305,15 @@ def _keep_compiled(run: _Run, stack: contextlib.ExitStack) -> None:
 def _compile(run: _Run) -> Steps:
     """Compiles the steps for exactly these shapes on this mesh."""
     began = time.monotonic()
-    config, dataset = run.config, run.dataset
-    is_balanced = config.class_weights == "balanced"
-    weights = class_weights(dataset.train, config.model.num_classes) if is_balanced else None
-    steps = compile_steps(config, dataset.statistics, run.mesh, run.shapes, weights)
+    recipe, dataset = run.recipe, run.dataset
+    is_balanced = recipe.class_weights == "balanced"
+    weights = class_weights(dataset.train, recipe.model.num_classes) if is_balanced else None
+    steps = compile_steps(recipe, dataset.statistics, run.mesh, run.shapes, weights)
     memory: Any = steps.train_with_norms.memory_analysis()
     # Arguments and results share memory (donation); on most backends that is what temp does not count.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     need_memory(needed, "on each device for a compiled step")
-    run.console.print(state_line(config, run.shapes))
+    run.console.print(state_line(recipe, run.shapes))
     run.console.print(
         f"memory a device (estimate): {needed / 2**20:,.0f} MiB, of which state and batch "
         f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
@@ -327,8 +328,8 @@ def _every(steps: float) -> Callable[[int], bool]:
 
 def _facts(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Returns the facts that all processes of a run must share before they begin."""
-    flat = config_lib.flatten(config)
-    values = {f"config.{name}": flat.get(name) for name, key in config_lib.KEYS.items() if not key.is_local}
+    flat = flatten(config)
+    values = {f"config.{name}": flat.get(name) for name, key in KEYS.items() if not key.is_local}
     return {"the code": code_version(), "jax": jax.__version__, "--workdir": str(workdir), **values}
 
 
@@ -339,30 +340,30 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
 
 
 def _heading(run: _Run) -> str:
-    config, dataset, device = run.config, run.dataset, jax.devices()[0]
+    recipe, dataset, device = run.recipe, run.dataset, jax.devices()[0]
     from clu import parameter_overview  # slow to import
 
     # The overview needs dtype and shape only, so shapes serve as parameters.
     table = parameter_overview.get_parameter_overview(run.shapes.params, include_stats=False)
-    has_rates = config.optimizer.lr_factors
-    rates = f"learning rates by layer: {config_lib.lr_factors_text(config)}\n" if has_rates else ""
+    has_rates = recipe.given["optimizer.lr_factors"]
+    rates = f"learning rates by layer: {lr_factors_text(recipe.optimizer.lr_factors)}\n" if has_rates else ""
     return (
-        f"{NetworkSpec.from_config(config).title} on {dataset.name}: {len(dataset.train):,} training and "
+        f"{recipe.model.network.title} on {dataset.name}: {len(dataset.train):,} training and "
         f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
         f"{table}\n{rates}"
-        f"S {config_lib.scale_text(config.image.scale_min, config.image.scale_max)}, crop {config.image.crop}, batch "
-        f"{config.batch_size}, at most {config.num_epochs:g} epochs; {device.device_kind} x {run.mesh.size} "
-        f"({config.sharding}), {config.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"
+        f"S {scale_text(recipe.image.scale_min, recipe.image.scale_max)}, crop {recipe.image.crop}, batch "
+        f"{recipe.batch_size}, at most {recipe.num_epochs:g} epochs; {device.device_kind} x {run.mesh.size} "
+        f"({recipe.sharding}), {recipe.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"
         f"everything is written to {run.workdir}; watch it with: tensorboard --logdir {shlex.quote(str(run.workdir))}"
     )
 
 
-def _closing(config: ConfigDict, summary: dict[str, Any]) -> str:
+def _closing(recipe: Recipe, summary: dict[str, Any]) -> str:
     reason = "the last plateau" if summary["stopped_by"] == "plateau" else "the end of the epochs"
     return (
         f"finished at {reason}: {summary['steps']} steps, {summary['epochs']:.2f} epochs, "
         f"{duration(summary['seconds'])}, {summary['lr_drops']} drops of the learning rate\n"
         f"validation top-1 error {summary['final_top1_error']:.2%} (best {summary['best_top1_error']:.2%} at step "
-        f"{summary['best_step']}){top5_text(config, summary['final_top5_error'], 2)}\n"
+        f"{summary['best_step']}){top5_text(recipe, summary['final_top5_error'], 2)}\n"
         f"checkpoint: {summary['checkpoint']}; best: {summary['best_checkpoint']}"
     )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import shlex
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from vgg_jax.config import flatten, may_change
-from vgg_jax.models import NetworkSpec
+from vgg_jax.config import flatten
+from vgg_jax.recipe import Recipe, may_change
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.exceptions import UserError, differences, writing_to
 
@@ -25,7 +23,7 @@ _COLORS = ("mean_rgb", "color_vectors")
 _NOT_SHOWN = ("name", "image_digests", *_COLORS)  # in a sentence
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
+def check_workdir(workdir: Path, recipe: Recipe) -> None:
     """Checks that this configuration may run in a workdir; changes nothing.
 
     Raises:
@@ -43,7 +41,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"--workdir={workdir} cannot be written: no permission for {existing}; {_REMEDY}.")
     run = RunDir(workdir, _REMEDY)
     if run.checkpoint_steps():
-        _check_same_config(run, config)
+        _check_same_config(run, recipe)
     elif not run.is_run() and (foreign := run.foreign_files()):
         raise UserError(
             f"--workdir={workdir} holds files, but no {run.config_file.name}, so it is not a run's directory "
@@ -51,29 +49,29 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def continued_config(workdir: Path, config: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """Returns the configuration with what a run in `workdir` keeps from its beginning, and a line for each difference."""
+def continued_recipe(workdir: Path, recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Returns the recipe with what a run in `workdir` keeps from its beginning, and a line for each difference."""
     run = RunDir(workdir, _REMEDY)
     if not run.checkpoint_steps():
-        return config, []
+        return recipe, []
     follow = run.config().optimizer.norms_follow
-    differs = config.optimizer.norms_follow != follow
-    config = copy.deepcopy(config)
-    config.optimizer.norms_follow = follow
-    if not (differs and config.optimizer.lr_factors and NetworkSpec.from_config(config).has_batch_norm):
-        return config, []
-    return config, [
+    if recipe.optimizer.norms_follow == follow:
+        return recipe, []
+    recipe = recipe.with_values({"optimizer.norms_follow": follow})
+    if not (recipe.given["optimizer.lr_factors"] and recipe.model.network.has_batch_norm):
+        return recipe, []
+    return recipe, [
         "normalisation layers that config.optimizer.lr_factors does not name keep factor 1, as this run was begun "
         "by an earlier version; new runs give them their convolution's factor."
     ]
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, dataset: dict[str, Any], write: bool = True) -> None:
+def claim_workdir(workdir: Path, recipe: Recipe, dataset: dict[str, Any], write: bool = True) -> None:
     """Writes a run's configuration and the description of its data into a workdir.
 
     Args:
       workdir: that `check_workdir` has let pass.
-      config: the run's.
+      recipe: the run's.
       dataset: the description of the data.
       write: False in a process that leaves writing to another one, and only checks that it is the same run.
 
@@ -87,15 +85,15 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: dict[str, Any], wr
         return
     with writing_to(workdir, _REMEDY):
         workdir.mkdir(parents=True, exist_ok=True)
-    run.write_config(config)
+    run.write_config(recipe)
     run.write_dataset(dataset)
 
 
-def _check_same_config(run: RunDir, config: ConfigDict) -> None:
+def _check_same_config(run: RunDir, recipe: Recipe) -> None:
     """Raises UserError where a run has another value of a key that a continued run may not change."""
     new, old = (
-        {key: value for key, value in flatten(one).items() if not may_change(key, config)}
-        for one in (config, run.config())
+        {key: value for key, value in values.items() if not may_change(key, recipe)}
+        for values in (recipe.given, flatten(run.config()))
     )
     different = differences(new, old, "{key} is {first}, there it is {second}")
     if different:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgg_jax import features
-from vgg_jax.config import DATA_DIR
 from vgg_jax.features import Backbone
 from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import last_features
+from vgg_jax.recipe import DATA_DIR
 from vgg_jax.runtime.console import print_line
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
