@@ -112,7 +112,7 @@ def test_mirrored_exchanges_left_and_right_inside_the_picture():
 )
 def test_strips_together_are_the_whole_picture(name):
     model, params = network_for(name)
-    network = plan.network_of(model.layers, params["params"])
+    network = plan.geometry_of(model.layers, params["params"])
     length = plan.tile_length(network, model.crop)
     photo = noise(np.random.default_rng(1), 70, 2 * length + 45)
     cuts = plan.tiles(network, photo.shape[1], length)

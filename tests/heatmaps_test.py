@@ -14,15 +14,16 @@ from vgg_jax.models.description import first_center
 from vgg_jax.training.augment import ColorStatistics, normalize
 
 
+def maps_of(scores, classes, cams=None, names=("a", "b")):
+    """The maps of two classes with the probabilities 1/4 and 3/4."""
+    return heatmaps.class_maps(scores, np.array([0.25, 0.75]), classes, names, cams)
+
+
 def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
     image = np.full((128, 224, 3), 100, np.uint8)
     scores = np.zeros((3, 6, 2), np.float32)
     scores[1, 4, 1] = 5  # of crop 64: rows 32 to 96, columns 128 to 192, so its centre is (64, 160)
-    canvas = np.asarray(
-        heatmaps.draw(
-            image, scores, np.array([0.25, 0.75]), [("x", 0), ("y", 1)], ["a", "b"], NetworkSpec("A").layers(64)
-        )
-    )
+    canvas = np.asarray(heatmaps.draw(image, maps_of(scores, [("x", 0), ("y", 1)]), NetworkSpec("A").layers(64)))
     width, height = 320 * 224 // 128, 320
     panels = [canvas[12 : 12 + height, 12 + i * (width + 12) :][:, :width].astype(int) for i in range(3)]
     assert (panels[0] == 100).all()
@@ -45,7 +46,7 @@ def test_a_hot_place_of_grad_cam_is_drawn_at_its_cell():
     image, cams = np.full((128, 224, 3), 100, np.uint8), np.zeros((8, 14, 1), np.float32)
     cams[3, 9] = 0.2  # of stride 16: its centre is (56, 152)
     scores, layers = np.zeros((3, 6, 2), np.float32), NetworkSpec("A").layers(64)
-    picture = heatmaps.draw(image, scores, np.array([0.25, 0.75]), [("y", 1)], ["a", "b"], layers, cams)
+    picture = heatmaps.draw(image, maps_of(scores, [("y", 1)], cams), layers)
     panel = np.asarray(picture)[12:332, 12 + 2 * 572 :][:, :560].astype(int)
     redness = panel[..., 0] - panel[..., 2]
     rows, columns = np.nonzero(redness > redness.max() - 5)
@@ -57,9 +58,7 @@ def test_grad_cam_and_score_map_of_a_resnet_are_drawn_by_the_same_centres():
     image, cams = np.full((128, 224, 3), 100, np.uint8), np.zeros((4, 7, 1), np.float32)
     cams[1, 4] = 0.2
     scores = np.concatenate([np.zeros_like(cams), cams], -1)
-    picture = heatmaps.draw(
-        image, scores, np.array([0.25, 0.75]), [("y", 1)], ["a", "b"], NetworkSpec("ResNet-18").layers(), cams
-    )
+    picture = heatmaps.draw(image, maps_of(scores, [("y", 1)], cams), NetworkSpec("ResNet-18").layers())
     panels = [np.asarray(picture)[12:332, 12 + i * 572 :][:, :560].astype(int) for i in (1, 2)]
     for panel in panels:
         redness = panel[..., 0] - panel[..., 2]
@@ -70,9 +69,9 @@ def test_grad_cam_and_score_map_of_a_resnet_are_drawn_by_the_same_centres():
 def test_a_long_title_ends_before_the_next_panel():
     image, scores = np.full((128, 128, 3), 255, np.uint8), np.zeros((3, 3, 2), np.float32)
     names = ["great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"] * 2
-    arguments = (image, scores, np.array([0.25, 0.75]), [("true", 0), ("predicted", 1)])
+    classes, layers = [("true", 0), ("predicted", 1)], NetworkSpec("A").layers(64)
     of_long, of_short = (
-        np.asarray(heatmaps.draw(*arguments, titles, NetworkSpec("A").layers(64))) for titles in (names, ["", ""])
+        np.asarray(heatmaps.draw(image, maps_of(scores, classes, names=titles), layers)) for titles in (names, ["", ""])
     )
     assert of_long.shape == of_short.shape
     columns = np.nonzero((of_long != of_short).any((0, 2)))[0]
@@ -93,7 +92,7 @@ def test_the_map_is_the_nets():
     np.testing.assert_allclose(scores, found["score_map"][0], rtol=1e-3, atol=1e-2)
     assert scores.shape == (1, 3, 5)
     assert int(probs_K.argmax()) == int(logits.argmax())
-    cams = heatmaps.grad_cam(trained, variables, image, [("x", 3), ("y", 1)])
+    cams = heatmaps.class_cams(trained, variables, image, [("x", 3), ("y", 1)])
     backbone = features.Backbone(variables["params"], jnp.asarray(statistics.mean_rgb), model)
     wanted = [features.grad_cam(backbone, image, jnp.int32(k))[0] for k in (3, 1)]
     np.testing.assert_allclose(np.moveaxis(cams, -1, 0), wanted, rtol=1e-3, atol=1e-3 * np.max(wanted))

@@ -8,16 +8,16 @@ import pytest
 
 from tests.networks import COLUMNS, PUBLISHED, shapes_of
 from vgg_jax.evaluation.passes import EvalPass
-from vgg_jax.evaluation.plan import Devices, bucket_lengths, buckets, macs, network_of, plan_pass, tile_length, tiles
+from vgg_jax.evaluation.plan import Devices, bucket_lengths, buckets, geometry_of, macs, plan_pass, tile_length, tiles
 from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.vgg import TABLE_1
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_multiplications_are_the_papers(name):
-    assert macs(network_of(NetworkSpec(name).layers(), shapes_of(make_network(name))), 224, 224) / 1e9 == pytest.approx(
-        PUBLISHED[name][2], abs=0.006
-    )
+    assert macs(
+        geometry_of(NetworkSpec(name).layers(), shapes_of(make_network(name))), 224, 224
+    ) / 1e9 == pytest.approx(PUBLISHED[name][2], abs=0.006)
 
 
 def test_multiplications_of_a_map_larger_than_one_place():
@@ -31,7 +31,7 @@ def test_multiplications_of_a_map_larger_than_one_place():
     layers = [name.replace("relu", "conv") for name in names] + ["fc6", "fc7", "fc8"]
     for layer, array in zip(layers, (maps[name] for name in wanted), strict=True):
         count += array.size * params[layer]["kernel"].size // array.shape[-1]
-    assert macs(network_of(NetworkSpec("D").layers(64), params), 100, 163) == count
+    assert macs(geometry_of(NetworkSpec("D").layers(64), params), 100, 163) == count
 
 
 def test_frames_are_the_best_there_are():
@@ -81,7 +81,7 @@ def test_a_plan_holds_every_picture_once_and_wastes_slots_only_at_its_ends(count
 @pytest.mark.parametrize(("count", "most"), [(1, 1), (12, 13), (100, 113), (6400, 6700)])
 @pytest.mark.parametrize("method", ["center_crop", "ten_crop", "multi_crop", "dense"])
 def test_few_images_have_few_empty_slots_and_many_large_batches(method, count, most):
-    network = network_of(NetworkSpec("D").layers(), shapes_of(make_network("D")))
+    network = geometry_of(NetworkSpec("D").layers(), shapes_of(make_network("D")))
     sizes = np.tile([(500, 375)] * 5 + [(375, 500)], (1067, 1))[:count]
     jobs = plan_pass(EvalPass(method, 256, 224, True), network, sizes, np.arange(count), 512, Devices(1))
     assert sorted(np.concatenate([job.bucket.indices for job in jobs])) == list(range(count))
@@ -91,7 +91,7 @@ def test_few_images_have_few_empty_slots_and_many_large_batches(method, count, m
 
 
 def test_a_long_image_has_no_more_crops_computed_than_its_own():
-    network = network_of(NetworkSpec("D").layers(), shapes_of(make_network("D")))
+    network = geometry_of(NetworkSpec("D").layers(), shapes_of(make_network("D")))
     (job,) = plan_pass(
         EvalPass("multi_crop", 256, 224, True), network, np.array([(4000, 300)]), np.arange(1), 512, Devices(1)
     )
@@ -101,7 +101,7 @@ def test_a_long_image_has_no_more_crops_computed_than_its_own():
 @pytest.mark.parametrize("name", TABLE_1)
 @pytest.mark.parametrize("crop", [64, 224])
 def test_strips_keep_every_column_once_and_see_no_cut(name, crop):
-    network = network_of(
+    network = geometry_of(
         NetworkSpec(name).layers(crop), shapes_of(make_network(name, width_multiplier=1 / 16, fc_width=8, crop=crop))
     )
     kernel, strip = crop // 32, tile_length(network, crop + 10)

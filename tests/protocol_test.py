@@ -17,7 +17,7 @@ from vgg_jax.config import recipe_of
 from vgg_jax.data.decode import decode
 from vgg_jax.data.pipeline import batches, eval_examples
 from vgg_jax.evaluation.protocol import evaluate, open_evaluated
-from vgg_jax.evaluation.split import cache_dir
+from vgg_jax.evaluation.split import evaluation_dir
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.exceptions import UserError
@@ -210,7 +210,7 @@ def test_every_split_has_a_directory_of_its_own(run):
     trained, plain = load_trained(run), load_trained(run, averages=False)
     names = ("validation", "train[:90%]", "train[90%:]", "train[90:]")
     directories = [
-        cache_dir(one, SimpleNamespace(data="a/1.0.0", name=name)) for one in (trained, plain) for name in names
+        evaluation_dir(one, SimpleNamespace(data="a/1.0.0", name=name)) for one in (trained, plain) for name in names
     ]
     assert directories[0] == run / "evaluation" / "7" / "a_1.0.0-validation"
     assert directories[4] == run / "evaluation" / "7-noaverages" / "a_1.0.0-validation"

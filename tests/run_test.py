@@ -94,7 +94,7 @@ def test_each_process_has_an_equal_part_of_every_batch(monkeypatch):
         taken = []
         for process in range(processes):
             monkeypatch.setattr(jax, "process_index", lambda index=process: index)
-            taken.append(list(range(24))[run_lib.local_rows(24)])
+            taken.append(list(range(24))[run_lib.rows_of_process(24)])
         assert list(itertools.chain(*taken)) == list(range(24))
         assert {len(part) for part in taken} == {24 // processes}
 
@@ -183,7 +183,7 @@ def test_what_was_computed_before_a_bad_picture_or_ctrl_c_is_kept(run, net_confi
     trained, records = net_on(run, 1), records_of(net_config)
 
     def evaluated(split):
-        return split_probs(trained, [DENSE], split, 2, EvalStats(), QUIET)[DENSE]
+        return split_probs(trained, [DENSE], split, 2, EvalStats())[DENSE]
 
     before = evaluated(split_of(records, trained))
     (run / "evaluation").rename(tmp_path / "before")

@@ -1,9 +1,9 @@
 """On-disk cache of what a network computes of each image, which makes an evaluation or a transfer resumable.
 
-A pass over a split is `<pass>.npz` (keys, labels, probs, skipped) next to `<pass>.json`, its settings. While it is being
-computed, its shards are `<pass>.part-<n>.npz` with `<pass>.part.json`. Each file is written whole or not at all; the .json
-of a finished pass comes last, so without it the pass counts as unfinished. Each .npz holds a digest of its settings and its
-arrays, and is used only if that fits. Several processes may compute the same pass at once.
+A pass over a split is `<pass>.npz` (keys, labels, probs, skipped) next to `<pass>.json`, its settings. While it is
+computed, its shards are `<pass>.part-<n>.npz` with `<pass>.part.json`. Each file is written whole or not at all. The
+.json of a finished pass comes last, so without it the pass counts as unfinished. Each .npz holds a digest of its
+settings and its arrays, and is used only if that fits. Several processes may compute the same pass at once.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class RowCache:
     Args:
       directory: made when something is written.
       name: of the pass.
-      settings: everything the rows depend on, as JSON holds it, and the number of `images`; files of other settings are not
-        used.
+      settings: everything the rows depend on, as JSON holds it, and the number of `images`; files of other settings are
+        not used.
       rows: their form. Rows with a number outside its range, NaN and infinity included, are not used.
       warn: is called with one line where a file has these settings and yet does not fit; it is then not used.
     """
@@ -74,7 +74,7 @@ class RowCache:
         return arrays
 
     def shards(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what was computed with these settings before an interruption: indices [n], each once, and rows [n, K]."""
+        """Returns the indices [n] and rows [n, K] that an interrupted pass has computed with these settings."""
         indices, rows = [np.zeros(0, np.int64)], [np.zeros((0, self._rows.num_columns), np.float32)]
         if self._has_settings(self._path(".part.json")):
             for path in self._shard_paths():
@@ -188,7 +188,7 @@ class Cache(RowCache):
 
     @classmethod
     def with_own_settings(cls, directory: Path, name: str, num_classes: int) -> Cache:
-        """Returns the cache of a finished pass, whatever its settings are; raises UserError where they cannot be read."""
+        """Returns the cache of a finished pass with the settings next to it; UserError where they cannot be read."""
         settings = read_json(directory / f"{name}.json", FREE_SPACE)
         if not isinstance(settings, dict):
             raise UserError(f"{directory / name}.json holds no settings of a pass.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ _SIDE = 320  # shorter side of a panel, pixels
 _LONGEST_PANEL = 4  # times that, the longer side at most
 LONGEST = 8  # times Q: longer images are not drawn
 _GAP = 12
-_KEPT = 8  # programs, each of one shape
+_MOST_PROGRAMS = 8  # programs, each of one shape
 # Colours from the lowest to the highest score: dark blue, blue, grey, orange, red.
 _COLORS = np.array([[20, 30, 110], [60, 120, 210], [190, 190, 190], [245, 160, 50], [200, 20, 20]], np.float64)
 
@@ -81,8 +81,8 @@ def score_map(trained: TrainedModel, variables: dict, image_HxWx3: np.ndarray) -
     return np.asarray(scores), np.asarray(probs_K)
 
 
-# Only a few images are drawn, so each shape has its own compilation and no bucket; of many shapes not all are kept.
-@functools.lru_cache(_KEPT)
+# Only a few images are drawn, so each shape has its own compilation and no bucket. The last programs stay in memory.
+@functools.lru_cache(_MOST_PROGRAMS)
 def _forward(model: Network, shape: tuple[int, ...]) -> Callable[..., Any]:
     del shape
 
@@ -93,7 +93,7 @@ def _forward(model: Network, shape: tuple[int, ...]) -> Callable[..., Any]:
     return jax.jit(forward)
 
 
-def grad_cam(
+def class_cams(
     trained: TrainedModel, variables: dict, image_HxWx3: np.ndarray, classes: list[tuple[str, int]]
 ) -> np.ndarray:
     """Returns `features.grad_cam` of one image for each of `classes`, [h, w, len(classes)] float32.
@@ -103,11 +103,11 @@ def grad_cam(
       classes: of `classes_to_draw`.
     """
     images, numbers = np.stack([image_HxWx3] * len(classes)), np.array([index for _, index in classes])
-    found = _cams(trained.model, images.shape)(variables, trained.statistics.mean_rgb, images, numbers)
-    return np.moveaxis(np.asarray(found), 0, -1)
+    cams_nxhxw = _cams(trained.model, images.shape)(variables, trained.statistics.mean_rgb, images, numbers)
+    return np.moveaxis(np.asarray(cams_nxhxw), 0, -1)
 
 
-@functools.lru_cache(_KEPT)
+@functools.lru_cache(_MOST_PROGRAMS)
 def _cams(model: Network, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
     del shape
 
@@ -118,15 +118,40 @@ def _cams(model: Network, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
     return jax.jit(cams)
 
 
-def draw(
-    image_HxWx3: np.ndarray,
+class ClassMap(NamedTuple):
+    """One class's score map of an image, and its captions."""
+
+    heading: str  # as "predicted"
+    name: str  # of the class
+    probability: float
+    scores_hxw: np.ndarray
+    cam_hxw: np.ndarray | None = None  # Grad-CAM, drawn next to the scores, from 0 to its largest value
+
+
+def class_maps(
     scores_hxwxK: np.ndarray,
     probs_K: np.ndarray,
     classes: list[tuple[str, int]],
     class_names: list[str],
-    layers: Layers,
     cams_hxwxn: np.ndarray | None = None,
-) -> Image.Image:
+) -> list[ClassMap]:
+    """Returns the maps of some classes.
+
+    Args:
+      scores_hxwxK: of `score_map`.
+      probs_K: of the image.
+      classes: (heading, class) of each map, as of `classes_to_draw`.
+      class_names: of all classes.
+      cams_hxwxn: of `class_cams`; None for none.
+    """
+    cams = [None] * len(classes) if cams_hxwxn is None else list(np.moveaxis(cams_hxwxn, -1, 0))
+    return [
+        ClassMap(heading, class_names[k], float(probs_K[k]), scores_hxwxK[..., k], cam)
+        for (heading, k), cam in zip(classes, cams, strict=True)
+    ]
+
+
+def draw(image_HxWx3: np.ndarray, maps: Sequence[ClassMap], layers: Layers) -> Image.Image:
     """Draws the image, and next to it once more for each class with that class's score map over it.
 
     Each cell of the map is drawn at the centre of its crop; between the centres colours are interpolated, beyond the
@@ -134,28 +159,24 @@ def draw(
 
     Args:
       image_HxWx3: uint8, as the model saw it.
-      scores_hxwxK: of `score_map`.
-      probs_K: likewise.
-      classes: (heading, class) of each map, e.g. ("predicted", 3).
-      class_names: of all classes.
+      maps: of `class_maps`.
       layers: the model's.
-      cams_hxwxn: of `grad_cam`, to be drawn next to each score map, from 0 to its largest value; None for none.
     """
     height, width = image_HxWx3.shape[:2]
     zoom = _SIDE / min(height, width)
     size = (min(round(width * zoom), _LONGEST_PANEL * _SIDE), min(round(height * zoom), _LONGEST_PANEL * _SIDE))
     base = Image.fromarray(image_HxWx3).resize(size, Image.Resampling.BICUBIC)
-    shown = scores_hxwxK[..., [index for _, index in classes]]
-    low, high = float(shown.min()), float(shown.max())
+    low = min(float(one.scores_hxw.min()) for one in maps)
+    high = max(float(one.scores_hxw.max()) for one in maps)
     font = ImageFont.load_default(15)
-    panels = [(base, [f"{height} x {width} pixels", f"map of {shown.shape[0]} x {shown.shape[1]} cells"])]
-    for i, (heading, index) in enumerate(classes):
-        panel = overlay(base, shown[..., i], (low, high), (height, width), layers)
-        panels.append((panel, [f"{heading}: {class_names[index]}", f"probability {probs_K[index]:.1%}"]))
-        if cams_hxwxn is not None:
-            cam = cams_hxwxn[..., i] / max(float(cams_hxwxn[..., i].max()), 1e-30)
+    panels = [(base, [f"{height} x {width} pixels", _cells_text(maps[0].scores_hxw)])]
+    for one in maps:
+        panel = overlay(base, one.scores_hxw, (low, high), (height, width), layers)
+        panels.append((panel, [f"{one.heading}: {one.name}", f"probability {one.probability:.1%}"]))
+        if one.cam_hxw is not None:
+            cam = one.cam_hxw / max(float(one.cam_hxw.max()), 1e-30)
             panel = overlay(base, cam, (0, 1), (height, width), layers, last_features(layers, is_map=True))
-            panels.append((panel, ["Grad-CAM of the same", f"map of {cam.shape[0]} x {cam.shape[1]} cells"]))
+            panels.append((panel, ["Grad-CAM of the same", _cells_text(cam)]))
     panel_width = max(size[0], 230)
     canvas = Image.new("RGB", (_GAP + len(panels) * (panel_width + _GAP), size[1] + 2 * _GAP + 78), "white")
     pen = ImageDraw.Draw(canvas)
@@ -166,6 +187,10 @@ def draw(
             pen.text((left, 2 * _GAP + size[1] + 19 * j), shortened(line, pen, font, panel_width), "black", font)
     _draw_legend(canvas, pen, font, low, high, 2 * _GAP + size[1] + 44)
     return canvas
+
+
+def _cells_text(map_hxw: np.ndarray) -> str:
+    return f"map of {map_hxw.shape[0]} x {map_hxw.shape[1]} cells"
 
 
 def shortened(line: str, pen: ImageDraw.ImageDraw, font: Any, width: int) -> str:

@@ -30,7 +30,7 @@ _CPU_COMPILATION_MACS, _COMPILATION_MACS = 2.5e10, 5e13
 MAX_PIXELS = 2**28  # of a rescaled image, 768 MiB as bytes; a larger one is skipped
 
 
-class Network(NamedTuple):
+class NetworkGeometry(NamedTuple):
     """The shapes from which the work and the field of view of a network follow."""
 
     layers: Layers
@@ -80,9 +80,9 @@ class Job(NamedTuple):
         return self.kind in ("host_grid", "tiles")
 
 
-def network_of(layers: Layers, params: dict) -> Network:
+def geometry_of(layers: Layers, params: dict) -> NetworkGeometry:
     """Returns the shapes of parameters, arrays or jax.ShapeDtypeStruct."""
-    return Network(layers, {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer})
+    return NetworkGeometry(layers, {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer})
 
 
 def rescaled_sizes(sizes_Nx2: np.ndarray, scale: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def skipped_images(eval_pass: EvalPass, sizes_Nx2: np.ndarray) -> np.ndarray:
 
 def plan_pass(
     eval_pass: EvalPass,
-    network: Network,
+    network: NetworkGeometry,
     sizes_Nx2: np.ndarray,
     indices: np.ndarray,
     batch_size: int,
@@ -113,7 +113,7 @@ def plan_pass(
 
     Args:
       eval_pass: what is computed.
-      network: of `network_of`.
+      network: of `geometry_of`.
       sizes_Nx2: (width, height) of all images of the split.
       indices: [n] int, of the images to compute, none of them skipped.
       batch_size: images of the crop's size that the model sees at once at most, over all devices: mirror images and
@@ -136,7 +136,7 @@ def plan_pass(
 
 def _jobs(
     eval_pass: EvalPass,
-    network: Network,
+    network: NetworkGeometry,
     rescaled_Nx2: np.ndarray,
     indices: np.ndarray,
     batch_size: int,
@@ -186,7 +186,7 @@ def devices_of(mesh: jax.sharding.Mesh) -> Devices:
     return Devices(mesh.shape["data"], mesh.size * (_CPU_COMPILATION_MACS if is_cpu else _COMPILATION_MACS))
 
 
-def macs(network: Network, height: int, width: int) -> int:
+def macs(network: NetworkGeometry, height: int, width: int) -> int:
     """Returns the multiply-adds of one image, dense (at 224x224 Paper Table 2's networks: 7.6 to 19.6 * 10^9)."""
     return description.macs(network.layers, height, width, network.kernels)
 
@@ -269,13 +269,13 @@ def buckets(
     return batches
 
 
-def tile_length(network: Network, scale: int) -> int:
+def tile_length(network: NetworkGeometry, scale: int) -> int:
     """Returns the pixels beyond which an image is tiled, and a tile's length: four times Q or the overlap."""
     stride, overlap = total_stride(network.layers), head_kernel(network.layers) - 1 + 2 * halo(network.layers)
     return stride * max(4 * scale // stride, 4 * overlap)
 
 
-def tiles(network: Network, length: int, strip: int) -> list[Tile]:
+def tiles(network: NetworkGeometry, length: int, strip: int) -> list[Tile]:
     """Returns tiles whose kept columns together are the score map of the whole image, each column once.
 
     A tile begins at a multiple of the total stride, so that its poolings fall where the image's do. Near a cut the
@@ -283,7 +283,7 @@ def tiles(network: Network, length: int, strip: int) -> list[Tile]:
     neighbour.
 
     Args:
-      network: of `network_of`.
+      network: of `geometry_of`.
       length: columns of the image, pixels.
       strip: of `tile_length`; a multiple of the total stride.
     """

@@ -234,8 +234,9 @@ class _ScoreMaps:
         trained = self._trained
         scores, _ = heatmaps.score_map(trained, self._variables, image)
         classes = heatmaps.classes_to_draw(probs_K, label=-1)
-        cams = heatmaps.grad_cam(trained, self._variables, image, classes) if self._with_cams else None
-        picture = heatmaps.draw(image, scores, probs_K, classes, trained.class_titles, trained.model.layers, cams)
+        cams = heatmaps.class_cams(trained, self._variables, image, classes) if self._with_cams else None
+        maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_titles, cams)
+        picture = heatmaps.draw(image, maps, trained.model.layers)
         path = self._directory / f"{i:03d}-{name}.png"
         with write_atomically(path, _OTHER_MAPS) as unfinished:
             picture.save(unfinished, "PNG")

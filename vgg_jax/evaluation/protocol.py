@@ -18,7 +18,7 @@ from vgg_jax.evaluation import heatmaps, results
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.run import EvalStats
-from vgg_jax.evaluation.split import UNLABELLED, Split, cache_dir, split_probs
+from vgg_jax.evaluation.split import UNLABELLED, Split, evaluation_dir, split_probs
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.recipe import scale_text
 from vgg_jax.runtime.console import Console, duration
@@ -47,9 +47,8 @@ class Request(NamedTuple):
     class_numbers: str = ""  # a file, see `results.class_numbers`
     output: str = ""  # a file for the results; "" next to the cached probabilities
     directory: str = ""  # of cached probabilities and results; "" see `output_workdir`
-    weights: tuple[
-        str, ...
-    ] = ()  # files, see `weights.file`, or names, see `weights.hub`; they come after the workdirs
+    # Files, see `weights.file`, or names, see `weights.hub`; they come after the workdirs.
+    weights: tuple[str, ...] = ()
 
 
 def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
@@ -63,32 +62,15 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     """
     began = time.monotonic()
     console = Console(quiet or not is_primary())
-
-    # Models, passes and images; refused here if they do not go together.
-    models = [load_trained(source, request.dtype, request.averages) for source in (*request.workdirs, *request.weights)]
-    for trained in models[1:]:
-        _check_same_classes(models[0], trained)
-    passes = [eval_passes(trained.recipe, request.protocol, request.scales) for trained in models]
-    numbers = _class_numbers(request, models[0])
-    split = primary_first(lambda: open_evaluated(request, models[0], console))
-    models = [output_workdir(trained, split, request.directory, console) for trained in models]
-    output = _output(request, models, split)
-    if output.is_dir():
-        raise UserError(f"--json={output} is a directory; name a file in it.")
-    for directory, flag in (
-        (output.parent, "--json or --output"),
-        (request.maps and Path(request.maps).expanduser(), "--maps"),
-    ):
-        if directory:
-            with writing_to(directory, f"choose another {flag}"):
-                directory.mkdir(parents=True, exist_ok=True)
-    console.print(_heading(models, passes, split))
+    subject = _subject(request, console)
+    models, split, output = subject.models, subject.split, subject.output
+    console.print(_heading(models, subject.passes, split))
 
     # Probabilities of every pass, from the cache or computed.
     stats, probs = EvalStats(), []
-    for number, (trained, its_passes) in enumerate(zip(models, passes, strict=True), start=1):
+    for number, (trained, its_passes) in enumerate(zip(models, subject.passes, strict=True), start=1):
         prefix = f"model {number} of {len(models)}, " if len(models) > 1 else ""
-        probs.append(split_probs(trained, its_passes, split, request.batch_size, stats, console, prefix))
+        probs.append(split_probs(trained, its_passes, split, request.batch_size, stats, prefix))
     seconds = time.monotonic() - began
 
     # Means over scales, methods and models.
@@ -101,24 +83,55 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         "not_finite": [str(key) for key in first.keys[~finite]],
         "request": request._asdict(),
         "data": {"name": split.data, "split": split.name, "images": len(first.keys)},
-        "models": [_description(trained, its_passes) for trained, its_passes in zip(models, passes, strict=True)],
+        "models": [_description(*pair) for pair in zip(models, subject.passes, strict=True)],
         "computing": {**vars(stats), "seconds": round(seconds, 1), "from_cache": stats.computed == 0},
         **environment(),
     }
     _warn(console, "images are too large once rescaled and count as wrong", summary["skipped"], len(first.keys))
     _warn(console, "images have scores that are not finite and count as wrong", summary["not_finite"], len(first.keys))
     if (first.labels < 0).all():
-        summary["submission"] = _submit(request, numbers, probs, first.keys, output, console)
+        summary["submission"] = _submit(request, subject, probs, first.keys)
     else:
-        rows = results.rows(models, passes, probs, skipped, request.protocol, split)
+        rows = results.rows(models, subject.passes, probs, skipped, request.protocol, split)
         summary["rows"] = [row._asdict() | {"paper": row.paper and row.paper._asdict()} for row in rows]
         console.print(results.table(rows))
     if request.maps:
-        summary["maps"] = _draw_maps(request, models[0], max(p.scale for p in passes[0]), split, first, console)
+        summary["maps"] = _draw_maps(request, models[0], max(p.scale for p in subject.passes[0]), split, first)
     if is_primary():
         write_json(output, summary)
     console.print(f"everything needed to repeat this: {output} ({duration(time.monotonic() - began)})")
     return summary
+
+
+class Subject(NamedTuple):
+    """What is evaluated, and where the results go."""
+
+    models: list[TrainedModel]
+    passes: list[list[EvalPass]]  # of each model
+    split: Split
+    class_numbers: np.ndarray  # see `results.class_numbers`
+    output: Path
+
+
+def _subject(request: Request, console: Console) -> Subject:
+    """Opens models and images, and makes the directories of results; UserError if they do not go together."""
+    models = [load_trained(source, request.dtype, request.averages) for source in (*request.workdirs, *request.weights)]
+    for trained in models[1:]:
+        _check_same_classes(models[0], trained)
+    passes = [eval_passes(trained.recipe, request.protocol, request.scales) for trained in models]
+    numbers = _class_numbers(request, models[0])
+    split = primary_first(lambda: open_evaluated(request, models[0], console))
+    models = [output_workdir(trained, split, request.directory) for trained in models]
+    output = _output(request, models, split)
+    if output.is_dir():
+        raise UserError(f"--json={output} is a directory; name a file in it.")
+    directories = {"--json or --output": output.parent}
+    if request.maps:
+        directories["--maps"] = Path(request.maps).expanduser()
+    for flag, directory in directories.items():
+        with writing_to(directory, f"choose another {flag}"):
+            directory.mkdir(parents=True, exist_ok=True)
+    return Subject(models, passes, split, numbers, output)
 
 
 def open_evaluated(request: Request, trained: TrainedModel, console: Console) -> Split:
@@ -134,7 +147,8 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
         root = request.data_root or (own.root if name == own.name else "")
     if name == "folder" and not (root and Path(root).expanduser().is_dir()):
         raise UserError(
-            f"there is no folder of images {root!r}; give one, laid out <split>/<class>/<image>, with --config.data.root=DIR."
+            f"there is no folder of images {root!r}; give one, laid out <split>/<class>/<image>, with "
+            "--config.data.root=DIR."
         )
     split_name = request.split or own.val_split
     exif = own.exif and name == "folder" if request.exif is None else request.exif
@@ -156,18 +170,19 @@ def open_evaluated(request: Request, trained: TrainedModel, console: Console) ->
     return Split(data.name, split_name, records, class_names, console)
 
 
-def output_workdir(trained: TrainedModel, split: Split, directory: str, console: Console) -> TrainedModel:
+def output_workdir(trained: TrainedModel, split: Split, directory: str) -> TrainedModel:
     """Returns the model with the workdir of its evaluations: below `directory`, or the run's.
 
     Of a run that one may only read they go below the current directory, which is said.
     """
-    cache = cache_dir(trained, split)
+    cache = evaluation_dir(trained, split)
     existing = next(path for path in (cache, *cache.parents) if path.exists())
     if not directory and os.access(existing, os.W_OK | os.X_OK):
         return trained
     workdir = workdir_below(trained, directory)
     if not directory:
-        console.print(f"{existing} cannot be written: probabilities and results go to {workdir} (or to --output=DIR)")
+        sentence = f"{existing} cannot be written: probabilities and results go to {workdir} (or to --output=DIR)"
+        split.console.print(sentence)
     return trained._replace(workdir=workdir)
 
 
@@ -182,12 +197,13 @@ def _check_same_classes(first: TrainedModel, other: TrainedModel) -> None:
     only = sorted(set(first.class_names) ^ set(other.class_names))
     if not only:
         raise UserError(
-            f"the models in {first.workdir} and {other.workdir} have their classes in different orders and cannot be fused; "
-            "name those of one anew, in the other's order."
+            f"the models in {first.workdir} and {other.workdir} have their classes in different orders and cannot be "
+            "fused; name the classes of one again, in the other's order."
         )
     raise UserError(
-        f"the models in {first.workdir} and {other.workdir} were trained on different classes ({len(first.class_names)} and "
-        f"{len(other.class_names)}; {only[0]!r} is in one of them only) and cannot be fused; give runs on the same data."
+        f"the models in {first.workdir} and {other.workdir} were trained on different classes "
+        f"({len(first.class_names)} and {len(other.class_names)}; {only[0]!r} is in one of them only) and cannot be "
+        "fused; give runs on the same data."
     )
 
 
@@ -200,7 +216,7 @@ def _heading(models: list[TrainedModel], passes: list[list[EvalPass]], split: Sp
         methods = "; ".join(f"{method} at Q = {', '.join(values)}" for method, values in scales.items())
         model, image = trained.recipe.model, trained.recipe.image
         lines.append(
-            f"{trained.recipe.model.network.title}, S {scale_text(image.scale_min, image.scale_max)}, crop {image.crop}, "
+            f"{model.network.title}, S {scale_text(image.scale_min, image.scale_max)}, crop {image.crop}, "
             f"{model.dtype.name}, {trained.checkpoint}: {methods}"
         )
     return "\n".join(lines)
@@ -232,7 +248,7 @@ def _output(request: Request, models: list[TrainedModel], split: Split) -> Path:
     if len(models) > 1:
         checkpoints = " ".join(sorted(str(trained.checkpoint) for trained in models))
         fusion = f"-fusion-{hashlib.sha256(checkpoints.encode()).hexdigest()[:8]}"
-    return cache_dir(models[0], split) / f"results-{request.protocol}{dtype}-{scales}{fusion}.json"
+    return evaluation_dir(models[0], split) / f"results-{request.protocol}{dtype}-{scales}{fusion}.json"
 
 
 def _class_numbers(request: Request, trained: TrainedModel) -> np.ndarray:
@@ -245,34 +261,25 @@ def _class_numbers(request: Request, trained: TrainedModel) -> np.ndarray:
     return results.class_numbers(trained.class_names, listing, request.class_numbers)
 
 
-def _submit(
-    request: Request,
-    numbers: np.ndarray,
-    probs: list[dict[EvalPass, Probs]],
-    keys: np.ndarray,
-    output: Path,
-    console: Console,
-) -> dict[str, str]:
+def _submit(request: Request, subject: Subject, probs: list[dict[EvalPass, Probs]], keys: np.ndarray) -> dict[str, str]:
     """Writes predictions for a split without labels, in the challenge's format."""
     fused = results.average(results.over_methods(of_model, PROTOCOLS[request.protocol]) for of_model in probs)
-    path = output.with_suffix(".submission.txt")
+    path = subject.output.with_suffix(".submission.txt")
     if is_primary():
-        write_text(path, results.submission(fused, keys, numbers), "choose another --json")
+        write_text(path, results.submission(fused, keys, subject.class_numbers), "choose another --json")
     meaning = (
         f"numbers as in {request.class_numbers}"
         if request.class_numbers
         else "number n is the n-th class by sorted name. ILSVRC's development kit numbers classes otherwise: give its "
         "order with --class_numbers=FILE"
     )
-    console.print(
+    subject.split.console.print(
         f"no labels, so no errors; five class numbers an image, in the order of file names: {path} ({meaning})"
     )
     return {"file": str(path), "class_numbers": meaning}
 
 
-def _draw_maps(
-    request: Request, trained: TrainedModel, scale: int, split: Split, first: Probs, console: Console
-) -> list[str]:
+def _draw_maps(request: Request, trained: TrainedModel, scale: int, split: Split, first: Probs) -> list[str]:
     """Draws score maps of images spread evenly over the split."""
     directory = Path(request.maps).expanduser()
     variables = heatmaps.on_one_device(trained)
@@ -280,15 +287,16 @@ def _draw_maps(
     for index in heatmaps.spread(len(first.keys), request.num_maps):
         image = heatmaps.image_for_map(split.records, index, scale)
         if image is None:
-            console.print(f"no score map of {first.keys[index]}: it is too long to look at")
+            split.console.print(f"no score map of {first.keys[index]}: it is too long to look at")
             continue
         scores, probs_K = heatmaps.score_map(trained, variables, image)
         classes = heatmaps.classes_to_draw(probs_K, int(first.labels[index]))
         stem = re.sub(r"[^\w.=-]+", "_", str(first.keys[index]).rsplit(".", 1)[0])
         path = directory / f"{index:06d}-{stem}.png"
-        picture = heatmaps.draw(image, scores, probs_K, classes, trained.class_names, trained.model.layers)
+        maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_names)
+        picture = heatmaps.draw(image, maps, trained.model.layers)
         with write_atomically(path, "choose another --maps") as unfinished:
             picture.save(unfinished, "PNG")
         drawn.append(str(path))
-    console.print(f"{len(drawn)} score maps at Q = {scale} in {directory}")
+    split.console.print(f"{len(drawn)} score maps at Q = {scale} in {directory}")
     return drawn

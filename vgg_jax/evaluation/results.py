@@ -48,14 +48,17 @@ def over_methods(probs: dict[EvalPass, Probs], methods: Sequence[str]) -> np.nda
 
 
 def topk_errors(probs_NxK: np.ndarray, labels_N: np.ndarray, skipped_N: np.ndarray) -> tuple[float, float]:
-    """Returns top-1 and top-5 error, fractions; a skipped image is wrong in both. Ties are broken as in `steps.topk_errors`."""
+    """Returns top-1 and top-5 error, fractions; a skipped image is wrong in both.
+
+    Ties are broken as in `steps.topk_errors`.
+    """
     counted_N = np.isfinite(probs_NxK).all(-1) & ~skipped_N
     hit_Nx5 = (top5_classes(probs_NxK) == labels_N[:, None]) & counted_N[:, None]
     return 1 - float(hit_Nx5[:, 0].mean()), 1 - float(hit_Nx5.any(-1).mean())
 
 
 def top5_classes(probs_NxK: np.ndarray) -> np.ndarray:
-    """Returns the five likeliest classes (all, where there are fewer), [N, 5] int64; of equals the lower number first."""
+    """Returns the top-5 classes (all, where there are fewer), [N, 5] int64; of equals the lower number first."""
     return np.argsort(-probs_NxK, axis=-1, kind="stable")[:, :5]
 
 
@@ -67,7 +70,7 @@ def rows(
     protocol: str,
     split: Split,
 ) -> list[Row]:
-    """Returns every average that the probabilities allow: each scale, each method, both methods; each model, all models."""
+    """Returns every mean of the probabilities: each scale, each method, both methods; each model, all models."""
     methods = PROTOCOLS[protocol]
     labels = next(iter(probs[0].values())).labels
     keys = [(trained.recipe.model.network.name, paper.training_scales(trained.recipe)) for trained in models]
@@ -149,7 +152,8 @@ def class_numbers(class_names: Sequence[str], listing: str, source: str) -> np.n
     Args:
       class_names: of the model, sorted.
       listing: the challenge's classes in the order of its numbers, one a line: the name, or as `n01440764 tench`, where
-        either part may be the name. "": none; the numbers are then 1 to K by sorted name, which differ from the numbers of ILSVRC's development kit.
+        either part may be the name. "": none; the numbers are then 1 to K by sorted name, which differ from the numbers
+        of ILSVRC's development kit.
       source: file of the listing, for the message.
 
     Raises:
@@ -171,5 +175,6 @@ def class_numbers(class_names: Sequence[str], listing: str, source: str) -> np.n
         else "names a class twice, or one class by its name and another by its title"
     )
     raise UserError(
-        f"--class_numbers={source} {fault}; it must name each class once, one a line, in the order of the challenge's numbers."
+        f"--class_numbers={source} {fault}; it must name each class once, one a line, in the order of the challenge's "
+        "numbers."
     )

@@ -19,7 +19,7 @@ from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Records
 from vgg_jax.evaluation import dense_steps
 from vgg_jax.evaluation.passes import GRID_CELLS, EvalPass
-from vgg_jax.evaluation.plan import Bucket, Job, network_of, tiles
+from vgg_jax.evaluation.plan import Bucket, Job, geometry_of, tiles
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import Network
 from vgg_jax.runtime.compilation import compile_step
@@ -75,7 +75,7 @@ class CompiledSteps:
     """
 
     def __init__(self, trained: ModelOnDevices, stats: EvalStats, dense: Callable | None = None):
-        self.trained, self.network = trained, network_of(trained.model.layers, trained.variables["params"])
+        self.trained, self.network = trained, geometry_of(trained.model.layers, trained.variables["params"])
         self._dense = dense or dense_steps.make_dense(trained.model, trained.statistics)
         self._stats, self._compiled = stats, dict[Any, Future[Callable]]()
         self._compiler = ThreadPoolExecutor(1, "compiler")
@@ -201,7 +201,7 @@ def _run(
 
     # The tiles of one image are spread over the processes, so that all of them need it.
     mine = [
-        job.bucket.indices if job.kind == "tiles" else job.bucket.indices[local_rows(job.bucket.batch_size)]
+        job.bucket.indices if job.kind == "tiles" else job.bucket.indices[rows_of_process(job.bucket.batch_size)]
         for job in jobs
     ]
     items = ((job, int(i)) for job, indices in zip(jobs, mine, strict=True) for i in indices)
@@ -223,7 +223,7 @@ def _run(
         yield fetch(*running)
 
 
-def local_rows(batch_size: int) -> slice:
+def rows_of_process(batch_size: int) -> slice:
     """Returns this process's rows of a batch: equal shares, in the order of processes."""
     share = batch_size // jax.process_count()
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
@@ -306,7 +306,7 @@ def _run_tiles(compiled: CompiledSteps, eval_pass: EvalPass, bucket: Bucket, ima
     step = dense_steps.make_tiles(compiled.trained.model, compiled.trained.statistics)
     scores = []
     for begin in range(0, len(pieces), count):
-        mine = pieces[begin : begin + count][local_rows(count)]
+        mine = pieces[begin : begin + count][rows_of_process(count)]
         keep = np.zeros((count // jax.process_count(), 2), np.int32)
         for row, (_, keep_columns) in zip(keep, mine, strict=False):
             row[:] = keep_columns

@@ -52,7 +52,7 @@ class Split:
 
     def __init__(self, data: str, name: str, records: Records, class_names: list[str], console: Console):
         self.data, self.name, self.records, self.class_names = data, name, records, class_names
-        self._console = console
+        self.console = console
         self._index: ImageIndex | None = None
 
     def index(self, threads: int) -> ImageIndex:
@@ -63,15 +63,15 @@ class Split:
         """
         if self._index is None:
             count = len(self.records)
-            self._console.log(f"scanning {count:,} images")
-            self._console.start(0, count)
+            self.console.log(f"scanning {count:,} images")
+            self.console.start(0, count)
             try:
                 entries = []
                 for entry in parallel_map(self._entry, range(count), threads, 8 * threads):
                     entries.append(entry)
-                    self._console.progress(len(entries), "scanning images")
+                    self.console.progress(len(entries), "scanning images")
             finally:
-                self._console.close()
+                self.console.close()
             keys, labels, sizes = zip(*entries, strict=True)
             self._index = ImageIndex(np.array(keys), np.array(labels, np.int64), np.array(sizes, np.int64))
         return self._index
@@ -81,7 +81,7 @@ class Split:
         return key_of(record, index), int(record["label"]), decoded(self.records, index, size_of, record)
 
 
-def cache_dir(trained: TrainedModel, split: Split) -> Path:
+def evaluation_dir(trained: TrainedModel, split: Split) -> Path:
     """Returns <workdir>/evaluation/<checkpoint>/<data>-<split>, the directory of a model's evaluations on a split."""
     name = f"{split.data}-{split.name}".replace("/", "_")
     readable = re.sub(r"[^\w.=-]+", "_", name)
@@ -103,7 +103,6 @@ def split_probs(
     split: Split,
     batch_size: int,
     stats: EvalStats,
-    console: Console,
     prefix: str = "",
 ) -> dict[EvalPass, Probs]:
     """Returns the probabilities of all passes of one model.
@@ -111,51 +110,66 @@ def split_probs(
     Args:
       trained: of `load_trained`.
       eval_passes: of `passes.eval_passes`.
-      split: that is evaluated.
+      split: that is evaluated; its console shows progress.
       batch_size: see `run.batch_size_for`.
       stats: is added to.
-      console: shows progress.
       prefix: of lines, where there are several models: "model 1 of 2, ".
 
     Raises:
       UserError: an image that cannot be read, a full disk, ... What was computed is cached.
     """
-    caches = {eval_pass: _cache(trained, eval_pass, split, console) for eval_pass in eval_passes}
+    say, directory = split.console.print, evaluation_dir(trained, split)
+    caches = {eval_pass: _cache(trained, eval_pass, split) for eval_pass in eval_passes}
     probs = {eval_pass: loaded for eval_pass, cache in caches.items() if (loaded := cache.load()) is not None}
     if not all(_same_images(first, second) for first, second in itertools.pairwise(probs.values())):
-        console.print(f"{prefix}the cache in {cache_dir(trained, split)} is of different images; it is computed again")
+        say(f"{prefix}the cache in {directory} is of different images; it is computed again")
         probs = {}
     if probs:
-        console.print(f"{prefix}from the cache: {', '.join(pass_name(trained, eval_pass) for eval_pass in probs)}")
-    missing = [eval_pass for eval_pass in eval_passes if eval_pass not in probs]
-    if not missing:
+        say(f"{prefix}from the cache: {', '.join(pass_name(trained, eval_pass) for eval_pass in probs)}")
+    if len(probs) == len(eval_passes):
         return probs
     compiled, threads = CompiledSteps(trained, stats), trained.recipe.data.threads
     batch_size = batch_size_for(trained, batch_size)
     index = split.index(threads)
     index = index._replace(labels=_labels(index.labels, split, trained))
     if any(not _same_images(cached, index) for cached in probs.values()):
-        console.print(f"{prefix}the cache in {cache_dir(trained, split)} is of other images; it is computed again")
-        probs, missing = {}, list(eval_passes)
-
-    # What is cached of an interrupted evaluation is left out of the plan.
-    skipped = {eval_pass: skipped_images(eval_pass, index.sizes) for eval_pass in missing}
-    cached = {eval_pass: _chunk_of(*caches[eval_pass].shards(), skipped[eval_pass]) for eval_pass in missing}
-    plans: dict[EvalPass, list[Job]] = {}
-    for eval_pass in missing:
-        remaining = np.setdiff1d(np.flatnonzero(~skipped[eval_pass]), cached[eval_pass].indices)
-        devices = devices_of(compiled.trained.mesh)
-        plans[eval_pass] = plan_pass(eval_pass, compiled.network, index.sizes, remaining, batch_size, devices)
-    progress = EvalProgress(console, stats, sum(job.macs for jobs in plans.values() for job in jobs))
-    for number, eval_pass in enumerate(missing, start=1):
-        label = f"{prefix}pass {number} of {len(missing)}, {pass_name(trained, eval_pass)}"
-        progress.start(label, len(index.keys), sum(len(job.bucket.indices) for job in plans[eval_pass]))
-        chunks = run_jobs(compiled, eval_pass, plans[eval_pass], split.records, threads, stats)
+        say(f"{prefix}the cache in {directory} is of other images; it is computed again")
+        probs = {}
+    work = {
+        eval_pass: _pending_work(compiled, eval_pass, index, cache, batch_size)
+        for eval_pass, cache in caches.items()
+        if eval_pass not in probs
+    }
+    progress = EvalProgress(split.console, stats, sum(job.macs for one in work.values() for job in one.jobs))
+    for number, (eval_pass, (skipped, cached, jobs)) in enumerate(work.items(), start=1):
+        label = f"{prefix}pass {number} of {len(work)}, {pass_name(trained, eval_pass)}"
+        progress.start(label, len(index.keys), sum(len(job.bucket.indices) for job in jobs))
+        chunks = run_jobs(compiled, eval_pass, jobs, split.records, threads, stats)
         computed = list(cached_as_they_come(chunks, caches[eval_pass], progress))
-        probs[eval_pass] = assemble(index, skipped[eval_pass], [cached[eval_pass], *computed])
+        probs[eval_pass] = assemble(index, skipped, [cached, *computed])
         if jax.process_index() == 0:
             caches[eval_pass].finish(probs[eval_pass])
     return probs
+
+
+class PendingWork(NamedTuple):
+    """The work that one pass still needs."""
+
+    skipped: np.ndarray  # [N] bool: images too large to be computed
+    cached: Chunk  # computed before an interruption
+    jobs: list[Job]  # of the other images
+
+
+def _pending_work(
+    compiled: CompiledSteps, eval_pass: EvalPass, index: ImageIndex, cache: Cache, batch_size: int
+) -> PendingWork:
+    """Plans a pass without the images that are cached of an interrupted evaluation."""
+    skipped = skipped_images(eval_pass, index.sizes)
+    cached = _chunk_of(*cache.shards(), skipped)
+    remaining = np.setdiff1d(np.flatnonzero(~skipped), cached.indices)
+    devices = devices_of(compiled.trained.mesh)
+    jobs = plan_pass(eval_pass, compiled.network, index.sizes, remaining, batch_size, devices)
+    return PendingWork(skipped, cached, jobs)
 
 
 def _same_images(cached: Probs, other: Probs | ImageIndex) -> bool:
@@ -216,7 +230,7 @@ def assemble(index: ImageIndex, skipped: np.ndarray, chunks: Sequence[Chunk]) ->
     return Probs(index.keys, index.labels.astype(np.int32), probs_NxK, skipped)
 
 
-def _cache(trained: TrainedModel, eval_pass: EvalPass, split: Split, console: Console) -> Cache:
+def _cache(trained: TrainedModel, eval_pass: EvalPass, split: Split) -> Cache:
     settings: dict[str, Any] = {
         "format": _FORMAT,
         "checkpoint": trained.checkpoint.name,
@@ -231,7 +245,7 @@ def _cache(trained: TrainedModel, eval_pass: EvalPass, split: Split, console: Co
         "images": len(split.records),
     }
     name = pass_name(trained, eval_pass)
-    return Cache(cache_dir(trained, split), name, settings, len(trained.class_names), console.print)
+    return Cache(evaluation_dir(trained, split), name, settings, len(trained.class_names), split.console.print)
 
 
 def _labels(labels: np.ndarray, split: Split, trained: TrainedModel) -> np.ndarray:

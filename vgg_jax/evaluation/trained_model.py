@@ -68,8 +68,8 @@ def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
     run = RunDir.containing(source, _REMEDY)
     if not run.path.is_dir():
         raise UserError(
-            f"{source}: there is no such directory or file; give a training run's workdir, one of its checkpoints/<step>, or "
-            "a weights file."
+            f"{source}: there is no such directory or file; give a training run's workdir, one of its "
+            "checkpoints/<step>, or a weights file."
         )
     recipe, class_names = recipe_of(run.config()), run.dataset()["class_names"]
     statistics = ColorStatistics(*run.colors())
@@ -82,11 +82,11 @@ def _from_run(source: Path, dtype: str, averages: bool) -> TrainedModel:
 
 
 def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
-    """Returns the model of a weights file. Its preprocessing is folded into conv1_1, so that all models here see pixels alike."""
+    """Returns the model of a weights file, its preprocessing folded into conv1_1: all models see the same pixels."""
     if not weights.num_classes:
         raise UserError(
-            f"{source} is a trunk, without a classifier; take its activations (vgg_jax.features), or train one on top of it: "
-            f"--config.init_from={source}."
+            f"{source} is a trunk, without a classifier; take its activations (vgg_jax.features), or train one on top "
+            f"of it: --config.init_from={source}."
         )
     low, high = weights.training_scales
     values = {

@@ -83,8 +83,8 @@ def cleaned_up_when_killed() -> Iterator[None]:
 def write_atomically(path: Path, remedy: str = FREE_SPACE) -> Iterator[Path]:
     """Yields the path of a file to write, and renames that file to `path` once the context has ended without an error.
 
-    A file that is not regular, as /dev/null, is written directly, and a link's target in its place. Several processes may
-    write the same file at once; the last one stays.
+    A file that is not regular, as /dev/null, is written directly, and a link's target in its place. Several processes
+    may write the same file at once; the last one stays.
 
     Args:
       path: its directory is made if need be.

@@ -158,7 +158,7 @@ class Checkpoints:
           None where there is no checkpoint.
 
         Raises:
-          UserError: there are checkpoints, and all are damaged, or an earlier version wrote them; they are left as they are.
+          UserError: all checkpoints are damaged, or an earlier version wrote them; they stay unchanged.
         """
         damaged: dict[int, Exception] = {}
         for step in reversed(self.steps()):
@@ -187,8 +187,9 @@ class Checkpoints:
         content, checksums = _read_progress(self.path(step))
         if "plateau" not in content:
             raise UserError(
-                f"the checkpoint {self.path(step)} was written by vgg_jax 0.2 or older and cannot be continued; finish the run "
-                f"with that version, or start a new --workdir from it with --config.init_from={self.path(step)}."
+                f"the checkpoint {self.path(step)} was written by vgg_jax 0.2 or older and cannot be continued; finish "
+                "the run with that version, or start a new --workdir from it with "
+                f"--config.init_from={self.path(step)}."
             )
         if not checksums:
             raise ValueError("It has no checksums.")
@@ -299,7 +300,7 @@ def _best_step(directory: Path, steps: list[int]) -> int:
 
 
 def _raise_unless_damaged(error: Exception) -> None:
-    """Raises an error that is of the disk or the memory rather than of the checkpoint, which the next start may read."""
+    """Raises an error of the disk or the memory again: the checkpoint may be sound, and the next start may read it."""
     of_disk = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
     if of_disk or (not isinstance(error, OSError) and as_user_error(error)):
         raise error

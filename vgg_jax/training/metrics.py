@@ -31,9 +31,9 @@ _FLUSH_SECONDS = 120.0  # between two writes of TensorBoard events to the disk
 class MetricsLog:
     """`metrics.jsonl`, one object a line with "step" and scalars by name, and the same as TensorBoard events.
 
-    Opening it cuts back what a run wrote beyond the step it resumes from, so a step never appears twice. Damaged lines, as a
-    power cut leaves them, are dropped with one warning. Once an event cannot be written, there are no more of them until the
-    next start; one warning says so. With `write` False it does nothing: another process writes.
+    Opening it cuts back what a run wrote beyond the step it resumes from, so a step never appears twice. Damaged lines,
+    as a power cut leaves them, are dropped with one warning. Once an event cannot be written, there are no more of them
+    until the next start; one warning says so. With `write` False it does nothing: another process writes.
 
     Raises:
       UserError: metrics.jsonl cannot be written.
@@ -53,8 +53,8 @@ class MetricsLog:
             self._file = open(path, "a", buffering=1)  # flushed at every line
         self._events: RecordWriter | None = None
         with self._writing_events():
-            # tensorboardX's SummaryWriter writes in a thread behind a queue: where the disk is full, the thread dies, and the
-            # full queue blocks whoever adds to it. The import takes torch along where that is installed.
+            # tensorboardX's SummaryWriter writes in a thread behind a queue: where the disk is full, the thread dies,
+            # and the full queue blocks whoever adds to it. The import takes torch along where that is installed.
             from tensorboardX import record_writer
 
             self._directory.mkdir(exist_ok=True)
@@ -106,8 +106,8 @@ class MetricsLog:
                 if events is not None:
                     events.close()
             self._warn(
-                f"WARNING: cannot write to {self._directory}: {error.strerror or error}; training continues, with metrics in "
-                f"{self._file.name} alone until the next start."
+                f"WARNING: cannot write to {self._directory}: {error.strerror or error}; training continues, with "
+                f"metrics in {self._file.name} alone until the next start."
             )
 
 
@@ -137,7 +137,7 @@ class TrainMetrics:
         self.resume_clock()
 
     def sums(self) -> dict[str, dict[str, float]]:
-        """Returns the sums since the last log line and since the last evaluation, and the finite norms of kernels last known."""
+        """Returns the sums since the last log line and since the last evaluation, and the finite norms of kernels."""
         norms = {name: value for name, value in self._sums["norms"].items() if math.isfinite(value)}
         return self._sums | {"norms": norms}
 

@@ -31,8 +31,8 @@ def check_workdir(workdir: Path, recipe: Recipe) -> None:
     """
     if re.match(r"\w{2,}:/", str(workdir)):
         raise UserError(
-            f"--workdir={str(workdir).replace(':/', '://', 1)}: a workdir is a directory; mount the bucket, as `launch/` "
-            "does (docs/launch.md), and name the directory."
+            f"--workdir={str(workdir).replace(':/', '://', 1)}: a workdir is a directory; mount the bucket, as "
+            "`launch/` does (docs/launch.md), and name the directory."
         )
     existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -50,7 +50,7 @@ def check_workdir(workdir: Path, recipe: Recipe) -> None:
 
 
 def continued_recipe(workdir: Path, recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Returns the recipe with what a run in `workdir` keeps from its beginning, and a line for each difference."""
+    """Returns the recipe with the values that a run in `workdir` keeps, and a line for each difference."""
     run = RunDir(workdir, _REMEDY)
     if not run.checkpoint_steps():
         return recipe, []
@@ -126,7 +126,7 @@ def _check_same_data(run: RunDir, new: dict[str, Any]) -> None:
 
 
 def _is_close(first: Any, second: Any) -> bool:
-    """Returns whether two lists of numbers are the same but for rounding, in which libraries of linear algebra differ."""
+    """Returns whether two lists of numbers agree up to the rounding of different linear algebra libraries."""
     try:
         return first == second or bool(np.allclose(first, second, rtol=1e-4, atol=1e-3))
     except (TypeError, ValueError):
