@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from vgg_jax.config import default_config, recipe_of
+from vgg_jax.data.colors import IMAGENET_STATISTICS
 from vgg_jax.data.sources import expanded, prepared_data
 from vgg_jax.data.splits import open_split
 from vgg_jax.evaluation.dense_steps import make_crops, make_dense
@@ -30,7 +31,7 @@ from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.console import Console
 from vgg_jax.runtime.sharding import make_mesh, replicated
-from vgg_jax.training.augment import IMAGENET_STATISTICS, normalize
+from vgg_jax.training.augment import normalize
 from vgg_jax.training.state import make_model
 
 

@@ -80,9 +80,10 @@ def ours(row):
 
     from vgg_jax import features
     from vgg_jax.config import default_config, recipe_of
+    from vgg_jax.data.colors import IMAGENET_STATISTICS
     from vgg_jax.runtime.compilation import compile_step
     from vgg_jax.runtime.sharding import make_mesh
-    from vgg_jax.training.augment import IMAGENET_STATISTICS, normalize
+    from vgg_jax.training.augment import normalize
     from vgg_jax.training.state import init_state, make_model, state_shapes
     from vgg_jax.training.steps import compile_steps
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgg_jax.training.augment import IMAGENET_STATISTICS, ColorStatistics, augment, normalize
+from vgg_jax.data.colors import IMAGENET_STATISTICS, ColorStatistics
+from vgg_jax.training.augment import augment, normalize
 
 STATISTICS = ColorStatistics(
     mean_rgb=np.array([10.0, 20.0, 30.0], np.float32),

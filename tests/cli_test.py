@@ -155,7 +155,7 @@ def test_all_commands_can_be_imported_together_and_have_their_own_help():
     [
         ("evaluate", "evaluation.protocol", "Request"),
         ("predict", "evaluation.prediction", "PredictRequest"),
-        ("convert", "weights.conversion", "ConvertRequest"),
+        ("convert", "evaluation.conversion", "ConvertRequest"),
         ("prepare", "data.preparation", "PrepareRequest"),
         ("transfer", "transfer.study", "TransferRequest"),
         ("describe", "models.comparison", "ComparisonRequest"),

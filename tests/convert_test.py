@@ -14,13 +14,13 @@ from tests.random_weights import ODD, some_weights
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
 from vgg_jax import features
 from vgg_jax.data.crops import center_crop
+from vgg_jax.evaluation.conversion import ConvertRequest, convert
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.training.transplant import read_donor, start_from
-from vgg_jax.weights.conversion import ConvertRequest, convert
 from vgg_jax.weights.exports import has_published_shape, to_stablehlo
 from vgg_jax.weights.file import folded_params, load_weights, make_model, save_weights
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.networks import small
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.evaluation import dense_steps, plan
 from vgg_jax.evaluation.passes import GRID_CELLS
 from vgg_jax.models.vgg import TABLE_1
-from vgg_jax.training.augment import ColorStatistics, normalize
+from vgg_jax.training.augment import normalize
 
 STATISTICS = ColorStatistics(np.array([120, 110, 100], np.float32), np.eye(3, dtype=np.float32))
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from vgg_jax.config import recipe_of
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
-from vgg_jax.training.augment import ColorStatistics
 from vgg_jax.training.state import init_state, state_shapes
 from vgg_jax.training.steps import compile_train_step
 

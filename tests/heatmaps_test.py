@@ -7,11 +7,12 @@ import pytest
 from tests.networks import small
 from vgg_jax import features
 from vgg_jax.config import default_config, recipe_of
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.evaluation import heatmaps
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import first_center
-from vgg_jax.training.augment import ColorStatistics, normalize
+from vgg_jax.training.augment import normalize
 
 
 def maps_of(scores, classes, cams=None, names=("a", "b")):

@@ -75,6 +75,6 @@ def main(arguments: list[str]) -> None:
             "--help lists the flags."
         )
     cli.prefer_cpu()
-    from vgg_jax.weights.conversion import ConvertRequest, convert
+    from vgg_jax.evaluation.conversion import ConvertRequest, convert
 
     convert(flags.request(ConvertRequest, source=arguments[0], dest=arguments[1]))

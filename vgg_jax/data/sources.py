@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vgg_jax.data import builtin, folder, prepared, tfds_sets
+from vgg_jax.data.colors import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.data.disk import SKIPPED, need_space
 from vgg_jax.data.prepared import Prepared, image_digests
 from vgg_jax.data.records import Records
@@ -35,7 +36,6 @@ from vgg_jax.recipe import DATA_DIR, Recipe
 from vgg_jax.runtime.console import print_line
 from vgg_jax.runtime.exceptions import UserError, first_line, printable
 from vgg_jax.runtime.files import write_json
-from vgg_jax.training.augment import IMAGENET_STATISTICS, ColorStatistics
 
 
 class Dataset(NamedTuple):

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.data.decode import decode
 from vgg_jax.data.disk import save_json
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.runtime.console import with_progress
-from vgg_jax.training.augment import ColorStatistics
 
 
 class SplitStatistics(NamedTuple):

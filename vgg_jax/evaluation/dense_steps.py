@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.evaluation.passes import GRID, GRID_CELLS
 from vgg_jax.models import Network
 from vgg_jax.models.description import lengths
-from vgg_jax.training.augment import ColorStatistics, normalize
+from vgg_jax.training.augment import normalize
 
 
 def transpose_kernels(variables: dict) -> dict:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vgg_jax import features
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.data.crops import rescaled, rescaled_size
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.records import Records
@@ -20,7 +21,7 @@ from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.trained_model import TrainedModel
 from vgg_jax.models import Layers, Network
 from vgg_jax.models.description import first_center, last_features, total_stride
-from vgg_jax.training.augment import ColorStatistics, normalize
+from vgg_jax.training.augment import normalize
 
 _SIDE = 320  # shorter side of a panel, pixels
 _LONGEST_PANEL = 4  # times that, the longer side at most

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.data.crops import center_crop, rescaled, square_crops
 from vgg_jax.data.image_kinds import DecodeError
 from vgg_jax.data.parallel import parallel_map
@@ -25,7 +26,6 @@ from vgg_jax.models import Network
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import batch_sharding, replicated
-from vgg_jax.training.augment import ColorStatistics
 from vgg_jax.training.memory import host_memory
 
 DEFAULT_BATCH = 64  # images of the crop's size, a device

@@ -13,13 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vgg_jax.config import recipe_of
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.models import Network
 from vgg_jax.recipe import Recipe
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.digests import leaf_names, params_sha256
 from vgg_jax.runtime.exceptions import UserError, plain_name
 from vgg_jax.runtime.sharding import make_mesh, replicated
-from vgg_jax.training.augment import ColorStatistics
 from vgg_jax.training.state import make_model, model_shapes
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import Weights, folded_variables

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from vgg_jax.data.colors import IMAGENET_STATISTICS
 from vgg_jax.evaluation.dense_steps import make_dense
 from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.exceptions import UserError, first_line
 from vgg_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from vgg_jax.tpu.chips import Slice
-from vgg_jax.training.augment import IMAGENET_STATISTICS
 from vgg_jax.training.state import make_model, state_shapes
 from vgg_jax.training.steps import compile_train_step
 from vgg_jax.validation import check_rules

@@ -14,12 +14,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.models import Layers, Network
 from vgg_jax.models.description import auxiliary_heads
 from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.sharding import batch_sharding, gather_for_compute, replicated, shard_images
-from vgg_jax.training.augment import ColorStatistics, augment, mix, normalize
+from vgg_jax.training.augment import augment, mix, normalize
 from vgg_jax.training.optimizer import make_optimizer
 from vgg_jax.training.state import EMA, TrainState, make_model, step_key
 

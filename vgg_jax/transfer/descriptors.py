@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vgg_jax import features
+from vgg_jax.data.colors import ColorStatistics
 from vgg_jax.data.decode import size_of
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.cache import RowCache, Rows
@@ -31,7 +32,6 @@ from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.digests import params_sha256
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import make_mesh, replicated
-from vgg_jax.training.augment import ColorStatistics
 
 _FORMAT = 1  # of what is cached; another format is computed again
 _MOST = float(np.finfo(np.float32).max)
