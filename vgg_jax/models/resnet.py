@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vgg_jax.models.description import Layer, Layers
+from vgg_jax.models.description import BATCH_NORM, Layer, Layers
 
 # The convolutions of a block: kernel, and outputs as a multiple of the stage's width.
 Block = tuple[tuple[int, int], ...]
@@ -95,6 +95,6 @@ def _convolution(name: str, block: int, position: int, convolution: tuple[int, i
     kernel, stride, channels = convolution
     return [
         Layer(f"conv{name}", "conv", block, position, kernel, stride, kernel // 2, channels, has_bias=False),
-        Layer(f"bn{name}", "batch_norm", block, position),
+        Layer(f"bn{name}", BATCH_NORM, block, position),
         Layer(f"relu{name}", "relu", block),
     ]
