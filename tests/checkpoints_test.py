@@ -1,5 +1,6 @@
 """Checkpoints hold all of the state, and a bad one is said to be bad."""
 
+import copy
 import dataclasses
 import errno
 import json
@@ -90,6 +91,25 @@ def test_everything_comes_back_bit_for_bit(state, tmp_path):
     assert_equal(restored.state, state)
     assert np.abs(restored.state.opt_state["momentum"].trace["fc6"]["kernel"]).max() > 0
     assert int(restored.state.step) == 2
+
+
+def test_averages_of_an_earlier_version_are_read(tiny_config, tmp_path):
+    """Versions before 0.6 wrote them into the optimizer's state, as opt_state/ema."""
+    tiny_config.ema_decay, tiny_config.model.batch_norm = 0.9, True
+    state = some_steps(tiny_config, 2, with_state=True)[1]
+    opt_state = copy.copy(state.opt_state)
+    opt_state["ema"] = state.averages
+    old = dataclasses.replace(state, opt_state=opt_state, averages=None)
+    for name, written in (("old", old), ("new", state)):
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.save(2, written, Progress(best_step=2))
+        checkpoints.wait()
+        restored = checkpoints.restore(shapes_of(state))
+        checkpoints.close()
+        assert (restored.step, restored.warnings) == (2, [])
+        assert_equal(restored.state, state)
+        assert_equal(load_variables(tmp_path / name)[1], jax.device_get(state.averages))
+        assert_equal(load_variables(tmp_path / name, averages=False)[1], jax.device_get(state.variables))
 
 
 def test_latest_and_best_are_kept(state, tmp_path):

@@ -23,7 +23,8 @@ from vgg_jax.runtime.console import print_error
 from vgg_jax.runtime.digests import checksum, leaf_names
 from vgg_jax.runtime.exceptions import UserError, as_user_error, first_line
 from vgg_jax.training.schedules import Plateau
-from vgg_jax.training.state import EMA, TrainState
+from vgg_jax.training.state import TrainState
+from vgg_jax.training.state_layout import has_old_averages, to_state, to_tree, to_variables, variables_part
 
 _STATE, _PROGRESS = "state", "progress"
 _LEAST_SLICE = 2**24  # bytes of an array that one of several devices writes
@@ -125,8 +126,9 @@ class Checkpoints:
             return
         self._policy.best_step = progress.best_step
         content = dataclasses.asdict(progress)
-        content |= {_CHECKSUMS: {**_state_checksums(state), _PROGRESS: _sha256(content)}}
-        args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _PROGRESS: ocp.args.JsonSave(content)})
+        tree = to_tree(state)
+        content |= {_CHECKSUMS: {**_tree_checksums(tree), _PROGRESS: _sha256(content)}}
+        args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(tree), _PROGRESS: ocp.args.JsonSave(content)})
         try:
             self._manager.save(step, args=args, force=True)
         except Exception as error:
@@ -193,11 +195,12 @@ class Checkpoints:
             )
         if not checksums:
             raise ValueError("It has no checksums.")
-        restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
-        args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeRestore(shapes, restore_args=restore_args)})
-        state = self._manager.restore(step, args=args)[_STATE]
-        _compare(_state_checksums(state), checksums)
-        return state, Progress(**content | {"plateau": Plateau(**content["plateau"])})
+        item = to_tree(shapes, has_old_averages(checksums))
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeRestore(item, restore_args=restore_args)})
+        tree = self._manager.restore(step, args=args)[_STATE]
+        _compare(_tree_checksums(tree), checksums)
+        return to_state(tree), Progress(**content | {"plateau": Plateau(**content["plateau"])})
 
     def _set_aside(self, step: int, error: Exception) -> str:
         path = self.path(step)
@@ -273,18 +276,14 @@ def _read_variables(path: Path, averages: bool) -> dict:
         if metadata is None:
             raise ValueError(f"{path / _STATE} is empty or damaged.")
         tree = metadata.tree
-        # Momentum stays on the disk. Checkpoints of versions before 0.3 have no model state.
-        item = {name: jax.tree.map(lambda _: 0, tree[name]) for name in ("params", "model_state") if tree.get(name)}
-        if averages and (averaged := tree.get("opt_state", {}).get(EMA)):  # they are what was validated
-            item = {"opt_state": {EMA: jax.tree.map(lambda _: 0, averaged)}}
+        # Momentum stays on the disk.
+        item = jax.tree.map(lambda _: 0, variables_part(tree, averages))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
         state = reader.restore(path / _STATE, args=args)
     if checksums:
         _compare({name: int(checksum(leaf, np)) for name, leaf in leaf_names(state).items()}, checksums)
-    if "opt_state" in state:
-        return state["opt_state"][EMA]
-    return {"params": state["params"], **state.get("model_state", {})}
+    return to_variables(state)
 
 
 def _best_step(directory: Path, steps: list[int]) -> int:
@@ -331,11 +330,11 @@ def _sha256(progress: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
 
 
-def _state_checksums(state: TrainState) -> dict[str, int]:
-    return {name: int(value) for name, value in leaf_names(jax.device_get(_on_devices(state))).items()}
+def _tree_checksums(tree: dict[str, Any]) -> dict[str, int]:
+    return {name: int(value) for name, value in leaf_names(jax.device_get(_on_devices(tree))).items()}
 
 
 @functools.partial(jax.jit)
-def _on_devices(state: TrainState) -> TrainState:
+def _on_devices(tree: dict[str, Any]) -> dict[str, Any]:
     """Checksums where the arrays lie: nothing is gathered, and the result does not depend on the sharding."""
-    return jax.tree.map(checksum, state)
+    return jax.tree.map(checksum, tree)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 
@@ -16,8 +15,6 @@ from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.sharding import RULES, bytes_a_device, make_mesh, tree_shardings
 from vgg_jax.training.optimizer import make_optimizer
 
-EMA = "ema"  # key in `TrainState.opt_state`
-
 
 @flax.struct.dataclass
 class TrainState:
@@ -26,26 +23,20 @@ class TrainState:
     step: jax.Array  # updates made, an int32 scalar
     params: dict
     model_state: dict  # what the forward pass updates, by Flax collection; empty for networks without normalisation
-    opt_state: dict  # of the optimizer, and the average of variables under EMA
+    opt_state: dict  # of the optimizer
+    averages: dict | None = None  # exponential moving average of the variables; None where `ema_decay` is 0
 
     @property
     def variables(self) -> dict:
         """Returns the first argument of `model.apply`."""
         return {"params": self.params, **self.model_state}
 
-    @property
-    def averages(self) -> dict | None:
-        """Returns the exponential moving average of the variables; None where `config.ema_decay` is 0."""
-        return self.opt_state.get(EMA)
-
     def with_variables(self, variables: dict) -> TrainState:
         """Returns the state with other parameters and model state."""
         model_state = {name: tree for name, tree in variables.items() if name != "params"}
-        opt_state = copy.copy(self.opt_state)
-        if self.averages is not None:
-            # A step is given the memory of the whole state, so the average has arrays of its own.
-            opt_state[EMA] = jax.tree.map(jnp.copy, variables)
-        return dataclasses.replace(self, params=variables["params"], model_state=model_state, opt_state=opt_state)
+        # A step is given the memory of the whole state, so the average is a copy.
+        averages = None if self.averages is None else jax.tree.map(jnp.copy, variables)
+        return dataclasses.replace(self, params=variables["params"], model_state=model_state, averages=averages)
 
 
 def make_model(recipe: Recipe) -> Network:
@@ -122,7 +113,5 @@ def _init_variables(recipe: Recipe) -> dict:
 def _init(recipe: Recipe) -> TrainState:
     model_state = _init_variables(recipe)
     params = model_state.pop("params")
-    opt_state = make_optimizer(recipe).init(params)
-    if recipe.ema_decay:
-        opt_state[EMA] = {"params": params, **model_state}
-    return TrainState(step=jnp.int32(0), params=params, model_state=model_state, opt_state=opt_state)
+    averages = {"params": params, **model_state} if recipe.ema_decay else None
+    return TrainState(jnp.int32(0), params, model_state, make_optimizer(recipe).init(params), averages)

@@ -22,7 +22,7 @@ from vgg_jax.runtime.compilation import compile_step
 from vgg_jax.runtime.sharding import batch_sharding, gather_for_compute, replicated, shard_images
 from vgg_jax.training.augment import augment, mix, normalize
 from vgg_jax.training.optimizer import make_optimizer
-from vgg_jax.training.state import EMA, TrainState, make_model, step_key
+from vgg_jax.training.state import TrainState, make_model, step_key
 
 Batch = dict[str, jax.Array]
 
@@ -105,14 +105,14 @@ def make_train_step(
         if mixes:
             images, labels = mix(mix_key, images, labels, recipe.model.num_classes, *mixes)
         (loss, logits_BxK, model_state), grads = microbatched_grad(state, images, labels, dropout_key)
-        inner = {name: part for name, part in state.opt_state.items() if name != EMA}
-        updates, opt_state = optimizer.update(grads, inner, state.params, learning_rate=lr)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate=lr)
         params = optax.apply_updates(state.params, updates)
-        if state.averages is not None:
+        averages = state.averages
+        if averages is not None:
             # At first the average is of few steps, or the random start would stay in it for long.
             decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
             variables = {"params": params, **model_state}
-            opt_state[EMA] = optax.incremental_update(variables, state.averages, 1 - decay)
+            averages = optax.incremental_update(variables, averages, 1 - decay)
         metrics = {
             "loss": loss,
             **{name: wrong_B.mean() for name, wrong_B in topk_errors(logits_BxK, batch["label"]).items()},
@@ -122,7 +122,7 @@ def make_train_step(
             before, moved = kernel_norms(state.params, model.layers), kernel_norms(updates, model.layers)
             metrics |= {f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, model.layers).items()}
             metrics |= {f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before}
-        return TrainState(state.step + 1, params, model_state, opt_state), metrics
+        return TrainState(state.step + 1, params, model_state, opt_state, averages), metrics
 
     return train_step
 
