@@ -207,6 +207,10 @@ def test_steps_need_drops_and_of_a_shortened_run_drop_at_the_same_shares():
     config.schedule.name, config.schedule.drop_epochs = "steps", ""
     with pytest.raises(UserError, match="'steps', drops the rate at these epochs; name them"):
         validate(config, num_devices=8)
+    for epochs in ("1,3", " 3, 1 ", (1, 3), [3, 1.0]):
+        config.schedule.drop_epochs = epochs
+        recipe = validate(config, num_devices=8)
+        assert (recipe.schedule.drop_epochs, recipe.given["schedule.drop_epochs"]) == ((1.0, 3.0), "1,3")
     cifar = importlib.import_module("configs.resnet_cifar").get_config()
     assert cifar.schedule.drop_epochs == "81.92,122.88"  # 32,000 and 48,000 steps of 128 (He et al. 2015 §4.2)
     cifar.num_epochs = 10.0

@@ -69,9 +69,11 @@ def test_stages_have_values_of_their_own(tmp_path):
     config = paper_file.get_config("crop=64")
     with config.unlocked():
         config.plan.stages = {"E-*": {"optimizer": {"learning_rate": 1e-3}}, "E-384": {"num_epochs": 3.0}}
+        config.plan.stages["D-256"] = {"schedule": {"drop_epochs": "1,2"}}  # or a tuple
     shared, plan = split_config(config)
     found = {stage.name: stage_config(shared, plan, stage, tmp_path, 0) for stage in STAGES}
     assert [found[name].optimizer.learning_rate for name in ("D-256", "E-256", "E-384")] == [1e-2, 1e-3, 1e-3]
+    assert recipe_of(found["D-256"]).schedule.drop_epochs == (1.0, 2.0)
     assert [found[name].num_epochs for name in ("E-256", "E-384", "D-384")] == [74.0, 3.0, 20.0]
     with config.unlocked():
         config.plan.stages = {"E-*": {"optimizer": {"learning_rat": 1e-3}}}

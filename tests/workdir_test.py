@@ -36,6 +36,20 @@ def test_the_same_run_may_go_on_and_for_longer(run):
     assert json.loads((run / "config.json").read_text())["num_epochs"] == 100.0
 
 
+def test_a_run_of_version_0_5_is_the_same_and_its_file_keeps_its_form(run):
+    """Its config.json has texts and no tuple; the default is a tuple now."""
+    content = json.loads((run / "config.json").read_text())
+    assert content["schedule"]["drop_epochs"] == "30,60"
+    assert list(content) == sorted(content)
+    content["schedule"]["drop_epochs"] = "60, 30"
+    (run / "config.json").write_text(json.dumps(content))
+    workdir.check_workdir(run, recipe_of(default_config()))
+    config = default_config()
+    config.schedule.drop_epochs = (30, 61)
+    with pytest.raises(UserError, match="schedule.drop_epochs is '30,61', there it is '30,60'"):
+        workdir.check_workdir(run, recipe_of(config))
+
+
 def test_a_run_of_an_earlier_version_keeps_the_factors_of_its_normalisation(run):
     config = default_config()
     config.model.batch_norm, config.optimizer.lr_factors = True, "conv*=0"

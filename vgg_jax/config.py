@@ -14,9 +14,20 @@ from vgg_jax.runtime.exceptions import UserError
 def default_config() -> ConfigDict:
     """Returns the defaults of KEYS. Files in configs/ change what they need."""
     config = ConfigDict(nested({name: key.default for name, key in KEYS.items()}))
-    # Of any type: a tuple, or a text as configurations before version 0.6 have it.
-    config.schedule.drop_epochs = FieldReference(config.schedule.drop_epochs, field_type=object)
+    _accept_texts(config)
     return config
+
+
+def resolved_copy(config: ConfigDict) -> ConfigDict:
+    """Returns a copy in which no value follows another one."""
+    copy = config.copy_and_resolve_references()
+    _accept_texts(copy)
+    return copy
+
+
+def _accept_texts(config: ConfigDict) -> None:
+    """Lets `schedule.drop_epochs` be a tuple, or a text as configurations before version 0.6 have it."""
+    config.schedule.drop_epochs = FieldReference(config.schedule.drop_epochs, field_type=object)
 
 
 def paper_config(configuration: str, argument: str | None) -> ConfigDict:

@@ -131,7 +131,7 @@ class NetworkSpec:
     @property
     def has_batch_norm(self) -> bool:
         """Returns whether it has batch normalisation."""
-        return any(layer.is_norm for layer in self.layers())
+        return any(layer.is_norm for layer in _description(self))
 
     @property
     def paper_crop(self) -> int:
@@ -190,17 +190,23 @@ NETWORK_KEYS = tuple(
 
 @functools.cache
 def _layers(network: NetworkSpec, crop: int) -> Layers:
+    return resolve(_description(network), crop)
+
+
+@functools.cache
+def _description(network: NetworkSpec) -> Layers:
+    """Returns the layers for any crop: the kernels of those that span a map are not known yet."""
     network.check()
     name = network.configuration
     if network.is_vgg:
-        return resolve(vgg(TABLE_1[name], network.batch_norm, network.head), crop)
+        return vgg(TABLE_1[name], network.batch_norm, network.head)
     if name == "AlexNet":
-        return resolve(alexnet(), crop)
+        return alexnet()
     if name == "GoogLeNet":
-        return resolve(googlenet(network.auxiliary), crop)
+        return googlenet(network.auxiliary)
     depth = int(name.partition("-")[2])
     layers = resnet(depth, network.is_resnet, network.shortcut, network.bottleneck_stride)
-    return resolve(layers[:-2] if network.head == NO_HEAD else layers, crop)
+    return layers[:-2] if network.head == NO_HEAD else layers
 
 
 @functools.cache

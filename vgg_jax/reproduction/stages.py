@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vgg_jax.config import flatten, scaled_length
+from vgg_jax.config import flatten, resolved_copy, scaled_length
 from vgg_jax.runs import PlanDir
 from vgg_jax.runtime.exceptions import UserError, did_you_mean
 
@@ -103,7 +103,7 @@ def stage_config(shared: ConfigDict, plan: ConfigDict, stage: Stage, directory: 
     Raises:
       UserError: an override of a key that does not exist.
     """
-    config = shared.copy_and_resolve_references()
+    config = resolved_copy(shared)
     config.seed = shared.seed + seed
     config.model.configuration = stage.configuration
     config.image.scale_min, config.image.scale_max = (scaled_length(s, config.image.crop) for s in stage.scales)

@@ -80,7 +80,7 @@ def state_bytes_by_sharding(recipe: Recipe) -> list[tuple[str, int, int]]:
     """
     sizes = []
     for rules in RULES:
-        choice, parallel = recipe.with_values({"sharding": rules}), 1
+        choice, parallel = dataclasses.replace(recipe, sharding=rules), 1
         if rules == "fc_model_parallel":
             two = math.gcd(2, recipe.model.fc_width, jax.device_count())
             parallel = recipe.model_parallel if recipe.model_parallel > 1 else two
