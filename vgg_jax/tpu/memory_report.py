@@ -51,7 +51,7 @@ def check(
         raise UserError(f"--json={destination}: there is no directory {destination.absolute().parent}; make it first.")
     if destination and destination.is_dir():
         raise UserError(f"--json={destination} is a directory; name a file in it.")
-    recipes = list(_by_sharding(config, sharding, slice_))
+    recipes = list(_by_sharding(flatten(config), sharding, slice_))
     devices = compiled.topology_devices(slice_)
     print_line(_heading(recipes[0], slice_))
     rows = [_row(each, slice_, devices, largest) for each in recipes]
@@ -71,16 +71,16 @@ def check(
     return content
 
 
-def _by_sharding(config: ConfigDict, sharding: str, slice_: Slice) -> Iterator[Recipe]:
+def _by_sharding(given: dict[str, Any], sharding: str, slice_: Slice) -> Iterator[Recipe]:
     """Returns a recipe for each sharding, without data."""
     if sharding not in ("", "all", *RULES):
         raise UserError(
             f"--sharding={sharding}: it must be one of {', '.join(RULES)}, or all."
             f"{did_you_mean(sharding, (*RULES, 'all'))}"
         )
-    for rules in RULES if sharding == "all" else [sharding or config.sharding]:
-        values = flatten(config) | {"sharding": rules, "data.name": "builtin", "data.root": "", "start_required": False}
-        if rules == "fc_model_parallel" and config.model_parallel == 1:
+    for rules in RULES if sharding == "all" else [sharding or given["sharding"]]:
+        values = given | {"sharding": rules, "data.name": "builtin", "data.root": "", "start_required": False}
+        if rules == "fc_model_parallel" and given["model_parallel"] == 1:
             values["model_parallel"] = min(_MODEL_PARALLEL, slice_.devices)
         yield validate(values, slice_.devices)
 

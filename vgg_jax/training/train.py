@@ -11,7 +11,7 @@ import platform
 import shlex
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     """
     began = time.monotonic()
     compilation.check_devices()
-    distributed.check_same(_facts(config, workdir))
+    distributed.check_same(_facts(flatten(config), workdir))
     console = Console(quiet or not distributed.is_primary())
     run = _checked(config, workdir, console)
     recipe = run.recipe
@@ -326,10 +326,9 @@ def _every(steps: float) -> Callable[[int], bool]:
     return lambda step: math.floor(step / steps) > math.floor((step - 1) / steps)
 
 
-def _facts(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def _facts(given: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """Returns the facts that all processes of a run must share before they begin."""
-    flat = flatten(config)
-    values = {f"config.{name}": flat.get(name) for name, key in KEYS.items() if not key.is_local}
+    values = {f"config.{name}": given.get(name) for name, key in KEYS.items() if not key.is_local}
     return {"the code": code_version(), "jax": jax.__version__, "--workdir": str(workdir), **values}
 
 
