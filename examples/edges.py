@@ -37,8 +37,7 @@ _OUTPUT = flags.DEFINE_string("output", "edges.png", "File for the edges, white 
 
 
 def main(arguments: list[str]) -> None:
-    if arguments:
-        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --image=photo.jpg.")
+    cli.no_arguments(arguments, "--image=photo.jpg")
     if Path(_OUTPUT.value).suffix.lower() not in Image.registered_extensions():
         cli.fail(f"--output={_OUTPUT.value} ends as no kind of picture does; write a name as edges.png.")
     trunk, sides = features.load(_WEIGHTS.value), side_outputs(Path(_SIDE_OUTPUTS.value).expanduser())

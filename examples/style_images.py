@@ -22,8 +22,7 @@ PAINTS = ("#12355b", "#1d5f8a", "#3fa7d6", "#f5c518", "#f28f3b", "#fdf0d5")
 
 
 def main(arguments: list[str]) -> None:
-    if arguments:
-        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --output=DIR.")
+    cli.no_arguments(arguments, "--output=DIR")
     directory = Path(_OUTPUT.value).expanduser()
     with writing_to(directory, "choose another --output"):
         directory.mkdir(parents=True, exist_ok=True)

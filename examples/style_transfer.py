@@ -51,8 +51,7 @@ _RATE = flags.DEFINE_float("learning_rate", 4.0, "Adam's learning rate, for pixe
 
 
 def main(arguments: list[str]) -> None:
-    if arguments:
-        cli.fail(f"{arguments[0]!r} is not a flag; flags begin with two dashes, as --content=photo.jpg.")
+    cli.no_arguments(arguments, "--content=photo.jpg")
     if Path(_OUTPUT.value).suffix.lower() not in Image.registered_extensions():
         cli.fail(f"--output={_OUTPUT.value} ends as no kind of picture does; write a name as painted.png.")
     model = features.load(_WEIGHTS.value)

@@ -90,16 +90,11 @@ def study(request: TransferRequest) -> list[Outcome]:
 
 
 def _check_data(request: TransferRequest, is_voc: bool) -> None:
-    if not request.data_root.startswith(_TFDS):
-        return
-    if is_voc:
-        raise UserError(
-            f"--data_root={request.data_root} --protocol=voc: give the kit's directory, whose lists the protocol is of."
-        )
-    if request.exif:
-        raise UserError(
-            f"--data_root={request.data_root} --exif: EXIF is of folders of images and VOC kits; leave --exif out."
-        )
+    source = f"--data_root={request.data_root}"
+    if request.data_root.startswith(_TFDS) and is_voc:
+        raise UserError(f"{source} --protocol=voc: give the kit's directory, whose lists the protocol is of.")
+    if request.data_root.startswith(_TFDS) and request.exif:
+        raise UserError(f"{source} --exif: EXIF is of folders of images and VOC kits; leave --exif out.")
 
 
 def _data(request: TransferRequest, is_voc: bool) -> tuple[TransferData, list[classifiers.Split]]:
