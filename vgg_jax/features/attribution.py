@@ -19,8 +19,9 @@ def grad_cam(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes where a class is seen: Grad-CAM (Selvaraju et al. 2017).
 
-    The maps of a layer, each weighted by the mean gradient of the class score with respect to it, are added; what speaks against
-    the class is 0. With global average pooling and the last map it is the class activation map (Zhou et al. 2016).
+    The maps of a layer, each weighted by the mean gradient of the class score with respect to it, are added; what
+    speaks against the class is 0. With global average pooling and the last map it is the class activation map (Zhou et
+    al. 2016).
 
     Args:
       backbone: with a classifier.
@@ -47,8 +48,8 @@ def grad_cam(
             or not ((given >= 0) & (given < network.num_classes)).all()
         ):
             raise UserError(
-                f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; give one "
-                f"number from 0 to {network.num_classes - 1} for each image."
+                f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; "
+                f"give one number from 0 to {network.num_classes - 1} for each image."
             )
     activation = activations(backbone, images, (layer,))[layer]
     check_size(backbone, images.shape[-3:-1], ("score_map",))

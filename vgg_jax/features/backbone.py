@@ -96,7 +96,7 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
 
 
 def with_average_pooling(backbone: Backbone) -> Backbone:
-    """Returns the backbone with means in place of maxima in its pooling layers, which style transfer prefers (Gatys et al. 2016)."""
+    """Returns the backbone with means in place of maxima in its poolings, for style transfer (Gatys et al. 2016)."""
     layers = backbone.model.layers
     if any(layer.kind == "pool" and (layer.padding or layer.padding_after) for layer in layers):
         raise UserError(
@@ -107,10 +107,10 @@ def with_average_pooling(backbone: Backbone) -> Backbone:
 
 
 def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array]) -> Backbone:
-    """Returns the backbone with kernels and biases scaled so that each channel's mean activation is 1 (Gatys et al. 2016).
+    """Returns the backbone, scaled so that each channel's mean activation is 1 (Gatys et al. 2016).
 
-    The network's logits stay the same, because a ReLU and pooling commute with positive factors. A channel that none of the
-    images activates stays as it is.
+    The network's logits stay the same, because a ReLU and pooling commute with positive factors. A channel that none of
+    the images activates stays as it is.
 
     Args:
       backbone: of a VGG without normalisation layers.
@@ -173,6 +173,7 @@ def _check_range(images: jax.Array) -> None:
     low, high = float(images.min()), float(images.max())
     if low < 0 or 0 < high <= 1:  # an image that is black throughout is one of either range
         warnings.warn(
-            f"images have values from {low:.3g} to {high:.3g}, and those of this package are RGB on 0 to 255: scale them.",
+            f"images have values from {low:.3g} to {high:.3g}, and those of this package are RGB on 0 to 255: scale "
+            "them.",
             stacklevel=2,
         )

@@ -11,9 +11,19 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 # Of a path that somebody gave. Others, such as EIO on a mounted bucket, may pass by themselves.
-_PATH_ERRORS = {getattr(errno, name) for name in (
-    *("EACCES", "EDQUOT", "EEXIST", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"),
-)}  # fmt: skip
+_PATH_ERRORS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 STOPPED = "stopped; nothing that was saved is lost, the same command continues."
 
 
@@ -94,7 +104,7 @@ def sentence(message: str, status: int) -> str:
 
 
 def as_user_error(error: BaseException) -> UserError | None:
-    """Returns an error that only the user can put right as a UserError: no memory, a path that cannot be used; else None."""
+    """Returns a UserError for what only the user can put right (no memory, an unusable path), for all else None."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in _PATH_ERRORS and error.filename is not None:
@@ -104,7 +114,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     # By its text, as JAX takes seconds to import.
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return UserError(
-            f"memory is exhausted: {first_line(error)} Take a smaller batch (batch_size, or accumulation_steps in training), "
-            "a smaller model or smaller images, or more devices."
+            f"memory is exhausted: {first_line(error)} Take a smaller batch (batch_size, or accumulation_steps in "
+            "training), a smaller model or smaller images, or more devices."
         )
     return None

@@ -21,8 +21,8 @@ from vgg_jax.runtime.exceptions import UserError
 # replicated. Momentum has its parameter's path with a prefix, so it lies where its parameter lies.
 RULES: dict[str, tuple[tuple[str, PartitionSpec], ...]] = {
     "replicated": (),
-    # ZeRO-3/FSDP: every kernel split over the devices that share the batch; the head by inputs, as K often does not divide.
-    # What they do not divide stays whole: the first convolutions on a large slice, which are small.
+    # ZeRO-3/FSDP: every kernel split over the devices that share the batch; the head by inputs, as K often does not
+    # divide. What they do not divide stays whole: the first convolutions on a large slice, which are small.
     "fsdp": (
         (r"fc8?/kernel$", PartitionSpec(None, None, "data", None)),
         (r"/kernel$", PartitionSpec(None, None, None, "data")),
@@ -67,8 +67,8 @@ def gather_for_compute(params: Any, rules: str, mesh: Mesh) -> Any:
 
 
 def shard_images(images: jax.Array, mesh: Mesh) -> jax.Array:
-    """Images [B, ...] split over `model` too, so that no two devices convolve the same ones; as they are where the number of
-    devices does not divide B."""
+    """Images [B, ...] split over `model` too, so that no two devices convolve the same ones; as they are where the
+    number of devices does not divide B."""
     if mesh.shape["model"] == 1 or len(images) % mesh.size:
         return images
     return jax.lax.with_sharding_constraint(images, NamedSharding(mesh, PartitionSpec(("data", "model"))))
