@@ -167,8 +167,7 @@ def draw(image_HxWx3: np.ndarray, maps: Sequence[ClassMap], layers: Layers) -> I
     zoom = _SIDE / min(height, width)
     size = (min(round(width * zoom), _LONGEST_PANEL * _SIDE), min(round(height * zoom), _LONGEST_PANEL * _SIDE))
     base = Image.fromarray(image_HxWx3).resize(size, Image.Resampling.BICUBIC)
-    low = min(float(one.scores_hxw.min()) for one in maps)
-    high = max(float(one.scores_hxw.max()) for one in maps)
+    low, high = score_range(maps)
     font = ImageFont.load_default(15)
     panels = [(base, [f"{height} x {width} pixels", _cells_text(maps[0].scores_hxw)])]
     for one in maps:
@@ -188,6 +187,11 @@ def draw(image_HxWx3: np.ndarray, maps: Sequence[ClassMap], layers: Layers) -> I
             pen.text((left, 2 * _GAP + size[1] + 19 * j), shortened(line, pen, font, panel_width), "black", font)
     _draw_legend(canvas, pen, font, low, high, 2 * _GAP + size[1] + 44)
     return canvas
+
+
+def score_range(maps: Sequence[ClassMap]) -> tuple[float, float]:
+    """Returns the least and the largest score of an image's maps, which share one scale of colours."""
+    return min(float(one.scores_hxw.min()) for one in maps), max(float(one.scores_hxw.max()) for one in maps)
 
 
 def _cells_text(map_hxw: np.ndarray) -> str:

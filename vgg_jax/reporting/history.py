@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vgg_jax.config import flatten
 from vgg_jax.runs import RunDir
-from vgg_jax.runtime.exceptions import UserError
 
 _REMEDY = "bring it back from a copy, or leave its directory out of the report"
 Point = tuple[float, float]
@@ -128,24 +126,3 @@ def read_history(workdir: Path, name: str) -> RunHistory:
         summary = None  # of before the run was continued
     evaluations, broken = run.evaluations()
     return RunHistory(run, name, config, dataset, metrics, summary, evaluations, notes + broken)
-
-
-def check_same_data(histories: Sequence[RunHistory]) -> None:
-    """Raises UserError where runs have other classes or another validation split than the first."""
-    known = [history for history in histories if history.dataset]
-    for history in known[1:]:
-        first, other = (
-            (one.dataset["class_names"], one.dataset.get("validation_images")) for one in (known[0], history)
-        )
-        if first != other:
-            raise UserError(
-                f"{known[0].workdir} and {history.workdir} are runs on different data ({_data_text(known[0])}; "
-                f"{_data_text(history)}), so their errors cannot stand side by side; write a report of each."
-            )
-
-
-def _data_text(history: RunHistory) -> str:
-    images = history.dataset.get("validation_images")
-    return f"{history.dataset.get('name', 'no name')}, {len(history.dataset['class_names'])} classes" + (
-        f", {images:,} validation images" if images else ""
-    )

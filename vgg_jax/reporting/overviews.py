@@ -116,16 +116,6 @@ def reproduction_overview(reproduction: Reproduction) -> dict[str, Any]:
     Raises:
       UserError: the tables are damaged.
     """
-    stages = [
-        {
-            "name": stage.name,
-            "model": stage.configuration,
-            "scale": stage.scale,
-            "starts_from": stage.starts_from,
-            "cells": [_stage_cell(stage, seed) for seed in reproduction.seeds],
-        }
-        for stage in reproduction.stages
-    ]
     tables = reproduction.plan_dir.tables()
     states = [state for stage in reproduction.stages for state in stage.states.values()]
     groups = _lines_by_configuration(reproduction)
@@ -133,7 +123,7 @@ def reproduction_overview(reproduction: Reproduction) -> dict[str, Any]:
     common_axis = YAxis(percent=True, top=max(errors, default=1.0) or 1.0)
     return {
         "seeds": reproduction.seeds,
-        "stages": stages,
+        "stages": [(stage, [_stage_cell(stage, seed) for seed in reproduction.seeds]) for stage in reproduction.stages],
         "done": states.count("finished"),
         "all": len(states),
         "tables": [_table(table) for table in tables["tables"]],

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from vgg_jax.reporting.history import RunHistory, check_same_data, read_history
+from vgg_jax.reporting.history import RunHistory, read_history
 from vgg_jax.reporting.overviews import Reproduction, comparison, read_reproduction, reproduction_overview
 from vgg_jax.reporting.predictions import PageOptions
 from vgg_jax.reporting.sections import data_name, model_title, run_section
@@ -119,14 +119,24 @@ def _check_directories(directories: Sequence[Path]) -> None:
 
 
 def _read_histories(directories: Sequence[Path]) -> list[RunHistory]:
-    """Reads runs, each named by the last parts of its path, as many as tell them apart; UserError as `read_history`."""
+    """Reads runs, each named by the last parts of its path, as many as tell them apart.
+
+    Raises:
+      UserError: as `read_history`, or runs have other classes or another validation split than the first.
+    """
     paths = [directory.absolute().parts for directory in directories]
     for count in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-count:]) for parts in paths]
         if len(set(names)) == len(names):
             break
     histories = [read_history(directory, name) for directory, name in zip(directories, names, strict=True)]
-    check_same_data(histories)
+    known = [history for history in histories if history.dataset]
+    for history in known[1:]:
+        if any(history.dataset.get(key) != known[0].dataset.get(key) for key in ("class_names", "validation_images")):
+            raise UserError(
+                f"{known[0].workdir} and {history.workdir} are runs on different data ({data_name(known[0])}; "
+                f"{data_name(history)}), so their errors cannot stand side by side; write a report of each."
+            )
     return histories
 
 

@@ -128,22 +128,16 @@ class Predictions(NamedTuple):
             scores, probs_K = heatmaps.score_map(trained, variables, pixels)
             label, image = int(self.labels[index]), Image.fromarray(pixels)
             classes = heatmaps.classes_to_draw(probs_K, label)
-            shown = scores[..., [k for _, k in classes]]
-            ends = float(shown.min()), float(shown.max())
-            maps = []
-            for i, (heading, k) in enumerate(classes):
-                overlaid = heatmaps.overlay(image, shown[..., i], ends, pixels.shape[:2], trained.model.layers)
-                uri, probability = images.jpeg(overlaid, _MAP_SIDE), float(probs_K[k])
-                maps.append(
-                    {"heading": heading, "class": trained.class_names[k], "probability": probability, "image": uri}
-                )
+            maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_names)
+            look = heatmaps.score_range(maps), pixels.shape[:2], trained.model.layers
+            overlaid = [heatmaps.overlay(image, one.scores_hxw, *look) for one in maps]
             drawn.append(
                 {
                     "key": str(self.keys[index]),
                     "true": trained.class_names[label],
                     "image": images.jpeg(image, _MAP_SIDE),
                     "cells": f"{scores.shape[0]} x {scores.shape[1]}",
-                    "maps": maps,
+                    "maps": [(one, images.jpeg(panel, _MAP_SIDE)) for one, panel in zip(maps, overlaid, strict=True)],
                 }
             )
         return drawn
