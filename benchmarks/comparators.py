@@ -9,7 +9,6 @@ classes). --cifar is a folder of CIFAR-10's images, train/<class>/<image> and te
 Errors are of centre crops. Differences are paired over the same images, as in `benchmarks.findings`.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from benchmarks.findings import PICTURES, Run, difference
 from configs.resnet_cifar import get_config as cifar_config
 from vgg_jax.commands import cli
 from vgg_jax.config import default_config, scaled_length
-from vgg_jax.runs import PlanDir
+from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
 
@@ -155,7 +154,7 @@ def train_all(directory, groups):
         for group in groups:
             for name in GROUPS[group].runs:
                 workdir = PlanDir(directory).run(name, seed).path
-                if (workdir / "summary.json").exists() or (workdir / "diverged.json").exists():
+                if RunDir(workdir).is_finished() or (workdir / "diverged.json").exists():
                     continue
                 print(f"\n== seed{seed}/{name} ==", file=sys.stderr, flush=True)
                 try:
@@ -170,9 +169,9 @@ def train_all(directory, groups):
 
 def metrics(workdir):
     """Returns the lines of a run's metrics, and its steps in an epoch."""
-    dataset, config = (json.loads((workdir / f"{name}.json").read_text()) for name in ("dataset", "config"))
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return lines, dataset["train_images"] / config["batch_size"]
+    run = RunDir(workdir)
+    lines, _ = run.metrics()
+    return lines, run.dataset()["train_images"] / run.config().batch_size
 
 
 def by_epoch(workdir, key, epochs):

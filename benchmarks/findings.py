@@ -27,7 +27,7 @@ from vgg_jax.config import default_config
 from vgg_jax.evaluation.results import average, top5_classes
 from vgg_jax.reproduction.runner import planned_runs
 from vgg_jax.reproduction.stages import STAGES, Stage, plan_defaults
-from vgg_jax.runs import PlanDir
+from vgg_jax.runs import PlanDir, RunDir
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import write_json
 
@@ -153,10 +153,9 @@ class Run:
 
     def __init__(self, workdir):
         self.workdir = workdir
-        self.finished = (workdir / "summary.json").exists()
+        self.finished = RunDir(workdir).is_finished()
         self.diverged = (workdir / "diverged.json").exists()
-        log = workdir / "metrics.jsonl"
-        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        lines, _ = RunDir(workdir).metrics()
         self.losses = [line["train/loss"] for line in lines if "train/loss" in line]
         self.validation = [line for line in lines if "val/loss" in line]
 
