@@ -64,7 +64,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     console = Console(quiet or not is_primary())
     subject = _subject(request, console)
     models, split, output = subject.models, subject.split, subject.output
-    console.print(_heading(models, subject.passes, split))
+    console.print(_models_text(models, subject.passes, split))
 
     # Probabilities of every pass, from the cache or computed.
     stats, probs = EvalStats(), []
@@ -83,7 +83,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         "not_finite": [str(key) for key in first.keys[~finite]],
         "request": request._asdict(),
         "data": {"name": split.data, "split": split.name, "images": len(first.keys)},
-        "models": [_description(*pair) for pair in zip(models, subject.passes, strict=True)],
+        "models": [_model_record(*pair) for pair in zip(models, subject.passes, strict=True)],
         "computing": {**vars(stats), "seconds": round(seconds, 1), "from_cache": stats.computed == 0},
         **environment(),
     }
@@ -207,7 +207,7 @@ def _check_same_classes(first: TrainedModel, other: TrainedModel) -> None:
     )
 
 
-def _heading(models: list[TrainedModel], passes: list[list[EvalPass]], split: Split) -> str:
+def _models_text(models: list[TrainedModel], passes: list[list[EvalPass]], split: Split) -> str:
     lines = [f"{split.data}, split {split.name}: {len(split.records):,} images"]
     for trained, its_passes in zip(models, passes, strict=True):
         scales: dict[str, list[str]] = {}
@@ -228,7 +228,7 @@ def _warn(console: Console, sentence: str, keys: list[str], total: int) -> None:
         console.print(f"WARNING: {len(keys)} of {total} {sentence}: {', '.join(keys[:10])}{more}")
 
 
-def _description(trained: TrainedModel, its_passes: Sequence[EvalPass]) -> dict[str, Any]:
+def _model_record(trained: TrainedModel, its_passes: Sequence[EvalPass]) -> dict[str, Any]:
     return {
         "checkpoint": str(trained.checkpoint),
         "params_sha256": trained.digest,

@@ -119,7 +119,7 @@ def split_probs(
       UserError: an image that cannot be read, a full disk, ... What was computed is cached.
     """
     say, directory = split.console.print, evaluation_dir(trained, split)
-    caches = {eval_pass: _cache(trained, eval_pass, split) for eval_pass in eval_passes}
+    caches = {eval_pass: _pass_cache(trained, eval_pass, split) for eval_pass in eval_passes}
     probs = {eval_pass: loaded for eval_pass, cache in caches.items() if (loaded := cache.load()) is not None}
     if not all(_same_images(first, second) for first, second in itertools.pairwise(probs.values())):
         say(f"{prefix}the cache in {directory} is of different images; it is computed again")
@@ -131,7 +131,7 @@ def split_probs(
     compiled, threads = CompiledSteps(trained, stats), trained.recipe.data.threads
     batch_size = batch_size_for(trained, batch_size)
     index = split.index(threads)
-    index = index._replace(labels=_labels(index.labels, split, trained))
+    index = index._replace(labels=_labels_of_model(index.labels, split, trained))
     if any(not _same_images(cached, index) for cached in probs.values()):
         say(f"{prefix}the cache in {directory} is of other images; it is computed again")
         probs = {}
@@ -230,7 +230,7 @@ def assemble(index: ImageIndex, skipped: np.ndarray, chunks: Sequence[Chunk]) ->
     return Probs(index.keys, index.labels.astype(np.int32), probs_NxK, skipped)
 
 
-def _cache(trained: TrainedModel, eval_pass: EvalPass, split: Split) -> Cache:
+def _pass_cache(trained: TrainedModel, eval_pass: EvalPass, split: Split) -> Cache:
     settings: dict[str, Any] = {
         "format": _FORMAT,
         "checkpoint": trained.checkpoint.name,
@@ -248,7 +248,7 @@ def _cache(trained: TrainedModel, eval_pass: EvalPass, split: Split) -> Cache:
     return Cache(evaluation_dir(trained, split), name, settings, len(trained.class_names), split.console.print)
 
 
-def _labels(labels: np.ndarray, split: Split, trained: TrainedModel) -> np.ndarray:
+def _labels_of_model(labels: np.ndarray, split: Split, trained: TrainedModel) -> np.ndarray:
     """Returns the labels as the model numbers classes; -1 for all where there are none."""
     if split.class_names == [UNLABELLED] or (labels < 0).all():
         return np.full_like(labels, -1)

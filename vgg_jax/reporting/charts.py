@@ -44,7 +44,7 @@ class YAxis(NamedTuple):
         return f"{100 * value:.4g} %" if self.percent else f"{value:.4g}"
 
     def tick(self, value: float) -> str:
-        return f"{100 * value:g}%" if self.percent else _number(value)
+        return f"{100 * value:g}%" if self.percent else _number_text(value)
 
 
 _LINEAR = YAxis()
@@ -121,7 +121,7 @@ def _axes(frame: _Frame, y_ticks: Sequence[float], y_axis: YAxis, x_label: str) 
     for value in _ticks(0, frame.right, 5):
         if value <= frame.right * 1.0001:
             place = f'x="{frame.x(value)}" y="{_HEIGHT - _BOTTOM + 15}"'
-            parts.append(f'<text {place} text-anchor="middle">{_number(value)}</text>')
+            parts.append(f'<text {place} text-anchor="middle">{_number_text(value)}</text>')
     place = f'x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}"'
     return [*parts, f'<text class="axis" {place} text-anchor="end">{escape(x_label)}</text>']
 
@@ -203,7 +203,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _number(value: float) -> str:
+def _number_text(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:g}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}".replace("e-0", "e-")

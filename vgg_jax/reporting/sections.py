@@ -119,7 +119,7 @@ def _predictions(history: RunHistory, trained: TrainedModel, options: PageOption
 
 def _results(history: RunHistory) -> dict[str, Any]:
     """Returns the cached evaluations."""
-    return {"errors": _error_rows(history), "reference": _reference(history), "machine": _machine(history)}
+    return {"errors": _error_rows(history), "reference": _reference(history), "machine": _machine_rows(history)}
 
 
 def model_title(history: RunHistory) -> str:
@@ -192,7 +192,7 @@ def _configuration(history: RunHistory) -> list[tuple[str, str, bool]]:
     return [(key, str(value), key in default and value != default[key]) for key, value in history.config.items()]
 
 
-def _machine(history: RunHistory) -> list[tuple[str, str]]:
+def _machine_rows(history: RunHistory) -> list[tuple[str, str]]:
     """Returns hardware and versions, as far as the run or its evaluations record them."""
     rows: list[tuple[str, str]] = []
     latest = history.evaluations[-1][1] if history.evaluations else {}

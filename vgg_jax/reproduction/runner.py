@@ -183,7 +183,7 @@ def train_runs(runs: Sequence[PlannedRun], quiet: bool = False) -> None:
       UserError: of `train`, with the stage's name, or a finished run was on other data.
       Interrupted: by a signal, after saving; the same plan continues.
     """
-    _check_data([run for run in runs if run.summary is not None])
+    _check_same_images([run for run in runs if run.summary is not None])
     for number, run in enumerate(runs, start=1):
         if run.summary is not None:
             continue
@@ -194,7 +194,7 @@ def train_runs(runs: Sequence[PlannedRun], quiet: bool = False) -> None:
             raise UserError(f"stage {run.stage.name}, seed {run.seed}: {error}") from error
 
 
-def _check_data(finished: Sequence[PlannedRun]) -> None:
+def _check_same_images(finished: Sequence[PlannedRun]) -> None:
     """Raises UserError where a run was on other data than its stage's, as far as these can be opened."""
     datasets: dict[str, dict[str, Any]] = {}
     for run in finished:

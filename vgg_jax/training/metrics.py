@@ -195,7 +195,7 @@ class TrainMetrics:
         pace = f"{speed:.0f} images/s | input wait {waited:.0%}"
         left = f"at most {duration((self._total_steps - step) * self._recipe.batch_size / max(speed, 1e-9))} left"
         if self.is_logged(step):
-            mean = _mean(self._sums["log"]) | self._sums["norms"]
+            mean = _mean_of_sums(self._sums["log"]) | self._sums["norms"]
             mean["lr"] = values["lr"]
             self._line = (
                 f"epoch {step / self._steps_per_epoch:.2f} | loss {mean['loss']:.4f} | top-1 error "
@@ -213,7 +213,7 @@ class TrainMetrics:
 
     def error_since_evaluation(self, step: int) -> float:
         """Returns the training error since the last evaluation, and warns where the loss is still that of guessing."""
-        mean, self._sums["evaluation"] = _mean(self._sums["evaluation"]), {}
+        mean, self._sums["evaluation"] = _mean_of_sums(self._sums["evaluation"]), {}
         if mean:
             self._warn(diagnostics.stuck, step, mean | self._sums["norms"])
         return mean.get("top1_error", 1.0)
@@ -238,7 +238,7 @@ def _plus(sums: dict[str, float], values: dict[str, float]) -> dict[str, float]:
     return {name: sums.get(name, 0.0) + value for name, value in {**values, "steps": 1}.items()}
 
 
-def _mean(sums: dict[str, float]) -> dict[str, float]:
+def _mean_of_sums(sums: dict[str, float]) -> dict[str, float]:
     return {name: value / sums["steps"] for name, value in sums.items() if name != "steps"}
 
 
