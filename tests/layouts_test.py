@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.refusals import refused
 from tests.weights_files import (
     NARROW,
     as_laid_out,
@@ -15,7 +16,6 @@ from tests.weights_files import (
 )
 from vgg_jax.models import NetworkSpec, make_network
 from vgg_jax.models.vgg import TABLE_1
-from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers, layouts
 from vgg_jax.weights.identification import identify
 from vgg_jax.weights.layouts import Size, crop_of, targets, to_variables
@@ -155,13 +155,13 @@ def test_a_net_whose_names_are_those_of_several_is_what_was_said(tmp_path):
         assert identify(contents.tensors).network.name == "A"
         assert identify(contents.tensors, "A-LRN").network.name == "A-LRN"
         assert identify(contents.tensors, "vgg11").network.name == "A"
-        with pytest.raises(WeightsError, match="nearest to Caffe's configuration B"):
+        with refused("nearest to Caffe's configuration B", WeightsError):
             identify(contents.tensors, "B")
     # C and D have the same names; the 1x1 kernels tell them apart.
     path = write_caffemodel(tmp_path / "c.caffemodel", as_laid_out(random_params("C"), "Caffe", "C"))
     with containers.open_tensors(path) as contents:
         assert identify(contents.tensors).network.name == "C"
-        with pytest.raises(WeightsError, match=r"conv3_3/0 is \[16, 16, 1, 1\] and should be \[16, 16, 3, 3\]"):
+        with refused(r"conv3_3/0 is \[16, 16, 1, 1\] and should be \[16, 16, 3, 3\]", WeightsError):
             identify(contents.tensors, "D")
 
 
@@ -196,5 +196,5 @@ RESNET = {f"conv{i}_block1_1_conv/kernel": np.zeros((3, 3, 4, 4), np.float32) fo
 def test_what_is_not_exactly_such_a_net_is_refused_and_named(change, sentence, tmp_path):
     tensors = as_laid_out(random_params(), "torchvision")
     for writer in (write_pth, write_old_pth):
-        with pytest.raises(UserError, match=sentence):
+        with refused(sentence):
             net_in(writer(tmp_path / "file.pth", change(tensors)))

@@ -9,8 +9,8 @@ import pytest
 from tests.command import run_command
 from tests.networks import small
 from tests.random_weights import ODD, some_weights
+from tests.refusals import refused
 from vgg_jax.models import NetworkSpec
-from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import onnx_file
 from vgg_jax.weights.file import Weights, folded_variables, make_model, save_weights
 from vgg_jax.weights.onnx_file import write_onnx
@@ -86,7 +86,7 @@ def test_a_trunk_gives_its_last_map(tmp_path):
 
 def test_without_onnx_one_is_told_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match=r"pip install 'vgg-jax\[onnx\]'"):
+    with refused(r"pip install 'vgg-jax\[onnx\]'"):
         write_onnx(tmp_path / "x.onnx", some_weights("A"))
     assert list(tmp_path.iterdir()) == []
 
@@ -98,8 +98,6 @@ def test_a_model_beyond_an_onnx_files_size_is_refused_before_anything_is_compute
         "kernel": np.broadcast_to(np.float32(0), (7, 7, 512, 2**15)),
         "bias": np.zeros(2**15, np.float32),
     }  # takes no memory
-    with pytest.raises(
-        UserError, match="take 3,28.,...,... bytes, and an ONNX file holds 2 GiB; write it with --to=stablehlo"
-    ):
+    with refused("take 3,28.,...,... bytes, and an ONNX file holds 2 GiB; write it with --to=stablehlo"):
         write_onnx(tmp_path / "x.onnx", weights._replace(params=weights.params | {"fc6": fc6}))
     assert list(tmp_path.iterdir()) == []

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from tests.command import run_command
+from tests.refusals import refused
 from tests.weights_files import NARROW, as_laid_out, random_params, write_h5, write_pth
 from vgg_jax import features
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.models import NetworkSpec, make_network, variable_shapes
-from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.transplant import read_donor, start_from
 from vgg_jax.weights.exports import to_torchvision, write_keras
 from vgg_jax.weights.file import KEY, load_weights, make_model, save_weights, write_safetensors
@@ -98,7 +98,7 @@ def test_a_keras_model_with_average_pooling_and_one_layer_is_d_with_that_head(fo
     same(weights.params, trunk_of(params) | {"fc": {"kernel": kernel[None, None], "bias": bias}})
     for pooling in ("global_max_pooling2d", "flatten"):  # the same shapes, and another network
         path.unlink()
-        with pytest.raises(UserError, match=r"too many; its trunk alone is taken by --layers='block\*'"):
+        with refused(r"too many; its trunk alone is taken by --layers='block\*'"):
             read(own_head(path, params, [(kernel, bias)], pooling, form))
 
 
@@ -110,9 +110,7 @@ def test_the_trunk_of_a_keras_model_with_another_head_is_taken_when_asked(form, 
         (np.ones((16, 3), np.float32), np.ones(3, np.float32)),
     ]
     path = own_head(tmp_path / f"a{ending}", params, dense, "flatten", form)
-    with pytest.raises(
-        UserError, match=r"configuration D, with dense.* too many; its trunk alone is taken by --layers='block\*'"
-    ):
+    with refused(r"configuration D, with dense.* too many; its trunk alone is taken by --layers='block\*'"):
         read(path)
     weights = read(path, layers="block*")
     assert (weights.configuration, weights.num_classes) == ("D", 0)
@@ -126,7 +124,7 @@ def test_the_trunk_of_a_torch_model_with_another_head_is_taken_when_asked(tmp_pa
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     other = {"classifier.0.weight": np.ones((3, 32), np.float32), "classifier.0.bias": np.ones(3, np.float32)}
     path = write_pth(tmp_path / "a.pth", tensors | other)
-    with pytest.raises(UserError, match=r"too many; its trunk alone is taken by --layers='features\.\*'"):
+    with refused(r"too many; its trunk alone is taken by --layers='features\.\*'"):
         read(path)
     weights = read(path, layers="features.*")
     assert weights.network.to_json() == {"batch_norm": True, "head": "none"}
@@ -170,7 +168,7 @@ def test_a_trunks_activations_are_the_whole_models(tmp_path):
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, wanted)
     assert float(jnp.std(found["pool5"])) > 0
-    with pytest.raises(UserError, match="no layer 'score_map'"):
+    with refused("no layer 'score_map'"):
         features.activations(features.load(tmp_path / "trunk.safetensors"), images, ("score_map",))
 
 
@@ -276,7 +274,7 @@ def test_names_of_any_kind_are_mapped_by_a_pattern(form, configuration, tmp_path
 )
 def test_a_pattern_that_does_not_take_a_trunk_is_told_why(layers, sentence, tmp_path):
     write_safetensors(tmp_path / "x.safetensors", strange(trunk_of(random_params())), {})
-    with pytest.raises(UserError, match=sentence):
+    with refused(sentence):
         read(tmp_path / "x.safetensors", layers=layers)
 
 
@@ -285,7 +283,7 @@ def test_a_trunk_with_a_hole_is_told_what_is_missing(tmp_path):
         name: a for name, a in as_laid_out(random_params(), "torchvision").items() if name.startswith("features.")
     }
     del tensors["features.10.bias"]
-    with pytest.raises(UserError, match="features.10.bias"):
+    with refused("features.10.bias"):
         read(write_pth(tmp_path / "model.pth", tensors), "torchvision")
 
 
@@ -302,9 +300,9 @@ def trunk(tmp_path_factory):
 
 
 def test_a_trunk_does_not_classify(trunk):
-    with pytest.raises(UserError, match="is a trunk, without a classifier; take its activations"):
+    with refused("is a trunk, without a classifier; take its activations"):
         load_trained(trunk)
-    with pytest.raises(UserError, match="is for a model with a head, and this is a trunk"):
+    with refused("is for a model with a head, and this is a trunk"):
         with_new_head(load_weights(trunk), 10, 0)
     status, out, err = run_command("predict", f"--weights={trunk}", "photo.jpg")
     assert status == 2
@@ -332,7 +330,7 @@ def test_a_trunk_that_says_it_has_classes_is_damaged(trunk, tmp_path):
         told = json.loads(file.metadata()[KEY])
     told["num_classes"] = 5
     write_safetensors(tmp_path / "x.safetensors", load_file(trunk), {KEY: json.dumps(told)})
-    with pytest.raises(UserError, match="5 for num_classes, which cannot be"):
+    with refused("5 for num_classes, which cannot be"):
         load_weights(tmp_path / "x.safetensors")
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.networks import small
 from tests.random_weights import ODD, some_weights
+from tests.refusals import refused
 from tests.weights_files import (
     NARROW,
     as_laid_out,
@@ -30,7 +31,7 @@ from tests.weights_files import (
     write_pth,
 )
 from vgg_jax.models import NetworkSpec, make_network, variable_shapes
-from vgg_jax.runtime.exceptions import UNPRINTABLE, UserError
+from vgg_jax.runtime.exceptions import UNPRINTABLE
 from vgg_jax.weights import containers, layouts, preprocessing
 from vgg_jax.weights.exports import to_stablehlo, to_torchvision
 from vgg_jax.weights.file import KEY, folded_params, load_weights, make_model, save_weights
@@ -97,7 +98,7 @@ def test_a_description_that_does_not_fit_is_refused(change, sentence, tmp_path):
     with containers.open_tensors(path) as contents:
         description = json.loads(contents.metadata[KEY])
     save_file(load_file(path), path, {KEY: json.dumps(description | change)})
-    with pytest.raises(UserError, match=sentence):
+    with refused(sentence):
         load_weights(path)
 
 
@@ -113,14 +114,14 @@ def test_shapes_take_no_memory_and_are_compared_before_any_tensor_is_read(tmp_pa
         {KEY: json.dumps(description | {"fc_width": 2**24})},
     )
     monkeypatch.setattr(containers, "read_array", lambda *_: pytest.fail("a tensor was read"))
-    with pytest.raises(UserError, match="fc6/bias is .*, but should be .16777216."):
+    with refused("fc6/bias is .*, but should be .16777216."):
         load_weights(tmp_path / "a.safetensors")
 
 
 def test_a_head_for_a_crop_beyond_the_range_is_refused(tmp_path):
     size = NARROW._replace(width_multiplier=1 / 64, fc_width=1, side=65)
     tensors = as_laid_out(random_params(size=size), "torchvision")
-    with pytest.raises(UserError, match="for crops of 2,080 pixels, and the largest is 2,048"):
+    with refused("for crops of 2,080 pixels, and the largest is 2,048"):
         read(write_pth(tmp_path / "a.pth", tensors), preprocessing="torchvision")
 
 
@@ -128,9 +129,7 @@ def test_a_head_for_a_crop_beyond_the_range_is_refused(tmp_path):
 def test_a_head_of_one_output_is_refused_with_a_way_out(layout, tmp_path):
     tensors = as_laid_out(random_params(size=NARROW._replace(num_classes=1)), layout)
     path = write_pth(tmp_path / "a.pth", tensors) if layout == "torchvision" else write_h5(tmp_path / "a.h5", tensors)
-    with pytest.raises(
-        UserError, match="one output, as for a sigmoid, .* at least two classes; give the head a row of"
-    ):
+    with refused("one output, as for a sigmoid, .* at least two classes; give the head a row of"):
         read(path, preprocessing="caffe")
 
 
@@ -142,13 +141,13 @@ def test_a_negative_variance_is_refused(is_own, tmp_path):
     weights = weights._replace(network=NetworkSpec("A", batch_norm=True))
     if is_own:
         save_weights(tmp_path / "a.safetensors", weights)
-        with pytest.raises(UserError, match="bn3_1/var has negative numbers"):
+        with refused("bn3_1/var has negative numbers"):
             load_weights(tmp_path / "a.safetensors")
     else:
         path = write_pth(
             tmp_path / "a.pth", {k: np.ascontiguousarray(a) for k, a in to_torchvision(weights)[0].items()}
         )
-        with pytest.raises(UserError, match="features.9.running_var has negative numbers"):
+        with refused("features.9.running_var has negative numbers"):
             read(path, preprocessing="torchvision")
 
 
@@ -158,13 +157,13 @@ def test_a_changed_number_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"its numbers are not those that were written \(their digest differs\)"):
+    with refused(r"its numbers are not those that were written \(their digest differs\)"):
         load_weights(path)
 
 
 def test_anothers_file_is_not_taken_for_ones_own(tmp_path):
     save_file(as_laid_out(random_params(), "timm"), tmp_path / "timm.safetensors")
-    with pytest.raises(UserError, match=r"make one of it with: vgg-jax convert .*timm.safetensors NAME"):
+    with refused(r"make one of it with: vgg-jax convert .*timm.safetensors NAME"):
         load_weights(tmp_path / "timm.safetensors")
 
 
@@ -172,11 +171,11 @@ def test_a_file_that_lost_its_description_is_asked_about(tmp_path):
     path = tmp_path / "a.safetensors"
     save_weights(path, some_weights())
     save_file(load_file(path), path)
-    with pytest.raises(UserError, match="it has our names but no metadata; models trained here take `mean_rgb`"):
+    with refused("it has our names but no metadata; models trained here take `mean_rgb`"):
         read(path)
     assert read(path, preprocessing="mean_rgb").preprocessing == KNOWN["mean_rgb"]
     save_file(load_file(path), path, {"vgg_jax_preprocessing": "{}"})
-    with pytest.raises(UserError, match="its preprocessing is damaged"):
+    with refused("its preprocessing is damaged"):
         read(path)
 
 
@@ -218,15 +217,13 @@ def test_means_are_those_of_the_makers():
     ["", "rgb", "RGB:1:0,0:1,1,1", "GBR:1:0,0,0:1,1,1", "RGB:0:0,0,0:1,1,1", "RGB:1:nan,0,0:1,1,1", "RGB:1:0,0,0"],
 )
 def test_a_preprocessing_that_cannot_be_is_refused(text):
-    with pytest.raises(UserError, match="is neither of torchvision, caffe, mean_rgb nor of the form"):
+    with refused("is neither of torchvision, caffe, mean_rgb nor of the form"):
         preprocessing.parse(text)
 
 
 def test_preprocessing_is_taken_where_it_is_known_and_asked_for_where_not(tmp_path):
     pth = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
-    with pytest.raises(
-        UserError, match=r"does not say how its pixels are prepared; say it with --preprocessing=torchvi"
-    ):
+    with refused(r"does not say how its pixels are prepared; say it with --preprocessing=torchvi"):
         read(pth)
     assert read(pth, preprocessing="caffe").preprocessing == KNOWN["caffe"]
     published = Digests("397923af" + "0" * 56, "")
@@ -237,7 +234,7 @@ def test_preprocessing_is_taken_where_it_is_known_and_asked_for_where_not(tmp_pa
     caffe = as_laid_out(random_params(), "Caffe")
     weights = read(write_caffemodel(tmp_path / "a.caffemodel", caffe))
     assert (weights.preprocessing, weights.training_scales) == (KNOWN["caffe"], (73, 146))
-    with pytest.raises(UserError, match="say it with --preprocessing=caffe"):
+    with refused("say it with --preprocessing=caffe"):
         read(write_caffemodel(tmp_path / "b.caffemodel", caffe, name="mine"))
 
 
@@ -275,13 +272,13 @@ def test_names_of_classes():
     assert named.class_titles == ["tench, Tinca tinca", "goldfish", "shark", "n01491361", "hammerhead"]
     plain = with_class_names(some_weights(), "a b\nc\nd\ne\nf", "x")
     assert (plain.class_names, plain.class_titles) == (["a b", "c", "d", "e", "f"], None)
-    with pytest.raises(UserError, match=r"--class_names=x has 4 names \(4 different\) for 5 classes"):
+    with refused(r"--class_names=x has 4 names \(4 different\) for 5 classes"):
         with_class_names(some_weights(), "a\nc\nd\ne", "x")
     for line, fault in (
         ("a", "'a' is there twice, as number 5"),
-        ("f\x1b[2J", r"number 5 is .*x1b\[2J', which is no name"),
+        ("f\x1b[2J", r"number 5 is .*x1b\[2J', which is not a name"),
     ):
-        with pytest.raises(UserError, match=f"--class_names=x cannot be: {fault}"):
+        with refused(f"--class_names=x cannot be: {fault}"):
             with_class_names(some_weights(), f"a\nb\nc\nd\n{line}", "x")
 
 
@@ -299,7 +296,7 @@ def test_names_of_classes():
 )
 def test_names_that_cannot_be_shown_or_told_apart_are_refused(names, fault, tmp_path):
     save_weights(tmp_path / "a.safetensors", some_weights(class_names=names))
-    with pytest.raises(UserError, match=f"its class_names cannot be: {fault}") as caught:
+    with refused(f"its class_names cannot be: {fault}") as caught:
         load_weights(tmp_path / "a.safetensors")
     assert UNPRINTABLE.search(str(caught.value)) is None
 
@@ -338,12 +335,12 @@ class EvilEval:
         (pickle.dumps({"features.0.weight": EvilEval()}, 4), r"builtins.eval"),
         (b"cos\nsystem\n(S'touch was-here'\ntR.", "os.system"),
         (b"\x80\x02(S'touch was-here'\nios\nsystem\n.", "the instruction STRING"),
-        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.", "no state dictionary"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.", "not a state dictionary"),
         (b"\x80\x02X\x05\0\0\0torchctorch\nFloatStorage\n)R.", "calls something that cannot be called"),
         (b"\x80\x02\x82\x01.", "the instruction EXT1"),
         (b"\x80\x04\x96" + struct.pack("<Q", 2**40) + b".", "damaged"),  # BYTEARRAY8 of a terabyte
-        (b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".", "no state dictionary"),  # a memo of 64 GB
-        (b"\x80\x02N" + b"\x85" * 100_000 + b".", "no state dictionary"),  # deeper than any stack
+        (b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".", "not a state dictionary"),  # a memo of 64 GB
+        (b"\x80\x02N" + b"\x85" * 100_000 + b".", "not a state dictionary"),  # deeper than any stack
         (b"\x80\x02(" * 3 + b".", "damaged"),
         (b"", "damaged"),
     ],
@@ -358,10 +355,9 @@ def test_a_pth_that_tries_to_do_something_is_refused_and_named(payload, named, o
         path.write_bytes(head + b"\x80\x02M\xe9\x03." + system + payload + b"\x80\x02].")
     else:
         write_pth(path, {}, payload or b"\x80")
-    with pytest.raises(UserError, match=named) as refused:
+    with refused(named) as record:
         read(path)
-    assert str(path) in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert str(path) in str(record.value)
     assert not (tmp_path / "was-here").exists()
 
 
@@ -406,7 +402,7 @@ def test_what_python_2_wrote_is_read(tmp_path):
     assert equal(read(tmp_path / "a.pth", preprocessing="torchvision").params, params)
     twice = pickled_so.replace(b"features.0.bias", b"features.2.bias")
     write_old_pth(tmp_path / "b.pth", tensors, twice)
-    with pytest.raises(UserError, match="has a name twice"):
+    with refused("has a name twice"):
         read(tmp_path / "b.pth")
 
 
@@ -423,7 +419,7 @@ def test_what_python_2_wrote_is_read(tmp_path):
 )
 def test_what_is_said_of_a_file_and_cannot_be_is_refused(options, sentence, tmp_path):
     path = write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))
-    with pytest.raises(UserError, match=sentence):
+    with refused(sentence):
         read(path, **{"preprocessing": "caffe", **options})
 
 
@@ -433,16 +429,16 @@ def test_what_is_said_of_a_file_and_cannot_be_is_refused(options, sentence, tmp_
 def test_a_zip_that_is_compressed_or_no_pth_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10**6)
-    with pytest.raises(UserError, match="is compressed or encrypted"):
+    with refused("is compressed or encrypted"):
         read(tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
         archive.writestr("hello", b"world")
-    with pytest.raises(UserError, match="not one of torch.save"):
+    with refused("not one of torch.save"):
         read(tmp_path / "b.pth")
     write_pth(tmp_path / "c.pth", {})
     with zipfile.ZipFile(tmp_path / "c.pth", "a") as archive:
         archive.writestr("archive/constants.pkl", b"")
-    with pytest.raises(UserError, match="TorchScript program"):
+    with refused("TorchScript program"):
         read(tmp_path / "c.pth")
 
 
@@ -451,7 +447,7 @@ def test_a_changed_byte_of_a_pth_is_found_by_its_crc(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="storage .* is damaged .*CRC"):
+    with refused("storage .* is damaged .*CRC"):
         read(path, preprocessing="torchvision")
 
 
@@ -462,33 +458,33 @@ def test_wrong_dtypes_and_sizes_are_refused(writer, tmp_path):
     wider = {name: a.astype(np.float64) for name, a in tensors.items()}
     if writer is write_pth:
         write_pth(tmp_path / "a.pth", wider, pickled(shapes, "DoubleStorage"))
-        with pytest.raises(UserError, match=r"features.0.weight is of float64; weights are float32, float16, bfloat16"):
+        with refused(r"features.0.weight is of float64; weights are float32, float16, bfloat16"):
             read(tmp_path / "a.pth", preprocessing="caffe")
         write_pth(tmp_path / "b.pth", wider)
-        with pytest.raises(UserError, match="storage 0 has another size than the pickle says"):
+        with refused("storage 0 has another size than the pickle says"):
             read(tmp_path / "b.pth", preprocessing="caffe")
         write_pth(tmp_path / "c.pth", tensors, pickled(shapes | {"classifier.0.weight": (2**15, 2**15)}))
-        with pytest.raises(UserError, match=r"classifier.0.weight of shape \[32768, 32768\] cannot be in a file of"):
+        with refused(r"classifier.0.weight of shape \[32768, 32768\] cannot be in a file of"):
             read(tmp_path / "c.pth", preprocessing="caffe")
     else:
         path = writer(tmp_path / "a.pth", tensors)
         path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(UserError, match=r"it should have [\d,]+ bytes and has [\d,]+"):
+        with refused(r"it should have [\d,]+ bytes and has [\d,]+"):
             read(path, preprocessing="caffe")
         path.write_bytes(path.read_bytes()[:-2000])
-        with pytest.raises(UserError, match=r"cut off|it should have"):
+        with refused(r"cut off|it should have"):
             read(path, preprocessing="caffe")
 
 
 def test_a_safetensors_with_a_huge_header_or_a_gap_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", 2**60) + b"{" + b" " * 100)
-    with pytest.raises(UserError, match="its header claims"):
+    with refused("its header claims"):
         load_weights(path)
     save_file(as_laid_out(random_params(), "timm"), path)
     for damaged in (path.read_bytes()[:-1], path.read_bytes() + b"x", path.read_bytes().replace(b'"F32"', b'"F33"', 1)):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="header is damaged"):
+        with refused("header is damaged"):
             load_weights(path)
 
 
@@ -500,10 +496,10 @@ def test_caffes_both_forms_are_read_and_others_refused(tmp_path):
         assert equal(read(path).params, params)
         whole = path.read_bytes()
         path.write_bytes(whole[:-5])
-        with pytest.raises(UserError, match="bytes too far|has no end"):
+        with refused("bytes too far|has no end"):
             read(path)
         path.write_bytes(whole + b"\x0b")  # a kind of field that there is not
-        with pytest.raises(UserError, match="is no field of a protocol buffer"):
+        with refused("is not a field of a protocol buffer"):
             read(path)
     path = tmp_path / "any name"
     path.write_bytes(whole)  # told by its content
@@ -518,11 +514,11 @@ def test_kerass_forms_are_read_and_nothing_else_in_an_h5_is(tmp_path):
         path = write_h5(tmp_path / f"{form}.h5", tensors, form)
         assert equal(read(path, preprocessing="caffe").params, params)
 
-    def refused(change, sentence):
+    def assert_refused(change, sentence):
         path = write_h5(tmp_path / "changed.h5", tensors)
         with h5py.File(path, "a") as file:
             change(file)
-        with pytest.raises(UserError, match=sentence):
+        with refused(sentence):
             read(path, preprocessing="caffe")
 
     kernel = "fc2/fc2_W_1:0"
@@ -547,14 +543,14 @@ def test_kerass_forms_are_read_and_nothing_else_in_an_h5_is(tmp_path):
     def circle(file):
         file["fc1/again"] = file["/"]
 
-    refused(lambda file: replace(file, compression="gzip"), "is compressed")
-    refused(outside, "lies in another file")
-    refused(virtual, "lies in another file")
-    refused(external_link, "is a link, which is not followed")
-    refused(lambda file: file.__setitem__("soft", h5py.SoftLink("/fc2")), "is a link, which is not followed")
-    refused(circle, "its groups are none of Keras's")
-    refused(lambda file: replace(file, dtype="f8"), "is of float64")
-    refused(lambda file: file.__setitem__("lambda", np.void(b"code")), "lambda too many")
+    assert_refused(lambda file: replace(file, compression="gzip"), "is compressed")
+    assert_refused(outside, "lies in another file")
+    assert_refused(virtual, "lies in another file")
+    assert_refused(external_link, "is a link, which is not followed")
+    assert_refused(lambda file: file.__setitem__("soft", h5py.SoftLink("/fc2")), "is a link, which is not followed")
+    assert_refused(circle, "its groups are not Keras's")
+    assert_refused(lambda file: replace(file, dtype="f8"), "is of float64")
+    assert_refused(lambda file: file.__setitem__("lambda", np.void(b"code")), "lambda too many")
 
 
 # Files that are made to cost memory or time, or to reach beyond themselves.
@@ -567,10 +563,10 @@ def test_a_storage_of_two_sizes_is_refused(order, tmp_path):
     body = body.replace(b"X\x01\0\0\x001", b"X\x01\0\0\x000")  # b's storage is a's
     assert body.count(b"X\x01\0\0\x000") == 2
     path = write_old_pth(tmp_path / "old.pth", {"a": np.zeros(2, np.float32)}, body)
-    with pytest.raises(UserError, match="its storage 0 has two sizes or kinds"):
+    with refused("its storage 0 has two sizes or kinds"):
         read(path)
     path = write_pth(tmp_path / "new.pth", {"a": np.zeros(2, np.float32)}, body.replace(b"NtQ", b"tQ"))
-    with pytest.raises(UserError, match="its storage 0 has another size|is none of the models"):
+    with refused("its storage 0 has another size|is none of the models"):
         read(path)
 
 
@@ -581,9 +577,7 @@ def test_a_memoised_list_given_again_and_again_is_bounded(call, tmp_path):
     body = b"\x80\x02](" + call + b"q\x01" + arguments + b"q\x00R" + 100_000 * b"h\x01h\x00R" + b"e."
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     path = write_pth(tmp_path / "bomb.pth", {}, body)
-    with pytest.raises(
-        UserError, match="its pickle makes far more than any model has|a parameter that is not a tensor"
-    ):
+    with refused("its pickle makes far more than any model has|a parameter that is not a tensor"):
         read(path)
     assert time.monotonic() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
@@ -599,7 +593,7 @@ def test_an_h5_whose_links_make_endless_paths_is_refused(tmp_path):
                 group[str(i)] = below
             below = group
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"more groups and data sets than 1,000"):
+    with refused(r"more groups and data sets than 1,000"):
         read(tmp_path / "dag.h5")
     assert time.monotonic() - began < 10
 
@@ -610,7 +604,7 @@ def test_a_caffemodel_of_millions_of_small_fields_is_refused(part, tmp_path):
     length = bytes([len(layer) >> s & 127 | (128 if s < 21 else 0) for s in (0, 7, 14, 21)])
     (tmp_path / "many.caffemodel").write_bytes(b"\xa2\x06" + length + layer)
     began = time.monotonic()
-    with pytest.raises(UserError, match="it has more than 100,000 fields"):
+    with refused("it has more than 100,000 fields"):
         read(tmp_path / "many.caffemodel")
     assert time.monotonic() - began < 10
 
@@ -630,7 +624,7 @@ def test_preprocessing_beyond_reason_is_refused(key, value, tmp_path):
         description = json.loads(file.metadata()[KEY])
     description["preprocessing"][key] = value
     save_file(tensors, tmp_path / "b.safetensors", {KEY: json.dumps(description)})
-    with pytest.raises(UserError, match="its preprocessing is damaged|its description is damaged"):
+    with refused("its preprocessing is damaged|its description is damaged"):
         load_weights(tmp_path / "b.safetensors")
 
 
@@ -674,21 +668,19 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path):
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}.")
         archive.writestr("a/constants.pkl", b"")
-    with pytest.raises(UserError, match="it is a TorchScript program; save the state dictionary of its module"):
+    with refused("it is a TorchScript program; save the state dictionary of its module"):
         read(tmp_path / "script.pt")
     (tmp_path / "parts").mkdir()
     save_file({"a": np.zeros(3)}, tmp_path / "parts" / "model-00001-of-00002.safetensors")
-    with pytest.raises(
-        UserError, match=r"it is a directory with \.safetensors in it; give one such file, parts of one model"
-    ):
+    with refused(r"it is a directory with \.safetensors in it; give one such file, parts of one model"):
         read(tmp_path / "parts")
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
-    with pytest.raises(UserError, match="it lists the parts of a model in several"):
+    with refused("it lists the parts of a model in several"):
         read(tmp_path / "model.safetensors.index.json")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="no regular file"):
+    with refused("not a regular file"):
         read(tmp_path / "pipe")
-    with pytest.raises(UserError, match="no regular file"):
+    with refused("not a regular file"):
         containers.sha256_and_md5(tmp_path / "pipe")
 
 
@@ -705,7 +697,7 @@ def port_to_numpy(params):
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npz_of_the_usual_names_is_read(order, tmp_path):
     np.savez(tmp_path / "a.npz", **{k: np.asarray(a, order=order) for k, a in port_to_numpy(random_params()).items()})
-    with pytest.raises(UserError, match="say it with --preprocessing=mean_rgb or another"):
+    with refused("say it with --preprocessing=mean_rgb or another"):
         read(tmp_path / "a.npz")
     weights = read(tmp_path / "a.npz", preprocessing="mean_rgb")
     assert (weights.configuration, weights.crop, weights.num_classes) == ("D", 64, 5)
@@ -722,39 +714,39 @@ def test_an_npz_of_the_usual_names_is_read(order, tmp_path):
 )
 def test_an_npz_of_anything_else_is_refused(arrays, sentence, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserError, match=sentence):
+    with refused(sentence):
         read(tmp_path / "a.npz")
 
 
 def test_an_npz_that_claims_more_than_it_has_is_refused(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(3, np.float32))
-    with pytest.raises(UserError, match="its part a.npy is compressed or encrypted; write it again with numpy.savez"):
+    with refused("its part a.npy is compressed or encrypted; write it again with numpy.savez"):
         read(tmp_path / "a.npz")
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }"
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
-    with pytest.raises(UserError, match=r"a of shape \[1099511627776\] cannot be in a file of"):
+    with refused(r"a of shape \[1099511627776\] cannot be in a file of"):
         read(tmp_path / "b.npz")
     tensors = port_to_numpy(random_params())
     np.savez(tmp_path / "c.npz", **tensors)
     content = bytearray((tmp_path / "c.npz").read_bytes())
     content[content.find(tensors["fc6_W"].tobytes()[:64])] ^= 1
     (tmp_path / "c.npz").write_bytes(content)
-    with pytest.raises(UserError, match="Bad CRC-32 for file .fc6_W"):
+    with refused("Bad CRC-32 for file .fc6_W"):
         read(tmp_path / "c.npz", preprocessing="mean_rgb")
 
 
 def test_without_h5py_one_is_told_how_to_get_it(tmp_path, monkeypatch):
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    with pytest.raises(UserError, match=r"not installed: pip install 'vgg-jax\[h5\]'"):
+    with refused(r"not installed: pip install 'vgg-jax\[h5\]'"):
         read(tmp_path / "a.h5")
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x80\x02}q\x00.", b"hello\n"])
 def test_an_unknown_kind_is_refused_with_the_known_ones(content, tmp_path):
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(UserError, match=r"of an unknown kind \(.*\); known are \.safetensors, \.pth"):
+    with refused(r"of an unknown kind \(.*\); known are \.safetensors, \.pth"):
         read(tmp_path / "x")
 
 
@@ -762,7 +754,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(content, tmp_path):
 
 
 def test_a_net_that_torchvision_has_not_is_not_written_for_it():
-    with pytest.raises(UserError, match="torchvision has no model of configuration C; it has those of A, B, D, E"):
+    with refused("torchvision has no model of configuration C; it has those of A, B, D, E"):
         to_torchvision(some_weights("C"))
 
 
@@ -785,7 +777,7 @@ def test_an_exported_program_gives_the_posteriors_of_the_net():
 def test_without_flatbuffers_one_is_told_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "flatbuffers", None)
     monkeypatch.delitem(__import__("sys").modules, "jax._src.export.serialization", raising=False)
-    with pytest.raises(UserError, match=r"pip install 'vgg-jax\[export\]'"):
+    with refused(r"pip install 'vgg-jax\[export\]'"):
         to_stablehlo(some_weights("A"))
 
 

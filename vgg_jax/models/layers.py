@@ -100,7 +100,7 @@ class BatchNorm(nn.Module):
     Parameters: scale [C], bias [C]; in "batch_stats": mean [C], var [C], float32, where new = 0.9 old + 0.1 batch.
 
     Attributes:
-      use_running_average: in place of the batch's statistics, which are those of the whole global batch.
+      use_running_average: in place of the statistics of the whole global batch.
       dtype: of the result; statistics are float32.
       param_dtype: of the parameters.
     """

@@ -1,4 +1,4 @@
-"""The module that computes a described network."""
+"""The Flax module that computes a network from its layers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Network(nn.Module):
           train: dropout on, which needs an rng named "dropout"; batch normalisation by this batch's statistics, which
             update the running averages: "batch_stats" must be mutable.
           sizes_Bx2: int, true (height, width) of images that are padded at the bottom and the right to a common
-            size; the logits are those of the unpadded images. Every size is at least the crop. Not for training.
+            size; the logits equal the unpadded images'. Every size is at least the crop. Not for training.
           endpoints: names of layers whose activations are returned too, see `description.endpoint_names`.
           offsets: {endpoint: map} that are added to activations; their gradients are the gradients with respect to the
             activations.

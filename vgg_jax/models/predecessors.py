@@ -1,4 +1,4 @@
-"""The network that VGG came from, AlexNet, and the one that it ran beside, GoogLeNet."""
+"""AlexNet, the predecessor of VGG, and GoogLeNet, its contemporary."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def alexnet() -> Layers:
         (5, 3, 1, 256, 2),
     ):
         # "We initialized the neuron biases in the second, fourth, and fifth convolutional layers, as well as in the
-        # fully-connected hidden layers, with the constant 1" (§5): just those of two groups.
+        # fully-connected hidden layers, with the constant 1" (§5): exactly the layers of two groups.
         padding, bias = (kernel // 2 if block > 1 else 0), float(groups == 2)
         layers += [
             Layer(

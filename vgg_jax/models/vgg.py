@@ -1,4 +1,4 @@
-"""The networks of the paper (Paper Table 1), and what came after: batch normalisation, global average pooling."""
+"""The networks of the paper (Paper Table 1), and their later variants: batch normalisation, global average pooling."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def is_primary() -> bool:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Returns the signals that ask a run to save and end; SIGHUP is none of them under nohup."""
+    """Returns the signals that ask a run to save and end; SIGHUP is not among them under nohup."""
     heeded = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if heeded else [])]
 

@@ -98,8 +98,8 @@ def _gather(address: str, count: int | None, index: int | None, seconds: int) ->
         coordinator_address, missing = address, "the other processes" if index == 0 else "process 0"
         raise UserError(
             f"waited {seconds} s at {coordinator_address}, and {missing} did not come. Is every process running, with "
-            "the same --num_processes, the same --coordinator_address (that of process 0's machine) and a --process_id "
-            "of its own, and does a firewall let the port through? --join_timeout=SECONDS waits longer."
+            "the same --num_processes, the same --coordinator_address (that of process 0's machine) and another "
+            "--process_id, and does a firewall let the port through? --join_timeout=SECONDS waits longer."
         )
     if errors and not address and isinstance(errors[0], ValueError):
         raise UserError(

@@ -49,7 +49,7 @@ def mix(
     mixup: float = 0.0,
     cutmix: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each image and label with those of another of the batch: image i with image B - 1 - i.
+    """Mixes each image and label with another of the batch: image i with image B - 1 - i.
 
     Args:
       key: of the step.

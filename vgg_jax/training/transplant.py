@@ -70,7 +70,7 @@ def check_fit(variables: dict, donor: Donor, layers: str = "") -> None:
 def start_from(
     donor: Donor, variables: dict, mean_rgb: np.ndarray, layers: str = "", class_names: Sequence[str] = ()
 ) -> tuple[dict, str]:
-    """Replaces layers of freshly initialised variables by those of another model.
+    """Replaces layers of freshly initialised variables by another model's.
 
     Where both models know the names of their classes, fc8 is moved by class name. It stays random where the names
     differ, unless `layers` names it.

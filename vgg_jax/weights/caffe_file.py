@@ -121,7 +121,7 @@ class _Reader:
             tag, at = self._varint(at, end)
             number, kind = tag >> 3, tag & 7
             if number == 0 or kind not in (_VARINT, _FIXED64, _BYTES, _FIXED32):
-                raise WeightsError(f"byte {at - 1:,} is no field of a protocol buffer")
+                raise WeightsError(f"byte {at - 1:,} is not a field of a protocol buffer")
             if kind == _VARINT:
                 value, at = self._varint(at, end)
                 yield number, value
@@ -149,4 +149,4 @@ class _Reader:
         try:
             return self._content[value.start : value.stop].decode()
         except UnicodeDecodeError as error:
-            raise WeightsError("a name in it is no text") from error
+            raise WeightsError("a name in it is not text") from error

@@ -43,7 +43,7 @@ def _kind(path: Path) -> Callable[[Path], contextlib.AbstractContextManager[Tens
     if path.is_dir():
         raise WeightsError("it is a directory; give a file of weights, or to convert a run, its workdir")
     if path.exists() and not path.is_file():
-        raise WeightsError("it is no regular file")
+        raise WeightsError("it is not a regular file")
     with open(path, "rb") as file:
         start = file.read(512)
     if start.startswith(archives.START):
@@ -73,7 +73,7 @@ def sha256_and_md5(path: Path) -> tuple[str, str]:
     """
     digest, md5 = hashlib.sha256(), None
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file; give a file of weights.")
+        raise UserError(f"{path} is not a regular file; give a file of weights.")
     try:
         with open(path, "rb") as file:
             if file.peek(8).startswith(keras_file.START):

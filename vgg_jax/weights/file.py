@@ -221,7 +221,7 @@ def fault_of_names(names: Sequence[str], once: bool) -> str:
     seen: set[str] = set()
     for number, name in enumerate(names, start=1):
         if not name.strip() or len(name) > _LONGEST_NAME or UNPRINTABLE.search(name):
-            return f"number {number} is {short(printable(name)) or 'empty'!r}, which is no name"
+            return f"number {number} is {short(printable(name)) or 'empty'!r}, which is not a name"
         if once and name in seen:
             return f"{short(name)!r} is there twice, as number {number}"
         seen.add(name)

@@ -83,7 +83,7 @@ def _collect(group: Any, prefix: str, tensors: dict[str, Tensor], visits: Iterat
 
     groups = [prefix.rstrip("/").split("/")[-1]]
     if not isinstance(group, h5py.Group) or prefix.count("/") > _DEEPEST or len(group) > _MOST:
-        raise WeightsError(f"its groups are none of Keras's ({short(prefix) or 'its root'})")
+        raise WeightsError(f"its groups are not Keras's ({short(prefix) or 'its root'})")
     for name in group:
         # Hard links can make many paths of few groups.
         if next(visits) > _MOST:
@@ -130,7 +130,7 @@ def _with_pooled_head(tensors: dict[str, Tensor], groups: list[str]) -> dict[str
 
 
 # Keras 3 numbers layers by kind, in the order of computation: layers/conv2d, layers/conv2d_1, ..., layers/dense; or
-# names them. A model within a model has the group of its own kind or name before these.
+# names them. A model within a model has a group of its kind or name before these.
 _OF_KERAS_3 = re.compile(
     r"(?:(?:_layer_checkpoint_dependencies|layers)/(?:\w+/layers/)?)(?:(conv2d|dense)(?:_(\d+))?|(\w+))/vars/([01])"
 )

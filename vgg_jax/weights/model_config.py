@@ -20,7 +20,7 @@ class ModelConfig(NamedTuple):
 
     preprocessing: Preprocessing | None
     crop: int  # pixels
-    scale: int  # S, pixels: the shorter side of which the crop is a part
+    scale: int  # S, pixels: the shorter side, from which the crop is cut
     interpolation: str  # by which its makers resize
     num_classes: int
     labels: list[str] | None  # in the order of the classes

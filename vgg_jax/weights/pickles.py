@@ -54,7 +54,7 @@ class Name(NamedTuple):
 
 
 class Dialect(NamedTuple):
-    """The names that pickles of one kind may hold, and what is done in their place."""
+    """Names that pickles of one kind may hold, and the functions that stand in for them."""
 
     calls: Mapping[str, Callable[..., Any]]  # function of the arguments, by name
     others: Collection[str]  # names that are arguments
@@ -244,13 +244,13 @@ class _Machine:
     def _word(self) -> str:
         word = self.pop()
         if not isinstance(word, str):
-            raise WeightsError("its pickle is damaged (a name that is no string)")
+            raise WeightsError("its pickle is damaged (a name that is not a string)")
         return word
 
     def _set_items(self, values: list[Any]) -> None:
         target = self._top(dict)
         if len(values) % 2 or not all(isinstance(key, str | int) for key in values[::2]):
-            raise WeightsError("its pickle is damaged (keys that are no strings)")
+            raise WeightsError("its pickle is damaged (keys that are not strings)")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if key in target:
                 raise WeightsError(f"it has {short(key)} twice")
@@ -268,7 +268,7 @@ def _named(text: str, dialect: Dialect) -> Name:
 
 def _storage(identity: Any) -> Storage:
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise WeightsError("its pickle refers to something that is no storage")
+        raise WeightsError("its pickle refers to something that is not a storage")
     _, kind, key, _, numel = identity[:5]
     if not isinstance(kind, Name) or kind.text not in STORAGES or not isinstance(key, str):
         raise WeightsError("its pickle refers to a storage of an unknown kind")

@@ -45,7 +45,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     if header > min(_MAX_HEADER, num_bytes - 8):
         raise WeightsError(f"its header claims {header:,} bytes")
     with refusing("its header is damaged", SafetensorError), safe_open(path, framework="numpy") as file:
-        tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         yield tensor_file("a .safetensors", tensors, num_bytes, file.metadata())
 
 

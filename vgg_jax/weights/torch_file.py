@@ -18,7 +18,7 @@ from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, short, ten
 
 # The first pickle of the older form: protocol 2, the number 0x1950a86a20f9469cfc6c.
 OLD_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-_MAX_PICKLE = 2**20  # that of a VGG has six thousand bytes
+_MAX_PICKLE = 2**20  # bytes; a VGG has a pickle of six thousand
 _DTYPES = {
     name: np.dtype(name) for name in ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8")
 }
@@ -51,7 +51,7 @@ def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> TensorFile:
     for name, info in parts.items():
         if not name.startswith(root + "data/"):  # storages are checked as they are read
             if info.file_size > _MAX_PICKLE:
-                raise WeightsError(f"its part {short(name)} has {info.file_size:,} bytes, far more than that of a VGG")
+                raise WeightsError(f"its part {short(name)} has {info.file_size:,} bytes, far more than a VGG needs")
             content = archive.read(info)
             if name == root + "byteorder" and content != b"little":
                 raise WeightsError("it was written on a big-endian machine")
@@ -78,7 +78,7 @@ def open_old(path: Path) -> Iterator[TensorFile]:
         read_pickle(stream)  # the magic number, by which the file was recognised
         protocol, system, value, keys = (read_pickle(stream) for _ in range(4))
         if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise WeightsError("its form is none that torch wrote on a little-endian machine")
+            raise WeightsError("it was not written by torch on a little-endian machine")
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
             raise WeightsError("its list of storages is damaged")
         storages: dict[str, Storage] = {}
@@ -86,7 +86,7 @@ def open_old(path: Path) -> Iterator[TensorFile]:
             if storages.setdefault(view.storage.key, view.storage) != view.storage:
                 raise WeightsError(f"its storage {short(view.storage.key)} has two sizes or kinds")
         if set(storages) != set(keys):
-            raise WeightsError("its list of storages is not that of its tensors")
+            raise WeightsError("its list of storages does not match its tensors")
         offsets, at = {}, stream.tell()
         for key in keys:
             file.seek(at)
@@ -134,8 +134,8 @@ def _views(value: Any) -> tuple[dict[str, View], str]:
         odd = [key for key, item in value.items() if not isinstance(item, View)]
         if not odd:
             return value, inner
-        raise WeightsError(f"it is no plain state dictionary: {short(odd[0])} is no tensor")
-    raise WeightsError("it is no state dictionary; save one: torch.save(model.state_dict(), FILE)")
+        raise WeightsError(f"it is not a plain state dictionary: {short(odd[0])} is not a tensor")
+    raise WeightsError("it is not a state dictionary; save one: torch.save(model.state_dict(), FILE)")
 
 
 # Where training scripts put it, next to the optimizer's state. A running average comes first, as it is what they test.
