@@ -1,5 +1,6 @@
 """The package as it is installed: from a wheel, without a clone, and with the versions that its files promise."""
 
+import ast
 import os
 import pkgutil
 import re
@@ -70,6 +71,12 @@ def test_no_two_modules_of_the_tree_share_a_name_and_few_lie_at_the_front():
     shared = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
     assert not shared
     assert len(list((REPOSITORY / "vgg_jax").glob("*.py"))) <= 8
+
+
+def test_no_two_classes_share_a_name():
+    modules = [ast.parse(file.read_text()) for file in (REPOSITORY / "vgg_jax").rglob("*.py")]
+    names = Counter(node.name for module in modules for node in ast.walk(module) if isinstance(node, ast.ClassDef))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_tests_know_the_jaxlib_that_they_run_on():
