@@ -32,7 +32,8 @@ WINDOWS = ("conv", "pool", "mean_pool")
 # Sizes of images, pixels: the least and the largest crop, and the largest shorter side after rescaling (S or Q).
 LEAST_CROP, LARGEST_CROP, LARGEST_SCALE = 8, 2048, 4096
 BATCH_NORM: Kind = "batch_norm"
-WHOLE_MAP = 0  # kernel of an FC layer that spans the map of a crop, as fc6 does
+# Kernel of an FC layer that spans the map of a crop, as fc6 does.
+WHOLE_MAP = 0
 
 
 class Layer(NamedTuple):
@@ -200,7 +201,8 @@ def macs(layers: Layers, height: int, width: int, shapes: dict[str, tuple[int, .
     """
     rows, columns = lengths(layers, height), lengths(layers, width)
     counted = needed(layers, [layers[-1].name])
-    is_pooled = any(layer.kind == "mean" for layer in layers)  # then the head sees one place
+    # A pooled head sees one position.
+    is_pooled = any(layer.kind == "mean" for layer in layers)
     return sum(
         (1 if layer.kind == "head" and is_pooled else rows[layer.name] * columns[layer.name])
         * math.prod(shapes[layer.name])

@@ -19,7 +19,8 @@ INCEPTION = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
-AUXILIARY = {"4a": "aux1", "4d": "aux2"}  # module -> the classifier on its output
+# Inception module -> the auxiliary classifier on its output.
+AUXILIARY = {"4a": "aux1", "4d": "aux2"}
 
 
 def alexnet() -> Layers:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from vgg_jax.models.description import WINDOWS, endpoint_names, needed, with_inputs
 from vgg_jax.models.network import Network, variable_shapes
 
-_BYTES = 4  # of a float32
+# Bytes of a float32.
+_BYTES = 4
 
 
 class LayerRow(NamedTuple):

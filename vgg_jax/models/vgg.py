@@ -16,8 +16,10 @@ TABLE_1 = {
     # The ablation of Paper §4.1: each pair of B's 3x3 convolutions is one 5x5.
     "B-5x5": "5-64 M 5-128 M 5-256 M 5-512 M 5-512 M",
 }
-HEADS = ("fc", "gap")  # three FC layers, or the mean over the last map and one
-NO_HEAD = "none"  # a trunk, which ends with the last pooling
+# Three FC layers, or the mean over the last map and one.
+HEADS = ("fc", "gap")
+# A trunk, which ends with the last pooling.
+NO_HEAD = "none"
 
 
 def vgg(column: str, is_normalized: bool = False, head: str = "fc") -> Layers:

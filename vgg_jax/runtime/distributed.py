@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed as jax_distributed  # the key-value store has no public name; Orbax takes it from here
+
+# The key-value store has no public name; Orbax takes it from here.
+from jax._src import distributed as jax_distributed
 
 from vgg_jax.runtime.exceptions import UserError, differences, writing_to
 
-_LEAVE_SECONDS = 10.0  # process 0 hosts the store, so it waits this long for peers to read the failure
+# Process 0 hosts the store, so it waits this long for peers to read the failure.
+_LEAVE_SECONDS = 10.0
 
-HEARTBEAT_SECONDS = 60  # a process that has been silent for so long is gone, and jax.distributed ends the others
+# A process that has been silent for so long is gone, and jax.distributed ends the others.
+HEARTBEAT_SECONDS = 60
 POLL_SECONDS = 0.5
-_A_DAY_MS = 24 * 3600 * 1000  # to wait where another process may be preparing data; one that dies ends the wait
+# Time limit where another process may be preparing data; a process that dies ends the wait.
+_A_DAY_MS = 24 * 3600 * 1000
 _FAILURE, _SIGNAL, _LEFT = (f"vgg_jax/run/{name}" for name in ("failure", "signal", "left"))
 
 T = TypeVar("T")
@@ -51,7 +56,8 @@ def signals_received() -> Iterator[list[int]]:
     """
     received: list[int] = []
     numbers = stop_signals()
-    if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
+    # Only the main thread may set handlers.
+    if threading.current_thread() is not threading.main_thread():
         yield received
         return
     before = {number: signal.getsignal(number) for number in numbers}
@@ -82,7 +88,8 @@ def check_same(facts: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     run = current()
-    text = json.dumps(facts)  # as JSON, so that tuples are lists on both sides
+    # As JSON, so that tuples are lists on both sides.
+    text = json.dumps(facts)
     theirs = json.loads(run.from_primary(text))
     mine = json.loads(text)
     different = differences(mine, theirs, f"{{key}} is {{first}} on process {run.index} and {{second}} on process 0")
@@ -193,8 +200,10 @@ class Coordinator:
         self._on_failure = on_failure
         self.signum = 0
         self._client: Any = jax_distributed.global_state.client
-        self._step = 0  # the last that was asked about
-        self._last: int | None = None  # the one to stop after
+        # The last step that was asked about.
+        self._step = 0
+        # The step to stop after.
+        self._last: int | None = None
         self._lock = threading.Lock()
         self._calls = 0
         self._closed = threading.Event()
@@ -267,7 +276,8 @@ class Coordinator:
                 if _SIGNAL in status and not self.signum:
                     self._agree_on_stop_step(int(status[_SIGNAL]))
             except jax.errors.JaxRuntimeError:
-                return  # the coordinator is gone, and jax.distributed is about to end this process
+                # The coordinator is gone, and jax.distributed is about to end this process.
+                return
 
     def _agree_on_stop_step(self, signum: int) -> None:
         """Agrees on the step to stop after: one beyond the farthest that any process has begun.
@@ -282,7 +292,8 @@ class Coordinator:
             self.signum = signum
 
 
-_coordinator: Coordinator | None = None  # jax.distributed, too, is one for the process
+# One for the process, as jax.distributed is.
+_coordinator: Coordinator | None = None
 
 
 def current() -> Coordinator:

@@ -21,8 +21,10 @@ RENEW_SECONDS = 20.0
 # Without a sign of life for so long, a run on another machine has ended. NFS and mounted buckets may show the past for
 # a minute.
 STALE_SECONDS = 100.0
-_LOCK_BYTES = 512  # of a fixed length, so that a reader never sees a part of it
-_held: set[Path] = set()  # lock files of this process
+# The file has a fixed length, so that a reader never sees a part of it.
+_LOCK_BYTES = 512
+# Lock files of this process.
+_held: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -114,7 +116,8 @@ def _open_lock(workdir: Path) -> tuple[int, bool]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(workdir / LOCK)):
                 return descriptor, True
-        os.close(descriptor)  # its last holder has removed it in between
+        # Its last holder has removed the file meanwhile.
+        os.close(descriptor)
 
 
 def _wait_until_stale(workdir: Path, descriptor: int, before: dict[str, Any], say: Callable[[str], None]) -> None:

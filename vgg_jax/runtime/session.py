@@ -20,8 +20,10 @@ from vgg_jax.runtime import compilation, distributed, lock
 from vgg_jax.runtime.distributed import HEARTBEAT_SECONDS, Coordinator, stop_signals
 from vgg_jax.runtime.exceptions import STOPPED, Interrupted, UserError, as_user_error, first_line, sentence
 
-GATHER_SECONDS = 60  # to wait for each other at the start, where an address was given
-CLUSTER_GATHER_SECONDS = 300  # and where JAX finds the processes: machines of a cluster come up minutes apart
+# Time limit for the processes to meet at the start, where an address was given.
+GATHER_SECONDS = 60
+# The same where JAX finds the processes: machines of a cluster come up minutes apart.
+CLUSTER_GATHER_SECONDS = 300
 
 _aborting = threading.Lock()
 
@@ -49,7 +51,8 @@ def joined(address: str = "", count: int | None = None, index: int | None = None
         distributed.install(coordinator)
         try:
             yield
-        except Interrupted as interruption:  # raised by all processes, after the same step
+        except Interrupted as interruption:
+            # All processes raise it after the same step.
             together = interruption
     except BaseException as error:
         _fail(error)
@@ -59,7 +62,8 @@ def joined(address: str = "", count: int | None = None, index: int | None = None
     for number, handler in before.items():
         signal.signal(number, handler)
     if together is not None:
-        if coordinator.index:  # process 0 prints it for all
+        # Process 0 prints the message for all.
+        if coordinator.index:
             sys.exit(128 + together.signum)
         raise together
 
@@ -68,7 +72,8 @@ def _gather(address: str, count: int | None, index: int | None, seconds: int) ->
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # A CPU's few threads must not all wait in one program for a process whose threads all wait in another.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    # The service would handle SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
     errors: list[Exception] = []
 
     def initialize() -> None:
@@ -133,7 +138,8 @@ def _fail(error: BaseException) -> NoReturn:
         status = 130 if isinstance(error, KeyboardInterrupt) else error.code if isinstance(error.code, int) else 1
         message = STOPPED
     elif distributed.peer_is_lost(error):
-        if failure := distributed.current().failure():  # it was reported before the connection broke
+        # A process reported the failure before the connection broke.
+        if failure := distributed.current().failure():
             _abort_on_peer_failure(failure)
         status = 1
         message = (
@@ -162,7 +168,8 @@ def _abort_on_peer_failure(failure: dict[str, Any]) -> None:
 
 
 def _print_at_end(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # a closed stream must not keep the process alive
+    # A closed stream must not keep the process alive.
+    with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 

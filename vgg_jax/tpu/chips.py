@@ -28,7 +28,8 @@ class Chip(NamedTuple):
 # Gbit/s in one: here divided by links and directions. v4's links: Jouppi et al. 2023 (arXiv 2304.01433), Table 4.
 # Rings: v5e and v6e in a dimension of 16 (their whole pod); the others in cubes of 4 x 4 x 4, from one cube up.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(1, 32, 275e12, 1200e9, 50e9, 6, 4, 4096, "megacore"),  # megacore: both cores as one device
+    # megacore: JAX shows both cores as one device.
+    "v4": Chip(1, 32, 275e12, 1200e9, 50e9, 6, 4, 4096, "megacore"),
     "v5e": Chip(1, 16, 197e12, 800e9, 50e9, 4, 16, 256, None),
     "v5p": Chip(1, 95, 459e12, 2765e9, 100e9, 6, 4, 6144, None),
     "v6e": Chip(1, 32, 918e12, 1600e9, 100e9, 4, 16, 256, None),

@@ -49,14 +49,17 @@ def topology_devices(topology: Slice) -> list[jax.Device]:
             "the TPU compiler, the package libtpu, is not installed; no TPU is needed for it: "
             "pip install -c constraints.txt -e '.[tpu]' in the repository."
         )
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu looks for a cloud machine's description of itself
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is taken, so two compilers need not exclude each other
+    # Without it libtpu asks for a cloud machine's metadata.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    # No TPU is used, so two compilers may run at once.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     form = {"chip_config_name": topology.chip.config} if topology.chip.config else {}
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=topology.name, chips_per_host_bounds=topology.host, **form
         )
-    except Exception as error:  # of the plugin, of several kinds
+    except Exception as error:
+        # The plugin's exceptions are of several kinds.
         raise UserError(
             f"--topology={topology.name}: the TPU compiler does not take it: {first_line(error).rstrip('.')}; is "
             "libtpu the version that belongs to this JAX? pip install -c constraints.txt -e '.[tpu]'"

@@ -24,7 +24,8 @@ from vgg_jax.tpu.collectives import Collective, parse_collectives
 from vgg_jax.tpu.compiled import GIB, CompileResult
 from vgg_jax.validation import validate
 
-_MODEL_PARALLEL = 4  # devices that share FC layers where the configuration does not say
+# Devices that share FC layers where the configuration does not say.
+_MODEL_PARALLEL = 4
 
 
 def check(

@@ -12,7 +12,8 @@ import math
 from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.exceptions import UserError
 
-WARMUP_FACTOR = 0.1  # on the rate until the training error is below `schedule.warmup_error` (He et al. 2015, §4.2)
+# Factor on the rate until the training error is below `schedule.warmup_error` (He et al. 2015, §4.2).
+WARMUP_FACTOR = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ def is_finished(recipe: Recipe, plateau: Plateau) -> bool:
 def total_steps(recipe: Recipe, steps_per_epoch: float) -> int:
     """Returns the steps of `num_epochs`; raises UserError where they are too many to count."""
     steps = math.ceil(recipe.num_epochs * steps_per_epoch)
-    if steps >= 2**31:  # the state counts them in an int32
+    # The state counts them in an int32.
+    if steps >= 2**31:
         raise UserError(
             f"config.num_epochs={recipe.num_epochs:g} makes {steps:,} steps, more than can be counted; give less than "
             f"{2**31 / steps_per_epoch:.3g} epochs."

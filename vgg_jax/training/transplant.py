@@ -54,7 +54,8 @@ def read_donor(source: str) -> Donor:
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from error
     mean, names, run = None, (), RunDir.containing(path)
-    with contextlib.suppress(UserError):  # of a checkpoint that was copied alone
+    # A checkpoint that was copied alone has neither next to it.
+    with contextlib.suppress(UserError):
         names = (run.dataset()["class_names"],)
         mean, _ = run.colors()
     return Donor(path, variables, mean, names)
@@ -161,9 +162,8 @@ def chosen_layers(params: dict, donor: dict, layers: str, source: str = "the sou
         # With global average pooling, or as a trunk, one of them or both are without fc6 to fc8.
         of_both = common if "fc6" not in params or "fc6" not in donor else set(params) | set(donor)
         chosen = set(NET_A_LAYERS) & of_both if of_net_a else common
-        chosen |= {
-            f"bn{name.removeprefix('conv')}" for name in chosen
-        } & common  # normalisation stays with its convolution
+        # Normalisation stays with its convolution.
+        chosen |= common & {f"bn{name.removeprefix('conv')}" for name in chosen}
         if _classes(params) != _classes(donor):
             chosen -= set(_HEADS)
     chosen -= {name for word in excluded for name in fnmatch.filter(names, word)}
@@ -269,5 +269,6 @@ def _shapes(variables: dict, layers: list[str]) -> dict[str, list[int]]:
         f"{layer}/{name}": list(array.shape)
         for layer in layers
         for of_layers in variables.values()
-        for name, array in sorted(of_layers.get(layer, {}).items(), reverse=True)  # kernel, then bias
+        # The kernel first, then the bias.
+        for name, array in sorted(of_layers.get(layer, {}).items(), reverse=True)
     }

@@ -22,7 +22,8 @@ from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, short, ten
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Number of a layer's field -> numbers of its name's and its blobs' fields.
 _LAYERS = {2: (4, 6), 100: (1, 7)}
-_MOST_FIELDS = 100_000  # in a file; a VGG has a thousand or two
+# Limit of fields in a file; a VGG has one or two thousand.
+_MOST_FIELDS = 100_000
 _MOST_DIMENSIONS = 8
 
 

@@ -15,8 +15,10 @@ from vgg_jax.weights.dialects import as_torchvision_names
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
 KINDS = ".safetensors, .pth of torch, .h5 and .keras of Keras, .caffemodel of Caffe, .npz of NumPy"
-_VARIANCES = ("/var", ".running_var")  # ends of their names, here and in torch
-_DTYPES = ("float32", "float16", "bfloat16")  # the last two become float32, which holds all their values
+# Suffixes of the names of variances, here and in torch.
+_VARIANCES = ("/var", ".running_var")
+# The last two become float32, which holds all their values.
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @contextlib.contextmanager
@@ -77,7 +79,8 @@ def sha256_and_md5(path: Path) -> tuple[str, str]:
     try:
         with open(path, "rb") as file:
             if file.peek(8).startswith(keras_file.START):
-                md5 = hashlib.md5(usedforsecurity=False)  # it takes twice the time of SHA-256
+                # It takes twice the time of SHA-256.
+                md5 = hashlib.md5(usedforsecurity=False)
             while block := file.read(2**20):
                 digest.update(block)
                 if md5:

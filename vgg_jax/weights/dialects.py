@@ -11,7 +11,8 @@ from vgg_jax.weights.tensors import Tensor, TensorFile, short
 Tensors = dict[str, Tensor]
 # What wrappers of modules put before every name: torch's DataParallel, of the whole or of `features`, and compile, ...
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
-_AVERAGED_MODEL = "n_averaged"  # of torch.optim.swa_utils.AveragedModel: how many were averaged
+# Number of averaged models in torch.optim.swa_utils.AveragedModel.
+_AVERAGED_MODEL = "n_averaged"
 # `Sequential(*list(resnet.children())[:-1])`; children 2 and 3 are the ReLU and the pooling.
 _CHILDREN = {"0": "conv1", "1": "bn1"} | {str(i + 3): f"layer{i}" for i in range(1, 5)}
 _TRANSFORMERS = (

@@ -29,12 +29,14 @@ from vgg_jax.weights import containers, preprocessing
 from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.weights.tensors import TensorFile, WeightsError, short
 
-KEY, FORMS = "vgg_jax", (1, 2)  # 2: of another network than the paper's, which `network` describes
+# Form 2 holds a network that is not the paper's, and `network` describes it.
+KEY, FORMS = "vgg_jax", (1, 2)
 # In files with another framework's names, the preprocessing alone. One entry, for the package writes several in any
 # order.
 EXPORTED_KEY = "vgg_jax_preprocessing"
 SUFFIX = ".safetensors"
-_LONGEST_NAME = 1000  # letters, of a class
+# Letters of a class name.
+_LONGEST_NAME = 1000
 _ALTERED = "its numbers are not those that were written (their digest differs); take a sound copy"
 
 
@@ -140,7 +142,8 @@ def load_own(contents: TensorFile) -> Weights:
     if different := sorted(set(expected) ^ set(contents.tensors)):
         missing = "missing" if different[0] in expected else "too many"
         raise WeightsError(f"it is not the network that its description says: {short(different[0])} is {missing}")
-    for name, shape in expected.items():  # before memory is taken for any of them
+    # Shapes are compared before memory is taken for any array.
+    for name, shape in expected.items():
         if contents.tensors[name].shape != shape:
             raise WeightsError(f"{name} is {short(list(contents.tensors[name].shape))}, but should be {list(shape)}")
     variables = {
@@ -268,8 +271,10 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     with write_atomically(path, ANOTHER_PLACE) as unfinished:
         try:
             save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, unfinished, metadata)
-        except SafetensorError as error:  # how the package says that a disk is full
+        except SafetensorError as error:
+            # The package raises it for a full disk.
             raise OSError(str(error)) from error
         mask = os.umask(0)
         os.umask(mask)
-        unfinished.chmod(0o666 & ~mask)  # the package lets nobody else read what it writes
+        # The package makes its files readable by their owner alone.
+        unfinished.chmod(0o666 & ~mask)

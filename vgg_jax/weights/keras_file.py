@@ -22,9 +22,12 @@ from vgg_jax.weights import archives
 from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, refusing, short, tensor_file, unique
 
 START = b"\x89HDF\r\n\x1a\n"
-ARCHIVED = "model.weights.h5"  # the weights in a .keras, which is a zip
-_DEEPEST = 6  # groups within groups; a model within a model has six
-_MOST = 1000  # things in a file; a VGG has a hundred
+# The weights in a .keras, which is a zip.
+ARCHIVED = "model.weights.h5"
+# Limit of nested groups; a model within a model has six.
+_DEEPEST = 6
+# Limit of groups and data sets in a file; a VGG has a hundred.
+_MOST = 1000
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from vgg_jax.models.resnet import CIFAR_DEPTHS, STAGES
 from vgg_jax.models.vgg import TABLE_1
 
 Shape = tuple[int, ...]
-SIDE_STRIDE = 32  # pixels of the crop for each row of fc6's kernel: five poolings
+# Pixels of the crop for each row of fc6's kernel: five poolings.
+SIDE_STRIDE = 32
 FC_LAYERS = ("fc6", "fc7", "fc8")
 RESNETS = tuple(f"ResNet-{depth}" for depth in STAGES)
 # torchvision does not have these, but others name them as it would.
@@ -101,7 +102,8 @@ def _torch_stems(*fc: str) -> Callable[[Layers], Iterator[tuple[Layer, str]]]:
             yield from _resnet_stems(layers)
             return
         names = iter(fc)
-        for i, layer in enumerate(layers):  # `features` numbers its modules in the order of computation
+        # `features` numbers its modules in the order of computation.
+        for i, layer in enumerate(layers):
             if layer.has_params:
                 yield layer, next(names) if layer.is_fully_connected else f"features.{i}"
 
@@ -115,7 +117,8 @@ def _resnet_stems(layers: Layers) -> Iterator[tuple[Layer, str]]:
         unit = layer.block, layer.position
         if layer.kind == "head":
             yield layer, "fc"
-        elif layer.is_norm:  # of the convolution before it
+        elif layer.is_norm:
+            # Its name follows from the convolution before it.
             yield layer, stem.replace("downsample.0", "downsample.1").replace("conv", "bn")
         elif layer.kind == "conv":
             prefix, stem = f"layer{layer.block - 1}.{layer.position - 1}.", "conv1"
@@ -175,7 +178,8 @@ FRAMEWORKS: dict[str, Framework] = {
         "conv*",
         leading_ones=True,
     ),
-    "NumPy": Framework(  # of a widely used port to TensorFlow: conv1_1_W, fc6_b
+    # Names of a widely used port to TensorFlow: conv1_1_W, fc6_b.
+    "NumPy": Framework(
         _with_trunks(*TABLE_1),
         _own_stems,
         {"kernel": "_W", "bias": "_b"},

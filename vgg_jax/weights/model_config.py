@@ -12,7 +12,8 @@ from vgg_jax.weights.preprocessing import Preprocessing
 from vgg_jax.weights.tensors import WeightsError, short
 
 FILES = ("config.json", "preprocessor_config.json")
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, which transformers writes
+# PIL's numbers, which transformers writes.
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 class ModelConfig(NamedTuple):
@@ -76,7 +77,8 @@ def _crop(content: dict[str, Any]) -> int:
     size = content.get("input_size", content.get("crop_size"))
     if isinstance(size, dict):
         size = size.get("height")
-    elif isinstance(size, list):  # [3, height, width]
+    elif isinstance(size, list):
+        # [3, height, width].
         size = size[-1] if len(size) == 3 and size[1:] == size[-1:] * 2 else _refuse("input_size", size)
     if size is None:
         return 0

@@ -14,7 +14,8 @@ from vgg_jax.weights import archives
 from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, short, tensor_file, unique
 
 _ENDING = ".npy"
-_LONGEST_HEADER = 10_000  # bytes; one array's has a hundred
+# Bytes; an array has a header of a hundred.
+_LONGEST_HEADER = 10_000
 
 
 def matches(part_names: Collection[str]) -> bool:

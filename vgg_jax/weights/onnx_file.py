@@ -14,9 +14,12 @@ from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.files import ANOTHER_PLACE, write_atomically
 from vgg_jax.weights.file import Weights, folded_params
 
-_OPSET, _IR_VERSION = 17, 8  # of 2022, which everything reads
-_MOST_BYTES = 2**31 - 2**20  # of the numbers in a file: protobuf ends at 2 GiB, and a graph takes a little
-_FLOAT, _UINT8 = 1, 2  # onnx.TensorProto
+# Versions of 2022, which every tool reads.
+_OPSET, _IR_VERSION = 17, 8
+# Limit of the arrays in a file: protobuf ends at 2 GiB, and the graph needs some of it.
+_MOST_BYTES = 2**31 - 2**20
+# Data types of onnx.TensorProto.
+_FLOAT, _UINT8 = 1, 2
 
 
 def write_onnx(path: Path, weights: Weights) -> None:

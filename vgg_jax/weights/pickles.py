@@ -105,7 +105,8 @@ def _no_state(target: Any, _: Any) -> None:
 TORCH = Dialect(
     {
         "collections.OrderedDict": _ordered_dict,
-        "torch._utils._rebuild_tensor": _tensor,  # before torch 0.4
+        # Used before torch 0.4.
+        "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_parameter": _parameter,
     },
@@ -116,7 +117,8 @@ TORCH = Dialect(
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINSTRING", "SHORT_BINSTRING"),  # of Python 2, in which old files were written
+    # Python 2, which wrote old files, uses these.
+    *("BINSTRING", "SHORT_BINSTRING"),
 }
 _EMPTY: dict[str, type] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -176,7 +178,8 @@ class _Machine:
 
     def _pop_to_mark(self) -> list[Any]:
         at = len(self._stack) - 1
-        while self._stack[at] is not _MARK:  # IndexError below the bottom, once around
+        # Raises IndexError below the bottom, once around.
+        while self._stack[at] is not _MARK:
             at -= 1
             if at < 0:
                 raise WeightsError("its pickle is damaged (no mark)")

@@ -18,7 +18,8 @@ from vgg_jax.weights.tensors import Tensor, TensorFile, WeightsError, short, ten
 
 # The first pickle of the older form: protocol 2, the number 0x1950a86a20f9469cfc6c.
 OLD_START = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-_MAX_PICKLE = 2**20  # bytes; a VGG has a pickle of six thousand
+# Bytes; a VGG has a pickle of six thousand.
+_MAX_PICKLE = 2**20
 _DTYPES = {
     name: np.dtype(name) for name in ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8")
 }
@@ -49,7 +50,8 @@ def _from_zip(archive: zipfile.ZipFile, num_bytes: int) -> TensorFile:
     if root + "constants.pkl" in parts:
         raise WeightsError("it is a TorchScript program; save the state dictionary of its module instead")
     for name, info in parts.items():
-        if not name.startswith(root + "data/"):  # storages are checked as they are read
+        # Storages are checked as they are read.
+        if not name.startswith(root + "data/"):
             if info.file_size > _MAX_PICKLE:
                 raise WeightsError(f"its part {short(name)} has {info.file_size:,} bytes, far more than a VGG needs")
             content = archive.read(info)
@@ -75,7 +77,8 @@ def open_old(path: Path) -> Iterator[TensorFile]:
     num_bytes = path.stat().st_size
     with open(path, "rb") as file:
         stream = io.BytesIO(file.read(_MAX_PICKLE))
-        read_pickle(stream)  # the magic number, by which the file was recognised
+        # The magic number, by which the file was recognised.
+        read_pickle(stream)
         protocol, system, value, keys = (read_pickle(stream) for _ in range(4))
         if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
             raise WeightsError("it was not written by torch on a little-endian machine")
