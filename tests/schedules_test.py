@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import pytest
 
+from tests.refusals import refused
 from vgg_jax.config import default_config, recipe_of
-from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.schedules import Plateau, epochs_text, is_finished, learning_rate, lr_drops
 from vgg_jax.validation import validate
 
@@ -119,5 +119,5 @@ def test_the_rate_is_a_tenth_until_the_training_error_is_low():
     ],
 )
 def test_what_cannot_be_is_refused(schedule, sentence):
-    with pytest.raises(UserError, match=sentence):
+    with refused(sentence):
         validate(config_with(**schedule), 1)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.refusals import refused
 from vgg_jax.config import default_config, recipe_of
 from vgg_jax.runtime import lock
-from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training import workdir
 
 DATA = {"name": "a/1", "class_names": ["x", "y"], "train_images": 3, "mean_rgb": [120.5, 110.25, 100.125]}
@@ -69,11 +69,9 @@ def test_another_run_is_refused_and_nothing_is_changed(run):
     before = (run / "config.json").read_text()
     config = default_config()
     config.model.configuration, config.seed = "E", 3
-    with pytest.raises(
-        UserError, match=r"holds another run \(config.json\): model.configuration is 'E', there it is 'D'; seed is 3"
-    ):
+    with refused(r"holds another run \(config.json\): model.configuration is 'E', there it is 'D'; seed is 3"):
         workdir.check_workdir(run, recipe_of(config))
-    with pytest.raises(UserError, match=r"\(dataset.json\): train_images is 4, there it is 3"):
+    with refused(r"\(dataset.json\): train_images is 4, there it is 3"):
         workdir.claim_workdir(run, recipe_of(default_config()), {**DATA, "train_images": 4})
     assert (run / "config.json").read_text() == before
 
@@ -85,11 +83,11 @@ def test_other_images_are_refused_with_a_way_out(run):
     assert json.loads((run / "dataset.json").read_text())["image_digests"] == DIGESTS
     workdir.claim_workdir(run, recipe_of(default_config()), DATA | {"name": "b/1", "image_digests": DIGESTS})
     others = DATA | {"image_digests": DIGESTS | {"validation": "7b" * 32}, "mean_rgb": [1.0, 2.0, 3.0]}
-    with pytest.raises(UserError, match="the images of validation have changed") as caught:
+    with refused("the images of validation have changed") as caught:
         workdir.claim_workdir(run, recipe_of(default_config()), others)
     assert f"--config.init_from={run}." in str(caught.value)
     assert "120.5" not in str(caught.value)
-    with pytest.raises(UserError, match=r"holds a run on other images \(dataset.json\): another mean_rgb\. "):
+    with refused(r"holds a run on other images \(dataset.json\): another mean_rgb\. "):
         workdir.claim_workdir(
             run, recipe_of(default_config()), DATA | {"image_digests": DIGESTS, "mean_rgb": [1.0, 2.0, 3.0]}
         )
@@ -114,28 +112,28 @@ def test_a_run_without_a_checkpoint_may_begin_anew_with_other_values(tmp_path):
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="holds files, but no config.json, so it is not a run's directory"):
+    with refused("holds files, but no config.json, so it is not a run's directory"):
         workdir.check_workdir(tmp_path, recipe_of(default_config()))
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is a file; choose another --workdir"):
+    with refused("file is a file; choose another --workdir"):
         workdir.check_workdir(tmp_path / "file" / "run", recipe_of(default_config()))
-    with pytest.raises(UserError, match="no permission for"):
+    with refused("no permission for"):
         workdir.check_workdir(tmp_path.__class__("/proc/1/run"), recipe_of(default_config()))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_bucket_is_no_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"--workdir=gs://bucket/run: a workdir is a directory; mount the bucket"):
+    with refused(r"--workdir=gs://bucket/run: a workdir is a directory; mount the bucket"):
         workdir.check_workdir(Path("gs://bucket/run"), recipe_of(default_config()))
 
 
 def test_a_spoilt_config_is_named(run):
     (run / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json cannot be read"):
+    with refused(r"config.json cannot be read"):
         workdir.check_workdir(run, recipe_of(default_config()))
 
 
@@ -169,7 +167,7 @@ def holder(tmp_path):
 
 
 def test_two_runs_in_one_workdir_are_refused_and_a_dead_one_is_replaced(tmp_path, holder):
-    in_use = pytest.raises(UserError, match=f"is in use by process {holder.pid} on .*; stop that run first")
+    in_use = refused(f"is in use by process {holder.pid} on .*; stop that run first")
     with in_use, lock.locked(tmp_path, print):
         pass
     assert (tmp_path / "lock.json").exists()
@@ -197,7 +195,7 @@ def test_a_run_on_another_machine_is_watched_for_signs_of_life(tmp_path, monkeyp
     monkeypatch.setattr(lock, "_machine", lambda: next(machines))
     said = []
     with lock.locked(tmp_path, said.append):
-        with pytest.raises(UserError, match="is in use by process"), lock.locked(tmp_path, said.append):
+        with refused("is in use by process"), lock.locked(tmp_path, said.append):
             pass
         assert "waiting 0 s to see whether that run is alive" in said[0]
         left = (tmp_path / "lock.json").read_bytes()
@@ -214,7 +212,7 @@ def test_a_run_whose_workdir_was_taken_over_ends(tmp_path, monkeypatch):
         with open(tmp_path / "lock.json", "r+") as file:
             file.write(other)
         until = time.monotonic() + 10
-        with pytest.raises(UserError, match="was taken over by process 7 on elsewhere.*nothing that was saved is lost"):
+        with refused("was taken over by process 7 on elsewhere.*nothing that was saved is lost"):
             while time.monotonic() < until:
                 check()
                 time.sleep(0.01)
