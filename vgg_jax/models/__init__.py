@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from vgg_jax.models.description import Layer, Layers
 from vgg_jax.models.network import Network, variable_shapes
 from vgg_jax.models.spec import ALIASES, CHOICES, CONFIGURATIONS, NETWORK_KEYS, NetworkSpec
@@ -19,6 +22,7 @@ __all__ = [
     "Layers",
     "Network",
     "NetworkSpec",
+    "create_model",
     "make_network",
     "variable_shapes",
 ]
@@ -35,3 +39,25 @@ def make_network(network: NetworkSpec | str = "D", crop: int | None = None, **at
     spec = NetworkSpec.parse(network) if isinstance(network, str) else network
     crop = crop or spec.paper_crop
     return Network(layers=spec.layers(crop), crop=crop, **attributes)
+
+
+def create_model(
+    name: str, num_classes: int = 1000, crop: int | None = None, seed: int = 0, **attributes: Any
+) -> tuple[Network, dict[str, Any]]:
+    """Returns the Flax module of a network, and variables that are initialised at random.
+
+    `network.apply(variables, images)` takes RGB on 0 to 255 minus a mean, [B, H, W, 3], and returns (logits, endpoints).
+
+    Args:
+      name: that `NetworkSpec.parse` knows: vgg16_bn, D-BN-GAP, resnet50.
+      num_classes: K.
+      crop: height and width of training images, pixels; None: `NetworkSpec.paper_crop`.
+      seed: of the initialisation.
+      attributes: see `Network`.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    network = make_network(name, crop, num_classes=num_classes, **attributes)
+    images = jnp.zeros((1, network.crop, network.crop, 3))
+    return network, dict(jax.jit(network.init)(jax.random.key(seed), images))
