@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
 from pathlib import Path
 
 from absl import flags as absl_flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vgg_jax.runtime.exceptions import UserError, did_you_mean
 
@@ -30,6 +32,22 @@ def configurations() -> dict[str, Path]:
     return {file.stem: file for directory in directories[:1] for file in sorted(directory.glob("*.py"))}
 
 
+def config_file(config: str, flag: str = "") -> str:
+    """Returns a configuration's file, with its argument behind a colon; vgg19:S=384 is one by name.
+
+    Raises:
+      UserError: there is no such file, and no configuration has that name; `flag` stands before it.
+    """
+    name, colon, argument = config.partition(":")
+    known = configurations()
+    if not Path(name).is_file() and name not in known:
+        raise UserError(
+            f"{flag}{name}: there is no such file, and no configuration of that name."
+            f"{did_you_mean(Path(name).stem, known)} There are {', '.join(known)}; a path to a file works too."
+        )
+    return f"{name if Path(name).is_file() else known[name]}{colon}{argument}"
+
+
 def with_files(argv: list[str]) -> list[str]:
     """Replaces a configuration's name after --config, as vgg19:S=384, by its file.
 
@@ -40,17 +58,27 @@ def with_files(argv: list[str]) -> list[str]:
     for before, argument in zip(["", *argv], argv, strict=False):
         flag, value = ("", argument) if before in config else argument.split("=", 1) if "=" in argument else ("", "")
         if before in config or flag in config:
-            name, colon, rest = value.partition(":")
-            known = configurations()
-            if not Path(name).is_file() and name not in known:
-                raise UserError(
-                    f"--config={name}: there is no such file, and no configuration of that name."
-                    f"{did_you_mean(Path(name).stem, known)} There are {', '.join(known)}; a path to a file works too."
-                )
-            file = name if Path(name).is_file() else known[name]
-            argument = f"{flag}{'=' if flag else ''}{file}{colon}{rest}"
+            argument = f"{flag}{'=' if flag else ''}{config_file(value, '--config=')}"
         expanded.append(argument)
     return expanded
+
+
+def load_config(config: str) -> ConfigDict:
+    """Returns a configuration by name or file, with an argument if need be: vgg19:S=384.
+
+    Raises:
+      UserError: there is none, or it refuses its argument.
+    """
+    path, colon, argument = config_file(config).partition(":")
+    spec = importlib.util.spec_from_file_location(f"{Path(path).stem}_configuration", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a file of Python; name a configuration.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    takes_argument = bool(inspect.signature(module.get_config).parameters)
+    if colon and not takes_argument:
+        raise UserError(f"{config}: this configuration takes no argument; leave {colon + argument} out.")
+    return module.get_config(argument) if colon else module.get_config()
 
 
 def explain(text: str) -> None:
