@@ -105,9 +105,10 @@ def ours(row):
         return train
     model, variables, images = make_model(recipe_of(config)), state.variables, jax.device_put(images)
     if row == ROWS[LPIPS]:
-        backbone, heads = features.Backbone(variables["params"], jnp.zeros(3), model), tuple(map(jnp.ones, CHANNELS))
-        compiled = compile_step(features.lpips, backbone, heads, images, images[:, ::-1])
-        return lambda: jax.block_until_ready(compiled(backbone, heads, images, images[:, ::-1]))
+        net = features.Model(variables["params"], jnp.zeros(3), model, recipe_of(config).model.network)
+        heads = tuple(map(jnp.ones, CHANNELS))
+        compiled = compile_step(features.lpips, images, images[:, ::-1], net, heads)
+        return lambda: jax.block_until_ready(compiled(images, images[:, ::-1], net, heads))
 
     def logits(variables, images):
         return model.apply(variables, normalize(images, IMAGENET_STATISTICS))[0]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+import vgg_jax
 from vgg_jax import features
 from vgg_jax.commands import cli
 from vgg_jax.data.decode import decode
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments, "--image=photo.jpg")
     if Path(_OUTPUT.value).suffix.lower() not in Image.registered_extensions():
         cli.fail(f"--output={_OUTPUT.value} ends as no kind of picture does; write a name as edges.png.")
-    trunk, sides = features.load(_WEIGHTS.value), side_outputs(Path(_SIDE_OUTPUTS.value).expanduser())
+    trunk, sides = vgg_jax.load(_WEIGHTS.value), side_outputs(Path(_SIDE_OUTPUTS.value).expanduser())
     try:
         image = decode(read_file(Path(_IMAGE.value).expanduser()))
     except (OSError, ValueError) as error:
@@ -70,7 +71,7 @@ def side_outputs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return read
 
 
-def edges(trunk: features.Backbone, sides: dict, image_HxWx3: jax.Array) -> jax.Array:
+def edges(trunk: features.Model, sides: dict, image_HxWx3: jax.Array) -> jax.Array:
     """Computes the probability of an edge at every pixel, [H, W], of an RGB image on 0 to 255."""
     maps = features.activations(trunk, image_HxWx3, LAYERS)
     enlarged = []

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 from PIL import Image
 
+import vgg_jax
 from vgg_jax import features
 from vgg_jax.commands import cli
 from vgg_jax.data.crops import rescaled
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments, "--content=photo.jpg")
     if Path(_OUTPUT.value).suffix.lower() not in Image.registered_extensions():
         cli.fail(f"--output={_OUTPUT.value} ends as no kind of picture does; write a name as painted.png.")
-    model = features.load(_WEIGHTS.value)
+    model = vgg_jax.load(_WEIGHTS.value)
     if _AVERAGE_POOLING.value:
         model = features.with_average_pooling(model)
     content, style = (jnp.asarray(photo(name, _SIZE.value)) for name in (_CONTENT.value, _STYLE.value))

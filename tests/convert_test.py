@@ -17,6 +17,7 @@ from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.conversion import ConvertRequest, convert
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
+from vgg_jax.features.model import from_weights
 from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.checkpoints import load_variables
@@ -271,10 +272,10 @@ def test_activations_are_normalised_over_a_directory(images, tmp_path):
     before, after = load_weights(source), load_weights(dest)
     files = list(directory.rglob("*.jpg"))
     crops = np.stack([center_crop(file.read_bytes(), before.training_scales[0], before.crop) for file in files])
-    maps = features.activations(features.from_weights(after), crops, ("relu2_1", "score_map"))
+    maps = features.activations(from_weights(after), crops, ("relu2_1", "score_map"))
     means = np.asarray(maps["relu2_1"].mean((0, 1, 2)))
     np.testing.assert_allclose(means[means > 0], 1, rtol=1e-3)
-    scores = features.activations(features.from_weights(before), crops, ("score_map",))["score_map"]
+    scores = features.activations(from_weights(before), crops, ("score_map",))["score_map"]
     np.testing.assert_allclose(maps["score_map"], scores, rtol=1e-3, atol=1e-3 * np.abs(scores).max())
     status, _, err = run_command(
         "convert", source, tmp_path / "x.safetensors", f"--normalize_activations={tmp_path / 'none'}"

@@ -20,14 +20,17 @@ def test_the_examples_of_features_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_weights(tmp_path / "vgg16.safetensors", some_weights("D"))
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "features.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     names: dict = {}
     exec("\n".join(blocks), names)
     assert names["maps"]["relu4_3"].shape == (2, 20, 25, 32)
+    assert names["probs"].shape == names["views"].shape == (2, 5)
+    np.testing.assert_allclose(names["probs"].sum(1), 1, rtol=1e-5)
+    assert names["logits"].shape == (2, 10)
     assert float(names["value"]) > 0
     assert names["gradient"].shape == (160, 200, 3)
     assert float(names["style"]) > 0
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(names["backbone"].params))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(names["model"].params))
 
 
 @pytest.mark.parametrize("size", [(20_000, 3), (3, 20_000), (90, 10)])

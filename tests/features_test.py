@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vgg_jax
 from tests.networks import small
 from tests.random_weights import ODD, some_weights
 from tests.weights_files import write_pth
@@ -23,7 +24,7 @@ LAYERS = ("relu1_2", "pool2", "conv4_3")
 def backbone(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "d.safetensors"
     save_weights(path, some_weights())
-    return features.load(path)
+    return vgg_jax.load(path)
 
 
 def pixels(*shape, seed=0):
@@ -62,7 +63,7 @@ def test_jit_vmap_and_leading_axes_give_the_same(backbone):
 def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
     """Selvaraju et al. 2017, §3.1: the last map weighted by the head's kernel, divided by its places, and its negative part cut off."""
     model, variables = small("A", 64, {"head": "gap"})
-    backbone = features.Backbone(variables["params"], jnp.array([120.0, 110.0, 100.0]), model)
+    backbone = features.Model(variables["params"], jnp.array([120.0, 110.0, 100.0]), model, NetworkSpec("A"))
     images = pixels(3, 70, 90)
     found, classes = jax.jit(features.grad_cam, static_argnames="layer")(backbone, images, layer="pool5")
     x = jnp.asarray(images) - backbone.mean_rgb
@@ -77,7 +78,8 @@ def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
     assert wanted.max() > 0
     of_class, given = features.grad_cam(backbone, images[0], jnp.int32(2))
     assert (of_class.shape, int(given)) == ((4, 5), 2)  # relu5_2
-    trunk = features.Backbone(variables["params"], backbone.mean_rgb, small("A", 64, {"head": "none"})[0])
+    trunk = small("A", 64, {"head": "none"})[0]
+    trunk = features.Model(variables["params"], backbone.mean_rgb, trunk, NetworkSpec("A", head="none"))
     with pytest.raises(UserError, match="this is a trunk, without a classifier"):
         features.grad_cam(trunk, images)
 
@@ -126,19 +128,19 @@ def test_lpips_is_its_formula_and_its_map_is_of_the_images_size(backbone):
         a, b = (v / (np.sqrt((v**2).sum(-1, keepdims=True)) + 1e-10) for v in (a, b))
         of_last = ((a - b) ** 2 * np.asarray(head)).sum(-1)
         wanted += of_last.mean((1, 2))
-    found = jax.jit(features.lpips)(backbone, heads, x, y)
+    found = jax.jit(features.lpips)(x, y, backbone, heads)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     assert wanted.min() > 0.01
-    one = jax.vmap(lambda a, b: features.lpips(backbone, heads, a, b))(x, y)
+    one = jax.vmap(lambda a, b: features.lpips(a, b, backbone, heads))(x, y)
     np.testing.assert_allclose(one, wanted, rtol=1e-4)
-    np.testing.assert_allclose(features.lpips(backbone, heads, x, x), 0, atol=1e-6)
+    np.testing.assert_allclose(features.lpips(x, x, backbone, heads), 0, atol=1e-6)
     alone = tuple(head * (i == 4) for i, head in enumerate(heads))
-    spatial = features.lpips(backbone, alone, x, y, spatial=True)
+    spatial = features.lpips(x, y, backbone, alone, spatial=True)
     assert spatial.shape == (2, 64, 96)
     np.testing.assert_allclose(spatial[:, 0, 0], of_last[:, 0, 0], rtol=1e-3)  # a corner is the corner's
     # Row 16 of 64 lies between rows 0 and 1 of the map's 4: at 16.5 / 16 - 0.5 = 0.53125.
     np.testing.assert_allclose(spatial[:, 16, 0], 0.46875 * of_last[:, 0, 0] + 0.53125 * of_last[:, 1, 0], rtol=1e-3)
-    gradient = jax.grad(lambda v: features.lpips(backbone, heads, v, y).sum())(np.zeros_like(x))
+    gradient = jax.grad(lambda v: features.lpips(v, y, backbone, heads).sum())(np.zeros_like(x))
     assert np.isfinite(gradient).all()
 
 
@@ -148,21 +150,20 @@ def test_lpips_says_what_does_not_fit(backbone, tmp_path):
     heads = features.load_lpips_heads(write_pth(tmp_path / "vgg.pth", good))
     assert [(head.shape[0], float(head[0])) for head in heads] == [(c, i) for i, c in enumerate(sizes)]
     model, variables = small("C", 64)
-    with pytest.raises(UserError, match="LPIPS is of configuration D, and this backbone is of another network"):
-        features.lpips(
-            features.Backbone(variables["params"], jnp.zeros(3), model), heads, pixels(64, 64), pixels(64, 64)
-        )
+    with pytest.raises(UserError, match="LPIPS is of configuration D, and this model is of another network"):
+        other = features.Model(variables["params"], jnp.zeros(3), model, NetworkSpec("C"))
+        features.lpips(pixels(64, 64), pixels(64, 64), other, heads)
     with pytest.raises(UserError, match="relu1_2 has 4 channels and its head is for 64; heads of VGG-16 go with"):
-        features.lpips(backbone, heads, pixels(64, 64), pixels(64, 64))
+        features.lpips(pixels(64, 64), pixels(64, 64), backbone, heads)
     with pytest.raises(UserError, match="4 LPIPS heads; give 5, one for each of relu1_2, "):
-        features.lpips(backbone, heads_of(backbone)[:4], pixels(64, 64), pixels(64, 64))
+        features.lpips(pixels(64, 64), pixels(64, 64), backbone, heads_of(backbone)[:4])
     lists = [head.tolist() for head in heads_of(backbone)]
     of_arrays, of_lists = (
-        features.lpips(backbone, h, pixels(16, 16), pixels(16, 16, seed=1)) for h in (heads_of(backbone), lists)
+        features.lpips(pixels(16, 16), pixels(16, 16, seed=1), backbone, h) for h in (heads_of(backbone), lists)
     )
     assert float(of_lists) == float(of_arrays) > 0
     with pytest.raises(UserError, match="cannot be compared; make them of one shape"):
-        features.lpips(backbone, heads_of(backbone), pixels(64, 64), pixels(64, 32))
+        features.lpips(pixels(64, 64), pixels(64, 32), backbone, heads_of(backbone))
     alexnet = good | {"lin1.model.1.weight": np.zeros((1, 192, 1, 1), np.float32)}
     with pytest.raises(UserError, match=r"no LPIPS heads of VGG-16.*lin1.model.1.weight \[1, 192, 1, 1\]"):
         features.load_lpips_heads(write_pth(tmp_path / "alex.pth", alexnet))
@@ -273,7 +274,7 @@ def test_average_pooling_takes_the_means_of_what_the_layer_before_gives(backbone
 @pytest.mark.slow
 def test_googlenets_last_maps_are_all_branches_and_its_auxiliary_classifiers_do_not_count():
     model, variables = small("GoogLeNet", 224, {"auxiliary": True})
-    backbone = features.Backbone(variables["params"], jnp.zeros(3), model)
+    backbone = features.Model(variables["params"], jnp.zeros(3), model, NetworkSpec("GoogLeNet", auxiliary=True))
     image = pixels(160, 160)
     found = [features.grad_cam(backbone, image, jnp.int32(2), layer)[0] for layer in ("", "concat5b", "relu5b_pool")]
     np.testing.assert_array_equal(found[0], found[1])
@@ -282,8 +283,12 @@ def test_googlenets_last_maps_are_all_branches_and_its_auxiliary_classifiers_do_
 
 def test_average_pooling_is_refused_where_pooling_has_padding(backbone):
     model, variables = small("ResNet-18", 64)
-    residual = features.Backbone(
-        variables["params"], backbone.mean_rgb, model, {"batch_stats": variables["batch_stats"]}
+    residual = features.Model(
+        variables["params"],
+        backbone.mean_rgb,
+        model,
+        NetworkSpec("ResNet-18"),
+        {"batch_stats": variables["batch_stats"]},
     )
     with pytest.raises(UserError, match="where pooling has no padding, as in VGGs"):
         features.with_average_pooling(residual)
@@ -292,7 +297,7 @@ def test_average_pooling_is_refused_where_pooling_has_padding(backbone):
 @pytest.mark.slow
 def test_means_of_many_images_in_bfloat16_are_not_lost_in_the_sum():
     model, variables = small("A", 32)
-    backbone = features.Backbone(variables["params"], jnp.zeros(3), model.clone(dtype=jnp.bfloat16))
+    backbone = features.Model(variables["params"], jnp.zeros(3), model.clone(dtype=jnp.bfloat16), NetworkSpec("A"))
     image = pixels(1, 32, 32)
     normalized = features.with_normalized_activations(backbone, itertools.repeat(image, 1000))
     means = np.float32(features.activations(normalized, image, ("relu1_1",))["relu1_1"]).mean((0, 1, 2))
@@ -315,6 +320,7 @@ def test_normalised_activations_have_a_mean_of_one_and_the_same_logits(backbone)
     with pytest.raises(UserError, match="there is no image to normalise activations by"):
         features.with_normalized_activations(backbone, [])
     model, variables = small("D", 64, {"batch_norm": True})
-    other = features.Backbone(variables["params"], backbone.mean_rgb, model, {"batch_stats": variables["batch_stats"]})
+    spec, state = NetworkSpec("D", batch_norm=True), {"batch_stats": variables["batch_stats"]}
+    other = features.Model(variables["params"], backbone.mean_rgb, model, spec, state)
     with pytest.raises(UserError, match="for VGGs without normalisation layers"):
         features.with_normalized_activations(other, batches)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vgg_jax
 from tests.conftest import REPOSITORY
 from tests.random_weights import some_weights
 from tests.weights_files import as_laid_out, random_params, write_h5, write_pth
@@ -294,7 +295,7 @@ def test_what_is_kept_is_not_trusted(published, capsys):
 
 def test_a_name_serves_wherever_a_file_does(published, tmp_path):
     name = "torchvision:vgg16"
-    trained = features.load(name)
+    trained = vgg_jax.load(name)
     assert features.activations(trained, np.zeros((1, 64, 64, 3), np.float32), ("relu1_1",))["relu1_1"].shape[0] == 1
     assert "fc8" in read_donor(name).variables["params"]
     for i in range(5):

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 from PIL import Image, ImageOps
 
+import vgg_jax
 from tests.command import run_command
 from tests.random_weights import some_weights
 from vgg_jax import features
@@ -92,7 +93,7 @@ def test_exif_orientations_of_a_folder_and_unicode_forms_of_its_classes(tmp_path
 def test_descriptors_of_another_dtype_and_of_the_score_map(weights_file, photos, tmp_path):
     images = datasets.image_files(photos[:2])
     for dtype in ("float32", "bfloat16"):
-        backbone = features.load(weights_file, dtype)
+        backbone = vgg_jax.load(weights_file, dtype)
         found = descriptors(backbone, ("score_map",), images, 64, tmp_path)["score_map"]
         wanted = np.stack([alone(backbone, path, "score_map", 64) for path in photos[:2]])
         np.testing.assert_allclose(found, wanted, rtol=0.05, atol=0.05 * np.abs(wanted).max())
@@ -102,7 +103,7 @@ def test_descriptors_of_another_dtype_and_of_the_score_map(weights_file, photos,
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [8, 1])
 def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_path, batch_size):
-    backbone = features.load(weights_file)
+    backbone = vgg_jax.load(weights_file)
     found = descriptors(backbone, LAYERS, datasets.image_files(photos), 64, tmp_path, batch_size)
     for layer in LAYERS:
         wanted = np.stack([alone(backbone, path, layer, 64) for path in photos])
@@ -111,7 +112,7 @@ def test_descriptors_are_those_of_each_image_alone(weights_file, photos, tmp_pat
 
 
 def test_cached_descriptors_are_not_computed_again(weights_file, photos, tmp_path, monkeypatch):
-    backbone, images = features.load(weights_file), datasets.image_files(photos)
+    backbone, images = vgg_jax.load(weights_file), datasets.image_files(photos)
     first = descriptors(backbone, ("relu1_1", "relu2_2"), images, 64, tmp_path)
     monkeypatch.setattr("vgg_jax.transfer.descriptors.run_jobs", None)
     for layer in ("relu1_1", "relu2_2"):
@@ -160,7 +161,7 @@ def in_place(path):
     [cut, in_place, *map(with_array, (row_of_zeros, scaled_column, nan_in_the_last_column, infinity))],
 )
 def test_a_cached_file_that_is_not_whole_is_computed_again(weights_file, photos, tmp_path, capsys, damage):
-    backbone, images = features.load(weights_file), datasets.image_files(photos[:3])
+    backbone, images = vgg_jax.load(weights_file), datasets.image_files(photos[:3])
     first = descriptors(backbone, ("relu1_2",), images, 32, tmp_path)["relu1_2"]
     (path,) = tmp_path.glob("*.np[yz]")
     damage(path)
@@ -170,7 +171,7 @@ def test_a_cached_file_that_is_not_whole_is_computed_again(weights_file, photos,
 
 
 def test_descriptors_of_an_interrupted_run_are_not_computed_again(weights_file, photos, tmp_path, monkeypatch):
-    backbone, images, counted = features.load(weights_file), datasets.image_files(photos), []
+    backbone, images, counted = vgg_jax.load(weights_file), datasets.image_files(photos), []
     whole = descriptors(backbone, LAYERS_OF_SHARDS, images, 32, tmp_path / "whole")
     portrait = photos[4].read_bytes()  # portrait images are computed last
 
@@ -191,7 +192,7 @@ def test_descriptors_of_an_interrupted_run_are_not_computed_again(weights_file, 
 
 
 def test_descriptors_that_are_not_finite_are_not_cached(weights_file, photos, tmp_path):
-    backbone = features.load(weights_file)
+    backbone = vgg_jax.load(weights_file)
     kernel = jnp.full_like(backbone.params["conv1_1"]["bias"], jnp.nan)
     broken = dataclasses.replace(
         backbone, params=backbone.params | {"conv1_1": backbone.params["conv1_1"] | {"bias": kernel}}
@@ -202,7 +203,7 @@ def test_descriptors_that_are_not_finite_are_not_cached(weights_file, photos, tm
 
 
 def test_what_was_computed_with_another_mean_is_not_taken(weights_file, photos, tmp_path):
-    backbone, images = features.load(weights_file), datasets.image_files(photos[:1])
+    backbone, images = vgg_jax.load(weights_file), datasets.image_files(photos[:1])
     other = dataclasses.replace(backbone, mean_rgb=backbone.mean_rgb + 40)
     kept = [descriptors(b, ("relu1_1",), images, 64, tmp_path / "kept")["relu1_1"] for b in (backbone, other)]
     fresh = descriptors(other, ("relu1_1",), images, 64, tmp_path / "fresh")["relu1_1"]
@@ -215,7 +216,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_kept(weights_f
     bad.write_bytes(photos[0].read_bytes()[:40])
     with pytest.raises(UserError, match=r"bad.png, .* cannot be decoded: .*; leave it out"):
         descriptors(
-            features.load(weights_file), ("relu1_1",), datasets.image_files([*photos, bad]), 64, tmp_path / "kept"
+            vgg_jax.load(weights_file), ("relu1_1",), datasets.image_files([*photos, bad]), 64, tmp_path / "kept"
         )
     np.testing.assert_allclose(np.linalg.norm(normalized(np.array([[3, 4.0], [0, 0]])), axis=1), [1, 0])
 
@@ -501,4 +502,6 @@ def test_the_papers_figures_are_for_its_whole_networks_alone():
         make_network("D-BN", 224),
         make_network("B"),
     ]
-    assert [paper_name(features.Backbone({}, jnp.zeros(3), network)) for network in networks] == [*"D?????"]
+    assert [paper_name(features.Model({}, jnp.zeros(3), network, NetworkSpec("D"))) for network in networks] == [
+        *"D?????"
+    ]

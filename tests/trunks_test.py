@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vgg_jax
 from tests.command import run_command
 from tests.refusals import refused
 from tests.weights_files import NARROW, as_laid_out, random_params, write_h5, write_pth
@@ -163,13 +164,13 @@ def test_a_trunks_activations_are_the_whole_models(tmp_path):
     images = np.random.default_rng(0).uniform(0, 255, (2, 70, 90, 3)).astype(np.float32)
     layers = ("relu2_2", "relu5_3", "pool5")
     found, wanted = (
-        features.activations(features.load(tmp_path / f"{name}.safetensors"), images, layers)
+        features.activations(vgg_jax.load(tmp_path / f"{name}.safetensors"), images, layers)
         for name in ("trunk", "whole")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, wanted)
     assert float(jnp.std(found["pool5"])) > 0
     with refused("no layer 'score_map'"):
-        features.activations(features.load(tmp_path / "trunk.safetensors"), images, ("score_map",))
+        features.activations(vgg_jax.load(tmp_path / "trunk.safetensors"), images, ("score_map",))
 
 
 @pytest.mark.parametrize("form", ["2016", "later", "model"])
@@ -213,7 +214,7 @@ def test_what_is_written_for_keras_is_read_again(has_top, tmp_path):
     found = []
     for weights in (whole, again):
         save_weights(tmp_path / "own.safetensors", weights)
-        backbone = features.load(tmp_path / "own.safetensors")
+        backbone = vgg_jax.load(tmp_path / "own.safetensors")
         found.append(features.activations(backbone, images, ("pool5",))["pool5"])
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-3)
 

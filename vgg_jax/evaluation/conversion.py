@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax import features
 from vgg_jax.data.crops import center_crop
 from vgg_jax.data.folder import files_below
 from vgg_jax.data.image_kinds import DecodeError, is_named_like_an_image, read_file
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.trained_model import weights_of_run
+from vgg_jax.features import with_normalized_activations
+from vgg_jax.features.model import from_weights
 from vgg_jax.runtime.compilation import check_devices
 from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError
@@ -158,10 +159,10 @@ def _with_normalized_activations(weights: Weights, directory: Path) -> Weights:
             raise UserError(f"{path} cannot be read: {error}; leave it out.") from error
 
     crops = with_progress(parallel_map(pixels, paths), len(paths), "activations")
-    backbone = features.with_normalized_activations(features.from_weights(weights), map(jnp.asarray, crops))
+    model = with_normalized_activations(from_weights(weights), map(jnp.asarray, crops))
     return weights._replace(
-        params=jax.device_get(backbone.params),
-        preprocessing=Preprocessing("RGB", 255.0, tuple(backbone.mean_rgb.tolist()), (1.0, 1.0, 1.0)),
+        params=jax.device_get(model.params),
+        preprocessing=Preprocessing("RGB", 255.0, tuple(model.mean_rgb.tolist()), (1.0, 1.0, 1.0)),
         source=f"{weights.source}; mean activations 1 over {len(paths):,} images of {directory}",
     )
 

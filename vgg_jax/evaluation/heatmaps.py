@@ -19,7 +19,7 @@ from vgg_jax.data.records import Records
 from vgg_jax.evaluation.results import top5_classes
 from vgg_jax.evaluation.run import decoded
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.models import Layers, Network
+from vgg_jax.models import Layers, Network, NetworkSpec
 from vgg_jax.models.description import first_center, last_features, total_stride
 from vgg_jax.training.augment import normalize
 
@@ -104,17 +104,19 @@ def class_cams(
       classes: of `classes_to_draw`.
     """
     images, numbers = np.stack([image_HxWx3] * len(classes)), np.array([index for _, index in classes])
-    cams_nxhxw = _cams(trained.model, images.shape)(variables, trained.statistics.mean_rgb, images, numbers)
+    cams = _cams(trained.model, trained.recipe.model.network, images.shape)
+    cams_nxhxw = cams(variables, trained.statistics.mean_rgb, images, numbers)
     return np.moveaxis(np.asarray(cams_nxhxw), 0, -1)
 
 
 @functools.lru_cache(_MOST_PROGRAMS)
-def _cams(model: Network, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
+def _cams(network: Network, spec: NetworkSpec, shape: tuple[int, ...]) -> Callable[..., jax.Array]:
     del shape
 
     def cams(variables: dict, mean_rgb: jax.Array, images: jax.Array, classes: jax.Array) -> jax.Array:
         state = {name: tree for name, tree in variables.items() if name != "params"}
-        return features.grad_cam(features.Backbone(variables["params"], mean_rgb, model, state), images, classes)[0]
+        model = features.Model(variables["params"], mean_rgb, network, spec, state)
+        return features.grad_cam(model, images, classes)[0]
 
     return jax.jit(cams)
 

@@ -81,6 +81,11 @@ class CompiledSteps:
         self._compiler = ThreadPoolExecutor(1, "compiler")
         self._variables = {False: trained.variables}
 
+    @property
+    def num_programs(self) -> int:
+        """Returns the number of compiled functions, each of one step and shape."""
+        return len(self._compiled)
+
     def variables(self, transposed: bool) -> dict:
         """Returns the model's variables, with transposed kernels if need be."""
         if transposed not in self._variables:

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from vgg_jax.config import recipe_of
 from vgg_jax.data.colors import ColorStatistics
-from vgg_jax.models import Network
+from vgg_jax.features.model import Model, names_and_titles
+from vgg_jax.models import Network, NetworkSpec
 from vgg_jax.recipe import Recipe
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.digests import leaf_names, params_sha256
-from vgg_jax.runtime.exceptions import UserError, plain_name
+from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import make_mesh, replicated
 from vgg_jax.training.state import make_model, model_shapes
+from vgg_jax.weights import file as weights_file
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import Weights, folded_variables
 from vgg_jax.weights.imagenet_classes import titles
@@ -88,19 +91,9 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
             f"{source} is a trunk, without a classifier; take its activations (vgg_jax.features), or train one on top "
             f"of it: --config.init_from={source}."
         )
-    low, high = weights.training_scales
-    values = {
-        **{f"model.{name}": value for name, value in dataclasses.asdict(weights.network).items()},
-        **{f"model.{name}": getattr(weights, name) for name in ("num_classes", "width_multiplier", "fc_width")},
-        "model.dtype": dtype or "float32",
-        "image.crop": weights.crop,
-        "image.scale_min": low,
-        "image.scale_max": high,
-    }
-    recipe = Recipe.from_values(values)
-    names = [plain_name(name) for name in weights.class_names or ()] or [
-        f"class {i}" for i in range(weights.num_classes)
-    ]
+    network = weights_file.make_model(weights, dtype or "float32")
+    recipe = _recipe(network, weights.network, weights.training_scales)
+    names, class_titles = names_and_titles(weights)
     # Colours are shifted in training only, which a file knows nothing of.
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
     variables = folded_variables(weights)
@@ -108,7 +101,59 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
     if workdir.is_file() or not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK):
         workdir = hub.cache_dir() / "evaluations" / f"{workdir.name}-{params_sha256(weights.params)[:8]}"
     trained = _placed(workdir, source, recipe, variables, names, statistics)
-    return trained._replace(class_titles=weights.class_titles or trained.class_titles)
+    return trained._replace(class_titles=class_titles)
+
+
+def trained_model_of(model: Model) -> TrainedModel:
+    """Returns the public model as the test protocol takes it; its digest and workdir are empty.
+
+    Raises:
+      UserError: a trunk.
+    """
+    if not model.num_classes:
+        raise UserError(f"{model} has no classifier; take its activations (vgg_jax.features.activations).")
+    mesh, recipe = make_mesh(), _recipe(model.network, model.spec, model.training_scales)
+    recipe = recipe.with_values({"image.eval_scale": model.eval_scale, "data.exif": model.exif})
+    statistics = ColorStatistics(np.asarray(model.mean_rgb, np.float32), np.zeros((3, 3), np.float32))
+    variables = jax.device_put(model.variables, replicated(mesh))
+    names, class_titles = list(model.class_names), list(model.class_titles)
+    source = Path(model.source)
+    return TrainedModel(source, source, recipe, model.network, variables, "", names, class_titles, statistics, mesh)
+
+
+def model_of_run(source: Path, dtype: str = "") -> Model:
+    """Returns the public model of a run's checkpoint, its variables on the first device.
+
+    Args and errors as of `load_trained`.
+    """
+    trained = load_trained(source, dtype)
+    variables = jax.tree.map(lambda x: x.addressable_data(0), trained.variables)
+    image = trained.recipe.image
+    return Model(
+        params=variables.pop("params"),
+        mean_rgb=jnp.asarray(trained.statistics.mean_rgb),
+        network=trained.model,
+        spec=trained.recipe.model.network,
+        model_state=variables,
+        class_names=tuple(trained.class_names),
+        class_titles=tuple(trained.class_titles),
+        training_scales=(image.scale_min, image.scale_max),
+        eval_scale=image.eval_scale,
+        exif=trained.recipe.data.exif,
+        source=str(trained.checkpoint),
+    )
+
+
+def _recipe(network: Network, spec: NetworkSpec, training_scales: tuple[int, int]) -> Recipe:
+    """Returns the recipe of a model that brings none."""
+    values = {
+        **{f"model.{name}": value for name, value in dataclasses.asdict(spec).items()},
+        **{f"model.{name}": getattr(network, name) for name in ("num_classes", "width_multiplier", "fc_width")},
+        "model.dtype": str(jnp.dtype(network.dtype)),
+        "image.crop": network.crop,
+        **dict(zip(("image.scale_min", "image.scale_max"), training_scales, strict=True)),
+    }
+    return Recipe.from_values(values)
 
 
 def _placed(

@@ -1,23 +1,16 @@
-"""VGG as a backbone: activations of named layers, and losses made of them, as pure functions.
+"""Activations of named layers, and losses made of them, as pure functions.
 
-    backbone = features.load("vgg16.safetensors")
-    maps = features.activations(backbone, images, ("relu2_2", "relu4_3"))
-    distance = features.lpips(backbone, features.load_lpips_heads("vgg.pth"), x, y)
-    loss, gradient = jax.value_and_grad(features.perceptual_loss, argnums=1)(backbone, x, y, ("relu2_2",))
+    model = vgg_jax.load("vgg16.safetensors")
+    maps = features.activations(model, images, ("relu2_2", "relu4_3"))
+    distance = features.lpips(x, y)
+    loss, gradient = jax.value_and_grad(features.perceptual_loss, argnums=1)(model, x, y, ("relu2_2",))
 
 Images are float RGB on 0 to 255, [..., H, W, 3]; the weights' own preprocessing is applied. Everything works under jit,
-grad and vmap; `backbone` is a pytree, so it can be an argument of a jitted function.
+grad and vmap; the model is a pytree, so it can be an argument of a jitted function.
 """
 
 from vgg_jax.features.attribution import grad_cam
-from vgg_jax.features.backbone import (
-    Backbone,
-    activations,
-    from_weights,
-    load,
-    with_average_pooling,
-    with_normalized_activations,
-)
+from vgg_jax.features.endpoints import activations, with_average_pooling, with_normalized_activations
 from vgg_jax.features.losses import (
     LPIPS_LAYERS,
     gram,
@@ -27,15 +20,14 @@ from vgg_jax.features.losses import (
     style_loss,
     total_variation,
 )
+from vgg_jax.features.model import Model
 
 __all__ = [
     "LPIPS_LAYERS",
-    "Backbone",
+    "Model",
     "activations",
-    "from_weights",
     "grad_cam",
     "gram",
-    "load",
     "load_lpips_heads",
     "lpips",
     "perceptual_loss",

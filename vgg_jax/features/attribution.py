@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.features.backbone import Backbone, activations, check_size
+from vgg_jax.features.endpoints import activations, check_size
+from vgg_jax.features.model import Model
 from vgg_jax.models.description import last_features
 from vgg_jax.runtime.exceptions import UserError, quoted
 
 
 def grad_cam(
-    backbone: Backbone, images: jax.Array, classes: jax.Array | None = None, layer: str = ""
+    model: Model, images: jax.Array, classes: jax.Array | None = None, layer: str = ""
 ) -> tuple[jax.Array, jax.Array]:
     """Computes where a class is seen: Grad-CAM (Selvaraju et al. 2017).
 
@@ -24,7 +25,7 @@ def grad_cam(
     al. 2016).
 
     Args:
-      backbone: with a classifier.
+      model: with a classifier.
       images: [..., H, W, 3], RGB on 0 to 255, large enough for the classifier: of a VGG's FC layers the crop.
       classes: [...] int; None for the likeliest of each image. Under jit they are not checked.
       layer: an endpoint that is a map; "" for the last before the classifier.
@@ -33,9 +34,9 @@ def grad_cam(
       The maps [..., h, w] float32, at least 0, and the classes [...] int32.
 
     Raises:
-      UserError: a backbone without a classifier, a class that it does not have, or what `activations` refuses.
+      UserError: a model without a classifier, a class that it does not have, or what `activations` refuses.
     """
-    network = backbone.model
+    network = model.network
     if network.layers[-1].kind != "head":
         raise UserError("Grad-CAM explains a class, and this is a trunk, without a classifier; take a whole model.")
     layer = layer or last_features(network.layers, is_map=True)
@@ -51,10 +52,10 @@ def grad_cam(
                 f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; "
                 f"give one number from 0 to {network.num_classes - 1} for each image."
             )
-    activation = activations(backbone, images, (layer,))[layer]
-    check_size(backbone, images.shape[-3:-1], ("score_map",))
-    x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
-    variables: Any = {"params": backbone.params, **backbone.model_state}
+    activation = activations(model, images, (layer,))[layer]
+    check_size(model, images.shape[-3:-1], ("score_map",))
+    x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - model.mean_rgb
+    variables: Any = model.variables
 
     def scores(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, _ = network.apply(variables, x, offsets={layer: offset})

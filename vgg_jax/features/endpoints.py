@@ -1,72 +1,27 @@
-"""A model for its activations: loading it, its layers' activations, and its variants."""
+"""Activations of a model's layers, and models with other pooling or scaled kernels."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.models import Network
+from vgg_jax.features.model import Model
 from vgg_jax.models.description import endpoint_names, lengths, needed
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.weights import hub
-from vgg_jax.weights.file import Weights, folded_params, load_weights, make_model
 
 
-@flax.struct.dataclass
-class Backbone:
-    """A model for its activations.
-
-    Attributes:
-      params: {layer: {"kernel", "bias"}}, for RGB on 0 to 255 minus `mean_rgb`.
-      mean_rgb: [3] float32.
-      model: the module that takes them.
-      model_state: statistics of batch normalisation, where it has any.
-    """
-
-    params: dict
-    mean_rgb: jax.Array
-    model: Network = flax.struct.field(pytree_node=False)
-    model_state: dict = flax.struct.field(default_factory=dict)
-
-
-def load(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
-    """Loads a backbone from a weights file of `vgg-jax convert`.
-
-    Args:
-      source: the file, or a name of published weights (`weights.hub`), as torchvision:vgg16.
-      dtype: of the computation: float32 or bfloat16.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    path, weights = hub.load(source)
-    return from_weights(weights or load_weights(path), dtype)  # which says what is wrong with the path
-
-
-def from_weights(weights: Weights, dtype: str = "float32") -> Backbone:
-    """Returns the backbone of weights that are in memory."""
-    return Backbone(
-        params=jax.tree.map(jnp.asarray, folded_params(weights)),
-        mean_rgb=jnp.asarray(weights.preprocessing.mean_rgb()),
-        model=make_model(weights, dtype),
-        model_state=jax.tree.map(jnp.asarray, weights.model_state),
-    )
-
-
-def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) -> dict[str, jax.Array]:
+def activations(model: Model, images: jax.Array, layers: Sequence[str]) -> dict[str, jax.Array]:
     """Computes the activations of layers.
 
     Args:
-      backbone: of `load`.
+      model: of `vgg_jax.load`.
       images: [..., H, W, 3], RGB on 0 to 255, any number dtype, any size that leaves the layers a pixel; the FC layers
         need one of at least the model's crop.
       layers: names as `models.description.endpoint_names` lists them: conv1_1, relu1_1, pool1, ..., relu7, score_map.
@@ -81,45 +36,44 @@ def activations(backbone: Backbone, images: jax.Array, layers: Sequence[str]) ->
     """
     if isinstance(layers, str) or not layers:
         raise UserError(f"the layers are {layers!r}; name one or several in a tuple, as ({layers or 'relu3_3'!r},).")
-    known = endpoint_names(backbone.model.layers)
+    known = endpoint_names(model.network.layers)
     if unknown := [layer for layer in layers if layer not in known]:
         raise UserError(f"the network has no layer {unknown[0]!r}; it has {', '.join(known)}.")
     if images.ndim < 3 or images.shape[-1] != 3:
         raise UserError(f"images of shape {list(images.shape)}: they must be [..., height, width, 3], RGB on 0 to 255.")
-    check_size(backbone, images.shape[-3:-1], layers)
+    check_size(model, images.shape[-3:-1], layers)
     _check_range(images)
     outer = images.shape[:-3]
-    x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - backbone.mean_rgb
-    variables = {"params": backbone.params, **backbone.model_state}
-    maps: Any = backbone.model.apply(variables, x, tuple(layers), method="activations")
+    x = images.reshape(-1, *images.shape[-3:]).astype(jnp.float32) - model.mean_rgb
+    maps: Any = model.network.apply(model.variables, x, tuple(layers), method="activations")
     return {layer: maps[layer].reshape(*outer, *maps[layer].shape[1:]) for layer in layers}
 
 
-def with_average_pooling(backbone: Backbone) -> Backbone:
-    """Returns the backbone with means in place of maxima in its poolings, for style transfer (Gatys et al. 2016)."""
-    layers = backbone.model.layers
+def with_average_pooling(model: Model) -> Model:
+    """Returns the model with means in place of maxima in its poolings, for style transfer (Gatys et al. 2016)."""
+    layers = model.network.layers
     if any(layer.kind == "pool" and (layer.padding or layer.padding_after) for layer in layers):
         raise UserError(
             "means can take the place of maxima where pooling has no padding, as in VGGs; this network's has."
         )
     layers = tuple(layer._replace(kind="mean_pool") if layer.kind == "pool" else layer for layer in layers)
-    return dataclasses.replace(backbone, model=backbone.model.clone(layers=layers))
+    return dataclasses.replace(model, network=model.network.clone(layers=layers))
 
 
-def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array]) -> Backbone:
-    """Returns the backbone, scaled so that each channel's mean activation is 1 (Gatys et al. 2016).
+def with_normalized_activations(model: Model, images: Iterable[jax.Array]) -> Model:
+    """Returns the model, scaled so that each channel's mean activation is 1 (Gatys et al. 2016).
 
     The network's logits stay the same, because a ReLU and pooling commute with positive factors. A channel that none of
     the images activates stays as it is.
 
     Args:
-      backbone: of a VGG without normalisation layers.
+      model: of a VGG without normalisation layers.
       images: [..., H, W, 3], RGB on 0 to 255, of any sizes; each array counts as much as any other.
 
     Raises:
       UserError: another network, or no images.
     """
-    layers = backbone.model.layers
+    layers = model.network.layers
     if any(layer.is_norm or layer.kind in ("lrn", "add", "concat") for layer in layers):
         raise UserError(
             "activations can be normalised for VGGs without normalisation layers; this network is another one."
@@ -130,11 +84,11 @@ def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array])
     means = jax.jit(
         lambda x, b: {name: mean(y, tuple(range(y.ndim - 1))) for name, y in activations(b, x, relus).items()}
     )
-    found = [means(x, backbone) for x in images]
+    found = [means(x, model) for x in images]
     if not found:
         raise UserError("there is no image to normalise activations by.")
     of_all = jax.tree.map(lambda *of_each: jnp.mean(jnp.stack(of_each), 0), *found)
-    params, before = dict(backbone.params), jnp.ones(3)
+    params, before = dict(model.params), jnp.ones(3)
     for layer in layers:
         if not layer.has_kernel:
             continue
@@ -147,12 +101,12 @@ def with_normalized_activations(backbone: Backbone, images: Iterable[jax.Array])
             "bias": leaves["bias"] / after,
         }
         before = jnp.broadcast_to(after, leaves["bias"].shape)
-    return dataclasses.replace(backbone, params=params)
+    return dataclasses.replace(model, params=params)
 
 
-def check_size(backbone: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:
+def check_size(model: Model, size: tuple[int, ...], layers: Sequence[str]) -> None:
     """Raises UserError where images are too small for the layers."""
-    network = backbone.model.layers
+    network = model.network.layers
     # Without auxiliary classifiers, which may want larger images.
     used = needed(network, [network[-1].name if layer == "score_map" else layer for layer in layers])
 

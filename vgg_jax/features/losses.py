@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.features.backbone import Backbone, activations
+from vgg_jax.features.endpoints import activations
+from vgg_jax.features.model import Model, load
 from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
-from vgg_jax.weights import containers
+from vgg_jax.weights import containers, hub
 
 
 def perceptual_loss(
-    backbone: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
+    model: Model, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
     """Computes how far two images are apart in the activations of layers (Johnson et al. 2016, feature reconstruction).
 
     Args:
-      backbone, layers: as for `activations`.
+      model, layers: as for `activations`.
       x, y: images of one shape.
       weights: of the layers; None: 1 each.
 
     Returns:
       A float32 scalar: the weighted sum over layers of the mean squared difference of their activations.
     """
-    return _weighted(backbone, x, y, layers, weights, lambda a: a)
+    return _weighted(model, x, y, layers, weights, lambda a: a)
 
 
 def style_loss(
-    backbone: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
+    model: Model, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
     """Computes how far two images are apart in their co-occurring features, wherever they are (Gatys et al. 2016).
 
     Args:
-      backbone, layers, weights: as for `perceptual_loss`.
+      model, layers, weights: as for `perceptual_loss`.
       x, y: images; they may differ in height and width.
 
     Returns:
       A float32 scalar: the weighted sum over layers of the mean squared difference of their `gram` matrices.
     """
-    return _weighted(backbone, x, y, layers, weights, gram)
+    return _weighted(model, x, y, layers, weights, gram)
 
 
 def gram(map_HxWxC: jax.Array) -> jax.Array:
@@ -61,7 +62,7 @@ def total_variation(image_HxWx3: jax.Array) -> jax.Array:
 
 
 def _weighted(
-    backbone: Backbone,
+    model: Model,
     x: jax.Array,
     y: jax.Array,
     layers: Sequence[str],
@@ -70,7 +71,7 @@ def _weighted(
 ) -> jax.Array:
     if weights is not None and len(weights) != len(layers):
         raise UserError(f"{len(weights)} weights for {len(layers)} layers; give one for each.")
-    of_x, of_y = activations(backbone, x, layers), activations(backbone, y, layers)
+    of_x, of_y = activations(model, x, layers), activations(model, y, layers)
     factors = [1.0] * len(layers) if weights is None else weights
     total = jnp.float32(0)
     for layer, factor in zip(layers, factors, strict=True):
@@ -83,19 +84,23 @@ def _weighted(
     return total
 
 
+LPIPS_TRUNK = "torchvision:vgg16"
 LPIPS_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")  # of configuration D
 
 
 def load_lpips_heads(source: str | os.PathLike) -> tuple[jax.Array, ...]:
     """Loads the calibrated weights of LPIPS for VGG-16: vgg.pth of the package `lpips`, version 0.1.
 
+    Args:
+      source: the name lpips:vgg, for which the file is fetched once and checked, or a path to it.
+
     Returns:
       [C] float32 for each of LPIPS_LAYERS.
 
     Raises:
-      UserError: the file cannot be read, or is none of these heads.
+      UserError: the file cannot be fetched or read, or holds other arrays.
     """
-    path = Path(source).expanduser()
+    path = hub.fetch_heads(source)
     with containers.open_tensors(path) as contents:
         arrays = {name: containers.read_array(contents, name) for name in contents.tensors}
     heads = [arrays.get(f"lin{i}.model.1.weight", np.zeros(0)) for i in range(len(LPIPS_LAYERS))]
@@ -109,7 +114,11 @@ def load_lpips_heads(source: str | os.PathLike) -> tuple[jax.Array, ...]:
 
 
 def lpips(
-    backbone: Backbone, heads: Sequence[jax.Array], x: jax.Array, y: jax.Array, spatial: bool = False
+    x: jax.Array,
+    y: jax.Array,
+    net: Model | None = None,
+    heads: str | os.PathLike | Sequence[jax.Array] = hub.LPIPS,
+    spatial: bool = False,
 ) -> jax.Array:
     """Computes how different two images look: the learned distance of Zhang et al. 2018, version 0.1.
 
@@ -117,9 +126,10 @@ def lpips(
     averaged over positions, and summed over LPIPS_LAYERS.
 
     Args:
-      backbone: of configuration D, with or without FC layers, trained as the heads were: torchvision's.
-      heads: of `load_lpips_heads`.
       x, y: images of one shape, [..., H, W, 3], RGB on 0 to 255.
+      net: of configuration D, with or without FC layers, trained as the heads were. None: torchvision:vgg16, fetched
+        once; its convolutions stay in memory.
+      heads: lpips:vgg, the calibrated ones, fetched once; a path to their file; or an array for each layer.
       spatial: return a map in place of its mean.
 
     Returns:
@@ -130,16 +140,19 @@ def lpips(
     """
     if x.shape != y.shape:
         raise UserError(f"images of {list(x.shape)} and {list(y.shape)} cannot be compared; make them of one shape.")
-    trunk, wanted = (
-        [x for x in layers if x.block < 6] for layers in (backbone.model.layers, NetworkSpec("D").layers())
+    model = net or lpips_trunk()
+    trunk, expected = (
+        [layer for layer in layers if layer.block < 6] for layers in (model.network.layers, NetworkSpec("D").layers())
     )
-    if trunk[: len(wanted) - 1] != wanted[:-1]:  # pool5 is not looked at
-        raise UserError("LPIPS is of configuration D, and this backbone is of another network; load D.")
+    if trunk[: len(expected) - 1] != expected[:-1]:  # pool5 is not looked at
+        raise UserError("LPIPS is of configuration D, and this model is of another network; load D.")
+    if isinstance(heads, str | os.PathLike):
+        heads = calibrated_heads() if heads == hub.LPIPS else load_lpips_heads(heads)
     if len(heads) != len(LPIPS_LAYERS):
         raise UserError(
             f"{len(heads)} LPIPS heads; give {len(LPIPS_LAYERS)}, one for each of {', '.join(LPIPS_LAYERS)}."
         )
-    maps = activations(backbone, jnp.stack([x, y]), LPIPS_LAYERS)
+    maps = activations(model, jnp.stack([x, y]), LPIPS_LAYERS)
     total: Any = 0.0
     for layer, head in zip(LPIPS_LAYERS, map(jnp.asarray, heads), strict=True):
         both = maps[layer].astype(jnp.float32)
@@ -156,3 +169,22 @@ def lpips(
         else:
             total += distance.mean((-2, -1))
     return total
+
+
+@functools.cache
+def lpips_trunk() -> Model:
+    """Returns the convolutions of torchvision's VGG-16, which LPIPS was calibrated with; they stay in memory."""
+    # A call within a jitted function must not keep arrays of its trace.
+    with jax.ensure_compile_time_eval():
+        model = load(LPIPS_TRUNK)
+    spec = model.spec.without_head()
+    network = model.network.clone(layers=spec.layers(model.crop))
+    params = {layer.name: model.params[layer.name] for layer in network.layers if layer.has_kernel}
+    return model.replace(params=params, network=network, spec=spec)
+
+
+@functools.cache
+def calibrated_heads() -> tuple[jax.Array, ...]:
+    """Returns the heads of the name lpips:vgg; they stay in memory."""
+    with jax.ensure_compile_time_eval():
+        return load_lpips_heads(hub.LPIPS)

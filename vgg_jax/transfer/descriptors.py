@@ -26,7 +26,7 @@ from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import MAX_PIXELS, Job, buckets, rescaled_sizes
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, decoded, key_of, run_jobs
 from vgg_jax.evaluation.split import EvalProgress, cached_as_they_come
-from vgg_jax.features import Backbone
+from vgg_jax.features import Model
 from vgg_jax.models import Network
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.digests import params_sha256
@@ -74,16 +74,16 @@ class _LayerCaches(NamedTuple):
 
 
 def descriptors(
-    backbone: Backbone, layers: Sequence[str], images: Images, scale: int, directory: Path, batch_size: int = 64
+    model: Model, layers: Sequence[str], images: Images, scale: int, directory: Path, batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Computes descriptors, or loads the cached ones; what was computed before an interruption is not computed again.
 
     Args:
-      backbone: of `features.load`.
+      model: of `vgg_jax.load`.
       layers: endpoints of the network.
       images: rescaled to a shorter side of `scale` pixels and seen whole.
       scale: Q.
-      directory: of the cache, which has a file for each layer, scale, backbone and set of images.
+      directory: of the cache, which has a file for each layer, scale, model and set of images.
       batch_size: images of Q x Q pixels at once, over all devices; it bounds memory and changes no result.
 
     Returns:
@@ -93,12 +93,12 @@ def descriptors(
       UserError: an image that cannot be read, is too large or has activations that are not finite, by name; or the disk
         is full.
     """
-    widths = _widths(backbone, layers, scale)
-    caches = {layer: _cache(backbone, layer, widths[layer], images, scale, directory) for layer in layers}
+    widths = _widths(model, layers, scale)
+    caches = {layer: _cache(model, layer, widths[layer], images, scale, directory) for layer in layers}
     loaded = {layer: arrays for layer, cache in caches.items() if (arrays := cache.load_arrays()) is not None}
     if missing := [layer for layer in caches if layer not in loaded]:
         together = _LayerCaches([caches[layer] for layer in missing], [widths[layer] for layer in missing])
-        computed = _computed(backbone, missing, images.records, scale, together, batch_size)
+        computed = _computed(model, missing, images.records, scale, together, batch_size)
         for layer, rows in zip(missing, together.split(computed), strict=True):
             loaded[layer] = {"descriptors": rows}
             caches[layer].finish_arrays(loaded[layer])
@@ -112,7 +112,7 @@ def normalized(descriptors_NxD: np.ndarray) -> np.ndarray:
 
 
 def _computed(
-    backbone: Backbone, layers: Sequence[str], records: Any, scale: int, caches: _LayerCaches, batch_size: int
+    model: Model, layers: Sequence[str], records: Any, scale: int, caches: _LayerCaches, batch_size: int
 ) -> np.ndarray:
     """Returns the descriptors of layers side by side, [N, D]; an interrupted run's come from its shards."""
     began, mesh, stats = time.monotonic(), make_mesh(), EvalStats()
@@ -120,10 +120,10 @@ def _computed(
     descriptors_NxD = np.empty((len(records), rows.shape[1]), np.float32)
     descriptors_NxD[indices] = rows
     pending = np.setdiff1d(np.arange(len(records)), indices)
-    variables = jax.device_put({"params": backbone.params, **backbone.model_state}, replicated(mesh))
-    statistics = ColorStatistics(np.asarray(backbone.mean_rgb), np.zeros((3, 3), np.float32))
-    dense = make_descriptors(backbone.model, statistics, layers)
-    compiled = CompiledSteps(_ModelOnDevices(backbone.model, variables, statistics, mesh), stats, dense)
+    variables = jax.device_put(model.variables, replicated(mesh))
+    statistics = ColorStatistics(np.asarray(model.mean_rgb), np.zeros((3, 3), np.float32))
+    dense = make_descriptors(model.network, statistics, layers)
+    compiled = CompiledSteps(_ModelOnDevices(model.network, variables, statistics, mesh), stats, dense)
     jobs = _jobs(records, pending, scale, batch_size, mesh.size)
     console, name = Console(), f"descriptors, Q={scale}"
     progress = EvalProgress(console, stats, sum(job.macs for job in jobs))
@@ -169,19 +169,19 @@ def _finite(chunks: Any, records: Any) -> Any:
         yield chunk
 
 
-def _widths(backbone: Backbone, layers: Sequence[str], scale: int) -> dict[str, int]:
+def _widths(model: Model, layers: Sequence[str], scale: int) -> dict[str, int]:
     """Returns the number of channels of each layer."""
     image = jax.ShapeDtypeStruct((scale, scale, 3), jnp.float32)
-    shapes: Any = jax.eval_shape(lambda x: features.activations(backbone, x, tuple(layers)), image)
+    shapes: Any = jax.eval_shape(lambda x: features.activations(model, x, tuple(layers)), image)
     return {layer: shapes[layer].shape[-1] for layer in layers}
 
 
-def _cache(backbone: Backbone, layer: str, num_columns: int, images: Images, scale: int, directory: Path) -> RowCache:
-    network = backbone.model  # the same parameters may be computed with in another way
+def _cache(model: Model, layer: str, num_columns: int, images: Images, scale: int, directory: Path) -> RowCache:
+    network = model.network  # the same parameters may be computed with in another way
     settings = {
         "format": _FORMAT,
-        "params_sha256": params_sha256(backbone.params, backbone.model_state),
-        "mean_rgb": np.asarray(backbone.mean_rgb, np.float32).tolist(),
+        "params_sha256": params_sha256(model.params, model.model_state),
+        "mean_rgb": np.asarray(model.mean_rgb, np.float32).tolist(),
         "network": str(network.layers),
         "dtype": str(jnp.dtype(network.dtype)),
         "layer": layer,

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax import features
-from vgg_jax.features import Backbone
+from vgg_jax.features.model import Model, load
 from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import last_features
 from vgg_jax.recipe import DATA_DIR
@@ -60,17 +59,17 @@ def study(request: TransferRequest) -> list[Outcome]:
     """Computes descriptors, trains and tests classifiers on every split, prints the results and writes results.json.
 
     Raises:
-      UserError: a request that cannot be, or as `features.load`, `datasets` and `descriptors.descriptors`.
+      UserError: a request that cannot be, or as `vgg_jax.load`, `datasets` and `descriptors.descriptors`.
     """
     fit = {"svm": classifiers.fitted_svm, "logistic": classifiers.fitted_logistic}[request.classifier]
     if request.classifier == "svm":
         classifiers.need_scikit_learn()
     is_voc = request.protocol == "voc"
     _check_data(request, is_voc)
-    backbones = [features.load(source, request.dtype) for source in request.weights]
+    models = [load(source, request.dtype) for source in request.weights]
     data, splits = _data(request, is_voc)
     print_line(f"{Path(request.data_root).expanduser()}: {len(data.labels):,} images, {len(data.class_names)} classes")
-    candidates = _candidates(request, backbones, data.images, is_averaged=is_voc)
+    candidates = _candidates(request, models, data.images, is_averaged=is_voc)
     evaluate = (
         functools.partial(classifiers.multi_label, points=data.recall_points) if is_voc else classifiers.single_label
     )
@@ -85,7 +84,7 @@ def study(request: TransferRequest) -> list[Outcome]:
             f"{outcome.descriptor}, C = {outcome.c:g}"
         )
         outcomes.append(outcome)
-    _report(request, backbones, data, outcomes)
+    _report(request, models, data, outcomes)
     return outcomes
 
 
@@ -113,19 +112,17 @@ def _data(request: TransferRequest, is_voc: bool) -> tuple[TransferData, list[cl
     return data, classifiers.caltech_splits(data.labels, data.class_names, *counts)
 
 
-def _candidates(
-    request: TransferRequest, backbones: Sequence[Backbone], images: Images, is_averaged: bool
-) -> Candidates:
+def _candidates(request: TransferRequest, models: Sequence[Model], images: Images, is_averaged: bool) -> Candidates:
     """Returns the descriptors [N, D] of each layer, of several scales averaged or stacked, of several networks stacked.
 
     Without layers in the request, the one candidate has the last ReLU of each network before its classifier.
     """
-    choices = [(layer,) * len(backbones) for layer in request.layers]
-    choices = choices or [tuple(last_features(backbone.model.layers) for backbone in backbones)]
+    choices = [(layer,) * len(models) for layer in request.layers]
+    choices = choices or [tuple(last_features(model.network.layers) for model in models)]
     directory, parts = Path(request.output).expanduser() / "descriptors", [list[np.ndarray]() for _ in choices]
-    for backbone, layers in zip(backbones, zip(*choices, strict=True), strict=True):
+    for model, layers in zip(models, zip(*choices, strict=True), strict=True):
         by_scale = [
-            descriptors(backbone, layers, images, scale, directory, request.batch_size) for scale in request.scales
+            descriptors(model, layers, images, scale, directory, request.batch_size) for scale in request.scales
         ]
         for part, layer in zip(parts, layers, strict=True):
             of_scales = [normalized(by_layer[layer]) for by_layer in by_scale]
@@ -134,15 +131,13 @@ def _candidates(
     return {name: normalized(np.concatenate(part, 1)) for name, part in zip(names, parts, strict=True)}
 
 
-def _report(
-    request: TransferRequest, backbones: Sequence[Backbone], data: TransferData, outcomes: Sequence[Outcome]
-) -> None:
+def _report(request: TransferRequest, models: Sequence[Model], data: TransferData, outcomes: Sequence[Outcome]) -> None:
     """Prints the mean over splits next to the paper's, and writes results.json."""
     scores = np.array([outcome.score for outcome in outcomes])
     spread = f" ± {100 * scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
     scales = ", ".join(map(str, request.scales))
     print_line(f"{' + '.join(request.weights)}, Q = {scales}: {100 * scores.mean():.2f}{spread} %")
-    networks = "".join(sorted(map(paper_name, backbones)))
+    networks = "".join(sorted(map(paper_name, models)))
     if published := TABLE_11.get((request.protocol, networks)):
         print_line(f"Paper Table 11: {published}")
     results: dict[str, Any] = {
@@ -161,8 +156,8 @@ def _report(
     print_line(f"written: {output}")
 
 
-def paper_name(backbone: Backbone) -> str:
-    """Returns the configuration of a backbone that is the paper's whole network; "?" for every other one."""
-    network = backbone.model
+def paper_name(model: Model) -> str:
+    """Returns the configuration of a model that is the paper's whole network; "?" for every other one."""
+    network = model.network
     whole = (name for name in "DE" if network.layers == NetworkSpec(name).layers() and network.width_multiplier == 1)
     return next(whole, "?")

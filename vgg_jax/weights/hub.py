@@ -39,11 +39,15 @@ _SECONDS = 30  # without a byte, after which a connection counts as broken
 
 
 class Source(NamedTuple):
-    """A file that its makers publish, and the checksum that stands in their own code: hexadecimal, "" for none."""
+    """A file that its makers publish, and its checksum: hexadecimal, "" for none.
+
+    The checksums of weights stand in their makers' own code.
+    """
 
     url: str
     sha256: str = ""  # its first digits
     md5: str = ""
+    file: str = ""  # its name in the cache; "" as in the address
 
 
 _TORCHVISION, _KERAS = (
@@ -60,10 +64,21 @@ SOURCES: dict[str, Source] = {
     "keras:vgg19": Source(f"{_KERAS}vgg19/vgg19{_ENDING}", md5="cbe5617147190e668d6c5d5026f83318"),
 }
 
+LPIPS = "lpips:vgg"
+# Calibrated weights of LPIPS 0.1: of the package `lpips` 0.1.4 (BSD), as its wheel has them too.
+HEADS = {
+    LPIPS: Source(
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
+        sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        file="lpips-v0.1-vgg.pth",
+    )
+}
+
 
 def is_name(source: str | os.PathLike) -> bool:
-    """Returns whether this names published weights, rather than a file or a run."""
-    return str(source).startswith((_HUB, "torchvision:", "keras:")) or canonical(source) != str(source)
+    """Returns whether this names published weights, rather than a file or a run; an existing path wins over a name."""
+    is_like_one = str(source).startswith((_HUB, "torchvision:", "keras:")) or canonical(source) != str(source)
+    return is_like_one and not Path(source).exists()
 
 
 def canonical(source: str | os.PathLike) -> str:
@@ -90,6 +105,16 @@ def fetch(name: str) -> Path:
     return _fetch(canonical(name))[0]
 
 
+def fetch_heads(source: str | os.PathLike) -> Path:
+    """Returns the file of calibrated weights: a path, or one of HEADS, which is fetched unless it is cached.
+
+    Raises:
+      UserError: as `fetch`.
+    """
+    path = Path(source).expanduser()
+    return path if path.exists() or str(source) not in HEADS else _fetched(str(source), HEADS[str(source)])[0]
+
+
 def _fetch(name: str) -> tuple[Path, str]:
     """Returns the published file of a name and its SHA-256."""
     if name.startswith(_HUB):
@@ -99,8 +124,12 @@ def _fetch(name: str) -> tuple[Path, str]:
             f"{name} names no published weights.{did_you_mean(name, SOURCES)} There are {', '.join(SOURCES)}, and "
             "hf://OWNER/REPOSITORY."
         )
-    source = SOURCES[name]
-    path = cache_dir() / source.url.rpartition("/")[2]
+    return _fetched(name, SOURCES[name])
+
+
+def _fetched(name: str, source: Source) -> tuple[Path, str]:
+    """Returns the published file of a source, from the cache or fetched, and its SHA-256."""
+    path = cache_dir() / (source.file or source.url.rpartition("/")[2])
     if path.is_file():
         sha256, fault = _checked(path, source)
         if not fault:
