@@ -175,8 +175,8 @@ def _pixels(image: ArrayLike, name: str) -> np.ndarray:
 
 def _sizes(records: _Images, largest: EvalPass) -> np.ndarray:
     """Returns (width, height) of all images, [N, 2] int64; raises UserError at one that is too large."""
-    found: Iterator[tuple[int, int]] = parallel_map(records.checked_size, range(len(records)))
-    sizes_Nx2 = np.array(list(found), np.int64).reshape(-1, 2)
+    sizes: Iterator[tuple[int, int]] = parallel_map(records.checked_size, range(len(records)))
+    sizes_Nx2 = np.array(list(sizes), np.int64).reshape(-1, 2)
     if (skipped := skipped_images(largest, sizes_Nx2)).any():
         index = int(skipped.argmax())
         width, height = rescaled_sizes(sizes_Nx2, largest.scale)[index][::-1]

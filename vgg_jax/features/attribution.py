@@ -20,9 +20,8 @@ def grad_cam(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes where a class is seen: Grad-CAM (Selvaraju et al. 2017).
 
-    The maps of a layer, each weighted by the mean gradient of the class score with respect to it, are added; what
-    speaks against the class is 0. With global average pooling and the last map it is the class activation map (Zhou et
-    al. 2016).
+    It adds the maps of a layer, each weighted by the mean gradient of the class score with respect to it. Negative sums
+    become 0. With global average pooling and the last map it is the class activation map (Zhou et al. 2016).
 
     Args:
       model: with a classifier.
@@ -49,8 +48,8 @@ def grad_cam(
             or not ((given >= 0) & (given < network.num_classes)).all()
         ):
             raise UserError(
-                f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; "
-                f"give one number from 0 to {network.num_classes - 1} for each image."
+                f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; give "
+                f"one number from 0 to {network.num_classes - 1} for each image."
             )
     activation = activations(model, images, (layer,))[layer]
     check_size(model, images.shape[-3:-1], ("score_map",))
@@ -65,5 +64,5 @@ def grad_cam(
     flat = activation.reshape(-1, *activation.shape[len(outer) :])
     gradient, chosen = jax.grad(scores, has_aux=True)(jnp.zeros_like(flat))
     weights = gradient.astype(jnp.float32).mean((1, 2))
-    found = jax.nn.relu(jnp.einsum("bhwc,bc->bhw", flat.astype(jnp.float32), weights))
-    return found.reshape(*outer, *found.shape[1:]), chosen.astype(jnp.int32).reshape(outer)
+    cams = jax.nn.relu(jnp.einsum("bhwc,bc->bhw", flat.astype(jnp.float32), weights))
+    return cams.reshape(*outer, *cams.shape[1:]), chosen.astype(jnp.int32).reshape(outer)

@@ -50,7 +50,7 @@ def activations(model: Model, images: jax.Array, layers: Sequence[str]) -> dict[
 
 
 def with_average_pooling(model: Model) -> Model:
-    """Returns the model with means in place of maxima in its poolings, for style transfer (Gatys et al. 2016)."""
+    """Returns the model with average pooling in place of max pooling, for style transfer (Gatys et al. 2016)."""
     layers = model.network.layers
     if any(layer.kind == "pool" and (layer.padding or layer.padding_after) for layer in layers):
         raise UserError(
@@ -63,8 +63,8 @@ def with_average_pooling(model: Model) -> Model:
 def with_normalized_activations(model: Model, images: Iterable[jax.Array]) -> Model:
     """Returns the model, scaled so that each channel's mean activation is 1 (Gatys et al. 2016).
 
-    The network's logits stay the same, because a ReLU and pooling commute with positive factors. A channel that none of
-    the images activates stays as it is.
+    The network's logits stay the same, because a ReLU and pooling commute with positive factors. A channel that no
+    image activates stays as it is.
 
     Args:
       model: of a VGG without normalisation layers.
@@ -84,17 +84,17 @@ def with_normalized_activations(model: Model, images: Iterable[jax.Array]) -> Mo
     means = jax.jit(
         lambda x, b: {name: mean(y, tuple(range(y.ndim - 1))) for name, y in activations(b, x, relus).items()}
     )
-    found = [means(x, model) for x in images]
-    if not found:
+    by_image = [means(x, model) for x in images]
+    if not by_image:
         raise UserError("there is no image to normalise activations by.")
-    of_all = jax.tree.map(lambda *of_each: jnp.mean(jnp.stack(of_each), 0), *found)
+    activity = jax.tree.map(lambda *each: jnp.mean(jnp.stack(each), 0), *by_image)
     params, before = dict(model.params), jnp.ones(3)
     for layer in layers:
         if not layer.has_kernel:
             continue
         leaves, after = params[layer.name], jnp.float32(1)
         if layer.kind == "conv":
-            activation = of_all[layer.name.replace("conv", "relu")]
+            activation = activity[layer.name.replace("conv", "relu")]
             after = jnp.where(activation > 0, activation, 1)
         params[layer.name] = {
             "kernel": leaves["kernel"] * before[:, None] / after,
@@ -127,7 +127,7 @@ def _check_range(images: jax.Array) -> None:
     low, high = float(images.min()), float(images.max())
     if low < 0 or 0 < high <= 1:  # an image that is black throughout is one of either range
         warnings.warn(
-            f"images have values from {low:.3g} to {high:.3g}, and those of this package are RGB on 0 to 255: scale "
-            "them.",
+            f"images have values from {low:.3g} to {high:.3g}, and those of this package are RGB on 0 to 255: "
+            "scale them.",
             stacklevel=2,
         )

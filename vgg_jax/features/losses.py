@@ -50,13 +50,13 @@ def style_loss(
 
 
 def gram(map_HxWxC: jax.Array) -> jax.Array:
-    """Computes the Gram matrix [..., C, C] float32 of a map [..., H, W, C]: mean products of channels."""
+    """Computes the Gram matrix of a map [..., H, W, C]: [..., C, C] float32, the mean product of two channels."""
     f = map_HxWxC.reshape(*map_HxWxC.shape[:-3], -1, map_HxWxC.shape[-1]).astype(jnp.float32)
     return jnp.einsum("...nc,...nd->...cd", f, f) / f.shape[-2]
 
 
 def total_variation(image_HxWx3: jax.Array) -> jax.Array:
-    """Computes the mean squared difference of neighbouring pixels, a float32 scalar, which keeps an image smooth."""
+    """Computes the mean squared difference of neighbouring pixels, a float32 scalar: a penalty on rough images."""
     x = image_HxWx3.astype(jnp.float32)
     return jnp.square(jnp.diff(x, axis=-2)).mean() + jnp.square(jnp.diff(x, axis=-3)).mean()
 
@@ -122,7 +122,7 @@ def lpips(
 ) -> jax.Array:
     """Computes how different two images look: the learned distance of Zhang et al. 2018, version 0.1.
 
-    Activations are normalised at each position over their channels; the squared differences are weighted by channel,
+    Activations are normalised at each position over their channels. The squared differences are weighted by channel,
     averaged over positions, and summed over LPIPS_LAYERS.
 
     Args:
