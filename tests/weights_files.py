@@ -8,14 +8,14 @@ import pytest
 
 from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import layer_names
-from vgg_jax.weights.layouts import Model, Size, from_variables, shapes
+from vgg_jax.weights.layouts import Size, StoredModel, from_variables, shapes
 
 NARROW = Size(width_multiplier=1 / 16, fc_width=16, num_classes=5, side=2)
 
 
 def kernel_shapes(configuration, size):
     """The shape of every layer's kernel."""
-    params = shapes(Model("vgg_jax", NetworkSpec(configuration), size))["params"]
+    params = shapes(StoredModel("vgg_jax", NetworkSpec(configuration), size))["params"]
     return {layer: params[layer]["kernel"].shape for layer in layer_names(NetworkSpec(configuration).layers())}
 
 

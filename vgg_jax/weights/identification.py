@@ -16,9 +16,9 @@ from vgg_jax.weights.layouts import (
     FRAMEWORKS,
     HWIO,
     OIHW,
-    Model,
     Shape,
     Size,
+    StoredModel,
     Target,
     crop_of,
     shapes,
@@ -49,7 +49,7 @@ _NAMESAKES = (
 )
 
 
-def identify(tensors: Mapping[str, Tensor], name: str = "") -> Model:
+def identify(tensors: Mapping[str, Tensor], name: str = "") -> StoredModel:
     """Identifies the model: every name and every shape must be right, and none too many.
 
     Args:
@@ -75,7 +75,7 @@ def identify(tensors: Mapping[str, Tensor], name: str = "") -> Model:
     faults = []
     for framework, network, table in candidates:
         if set(table) == names:
-            model = Model(framework, network, _size(tensors, table, network))
+            model = StoredModel(framework, network, _size(tensors, table, network))
             if crop_of(model.size) > LARGEST_CROP:
                 raise WeightsError(
                     f"its FC layers are for crops of {crop_of(model.size):,} pixels, and the largest is "
@@ -128,7 +128,7 @@ def _size(tensors: Mapping[str, Tensor], table: Mapping[str, Target], network: N
     return Size(width, counts[hidden[0]], counts[layers[-1].name], max(1, math.isqrt(cells)))
 
 
-def _wrong_shapes(tensors: Mapping[str, Tensor], table: Mapping[str, Target], model: Model) -> list[str]:
+def _wrong_shapes(tensors: Mapping[str, Tensor], table: Mapping[str, Target], model: StoredModel) -> list[str]:
     wrong, expected = [], shapes(model)
     plain = _plain if FRAMEWORKS[model.framework].leading_ones else tuple
     for name, target in table.items():
@@ -203,7 +203,7 @@ def mapped(tensors: dict[str, Tensor], patterns: str) -> dict[str, Tensor]:
         )
     size = size_without_fc6(tensors[biases[_group(kernels[0])]].shape[0] / 64, NetworkSpec("D"))
     for configuration, form in itertools.product(TABLE_1, (HWIO, OIHW)):
-        trunk = shapes(Model("vgg_jax", NetworkSpec(configuration).without_head(), size))["params"]
+        trunk = shapes(StoredModel("vgg_jax", NetworkSpec(configuration).without_head(), size))["params"]
         if [form.shape(leaves["kernel"].shape) for leaves in trunk.values()] == [
             tensors[name].shape for name in kernels
         ]:

@@ -223,7 +223,7 @@ def with_class_names(weights: Weights, listing: str, source: str) -> Weights:
     return weights._replace(class_names=names, class_titles=titles if wnids else None)
 
 
-def _crop(model: layouts.Model, config: ModelConfig | None) -> int:
+def _crop(model: layouts.StoredModel, config: ModelConfig | None) -> int:
     """Returns the crop of a model; raises WeightsError where its config.json contradicts the file."""
     crop, classes = layouts.crop_of(model.size), model.size.num_classes
     if config is None:

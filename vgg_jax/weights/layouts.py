@@ -71,7 +71,7 @@ class Target(NamedTuple):
     layout: KernelLayout  # HWIO, as it is, for vectors
 
 
-class Model(NamedTuple):
+class StoredModel(NamedTuple):
     """A network that a file holds."""
 
     framework: str
@@ -209,7 +209,7 @@ def targets(framework: str, network: NetworkSpec) -> dict[str, Target]:
     return named
 
 
-def shapes(model: Model) -> Any:
+def shapes(model: StoredModel) -> Any:
     """Returns the model's variables as jax.ShapeDtypeStruct."""
     size = model.size
     network = make_network(
@@ -222,7 +222,7 @@ def shapes(model: Model) -> Any:
     return variable_shapes(network)
 
 
-def to_variables(read: Callable[[str], np.ndarray], model: Model) -> dict:
+def to_variables(read: Callable[[str], np.ndarray], model: StoredModel) -> dict:
     """Returns a model's variables, float32; `read` gives a tensor by its name."""
     expected, variables = shapes(model), dict[str, dict[str, dict[str, np.ndarray]]]()
     for name, target in targets(model.framework, model.network).items():
