@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
     if _AVERAGE_POOLING.value:
         model = features.with_average_pooling(model)
     content, style = (jnp.asarray(photo(name, _SIZE.value)) for name in (_CONTENT.value, _STYLE.value))
-    relus = [name for name in endpoint_names(model.model.layers) if name.startswith("relu") and "_" in name]
+    relus = [name for name in endpoint_names(model.network.layers) if name.startswith("relu") and "_" in name]
     style_layers = [name for name in relus if name.endswith("_1")]
     content_layers = [name for name in relus if name.startswith("relu4_")][-1:]
 
