@@ -7,8 +7,6 @@ import functools
 import hashlib
 import json
 import math
-import platform
-import shlex
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +22,7 @@ from vgg_jax.config import flatten
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset
 from vgg_jax.data.statistics import class_weights
-from vgg_jax.recipe import KEYS, Recipe, scale_text
+from vgg_jax.recipe import KEYS, Recipe
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime import compilation, distributed, lock
 from vgg_jax.runtime.console import Console, duration
@@ -37,12 +35,12 @@ from vgg_jax.training.center_crop import evaluate
 from vgg_jax.training.checkpoints import Checkpoints, Progress
 from vgg_jax.training.memory import check_memory, need_memory, state_line
 from vgg_jax.training.metrics import MetricsLog, TrainMetrics, top5_text
+from vgg_jax.training.run_texts import closing, heading
 from vgg_jax.training.state import TrainState, init_state, state_shapes
 from vgg_jax.training.steps import Steps, compile_steps
 from vgg_jax.training.transplant import Donor, check_fit, read_donor, start_from
 from vgg_jax.training.workdir import check_workdir, claim_workdir, continued_recipe
 from vgg_jax.validation import validate
-from vgg_jax.value_parsers import lr_factors_text
 
 
 class _Run(NamedTuple):
@@ -141,7 +139,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
         summary = _summary(run, step, state, progress, finished, checkpoints)
         if distributed.is_primary():
             RunDir(workdir).write_summary(summary)
-    console.print(_closing(recipe, summary))
+    console.print(closing(recipe, summary))
     return summary
 
 
@@ -175,7 +173,7 @@ def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
     _check_end(run)
     distributed.primary_first(lambda: claim_workdir(run.workdir, run.recipe, dataset.description(), write=primary))
     distributed.check_shared(run.workdir, "--workdir")
-    console.print(_heading(run))
+    console.print(heading(run.recipe, dataset, run.shapes.params, run.mesh, run.workdir))
     for warning in dataset.warnings:
         console.print(f"WARNING: {warning}")
     return check_lock
@@ -336,33 +334,3 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
     facts = dataset.description()
     colors = json.dumps([facts.pop("mean_rgb"), facts.pop("color_vectors")])  # whose many digits would not say more
     return {**facts, "the images' colours": hashlib.sha256(colors.encode()).hexdigest()[:8]}
-
-
-def _heading(run: _Run) -> str:
-    recipe, dataset, device = run.recipe, run.dataset, jax.devices()[0]
-    from clu import parameter_overview  # slow to import
-
-    # The overview needs dtype and shape only, so shapes serve as parameters.
-    table = parameter_overview.get_parameter_overview(run.shapes.params, include_stats=False)
-    has_rates = recipe.given["optimizer.lr_factors"]
-    rates = f"learning rates by layer: {lr_factors_text(recipe.optimizer.lr_factors)}\n" if has_rates else ""
-    return (
-        f"{recipe.model.network.title} on {dataset.name}: {len(dataset.train):,} training and "
-        f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
-        f"{table}\n{rates}"
-        f"S {scale_text(recipe.image.scale_min, recipe.image.scale_max)}, crop {recipe.image.crop}, batch "
-        f"{recipe.batch_size}, at most {recipe.num_epochs:g} epochs; {device.device_kind} x {run.mesh.size} "
-        f"({recipe.sharding}), {recipe.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"
-        f"everything is written to {run.workdir}; watch it with: tensorboard --logdir {shlex.quote(str(run.workdir))}"
-    )
-
-
-def _closing(recipe: Recipe, summary: dict[str, Any]) -> str:
-    reason = "the last plateau" if summary["stopped_by"] == "plateau" else "the end of the epochs"
-    return (
-        f"finished at {reason}: {summary['steps']} steps, {summary['epochs']:.2f} epochs, "
-        f"{duration(summary['seconds'])}, {summary['lr_drops']} drops of the learning rate\n"
-        f"validation top-1 error {summary['final_top1_error']:.2%} (best {summary['best_top1_error']:.2%} at step "
-        f"{summary['best_step']}){top5_text(recipe, summary['final_top5_error'], 2)}\n"
-        f"checkpoint: {summary['checkpoint']}; best: {summary['best_checkpoint']}"
-    )

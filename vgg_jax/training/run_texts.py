@@ -1,0 +1,57 @@
+"""What a run prints about itself before it compiles and at its end."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vgg_jax.data.sources import Dataset
+from vgg_jax.recipe import Recipe, scale_text
+from vgg_jax.runtime.console import duration
+from vgg_jax.training.metrics import top5_text
+from vgg_jax.value_parsers import lr_factors_text
+
+
+def heading(recipe: Recipe, dataset: Dataset, params: Any, mesh: Mesh, workdir: Path) -> str:
+    """Returns what a run prints before it compiles: network, data, table of parameters, hyper-parameters and devices.
+
+    Args:
+      recipe: of the run.
+      dataset: that it trains on.
+      params: of the network, arrays or jax.ShapeDtypeStruct.
+      mesh: of its devices.
+      workdir: that it writes to.
+    """
+    device = jax.devices()[0]
+    from clu import parameter_overview  # slow to import
+
+    # The overview needs dtype and shape only, so shapes serve as parameters.
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    has_rates = recipe.given["optimizer.lr_factors"]
+    rates = f"learning rates by layer: {lr_factors_text(recipe.optimizer.lr_factors)}\n" if has_rates else ""
+    return (
+        f"{recipe.model.network.title} on {dataset.name}: {len(dataset.train):,} training and "
+        f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
+        f"{table}\n{rates}"
+        f"S {scale_text(recipe.image.scale_min, recipe.image.scale_max)}, crop {recipe.image.crop}, batch "
+        f"{recipe.batch_size}, at most {recipe.num_epochs:g} epochs; {device.device_kind} x {mesh.size} "
+        f"({recipe.sharding}), {recipe.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"
+        f"everything is written to {workdir}; watch it with: tensorboard --logdir {shlex.quote(str(workdir))}"
+    )
+
+
+def closing(recipe: Recipe, summary: dict[str, Any]) -> str:
+    """Returns what a run prints at its end, of the content of its summary.json."""
+    reason = "the last plateau" if summary["stopped_by"] == "plateau" else "the end of the epochs"
+    return (
+        f"finished at {reason}: {summary['steps']} steps, {summary['epochs']:.2f} epochs, "
+        f"{duration(summary['seconds'])}, {summary['lr_drops']} drops of the learning rate\n"
+        f"validation top-1 error {summary['final_top1_error']:.2%} (best {summary['best_top1_error']:.2%} at step "
+        f"{summary['best_step']}){top5_text(recipe, summary['final_top5_error'], 2)}\n"
+        f"checkpoint: {summary['checkpoint']}; best: {summary['best_checkpoint']}"
+    )
