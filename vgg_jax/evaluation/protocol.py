@@ -293,7 +293,7 @@ def _draw_maps(request: Request, trained: TrainedModel, scale: int, split: Split
         classes = heatmaps.classes_to_draw(probs_K, int(first.labels[index]))
         stem = re.sub(r"[^\w.=-]+", "_", str(first.keys[index]).rsplit(".", 1)[0])
         path = directory / f"{index:06d}-{stem}.png"
-        maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_names)
+        maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_titles)
         picture = heatmaps.draw(image, maps, trained.model.layers)
         with write_atomically(path, "choose another --maps") as unfinished:
             picture.save(unfinished, "PNG")

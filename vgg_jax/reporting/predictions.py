@@ -104,14 +104,14 @@ class Predictions(NamedTuple):
 
     def sample(self, split: Split | None, index: int) -> dict[str, Any]:
         """Returns the page's content on one image; without its pixels where there is no split."""
-        probs_K, label, class_names = self.probs_NxK[index], self.labels[index], self.trained.class_names
+        probs_K, label, class_titles = self.probs_NxK[index], self.labels[index], self.trained.class_titles
         top3 = results.top5_classes(probs_K[None])[0, :3]
         pixels = decoded(split.records, index, decode) if split else None
         return {
             "key": str(self.keys[index]),
-            "true": class_names[label],
+            "true": class_titles[label],
             "right": bool(top3[0] == label),
-            "best": [(class_names[k], float(probs_K[k]), bool(k == label)) for k in top3],
+            "best": [(class_titles[k], float(probs_K[k]), bool(k == label)) for k in top3],
             "true_probability": float(probs_K[label]),
             "image": None if pixels is None else images.thumbnail(pixels, _THUMBNAIL),
         }
@@ -128,13 +128,13 @@ class Predictions(NamedTuple):
             scores, probs_K = heatmaps.score_map(trained, variables, pixels)
             label, image = int(self.labels[index]), Image.fromarray(pixels)
             classes = heatmaps.classes_to_draw(probs_K, label)
-            maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_names)
+            maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_titles)
             look = heatmaps.score_range(maps), pixels.shape[:2], trained.model.layers
             overlaid = [heatmaps.overlay(image, one.scores_hxw, *look) for one in maps]
             drawn.append(
                 {
                     "key": str(self.keys[index]),
-                    "true": trained.class_names[label],
+                    "true": trained.class_titles[label],
                     "image": images.jpeg(image, _MAP_SIDE),
                     "cells": f"{scores.shape[0]} x {scores.shape[1]}",
                     "maps": [(one, images.jpeg(panel, _MAP_SIDE)) for one, panel in zip(maps, overlaid, strict=True)],

@@ -267,15 +267,15 @@ def _reference(history: RunHistory) -> list[tuple[str, str, str]]:
 
 def _by_class(cached: Predictions) -> dict[str, Any]:
     """Returns the confusion matrix of few classes, or the hardest of many."""
-    class_names = cached.trained.class_names
-    matrix = cached.confusion(len(class_names))
+    titles = cached.trained.class_titles
+    matrix = cached.confusion(len(titles))
     counts = np.bincount(cached.labels, minlength=len(matrix))
     errors = 1 - np.diag(matrix) / np.maximum(counts, 1)
     if len(matrix) <= _MOST_CLASSES:
         shares = matrix / np.maximum(counts, 1)[:, None]
         rows = [
             {
-                "name": class_names[i],
+                "name": titles[i],
                 "cells": [(int(n), round(100 * float(shares[i, j])), i == j) for j, n in enumerate(row)],
                 "images": int(counts[i]),
                 "error": percent(float(errors[i]), 0).replace(" ", "\u00a0"),
@@ -290,11 +290,11 @@ def _by_class(cached: Predictions) -> dict[str, Any]:
         others = [j for j in np.argsort(-wrong[i], kind="stable")[:3] if wrong[i, j]]
         rows.append(
             {
-                "name": class_names[i],
+                "name": titles[i],
                 "images": int(counts[i]),
                 "error": percent(float(errors[i])),
                 "share": round(100 * float(errors[i])),
-                "taken_for": ", ".join(f"{class_names[j].replace('_', ' ')} ({wrong[i, j]})" for j in others),
+                "taken_for": ", ".join(f"{titles[j].replace('_', ' ')} ({wrong[i, j]})" for j in others),
             }
         )
     return {"matrix": [], "hardest": rows, "count": len(matrix)}
