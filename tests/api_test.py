@@ -3,9 +3,11 @@
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ import vgg_jax
 from tests.command import run_command
 from tests.random_weights import some_weights
 from tests.weights_files import write_pth
+from vgg_jax.config import default_config
 from vgg_jax.evaluation.prediction import PredictRequest, predict
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.features import losses
@@ -95,8 +98,9 @@ def test_the_command_prints_the_same_numbers(run, photos):
     np.testing.assert_allclose(printed, 100 * np.sort(probs)[::-1], atol=0.051)
 
 
-def test_a_run_and_its_checkpoint_load_and_keep_what_the_run_says(run, net_config, photos):
+def test_a_run_and_its_checkpoint_load_and_keep_what_the_run_says(run, net_config, photos, caplog):
     from_run, from_checkpoint = vgg_jax.load(run), vgg_jax.load(run / "checkpoints" / "7")
+    assert not caplog.records
     trained = load_trained(run)
     assert from_run.class_names == tuple(trained.class_names)
     assert from_run.training_scales == (net_config.image.scale_min, net_config.image.scale_max)
@@ -144,6 +148,9 @@ def test_a_model_is_a_pytree_and_says_what_it_is_in_a_line(weights_path):
         (np.full((70, 70, 3), np.nan), {}, "image 0 has values from nan to nan"),
         (np.zeros((70, 70, 3)), {"protocol": "sparse"}, "the protocol is 'sparse'; it must be one of center_crop"),
         (np.zeros((70, 70, 3)), {"scales": "32"}, "the test scale Q=32"),
+        (np.zeros((70, 70, 3)), {"scales": 64}, "the test scales are 64; they must be a text"),
+        (None, {}, "images of type NoneType: give arrays or paths"),
+        (Image.new("RGB", (70, 70)), {}, "images of type Image: give arrays or paths"),
     ],
 )
 def test_images_and_options_that_cannot_be_are_refused(weights_path, images, options, sentence):
@@ -276,9 +283,36 @@ def test_a_network_is_trained_and_evaluated_in_three_lines(tmp_path, monkeypatch
         ("quickstart", {"num_epoch": 2}, "num_epoch"),
         ("quickstart", {"num_epochs": "two"}, "the overrides .*num_epochs.* cannot be"),
         ("quickstart", {"num_epochs.x": 2}, "the overrides .* cannot be"),
+        (Path("quickstat"), {}, "quickstat: there is no such file"),
+        ({"seed": 1}, {}, "the configuration is of type dict"),
+        (default_config(), {"schedule.drop_epochs": "0,60"}, "config.schedule.drop_epochs is '0,60'"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(config, overrides, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         vgg_jax.fit(config, tmp_path / "run", overrides)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("from vgg_jax.models import paper_crop\n", "cannot import name 'paper_crop' from 'vgg_jax.models'"),
+        ("import vgg_jax.exceptions\n", "No module named 'vgg_jax.exceptions'. Mend it, or choose another."),
+        ("def get_config(:\n", "invalid syntax"),
+        ("seed = 1\n", "has no attribute 'get_config'"),
+    ],
+)
+def test_a_configuration_file_that_fails_is_told_in_a_sentence(text, sentence, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        vgg_jax.fit(tmp_path / "mine.py")
+    status, _, err = run_command("train", f"--config={tmp_path}/mine.py")
+    assert (status, "Traceback" in err, sentence in err) == (2, False, True), err
+
+
+def test_a_run_is_evaluated_by_a_known_protocol_and_loaded_for_a_known_dtype(run):
+    with pytest.raises(UserError, match="the protocol is 'sparse'; it must be one of center_crop"):
+        vgg_jax.evaluate_run(run, protocol="sparse")
+    with pytest.raises(UserError, match="the dtype is 'float16'; it must be one of float32, bfloat16"):
+        vgg_jax.load(run, dtype="float16")

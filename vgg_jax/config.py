@@ -27,7 +27,8 @@ def resolved_copy(config: ConfigDict) -> ConfigDict:
 
 def _accept_texts(config: ConfigDict) -> None:
     """Lets `schedule.drop_epochs` be a tuple, or a text as configurations before version 0.6 have it."""
-    config.schedule.drop_epochs = FieldReference(config.schedule.drop_epochs, field_type=object)
+    if "drop_epochs" in config.get("schedule", {}):
+        config.schedule.drop_epochs = FieldReference(config.schedule.drop_epochs, field_type=object)
 
 
 def paper_config(configuration: str, argument: str | None) -> ConfigDict:

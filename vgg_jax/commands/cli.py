@@ -14,6 +14,7 @@ import io
 import logging as std_logging
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -203,11 +204,14 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
         if len(text) > 600:
             text = f"{text[:200]} ... {text[-200:]}"
         fail(f"{text}. --help lists the flags.".replace("?.", "?"))
+    # A file for another version, or with a slip of the pen.
+    except (ImportError, SyntaxError) as error:
+        fail(configuration.file_fails("the configuration file", error))
     # A key that does not exist, a bad argument of the file.
     except (AttributeError, KeyError, UserError) as error:
         cause = error.args[0] if isinstance(error.args[0], KeyError) else error
         message = ". ".join(str(cause.args[0]).splitlines())
-        fail(f"the configuration has no key {message}" if message.startswith("'") else message)
+        fail(f"the configuration has no key {message}" if re.match(r"'[^']*'(\.|$)", message) else message)
 
 
 def _unraisable(ignored: sys.UnraisableHookArgs) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-from vgg_jax.runtime.exceptions import UserError, did_you_mean
+from vgg_jax.runtime.exceptions import UserError, did_you_mean, first_line
 
 
 def run_workdir(values: absl_flags.FlagValues) -> Path:
@@ -67,18 +67,31 @@ def load_config(config: str) -> ConfigDict:
     """Returns a configuration by name or file, with an argument if need be: vgg19:S=384.
 
     Raises:
-      UserError: there is none, or it refuses its argument.
+      UserError: there is none, it refuses its argument, or its file fails.
     """
     path, colon, argument = config_file(config).partition(":")
     spec = importlib.util.spec_from_file_location(f"{Path(path).stem}_configuration", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a file of Python; name a configuration.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    takes_argument = bool(inspect.signature(module.get_config).parameters)
-    if colon and not takes_argument:
-        raise UserError(f"{config}: this configuration takes no argument; leave {colon + argument} out.")
-    return module.get_config(argument) if colon else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        takes_argument = bool(inspect.signature(module.get_config).parameters)
+        if colon and not takes_argument:
+            raise UserError(f"{config}: this configuration takes no argument; leave {colon + argument} out.")
+        values = module.get_config(argument) if colon else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(file_fails(config, error)) from error
+    if not isinstance(values, ConfigDict):
+        raise UserError(f"{config}: get_config() returns no ConfigDict; begin with vgg_jax.config.default_config().")
+    return values
+
+
+def file_fails(config: str, error: Exception) -> str:
+    """Returns the sentence about an exception of a configuration's file."""
+    return f"{config} fails: {first_line(error).rstrip('.')}. Mend it, or choose another."
 
 
 def explain(text: str) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vgg_jax.commands import configuration
+from vgg_jax.config import resolved_copy
 from vgg_jax.runtime.exceptions import UserError, first_line
 
 
 def fit(
-    config: ConfigDict | str,
+    config: ConfigDict | str | os.PathLike,
     workdir: str | os.PathLike = "",
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -36,11 +37,16 @@ def fit(
     """
     from vgg_jax.training.train import train
 
-    if isinstance(config, str):
-        values = configuration.load_config(config)
-        workdir = workdir or configuration.default_workdir(config)
+    if isinstance(config, str | os.PathLike):
+        name = os.fspath(config)
+        values = configuration.load_config(name)
+        workdir = workdir or configuration.default_workdir(name)
+    elif not isinstance(config, ConfigDict):
+        raise UserError(
+            f"the configuration is of type {type(config).__name__}; give its name, its file or a ConfigDict."
+        )
     elif workdir:
-        values = config.copy_and_resolve_references()
+        values = resolved_copy(config)
     else:
         raise UserError("the configuration has no name to make a workdir of; give workdir.")
     try:
