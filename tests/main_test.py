@@ -54,6 +54,7 @@ def test_a_configuration_is_found_by_its_name_and_by_its_path(form, tmp_path):
             "error: --config.schedule=cosine: schedule is a section of keys (name, warmup_epochs, warmup_error, drop_epochs, "
             "drop_factor); name one of them, as --config.schedule.name=cosine.",
         ),
+        (("--config=configs/finetune.py:Q",), "error: 'Q' is no network. There are A, A-LRN"),
         ((QUICKSTART, "--config.batch_size 8"), "'--config.batch_size 8' is one word; write --config.batch_size=8"),
         ((QUICKSTART, "--config.batch_size=many"), "flag --config.batch_size=many: invalid literal for int()"),
         ((QUICKSTART, "--config.batch_size=33"), "config.batch_size is 33, which 2 devices do not divide; 32 or 34"),

@@ -57,8 +57,12 @@ def eval_passes(recipe: Recipe, protocol: str, scales: str) -> list[EvalPass]:
       scales: as for `test_scales`; "" for the protocol's own: multi where there are crops, else single.
 
     Raises:
-      UserError: as `test_scales`.
+      UserError: an unknown protocol, or as `test_scales`.
     """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"the protocol is {quoted(protocol)}; it must be one of {', '.join(PROTOCOLS)}.")
+    if not isinstance(scales, str):
+        raise UserError(f"the test scales are {quoted(scales)}; they must be a text, as 'multi' or '256,384'.")
     spec = scales or ("multi" if {"multi_crop", "square_crop"} & set(PROTOCOLS[protocol]) else "single")
     return [
         EvalPass(method, scale, recipe.image.crop, mirrored=method != "center_crop")

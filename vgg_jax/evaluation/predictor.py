@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from vgg_jax.evaluation.plan import devices_of, plan_pass, rescaled_sizes, skipp
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import trained_model_of
 from vgg_jax.features.model import Model
-from vgg_jax.runtime.exceptions import UserError, printable, quoted
+from vgg_jax.runtime.exceptions import UserError, printable
 
 Image: TypeAlias = ArrayLike | os.PathLike | str
 Images: TypeAlias = Image | Sequence[Image]
@@ -49,8 +49,6 @@ class Predictor:
         self, images: Images, protocol: str, scales: str, batch_size: int, exif: bool | None
     ) -> np.ndarray:
         """Returns [K] float64 for one image, [N, K] for several; see `features.Model.predict`."""
-        if protocol not in PROTOCOLS:
-            raise UserError(f"the protocol is {quoted(protocol)}; it must be one of {', '.join(PROTOCOLS)}.")
         trained = self._trained
         passes = eval_passes(trained.recipe, protocol, scales)
         listed, is_one = _as_list(images)
@@ -146,7 +144,9 @@ def _as_list(images: Images) -> tuple[Sequence[Image], bool]:
                 f"images of shape {list(array.shape)}: give one image [height, width, 3], a batch, or a list."
             )
         return ([array], True) if array.ndim == 3 else (list(array), False)
-    listed = list(images)  # type: ignore[arg-type]
+    if not isinstance(images, Iterable):
+        raise UserError(f"images of type {type(images).__name__}: give arrays or paths, one or a list.")
+    listed = list(images)
     if not listed:
         raise UserError("there are no images; give one at least.")
     return listed, False

@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.models import Network, NetworkSpec
-from vgg_jax.runtime.exceptions import plain_name
+from vgg_jax.runtime.exceptions import UserError, plain_name
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import Weights, folded_params, make_model
 from vgg_jax.weights.imagenet_classes import titles
 
 if TYPE_CHECKING:
     from vgg_jax.evaluation.predictor import Images, Predictor
+
+_DTYPES = ("float32", "bfloat16")
 
 
 @flax.struct.dataclass
@@ -120,8 +122,10 @@ def load(source: str | os.PathLike, dtype: str = "") -> Model:
       dtype: of the computation, float32 or bfloat16; "" for a run's own, float32 for weights.
 
     Raises:
-      UserError: nothing to read there, or something damaged.
+      UserError: nothing to read there, something damaged, or another dtype.
     """
+    if dtype not in ("", *_DTYPES):
+        raise UserError(f"the dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}.")
     path, weights = hub.load(source)
     if weights:
         return from_weights(weights, dtype or "float32")

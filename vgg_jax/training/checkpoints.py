@@ -271,11 +271,13 @@ def load_variables(source: Path, averages: bool = True) -> tuple[Path, dict]:
 
 def _read_variables(path: Path, averages: bool) -> dict:
     _, checksums = _read_progress(path)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        metadata = reader.metadata(path / _STATE).item_metadata
-        if metadata is None:
-            raise ValueError(f"{path / _STATE} is empty or damaged.")
-        tree = metadata.tree
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as reader:
+        # `reader.metadata` logs a warning: it looks for metadata of a whole checkpoint here too.
+        try:
+            tree = handler.metadata(path / _STATE).tree
+        except (FileNotFoundError, NotImplementedError, TypeError, ValueError) as error:
+            raise ValueError(f"{path / _STATE} is empty or damaged.") from error
         # Momentum stays on the disk.
         item = jax.tree.map(lambda _: 0, variables_part(tree, averages))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
