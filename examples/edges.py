@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
     with writing_to(_OUTPUT.value, "choose another --output"):
         Image.fromarray((255 * found).round().astype(np.uint8)).save(_OUTPUT.value)
     print(
-        f"written: {_OUTPUT.value}, {found.shape[0]} x {found.shape[1]}, {(found > 0.5).mean():.1%} of its pixels are edges"
+        f"written: {_OUTPUT.value}, {found.shape[0]} x {found.shape[1]}, "
+        f"{(found > 0.5).mean():.1%} of its pixels are edges"
     )
 
 

@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> None:
     style_layers = [name for name in relus if name.endswith("_1")]
     content_layers = [name for name in relus if name.startswith("relu4_")][-1:]
 
-    # What the model sees in the images themselves, once; the updates take it as arguments, as constants XLA would try to
-    # compute with them while it compiles.
+    # What the model sees in the images themselves, once; the updates take it as arguments, as XLA would try
+    # to compute with constants while it compiles.
     @jax.jit
     def goals(model, content, style):
         grams = jax.tree.map(features.gram, features.activations(model, style, style_layers))
@@ -117,8 +117,8 @@ def photo(name: str, size: int) -> np.ndarray:
         width, height = size_of(encoded)
         if max(width, height) > LONGEST * min(width, height):
             raise UserError(
-                f"{name} has {width} x {height} pixels, and one side may be at most {LONGEST} times as long as the other; "
-                "cut it, or give another image."
+                f"{name} has {width} x {height} pixels, and one side may be at most {LONGEST} times as long as the "
+                "other; cut it, or give another image."
             )
         return rescaled(encoded, size).astype(np.float32)
     except (OSError, ValueError) as error:

@@ -1,4 +1,7 @@
-"""Configurations, which files and command lines make of `recipe.KEYS`: the defaults, the paper's values, and their flat form."""
+"""Configurations, which files and command lines make of `recipe.KEYS`.
+
+The module holds the defaults, the paper's values, and the flat form.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def scaled_length(length: int, crop: int) -> int:
 
 
 def recipe_of(config: ConfigDict) -> Recipe:
-    """Returns the recipe of a configuration that `validation.validate` would let pass; raises as `Recipe.from_values`."""
+    """Returns the recipe of a configuration that `validation.validate` accepts; raises as `Recipe.from_values`."""
     return Recipe.from_values(flatten(config))
 
 

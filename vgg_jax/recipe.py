@@ -1,6 +1,7 @@
 """A run's hyper-parameters: each key's default, range and source, and the typed values that the run uses.
 
-A key is one field of a part of `Recipe`. KEYS, the defaults of configurations and their checks are derived from the fields.
+A key is one field of a part of `Recipe`. KEYS, the defaults of configurations and their checks are derived from the
+fields.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ class AugmentRecipe:
     color_std: float = key(0.1, 0, 10)
     # One operation at random for each crop: TrivialAugment (Müller & Hutter 2021).
     trivial: bool = key(False)
-    # Images and labels of a batch are mixed in pairs, with a share drawn from Beta(a, a) at each step; 0: not mixed. With
-    # mixup and cutmix, one of them at each step. This is a of blending (Zhang et al. 2018).
+    # Images and labels of a batch are mixed in pairs, with a share drawn from Beta(a, a) at each step; 0: not mixed.
+    # With mixup and cutmix, one of them at each step. This is a of blending (Zhang et al. 2018).
     mixup: float = key(0.0, 0, 100)
     # The number a of pasting a rectangle (Yun et al. 2019).
     cutmix: float = key(0.0, 0, 100)
@@ -126,8 +127,8 @@ class OptimizerRecipe:
     clip_norm: float = key(0.0, 0, 1e6)
     # The rate at the start (Paper §3.1).
     learning_rate: float = key(1e-2, 1e-12, 1e6)
-    # Factors on the rate by layer. In a configuration: "classifier=10,conv1_*=0,conv*=0.1", where the first pattern that
-    # fits counts; 0 freezes, and layers that are not named have 1.
+    # Factors on the rate by layer. In a configuration: "classifier=10,conv1_*=0,conv*=0.1", where the first pattern
+    # that fits counts; 0 freezes, and layers that are not named have 1.
     lr_factors: LrFactors = key("")
     # Whether a normalisation that lr_factors does not match has the factor of its convolution. A continued run keeps
     # its own value: False if it was begun by version 0.4 or earlier.
@@ -278,7 +279,8 @@ class Recipe:
             return self.model.network.layers(self.image.crop)
         except ValueError as error:
             raise UserError(
-                f"config.image.crop is {self.image.crop}, and {error} of {self.model.network.configuration}; give a larger one."
+                f"config.image.crop is {self.image.crop}, and {error} of {self.model.network.configuration}; "
+                "give a larger one."
             ) from error
 
 

@@ -54,7 +54,11 @@ def check_rules(recipe: Recipe, num_devices: int) -> None:
 
 
 def check_values(given: Mapping[str, Any]) -> None:
-    """Checks the type, the range and the choices of each known key; raises UserError as `validate`, and ignores the others."""
+    """Checks the type, the range and the choices of each known key; ignores the others.
+
+    Raises:
+      UserError: as `validate`.
+    """
     for name, value in given.items():
         if name in KEYS:
             _check_value(name, value, KEYS[name])
@@ -72,7 +76,8 @@ def _check_value(name: str, value: Any, key: Key) -> None:
         raise UserError(f"config.{name} is {value}; it must be a finite number.")
     if isinstance(value, str) and (len(value) > _LONGEST_TEXT or any(ord(letter) < 32 for letter in value)):
         raise UserError(
-            f"config.{name} is {quoted(value, 100)}; it must have at most {_LONGEST_TEXT} letters and no control characters."
+            f"config.{name} is {quoted(value, 100)}; it must have at most {_LONGEST_TEXT} letters and no control "
+            "characters."
         )
     if key.choices and value not in key.choices:
         choices = ", ".join(choice or "''" for choice in key.choices)
@@ -127,12 +132,13 @@ def _rules(recipe: Recipe, num_devices: int) -> Iterator[tuple[bool, str]]:
     microbatches = f" x {recipe.accumulation_steps} accumulation steps" if recipe.accumulation_steps > 1 else ""
     yield (
         recipe.batch_size % parts != 0,
-        f"config.batch_size is {recipe.batch_size}, which {num_devices // parallel} devices{microbatches} do not divide; "
-        f"{below or parts} or {below + parts if below else 2 * parts} would do.",
+        f"config.batch_size is {recipe.batch_size}, which {num_devices // parallel} devices{microbatches} do not "
+        f"divide; {below or parts} or {below + parts if below else 2 * parts} would do.",
     )
     yield (
         recipe.schedule.name == "steps" and not recipe.schedule.drop_epochs,
-        "config.schedule.drop_epochs is '', and config.schedule.name, 'steps', drops the rate at these epochs; name them, as 30,60.",
+        "config.schedule.drop_epochs is '', and config.schedule.name, 'steps', drops the rate at these epochs; "
+        "name them, as 30,60.",
     )
     for name, share in (("mixup", recipe.augment.mixup), ("cutmix", recipe.augment.cutmix)):
         yield (
@@ -142,19 +148,20 @@ def _rules(recipe: Recipe, num_devices: int) -> Iterator[tuple[bool, str]]:
     late = [epoch for epoch in recipe.schedule.drop_epochs if epoch >= recipe.num_epochs]
     yield (
         recipe.schedule.name == "steps" and bool(late),
-        f"config.schedule.drop_epochs is {recipe.given['schedule.drop_epochs']!r}, of which {', '.join(f'{epoch:g}' for epoch in late)} "
-        f"lie beyond config.num_epochs, {recipe.num_epochs:g}; drop earlier or train longer.",
+        f"config.schedule.drop_epochs is {recipe.given['schedule.drop_epochs']!r}, of which "
+        f"{', '.join(f'{epoch:g}' for epoch in late)} lie beyond config.num_epochs, {recipe.num_epochs:g}; "
+        "drop earlier or train longer.",
     )
     yield (
         recipe.schedule.warmup_epochs >= recipe.num_epochs,
-        f"config.schedule.warmup_epochs is {recipe.schedule.warmup_epochs:g}, and config.num_epochs, {recipe.num_epochs:g}, is "
-        "no longer; warm up for less.",
+        f"config.schedule.warmup_epochs is {recipe.schedule.warmup_epochs:g}, and config.num_epochs, "
+        f"{recipe.num_epochs:g}, is no longer; warm up for less.",
     )
     yield (
         recipe.start_required and not recipe.given["init_from"],
         f"this stage (S={scale_text(image.scale_min, image.scale_max)}, learning rate "
-        f"{recipe.optimizer.learning_rate:g}) starts from a trained model: give its workdir with --config.init_from=DIR, or "
-        "say --config.init_from=none to start afresh.",
+        f"{recipe.optimizer.learning_rate:g}) starts from a trained model: give its workdir with "
+        "--config.init_from=DIR, or say --config.init_from=none to start afresh.",
     )
 
 
@@ -167,13 +174,13 @@ def _image_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     )
     yield (
         bool(image.area_min and image.padding),
-        f"config.image.area_min is {image.area_min}, a random resized crop, for which there is no config.image.padding, "
-        f"{image.padding}; give one of them.",
+        f"config.image.area_min is {image.area_min}, a random resized crop, for which there is no "
+        f"config.image.padding, {image.padding}; give one of them.",
     )
     yield (
         image.padding >= image.crop,
-        f"config.image.padding is {image.padding}, and a crop of config.image.crop, {image.crop}, could lie in it altogether; give "
-        "less than the crop.",
+        f"config.image.padding is {image.padding}, and a crop of config.image.crop, {image.crop}, could lie in it "
+        "altogether; give less than the crop.",
     )
     yield (
         image.scale_max < image.scale_min,
@@ -219,12 +226,12 @@ def _network_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     ]
     yield (
         bool(uneven),
-        f"config.model.width_multiplier is {width:g}, which leaves channels that the {' and the '.join(uneven)} do not divide; "
-        "give another, as 0.25.",
+        f"config.model.width_multiplier is {width:g}, which leaves channels that the {' and the '.join(uneven)} do not "
+        "divide; give another, as 0.25.",
     )
     microbatch = recipe.batch_size // recipe.accumulation_steps
     yield (
         network.has_batch_norm and microbatch < 2,
-        f"config.batch_size is {recipe.batch_size}, in which batch normalisation would see {microbatch} image at a time; give at "
-        "least 2 for each accumulation step.",
+        f"config.batch_size is {recipe.batch_size}, in which batch normalisation would see {microbatch} image at a "
+        "time; give at least 2 for each accumulation step.",
     )

@@ -31,7 +31,8 @@ def parse_lr_factors(text: str, layers: Layers, norms_follow: bool, configuratio
       configuration: of the network, for messages.
 
     Raises:
-      UserError: anything but `pattern=factor` with commas between, a pattern that decides no layer, or no layer that trains.
+      UserError: anything but `pattern=factor` with commas between, a pattern that decides no layer, or no layer
+        that trains.
     """
     names = layer_names(layers)
     patterns = [_lr_factor(part, text, names) for part in text.split(",") if part]
@@ -51,8 +52,8 @@ def parse_lr_factors(text: str, layers: Layers, norms_follow: bool, configuratio
             )
         if pattern in factors or pattern not in deciding.values():
             raise UserError(
-                f"config.optimizer.lr_factors is {text!r}, in which earlier patterns decide every layer of {pattern!r}; "
-                "leave it out, or write it before them."
+                f"config.optimizer.lr_factors is {text!r}, in which earlier patterns decide every layer of "
+                f"{pattern!r}; leave it out, or write it before them."
             )
         factors[pattern] = factor
     if not any(factors[pattern] for pattern in deciding.values()):
@@ -76,7 +77,7 @@ def _lr_factor(part: str, text: str, names: list[str]) -> tuple[str, float]:
 
 
 def lr_factors_text(factors: LrFactors) -> str:
-    """Returns the layers of each factor in words: "frozen: conv1_1 to bn2_2; x 0.1: conv3_1 to bn5_3; x 1: fc6, fc7"."""
+    """Returns the layers of each factor in words: "frozen: conv1_1 to bn2_2; x 0.1: conv3_1 to bn5_3"."""
     spans: dict[float, list[str]] = {}
     for factor, group in itertools.groupby(factors, lambda pair: pair[1]):
         first, *others = (name for name, _ in group)

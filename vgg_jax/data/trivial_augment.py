@@ -1,4 +1,6 @@
-"""TrivialAugment: one operation of a list, at a random strength, for each image (Müller & Hutter 2021, the wide space).
+"""TrivialAugment: one operation of a list, at a random strength, for each image.
+
+The operations and strengths are the wide space of Müller & Hutter 2021.
 
 Geometry is the authors' (github.com/automl/trivialaugment): the nearest pixel, shears about the top left corner.
 """

@@ -74,8 +74,8 @@ def eval_passes(recipe: Recipe, protocol: str, scales: str) -> list[EvalPass]:
 def test_scales(recipe: Recipe, method: str, spec: str) -> list[int]:
     """Returns Q in pixels, ascending.
 
-    Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where validation takes it, ten
-    crops at the least S.
+    Single (Paper §4.1): S, or the middle of the range for jitter; a centre crop is taken where validation takes it,
+    ten crops at the least S.
     Multi (Paper §4.2): S - 32, S, S + 32, or the ends and the middle of the range for jitter; for ResNets
     RESNET_SCALES, for square crops SQUARE_SCALES. At another crop all pixels are times crop / 224.
 

@@ -48,8 +48,8 @@ def grad_cam(
             or not ((given >= 0) & (given < network.num_classes)).all()
         ):
             raise UserError(
-                f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; give "
-                f"one number from 0 to {network.num_classes - 1} for each image."
+                f"classes {quoted(given.tolist())} for {math.prod(outer)} images and {network.num_classes} classes; "
+                f"give one number from 0 to {network.num_classes - 1} for each image."
             )
     activation = activations(model, images, (layer,))[layer]
     check_size(model, images.shape[-3:-1], ("score_map",))

@@ -46,7 +46,8 @@ def create_model(
 ) -> tuple[Network, dict[str, Any]]:
     """Returns the Flax module of a network, and variables that are initialised at random.
 
-    `network.apply(variables, images)` takes RGB on 0 to 255 minus a mean, [B, H, W, 3], and returns (logits, endpoints).
+    `network.apply(variables, images)` takes RGB on 0 to 255 minus a mean, [B, H, W, 3], and returns
+    (logits, endpoints).
 
     Args:
       name: that `NetworkSpec.parse` knows: vgg16_bn, D-BN-GAP, resnet50.

@@ -67,8 +67,8 @@ class NetworkSpec:
         if (network := networks.get(ALIASES.get(name.lower(), name))) is None:
             raise UserError(
                 f"{name!r} is no network.{did_you_mean(name, (*CONFIGURATIONS, *networks, *ALIASES))} There are "
-                f"{', '.join(CONFIGURATIONS)}; a VGG may have -BN and -GAP behind its name; names such as vgg16_bn and resnet50 "
-                "are known too."
+                f"{', '.join(CONFIGURATIONS)}; a VGG may have -BN and -GAP behind its name; names such as vgg16_bn and "
+                "resnet50 are known too."
             )
         return network
 
@@ -95,7 +95,7 @@ class NetworkSpec:
         return network
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the options that differ from the default's, {"batch_norm": True}; none of the paper's networks has any."""
+        """Returns the options that differ from the default's, {"batch_norm": True}; the paper's networks have none."""
         default = NetworkSpec(self.configuration)
         return {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(default, name)}
 
@@ -169,17 +169,21 @@ class NetworkSpec:
         """Yields a sentence for each option that the configuration does not have."""
         if (self.batch_norm or self.head != "fc") and not self.is_vgg:
             yield (
-                f"config.model.batch_norm and config.model.head are for the VGGs, and {self.configuration} is none: its paper says "
-                "what it has; leave them out."
+                f"config.model.batch_norm and config.model.head are for the VGGs, and {self.configuration} is none: "
+                "its paper says what it has; leave them out."
             )
         if self.auxiliary and self.configuration != "GoogLeNet":
-            yield f"config.model.auxiliary is True, and {self.configuration} has no auxiliary classifiers; leave it out."
+            yield (
+                f"config.model.auxiliary is True, and {self.configuration} has no auxiliary classifiers; leave it out."
+            )
         if self.shortcut and not self.is_resnet:
-            yield f"config.model.shortcut is {self.shortcut!r}, and {self.configuration} has no shortcuts; leave it out."
+            yield (
+                f"config.model.shortcut is {self.shortcut!r}, and {self.configuration} has no shortcuts; leave it out."
+            )
         if self.bottleneck_stride != "3x3" and self.configuration not in _WITH_BOTTLENECKS:
             yield (
-                f"config.model.bottleneck_stride is {self.bottleneck_stride!r}, and {self.configuration} has no bottlenecks, as a "
-                "ResNet from 50 layers up has; leave it out."
+                f"config.model.bottleneck_stride is {self.bottleneck_stride!r}, and {self.configuration} has no "
+                "bottlenecks, as a ResNet from 50 layers up has; leave it out."
             )
 
 
@@ -211,7 +215,10 @@ def _description(network: NetworkSpec) -> Layers:
 
 @functools.cache
 def _by_name() -> dict[str, NetworkSpec]:
-    """Returns every network whose options suit its configuration, by its name; auxiliary classifiers and trunks have none."""
+    """Returns every network whose options suit its configuration, by its name.
+
+    Networks with auxiliary classifiers and trunks have no name.
+    """
     choices: Iterator[Any] = itertools.product(*(CHOICES.get(name, (False, True)) for name in NETWORK_KEYS))
     networks = (NetworkSpec(**dict(zip(NETWORK_KEYS, choice, strict=True))) for choice in choices)
     return {

@@ -1,4 +1,7 @@
-"""Paper Tables 3 to 6 and the ablation of §4.1: this data's errors, mean and spread over seeds, next to the paper's."""
+"""Paper Tables 3 to 6 and the ablation of §4.1, next to the paper's values.
+
+The errors are this data's, as mean and spread over seeds.
+"""
 
 from __future__ import annotations
 

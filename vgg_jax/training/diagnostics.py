@@ -37,10 +37,13 @@ def stuck(recipe: Recipe, step: int, means: Mapping[str, float]) -> str | None:
     ]
     cause = "A deep network often does not leave it at a rate that suits a shallow one. "
     if unreached and not recipe.given["optimizer.lr_factors"]:
-        cause = f"The gradient does not reach {', '.join(unreached)}: their weights only decay (update_ratio/* in metrics.jsonl). "
+        cause = (
+            f"The gradient does not reach {', '.join(unreached)}: their weights only decay "
+            "(update_ratio/* in metrics.jsonl). "
+        )
     return (
-        f"WARNING: at step {step} the loss is still {means['loss']:.4f}, which is guessing (ln {recipe.model.num_classes} = "
-        f"{chance:.4f}). {cause}{_remedies(recipe)}"
+        f"WARNING: at step {step} the loss is still {means['loss']:.4f}, which is guessing "
+        f"(ln {recipe.model.num_classes} = {chance:.4f}). {cause}{_remedies(recipe)}"
     )
 
 
@@ -59,8 +62,8 @@ def exploding(recipe: Recipe, step: int, means: Mapping[str, float]) -> str | No
         return None
     block = worst.partition("/")[2]
     return (
-        f"WARNING: at step {step} the gradients explode: an update changes the weights of {block} by {ratios[worst]:.0%} "
-        f"(gradient norm {means[f'gradient_norm/{block}']:.3g}). {_remedies(recipe)}"
+        f"WARNING: at step {step} the gradients explode: an update changes the weights of {block} by "
+        f"{ratios[worst]:.0%} (gradient norm {means[f'gradient_norm/{block}']:.3g}). {_remedies(recipe)}"
     )
 
 
@@ -75,8 +78,8 @@ def diverged(recipe: Recipe, step: int, loss: float, measured: str = "loss") -> 
     """
     cause = ", and a parameter or a statistic is not finite" if math.isfinite(loss) else ""
     return UserError(
-        f"training has diverged: at step {step} the {measured} is {loss:.4g}{cause}. Nothing was saved after that; the last "
-        f"checkpoint is as it was. {_remedies(recipe)}"
+        f"training has diverged: at step {step} the {measured} is {loss:.4g}{cause}. Nothing was saved after that; the "
+        f"last checkpoint is as it was. {_remedies(recipe)}"
     )
 
 

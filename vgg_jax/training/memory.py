@@ -18,7 +18,10 @@ _INTERPRETER_BYTES = 200 * 2**20  # of a process that decodes
 
 
 def memory_a_device() -> int:
-    """Returns the bytes of memory that programs may use on each of this process's devices; CPU devices share the host's."""
+    """Returns the bytes of memory that programs may use on each of this process's devices.
+
+    CPU devices share the host's memory.
+    """
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit") or host_memory() // jax.local_device_count()
 
@@ -51,9 +54,10 @@ def need_memory(num_bytes: int, purpose: str) -> None:
     """Raises UserError where a device has less memory."""
     if num_bytes > memory_a_device():
         raise UserError(
-            f"this run needs {num_bytes / 2**30:,.1f} GiB {purpose}, and there are {memory_a_device() / 2**30:,.1f} GiB; take "
-            "a smaller config.batch_size, config.image.crop or model (config.model.fc_width, config.model.width_multiplier), "
-            "config.accumulation_steps, or more devices (config.sharding=fsdp splits the state)."
+            f"this run needs {num_bytes / 2**30:,.1f} GiB {purpose}, and there are "
+            f"{memory_a_device() / 2**30:,.1f} GiB; take a smaller config.batch_size, config.image.crop or model "
+            "(config.model.fc_width, config.model.width_multiplier), config.accumulation_steps, or more "
+            "devices (config.sharding=fsdp splits the state)."
         )
 
 

@@ -17,7 +17,8 @@ from vgg_jax.recipe import Recipe
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     """Returns the chain for a configuration; its state is a dict of the parts' states, by name.
 
-    `update` takes the learning rate in force as the keyword `learning_rate`, a float32 scalar (`vgg_jax.training.schedules`).
+    `update` takes the learning rate in force as the keyword `learning_rate`, a float32 scalar
+    (`vgg_jax.training.schedules`).
     """
     mask = _is_kernel if recipe.optimizer.l2_mask == "kernels" else None
     clip = [("clip", optax.clip_by_global_norm(recipe.optimizer.clip_norm))] if recipe.optimizer.clip_norm else []

@@ -1,7 +1,7 @@
 """Learning-rate schedules, computed on the host: an update takes its rate as an argument.
 
-The paper's schedule drops the rate where the validation error stops improving (Paper §3.1). The others are those of the
-networks that VGG is compared with.
+The paper's schedule drops the rate where the validation error stops improving (Paper §3.1). The others are the
+schedules of the networks that VGG is compared with.
 """
 
 from __future__ import annotations

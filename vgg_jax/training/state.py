@@ -67,14 +67,14 @@ def step_key(seed: int, step: jax.typing.ArrayLike) -> jax.Array:
 
 
 def state_shapes(recipe: Recipe, mesh: Mesh) -> TrainState:
-    """Returns the train state as jax.ShapeDtypeStruct, each with the sharding that the configuration's table gives it."""
+    """Returns the train state as jax.ShapeDtypeStruct, with the shardings of the configuration's table."""
     shapes = jax.eval_shape(lambda: _init(recipe))
     shardings = tree_shardings(shapes, mesh, recipe.sharding)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def state_bytes_by_sharding(recipe: Recipe) -> list[tuple[str, int, int]]:
-    """Returns (key of sharding.RULES, devices along `model`, bytes of the state that one device holds) for every choice.
+    """Returns (key of sharding.RULES, devices along `model`, bytes of the state on one device) for every choice.
 
     FC layers are split over the configuration's `model_parallel`, or, where that is 1, over two devices.
     """
@@ -91,8 +91,8 @@ def state_bytes_by_sharding(recipe: Recipe) -> list[tuple[str, int, int]]:
 def init_state(recipe: Recipe, shapes: TrainState) -> TrainState:
     """Initialises the state directly in its sharded layout.
 
-    The CPU's code is optimised little: that saves most of the time to compile it, and with more, jaxlib 0.12 draws numbers
-    that depend on the sharding in their last digit.
+    The CPU's code is optimised little: that saves most of the time to compile it, and with more, jaxlib 0.12 draws
+    numbers that depend on the sharding in their last digit.
     """
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     devices = next(iter(jax.tree.leaves(shardings))).device_set

@@ -46,9 +46,10 @@ def to_state(tree: dict[str, Any]) -> TrainState:
 
 
 def variables_part(tree: dict[str, Any], averages: bool) -> dict[str, Any]:
-    """Returns the part of a checkpoint's tree that `to_variables` needs: averages if they are asked for and saved, else params.
+    """Returns the part of a checkpoint's tree that `to_variables` needs.
 
-    Checkpoints of versions before 0.3 have no model state.
+    It holds the averages if they are asked for and saved, else the params. Checkpoints of versions before 0.3 have
+    no model state.
     """
     old = tree.get("opt_state", {}).get(_OLD_AVERAGES)
     if averages and _AVERAGES in tree:

@@ -128,8 +128,8 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             if stopping and not at_end and not finished:
                 checkpoints.wait()
                 raise Interrupted(
-                    f"stopped by {signal.Signals(stop.signum).name} after step {step} of {run.total_steps}; everything is "
-                    f"saved in {checkpoints.path(step)}. Give the same command again to continue.",
+                    f"stopped by {signal.Signals(stop.signum).name} after step {step} of {run.total_steps}; everything "
+                    f"is saved in {checkpoints.path(step)}. Give the same command again to continue.",
                     stop.signum,
                 )
             metrics.resume_clock()
@@ -165,7 +165,7 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
 
 
 def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
-    """Makes the workdir this run's until the stack ends; returns what raises UserError once another run has taken it."""
+    """Locks the workdir until the stack ends; returns the check that raises UserError once another run has taken it."""
     primary, console, dataset = distributed.is_primary(), run.console, run.dataset
     check_lock = stack.enter_context(lock.locked(run.workdir, console.print)) if primary else lambda: None
     # What may run here is asked again: another run may have begun and ended before this one had the lock.
@@ -184,8 +184,9 @@ def _check_end(run: _Run) -> None:
     if (step := max(RunDir(run.workdir).checkpoint_steps(), default=0)) > run.total_steps:
         epochs = run.recipe.num_epochs
         raise UserError(
-            f"config.num_epochs={epochs:g} ends at step {run.total_steps}, but the run in {run.workdir} is already at step "
-            f"{step}; give at least {schedules.epochs_text(step, run.steps_per_epoch)} epochs. Nothing there was changed."
+            f"config.num_epochs={epochs:g} ends at step {run.total_steps}, but the run in {run.workdir} is already at "
+            f"step {step}; give at least {schedules.epochs_text(step, run.steps_per_epoch)} epochs. "
+            "Nothing there was changed."
         )
 
 
@@ -207,8 +208,8 @@ def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Prog
     best = progress.best_step
     if best is not None and best not in checkpoints.steps() and progress.last is not None:
         run.console.print(
-            f"WARNING: the best checkpoint, {checkpoints.path(best)}, is not there; {checkpoints.path(step)} takes its place, "
-            "with the error of the last evaluation."
+            f"WARNING: the best checkpoint, {checkpoints.path(best)}, is not there; {checkpoints.path(step)} takes its "
+            "place, with the error of the last evaluation."
         )
         progress.best_top1_error, progress.best_loss = progress.last["top1_error"], progress.last["loss"]
         progress.best_step = step
@@ -216,7 +217,7 @@ def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Prog
 
 
 def _learning_rates(run: _Run) -> Callable[[int, Progress], jax.Array]:
-    """Returns the function from step and progress to the learning rate on the devices, which is sent where it changes."""
+    """Returns the function from step and progress to the learning rate on the devices; it is sent where it changes."""
 
     @functools.lru_cache(maxsize=1)
     def on_devices(rate: float) -> jax.Array:
@@ -264,7 +265,8 @@ def _evaluate(
     if drops > drops_before:
         rate = schedules.learning_rate(recipe, step, run.steps_per_epoch, progress.plateau, progress.is_warm)
         run.console.print(
-            f"the error has stopped improving: learning rate now {rate:.0e} (drop {drops} of {recipe.plateau.max_drops})"
+            f"the error has stopped improving: learning rate now {rate:.0e} "
+            f"(drop {drops} of {recipe.plateau.max_drops})"
         )
 
 
