@@ -2,9 +2,10 @@
 
     python -m benchmarks.comparators --workdir=DIR [--groups=norm,start] [--seeds=3] [--cifar=DIR] [--notrain]
 
-Trains the runs of GROUPS one after another, each an ordinary workdir, DIR/seed<k>/<name>; what is finished stays, and the same
-command continues after an interruption. All but `degradation` train on imagenette-5k (4,000 and 1,000 photographs of ten
-classes). --cifar is a folder of CIFAR-10's images, train/<class>/<image> and test/<class>/<image>.
+Trains the runs of GROUPS one after another, each in an ordinary workdir, DIR/seed<k>/<name>. The same command continues
+after an interruption and skips finished runs. All groups but `degradation` train on imagenette-5k (4,000 training and
+1,000 validation photographs of ten classes). --cifar is a folder of CIFAR-10's images, train/<class>/<image> and
+test/<class>/<image>.
 
 Errors are of centre crops. Differences are paired over the same images, as in `benchmarks.findings`.
 """

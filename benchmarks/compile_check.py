@@ -2,8 +2,9 @@
 
     python -m benchmarks.compile_check --nets=D,E --topologies=v5e:4x4,v6e:4x4 --images_per_chip=64
 
-`--plain` compiles without the options that training gives the compiler (`compilation.COMPILER_OPTIONS`): before and after;
-`--text=DIR` keeps the compiled programs' text; `--set` changes the configuration, as --set image.crop=96 model.fc_width=2048.
+`--plain` also compiles without training's compiler options (`compilation.COMPILER_OPTIONS`), for comparison.
+`--text=DIR` writes the text of the compiled programs.
+`--set` changes the configuration, as --set image.crop=96 model.fc_width=2048.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from vgg_jax.tpu.chips import parse_slice
 from vgg_jax.tpu.compiled import GIB, compile_train, topology_devices
 
 HEADER = (
-    "| model | slice | sharding | images a chip | memory a device, GiB | TFLOP a device | HBM GB a device | collectives, MB | ms | "
-    "of it waiting | images/s a chip | scaling efficiency | compiled in |"
+    "| model | slice | sharding | images a chip | memory a device, GiB | TFLOP a device | HBM GB a device "
+    "| collectives, MB | ms | of it waiting | images/s a chip | scaling efficiency | compiled in |"
 )
 
 

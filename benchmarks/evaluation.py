@@ -1,5 +1,6 @@
-"""Dense evaluation in buckets, against one compilation a shape and against 150 crops: Caltech-101's photographs at three
-scales with mirror images, net A.
+"""Measures dense evaluation in buckets, against one compilation per shape and against 150 crops.
+
+The images are Caltech-101's photographs at three scales, with mirror images; the network is A.
 
     python -m benchmarks.evaluation                        # narrow, for a CPU; minutes
     python -m benchmarks.evaluation --width=1 --batch=256  # the paper's model, for a GPU
@@ -109,7 +110,8 @@ def main():
     plans = {one: plan_pass(one, network, sizes, everything, args.batch, devices) for one in passes}
     figures = {"arguments": vars(args), "device": jax.devices()[0].device_kind, "images": len(records)}
     print(
-        f"{len(records)} photographs, Q {args.scales}, {args.configuration} x {args.width:g}, crop {args.crop}; {figures['device']}"
+        f"{len(records)} photographs, Q {args.scales}, {args.configuration} x {args.width:g}, crop {args.crop}; "
+        f"{figures['device']}"
     )
 
     # In buckets: everything.
@@ -173,10 +175,15 @@ def main():
         f"{compile_all['shape'] + ran['shape']:.0f} s, {50 * len(passes)} crops {mean['shape'] + ran['crops']:.0f} s"
     )
     figures |= {
-        "buckets": stats.shapes, "buckets_compile_seconds": stats.compile_seconds, "buckets_end_to_end_seconds": seconds,
-        "shapes": shapes, "compile_seconds_each": mean, "compile_seconds": compile_all, "run_seconds": ran,
+        "buckets": stats.shapes,
+        "buckets_compile_seconds": stats.compile_seconds,
+        "buckets_end_to_end_seconds": seconds,
+        "shapes": shapes,
+        "compile_seconds_each": mean,
+        "compile_seconds": compile_all,
+        "run_seconds": ran,
         "crops_promised_ratio": promised,
-    }  # fmt: skip
+    }
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
 

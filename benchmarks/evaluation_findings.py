@@ -5,8 +5,8 @@
 Errors of every run by protocol, and of all runs fused. Differences are paired, over the same images: the mean of the
 difference of top-1 errors, and 1.96 standard errors of it. Probabilities kept from before are used.
 
-Below the table: what the surroundings of a window do. The same crop-sized window is classified as a crop, with zero padding
-at its borders, as in training, and as one place of a dense map, with 32 pixels of image around it.
+Below the table: the effect of a window's surroundings. The same crop-sized window is classified twice: as a crop,
+with zero padding at its borders, as in training; and as one cell of a dense map, with 32 pixels of image around it.
 """
 
 import sys
@@ -102,15 +102,15 @@ def main(runs):
                 if d is not None:
                     difference = f"{100 * d.mean():+.1f} ± {196 * d.std(ddof=1) / len(d) ** 0.5:.1f} points"
                 print(
-                    f"| {names[run]} | {ROWS[i][0]} | {len(labels):,} | {wrong[i].mean():.1%} | {top5.all(1).mean():.1%} | "
-                    f"{against} | {difference} |",
+                    f"| {names[run]} | {ROWS[i][0]} | {len(labels):,} | {wrong[i].mean():.1%} "
+                    f"| {top5.all(1).mean():.1%} | {against} | {difference} |",
                     flush=True,
                 )
     for run in runs:
         errors = window_errors(run)
         print(
-            f"\n{names[run]}: the central window as a crop {errors['crop']:.1%} top-1 error, as one place of the dense map "
-            f"{errors['place']:.1%}"
+            f"\n{names[run]}: the central window as a crop {errors['crop']:.1%} top-1 error, "
+            f"as one place of the dense map {errors['place']:.1%}"
         )
 
 

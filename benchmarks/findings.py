@@ -2,13 +2,14 @@
 
     python -m benchmarks.findings --workdir=DIR [--width=0.125] [--crop=64] [--epochs=12] [--seeds=3] [--batch_size=32]
 
-Trains the runs of GROUPS one after another, each an ordinary workdir in DIR/seed<k>/<name>, on imagenette-5k (4,000 and 1,000
-photographs of ten classes); then evaluates and compares. What is finished stays, and the same command continues after an
-interruption; `--groups` chooses, `--notrain` compares what is there. The same as JSON: DIR/findings.json.
+Trains the runs of GROUPS one after another, each in an ordinary workdir, DIR/seed<k>/<name>; then evaluates and
+compares. The data set is imagenette-5k (4,000 training and 1,000 validation photographs of ten classes). The same
+command continues after an interruption and skips finished runs. `--groups` chooses groups; `--notrain` compares the
+runs that exist. DIR/findings.json has the same figures.
 
-Differences are paired over the same images: each image's mistakes, averaged over the seeds, one model's less the other's; after
-the sign ± come 1.96 standard errors over images, and in brackets the difference of each seed. Runs whose training loss never
-left ln K are counted, not averaged.
+Differences are paired over the same images: one model's mistakes on each image, averaged over the seeds, less the
+other's. After the sign ± come 1.96 standard errors over images, and in brackets the difference of each seed. Runs
+whose training loss never left ln K are counted, not averaged.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (scheduled HLO): what runs in which order, its work, and what goes between chips.
+"""Reads the text of a compiled program (scheduled HLO): order of instructions, work, and traffic between chips.
 
 Pure functions on text. The format is that of `jax.stages.Compiled.as_text()` for TPU; layouts say where an array lies:
 `S(1)` is on the chip's vector memory, none is HBM.
@@ -154,7 +154,7 @@ def _closing(text: str, opens: int) -> int:
 def flops(program: Program, instruction: Instruction, of: dict[str, Instruction]) -> float:
     """Multiplications and additions of the convolutions and matrix products of an instruction and what it calls.
 
-    A padded border and the zeros of a dilated operand count as work, unlike in XLA's own count, where they are left out.
+    A padded border and the zeros of a dilated operand count as work; XLA's own count leaves them out.
     """
     if instruction.opcode == "convolution":
         kernel = of[instruction.operands[1]].results[0].shape
@@ -182,8 +182,11 @@ def collective_of(program: Program, instruction: Instruction) -> tuple[str, Inst
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
-    """Returns the number of devices that take part together: of replica_groups={{0,1},{2,3}}, [2,2]<=[4], a mesh with some of its
-    axes, or none, which means all."""
+    """Returns the number of devices in one group of a collective.
+
+    Reads replica_groups={{0,1},{2,3}}, [2,2]<=[4], or a mesh with some of its axes. Without groups all devices take
+    part.
+    """
     text = instruction.text
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
@@ -212,8 +215,8 @@ def _events(program: Program, computation: str, devices: int, times: int, runnin
             yield from _events(program, instruction.attribute("body"), devices, inner_times, running)
             continue
         event = _event(program, instruction, of, devices, times)
-        # A collective that is fused with what it runs beside: a start, fusions that compute and carry it on, an end, which
-        # share a channel.
+        # A collective that is fused with other work: its start, the fusions that compute meanwhile, and its end share a
+        # channel.
         collective = collective_of(program, instruction)
         channel = collective[1].attribute("channel_id") if collective and collective[1] is not instruction else ""
         if channel and event.starts:

@@ -1,12 +1,13 @@
-"""How many training crops a second the input pipeline makes, against what people use today; Markdown on standard output.
+"""Measures training crops a second of the input pipeline, against common alternatives; Markdown on standard output.
 
-Jitter S in [256, 512], crop 224 (Paper §3.1). Every method draws S and the place in the same way, from the same files in
-memory, and is measured in a process of its own, on one core and on all, in turns; the best of the rounds counts. The last rows
-are the whole pipeline: records from disk, shuffle, decode, crop, batch, and the transfer to the device.
+Jitter S in [256, 512], crop 224 (Paper §3.1). Every method draws S and the crop's position in the same way, from the
+same files in memory. Each is measured in a separate process, on one core and on all, in turns; the best of the rounds
+counts. The last rows are the whole pipeline: records from disk, shuffle, decode, crop, batch, and the transfer to the
+device.
 
     python -m benchmarks.input [--folder=DIR] [--seconds=5] [--rounds=3] > benchmarks/input.md
 
-tf.data is measured where TensorFlow happens to be installed. Default folder: imagenet-sample-120 under VGG_JAX_PICTURES.
+tf.data is measured where TensorFlow is installed. Default folder: imagenet-sample-120 under VGG_JAX_PICTURES.
 """
 
 import argparse
@@ -105,8 +106,10 @@ def tf_data(folder, cores, seconds):
 
 
 def whole_pipeline(folder, cores, seconds, processes=0):
-    """Images a second out of `pipeline.batches`, and their shares of what decode and crop alone reach, in turns with it;
-    and the peak memory, and how it grew in the second half, in MiB."""
+    """Returns images a second of `pipeline.batches`, and their shares of the rates of decode and crop alone.
+
+    Both are measured in turns. Also returns the peak memory, and its growth in the second half, in MiB.
+    """
     import jax
 
     from vgg_jax.config import default_config, recipe_of
@@ -123,7 +126,7 @@ def whole_pipeline(folder, cores, seconds, processes=0):
         kind = Path(place, "images", "train", "all")
         kind.mkdir(parents=True)
         contents = files(folder)
-        # Enough records to be a data set: Grain's shuffle works on 65,536 places at the least, and skips those not there.
+        # Enough records for a data set: Grain's shuffle works on at least 65,536 indices, and skips missing ones.
         for i in range(max(len(contents), 4000)):
             (kind / f"{i:05d}.jpg").write_bytes(contents[i % len(contents)])
         records = open_split(prepared_data("folder", Path(place), str(Path(place, "images"))), "train", "split")
@@ -147,7 +150,7 @@ def whole_pipeline(folder, cores, seconds, processes=0):
 
 
 def share_of_the_decoder(folder, seconds):
-    """Part of the time of our crops that is spent inside the JPEG library, and of whole images that entropy decoding takes.
+    """Returns the JPEG library's share of our crops' time, and entropy decoding's share of whole images' time.
 
     At an eighth of its size a grey image needs no inverse DCT, no upsampling and no conversion of colours.
     """
@@ -232,12 +235,13 @@ def main():
     contents = files(args.folder)
     model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
     print(
-        f"`python -m benchmarks.input --folder={Path(args.folder).name} --seconds={args.seconds:g} --rounds={args.rounds}`\n"
+        f"`python -m benchmarks.input --folder={Path(args.folder).name} --seconds={args.seconds:g} "
+        f"--rounds={args.rounds}`\n"
     )
     print(
-        f"{len(contents)} JPEGs of {sum(map(len, contents)) / len(contents) / 1000:.0f} kB on average; S {S_MIN} to {S_MAX}, "
-        f"crop {CROP}; {model}, {len(usable)} cores, Python {platform.python_version()}. Images a second, the best of "
-        f"{args.rounds} round{'s'[: args.rounds > 1]}.\n"
+        f"{len(contents)} JPEGs of {sum(map(len, contents)) / len(contents) / 1000:.0f} kB on average; "
+        f"S {S_MIN} to {S_MAX}, crop {CROP}; {model}, {len(usable)} cores, Python {platform.python_version()}. "
+        f"Images a second, the best of {args.rounds} round{'s'[: args.rounds > 1]}.\n"
     )
     print(f"| method | 1 core | against Pillow | {len(usable)} cores |\n| --- | --- | --- | --- |")
     for method in methods:

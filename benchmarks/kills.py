@@ -1,11 +1,16 @@
-"""Kills training, preparing, evaluating and reporting at random moments: the same command continues, and ends with what an uninterrupted one ends with.
+"""Kills training, preparing, evaluating and reporting at random moments; results must equal uninterrupted ones.
 
     python -m benchmarks.kills --workdir=DIR [--kills=60] [--seed=0]
 
-A model too narrow to be good is trained for some seconds on drawn images. Of each kind of work a reference is made; then
-copies of it are killed (SIGKILL to all its processes) up to three times each before they are let end. Compared are: of
-training the digest of all parameters, the best step and error, and the best checkpoint, evaluated; of preparing every
-record; of evaluating the probabilities; of reporting the page. Exit status 1 where anything differs.
+A very narrow model is trained for some seconds on drawn images. Each command runs once uninterrupted, as the reference.
+Copies of it are killed (SIGKILL to all their processes) up to three times each before they may end. Compared are:
+
+* train: the digest of all parameters, the best step and error, and the evaluation of the best checkpoint;
+* prepare: every record;
+* evaluate: the probabilities;
+* report: the page.
+
+The exit status is 1 if anything differs.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """`python -m benchmarks.memory`: what parameters and momentum of nets A and E take on each of 8 devices, by sharding.
 
-Nothing runs: the shapes and shardings of the train state are those that training compiles for (`jax.eval_shape`), so the
-bytes are exact, on any kind of device but for padding in its memory's layout. Counted besides: one batch of uint8 crops,
-which lies ahead. Not counted: activations, gradients and the compiler's workspace, which depend on the device; a run says
-at its start what the compiler asks for there.
+Nothing runs. The shapes and shardings of the train state are the ones that training compiles for (`jax.eval_shape`),
+so the bytes are exact on any device, but for padding in its memory layout. One prefetched batch of uint8 crops is
+counted too. Activations, gradients and the compiler's workspace are not counted: they depend on the device. A run
+prints at its start how much memory the compiler asks for there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def main() -> None:
             data = devices // parallel
             batch = config.batch_size // data * config.image.crop**2 * 3
             print(
-                f"| {configuration} | `{rules}` | {data} x {parallel} | {size / 2**20:,.1f} MiB | {batch / 2**20:,.1f} MiB |"
+                f"| {configuration} | `{rules}` | {data} x {parallel} | {size / 2**20:,.1f} MiB "
+                f"| {batch / 2**20:,.1f} MiB |"
             )
 
 

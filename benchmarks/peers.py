@@ -3,15 +3,14 @@
     python -m benchmarks.peers [--rows=ResNet-20] [--rounds=7] [--torch=eager,channels_last,compiled]
     python -m benchmarks.peers --gpu --torch=compiled       # bfloat16, as benchmarks/peers_gpu.sh does
 
-Every contestant is a process of its own that holds its compiled step. They take turns, `--rounds` times, each for as many steps as
-fill about two seconds; a ratio is the median over the rounds of torch's time over ours, so above 1 we are faster. A training step
-is forward, backward and update (momentum, L2); ours is the step as shipped where nothing is logged, with augmentation, loss and
-errors. torch's networks
-are built from the same descriptions.
+Every contestant is a separate process that holds its compiled step. They take turns, `--rounds` times, each for as
+many steps as fill about two seconds. A ratio is the median over the rounds of torch's time over ours: above 1 we are
+faster. A training step is forward, backward and update (momentum, L2). Ours is the shipped step where nothing is
+logged, with augmentation, loss and errors. torch's networks are built from the same descriptions.
 
-A dense evaluation is a process of its own each time, from encoded images to probabilities, compilation included; torch's is
-a loop over images, each at its own size, with its mirror image. They are Caltech-101's, found through VGG_JAX_PICTURES. Run
-all of it on a machine that does nothing else.
+Each dense evaluation is a separate process, from encoded images to probabilities, compilation included. torch's is a
+loop over images, each at its own size, with its mirror image. The images are Caltech-101's, under VGG_JAX_PICTURES.
+Run everything on an idle machine.
 """
 
 import io

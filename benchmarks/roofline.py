@@ -1,8 +1,9 @@
 """How long a compiled step takes at the chip's published figures: pure arithmetic on `hlo.Event`s.
 
-Every instruction takes the longer of its multiplications at the peak and its bytes at HBM's bandwidth. A collective runs
-alongside other work only where the program says so: it begins before a convolution or a matrix product and ends after it.
-Any other adds its whole time. A real chip is slower than its published figures; what this tells is what bounds a step.
+An instruction takes the longer of two times: its multiplications at peak rate, and its bytes at HBM's bandwidth. A
+collective overlaps with other work only where the program says so: it begins before a convolution or a matrix product
+and ends after it. Any other collective adds its whole time. A real chip is slower than its published figures; the
+model tells what bounds a step.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def event_seconds(event: Event, chip: Chip) -> float:
 def collective_seconds(kind: str, size: float, devices: int, topology: Slice) -> float:
     """Returns the time of one collective alone.
 
-    Over the whole slice every dimension takes its share: a ring sends both ways at once, a line (a dimension too short to
-    be closed) at half of that. A part of the slice counts as one line.
+    Over the whole slice every dimension takes its share: a ring sends both ways at once, a line (a dimension too
+    short to be closed) at half that rate. A part of the slice counts as one line.
 
     Args:
       kind: one of `hlo.COLLECTIVES`.

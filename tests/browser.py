@@ -56,7 +56,7 @@ class Browser:
         return answer["result"].get("value")
 
     def open(self, page: Path, width: int, dark: bool) -> None:
-        """Loads a file as a window of this width shows it, light or dark, and waits until it and its images are there."""
+        """Loads a file in a window of this width, light or dark, and waits until it and its images are loaded."""
         self.events.clear()
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

@@ -1,4 +1,4 @@
-"""Launchers in a fake cloud: a clone of this repository, programs played by tests/fake_cloud.py, and what was asked of them."""
+"""Launchers in a fake cloud: a clone of this repository, programs played by tests/fake_cloud.py, and their calls."""
 
 import json
 import os

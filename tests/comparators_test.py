@@ -19,8 +19,8 @@ from vgg_jax.training.steps import make_train_step
 BN, GAP = {"batch_norm": True}, {"head": "gap"}
 
 
-# Parameters: torchvision's documentation for batch normalisation and ResNets with 1000 classes; He et al. 2015 §4.2 (0.27 M,
-# ..., 1.7 M) to the unit for CIFAR.
+# Parameters: torchvision's documentation for batch normalisation and ResNets with 1000 classes; for CIFAR, to the unit,
+# He et al. 2015 §4.2 (0.27 M, ..., 1.7 M).
 @pytest.mark.parametrize(
     ("configuration", "description", "crop", "classes", "parameters"),
     [
@@ -222,7 +222,7 @@ def test_alexnet_begins_as_krizhevsky_says():
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [96, 117])
 def test_googlenet_is_torchs_layers(side):
-    """Also where poolings end outside the map, and with the auxiliary classifiers, written down as they are published."""
+    """Also where poolings end outside the map, and with the auxiliary classifiers, written as published."""
     model, variables = small("GoogLeNet", 96, {"auxiliary": True})
     x = images(2, side)
     torch, f, conv, _, _, head, y = torch_forward(variables, x)

@@ -107,8 +107,8 @@ def test_a_directory_that_cannot_be_used_is_warned_of_and_done_without(tmp_path,
         reason = "it is another user's"
     assert keep[0]() == ""
     assert keep[1] == [
-        f"WARNING: compiled programs cannot be kept in {directory} ({reason}), so that this start and the next compile anew; "
-        "JAX_COMPILATION_CACHE_DIR=DIR chooses another directory."
+        f"WARNING: compiled programs cannot be kept in {directory} ({reason}), so that this start and the next "
+        "compile anew; JAX_COMPILATION_CACHE_DIR=DIR chooses another directory."
     ]
     assert compute(7) == 8
     assert not jax.config.jax_compilation_cache_dir

@@ -317,7 +317,8 @@ def test_every_schedule_needs_no_other_key(name):
         ),
         (
             {"model.configuration": "AlexNet", "image.crop": 227, "model.width_multiplier": 1 / 96},
-            "leaves channels that the 2 groups of conv2 and the 2 groups of conv5 do not divide; give another, as 0.25.",
+            "leaves channels that the 2 groups of conv2 and the 2 groups of conv5 do not divide; "
+            "give another, as 0.25.",
         ),
         (
             {"model.batch_norm": True, "batch_size": 1},

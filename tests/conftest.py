@@ -13,8 +13,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" + (
     " --xla_cpu_use_fusion_emitters=false" if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) else ""
 )
-# What one test has compiled another need not compile again: neither in the programs that tests start, nor in pytest's other
-# workers, nor the next time. A bounded cache is a locked one, so that no two processes meet in a file.
+# Tests share compiled programs: with the programs that tests start, with pytest's other workers, and with the next
+# run. A bounded cache is a locked one, so that no two processes meet in a file.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # what takes less is not worth the file

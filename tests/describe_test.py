@@ -18,8 +18,8 @@ def run(*arguments):
     return status, out, err
 
 
-# 10^9 multiply-adds: torchvision's documentation of its models, and Paper Table 2's networks. Field of view: Araujo et al. 2019
-# (vgg_16 212, resnet_v1_50 483).
+# 10^9 multiply-adds: torchvision's documentation of its models, and Paper Table 2's networks. Field of view: Araujo
+# et al. 2019 (vgg_16 212, resnet_v1_50 483).
 @pytest.mark.parametrize(
     ("configuration", "description", "giga", "field"),
     [

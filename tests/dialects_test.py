@@ -1,4 +1,4 @@
-"""ResNets of torch with other heads and names than torchvision's, as torch itself writes them, compute what torch computes."""
+"""ResNets in torch's files, with other heads and names than torchvision's, compute what torch computes."""
 
 import jax
 import numpy as np
@@ -126,9 +126,16 @@ def test_a_resnet_without_a_head_of_one_layer_is_a_trunk(form, net, plain, tmp_p
     state = net.state_dict()
     if "children" in form:
         state = torch.nn.Sequential(
-            net.conv1, net.bn1, torch.nn.ReLU(), net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4,
+            net.conv1,
+            net.bn1,
+            torch.nn.ReLU(),
+            net.maxpool,
+            net.layer1,
+            net.layer2,
+            net.layer3,
+            net.layer4,
             torch.nn.AdaptiveAvgPool2d(1),
-        ).state_dict()  # fmt: skip
+        ).state_dict()
     weights, what = read(tmp_path / "a.pth", change(state))
     assert said in what
     assert (weights.configuration, weights.num_classes, weights.network.to_json()) == ("ResNet-18", 0, {"head": "none"})

@@ -1,4 +1,4 @@
-"""Several processes are one: the same losses, one stop, one sentence, and a run that continues on any number of devices."""
+"""Several processes act as one: the same losses, one stop, one sentence; a run continues on any number of devices."""
 
 import itertools
 import json

@@ -2,10 +2,15 @@
 
     python -S tests/fake_cloud.py PROGRAM ARGUMENT...
 
-The directory $FAKE_CLOUD holds `script.json`, {pattern: [answer, ...]}: the first pattern found in "PROGRAM ARGUMENT..."
-says the answers, one after another, the last one for good; what no pattern knows succeeds in silence. An answer may have
-`status`, `out`, `err`, `files` ({name: text}, written into the directory that is the last argument) and `shell` (run in its place
-with the arguments). Every call is a line of `calls.jsonl`.
+The directory $FAKE_CLOUD holds `script.json`, {pattern: [answer, ...]}. The first pattern that "PROGRAM ARGUMENT..."
+matches gives the answers: one per call, and the last one for all further calls. A call without a pattern succeeds in
+silence. An answer may have these keys:
+
+* `status`, `out`, `err`: the exit status and the text on both streams;
+* `files`: {name: text}, written into the directory that is the last argument;
+* `shell`: a command to run instead, with the arguments.
+
+Every call is a line of `calls.jsonl`.
 """
 
 import fcntl

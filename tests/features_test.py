@@ -61,7 +61,7 @@ def test_jit_vmap_and_leading_axes_give_the_same(backbone):
 
 @pytest.mark.slow
 def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
-    """Selvaraju et al. 2017, §3.1: the last map weighted by the head's kernel, divided by its places, and its negative part cut off."""
+    """Selvaraju et al. 2017, §3.1: ReLU of the last map weighted by the head's kernel, over its number of cells."""
     model, variables = small("A", 64, {"head": "gap"})
     backbone = features.Model(variables["params"], jnp.array([120.0, 110.0, 100.0]), model, NetworkSpec("A"))
     images = pixels(3, 70, 90)

@@ -55,7 +55,7 @@ def test_a_hot_place_of_grad_cam_is_drawn_at_its_cell():
 
 
 def test_grad_cam_and_score_map_of_a_resnet_are_drawn_by_the_same_centres():
-    """Both maps have the cells of the last block: cell (i, j) is centred at pixel (32 i, 32 j), so that (1, 4) is (32, 128)."""
+    """Both maps have the last block's cells: cell (i, j) is centred at pixel (32 i, 32 j), so (1, 4) at (32, 128)."""
     image, cams = np.full((128, 224, 3), 100, np.uint8), np.zeros((4, 7, 1), np.float32)
     cams[1, 4] = 0.2
     scores = np.concatenate([np.zeros_like(cams), cams], -1)

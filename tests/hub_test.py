@@ -83,10 +83,14 @@ def published(server, monkeypatch, tmp_path):
     h5 = write_h5(tmp_path / "a.h5", as_laid_out(random_params(), "Keras")).read_bytes()
     server.files |= {"/vgg16.pth": pth, "/vgg16.h5": h5}
     sha256, md5 = hashlib.sha256(pth).hexdigest()[:8], hashlib.md5(h5).hexdigest()
-    monkeypatch.setattr(hub, "SOURCES", {
-        "torchvision:vgg16": hub.Source(server.url + "vgg16.pth", sha256=sha256),
-        "keras:vgg16": hub.Source(server.url + "vgg16.h5", md5=md5),
-    })  # fmt: skip
+    monkeypatch.setattr(
+        hub,
+        "SOURCES",
+        {
+            "torchvision:vgg16": hub.Source(server.url + "vgg16.pth", sha256=sha256),
+            "keras:vgg16": hub.Source(server.url + "vgg16.h5", md5=md5),
+        },
+    )
     known = (
         (imports.Published("torchvision's vgg16", sha256=sha256), "torchvision"),
         (imports.Published("Keras's VGG16", md5=md5), "caffe"),
@@ -144,12 +148,27 @@ def repository(monkeypatch, files):
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=download))
 
 
-TIMM = {"num_classes": 5, "label_names": list("vwxyz"), "pretrained_cfg": {
-    "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "input_size": [3, 64, 64], "crop_pct": 0.8, "interpolation": "bicubic",
-}}  # fmt: skip
-TRANSFORMERS = {"id2label": {str(i): name for i, name in enumerate("vwxyz")}}, {
-    "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "crop_pct": 0.8, "resample": 3, "crop_size": {"height": 64},
-}  # fmt: skip
+TIMM = {
+    "num_classes": 5,
+    "label_names": list("vwxyz"),
+    "pretrained_cfg": {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.25, 0.3],
+        "input_size": [3, 64, 64],
+        "crop_pct": 0.8,
+        "interpolation": "bicubic",
+    },
+}
+TRANSFORMERS = (
+    {"id2label": {str(i): name for i, name in enumerate("vwxyz")}},
+    {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.3],
+        "crop_pct": 0.8,
+        "resample": 3,
+        "crop_size": {"height": 64},
+    },
+)
 
 
 @pytest.mark.parametrize("texts", [(TIMM,), TRANSFORMERS])
@@ -364,12 +383,19 @@ def test_published_sums_are_those_of_the_document():
 
 def command(server, tmp_path, *arguments, **environment):
     environment = os.environ | {
-        "HF_ENDPOINT": server.url.rstrip("/"), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", **environment
-    }  # fmt: skip
+        "HF_ENDPOINT": server.url.rstrip("/"),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **environment,
+    }
     return subprocess.run(
         [sys.executable, "-m", "vgg_jax", *map(str, arguments)],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""launch/sky.yaml and the commands of docs/launch.md for SkyPilot and xpk: run without them, and checked by them where installed."""
+"""launch/sky.yaml, and docs/launch.md's commands for SkyPilot and xpk; both tools check them where installed."""
 
 import os
 import re
@@ -57,10 +57,19 @@ def host(cloud, tmp_path):
         result = subprocess.run(
             ["bash", "-c", TASK[section]],
             cwd=cloud.clone,
-            env={"PATH": f"{cloud.place}/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "FAKE_CLOUD": str(cloud.place)}
-            | {name: value for name, value in TASK["envs"].items() if value is not None} | GIVEN | environment | settings,
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            env={
+                "PATH": f"{cloud.place}/bin:{os.environ['PATH']}",
+                "HOME": str(tmp_path),
+                "FAKE_CLOUD": str(cloud.place),
+            }
+            | {name: value for name, value in TASK["envs"].items() if value is not None}
+            | GIVEN
+            | environment
+            | settings,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         return result.returncode, cloud.calls("trainer")
 
     return run
@@ -150,8 +159,12 @@ def test_xpk_accepts_the_command_of_the_page_and_restarts_after_crashes_only(tmp
     manifest = tmp_path / "jobset.yaml"
     result = subprocess.run(
         [*words, "--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"],
-        cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     jobset = yaml.safe_load(manifest.read_text())
     (job,) = jobset["spec"]["replicatedJobs"]

@@ -340,13 +340,23 @@ def test_a_launch_from_the_command_to_the_summary(cloud):
     """Nothing is played but the cloud: the node checks out the commit and trains, and its logs and run come back."""
     bucket, node = cloud.place / "bucket", cloud.place / "node"
     node.mkdir()
-    cloud.plays({
-        "storage cp": [{"shell": f'mkdir -p {bucket}/code && cp "$4" "{bucket}/${{5#gs://my-bucket/}}"'}],
-        "storage rsync": [{"shell": f'cp -r "{bucket}/${{4#gs://my-bucket/}}/." "$5"'}],
-        "instances create": [
-            {"shell": f'for word; do case $word in *startup-script=*) sed "s:HOME=/root:HOME={node}:" "${{word#*startup-script=}}" >{node}/startup.sh ;; esac; done; MOUNT={bucket} SYNC_SECONDS=1 WORKER=vgg-jax-mine PYTHON={sys.executable} setsid bash {node}/startup.sh >/dev/null 2>&1 &'}
-        ],
-    })  # fmt: skip
+    cloud.plays(
+        {
+            "storage cp": [{"shell": f'mkdir -p {bucket}/code && cp "$4" "{bucket}/${{5#gs://my-bucket/}}"'}],
+            "storage rsync": [{"shell": f'cp -r "{bucket}/${{4#gs://my-bucket/}}/." "$5"'}],
+            "instances create": [
+                {
+                    "shell": (
+                        "for word; do case $word in *startup-script=*) "
+                        f'sed "s:HOME=/root:HOME={node}:" "${{word#*startup-script=}}" >{node}/startup.sh ;; '
+                        "esac; done; "
+                        f"MOUNT={bucket} SYNC_SECONDS=1 WORKER=vgg-jax-mine PYTHON={sys.executable} "
+                        f"setsid bash {node}/startup.sh >/dev/null 2>&1 &"
+                    )
+                }
+            ],
+        }
+    )
     small = ["--config.num_epochs=0.2", "--config.model.width_multiplier=0.0625", "--config.model.fc_width=16"]
     process = cloud.start(
         VM[0], VM[1] | {"POLL_SECONDS": "1", "NAME": "mine"}, "--", "--config=configs/quickstart.py", *small

@@ -1,4 +1,4 @@
-"""The launchers, against a cloud that is played by tests/fake_cloud.py: what they ask for, say, and leave behind: nothing."""
+"""The launchers against a cloud played by tests/fake_cloud.py: their calls and output; they leave nothing behind."""
 
 import os
 import re
@@ -13,6 +13,7 @@ from tests.cloud import CLOUD, CONFIG, SLICE, SLURM, VM, WELL, git
 from tests.conftest import REPOSITORY
 
 GOLDEN = Path(__file__).parent / "golden"
+RUN = ["--", CONFIG]
 RENEW = "RENEW_GOLDEN=1 pytest tests/launch_test.py -k golden"
 STOCK_OUT = {"status": 1, "err": "ERROR: code: ZONE_RESOURCE_POOL_EXHAUSTED\nmessage: does not have enough resources\n"}
 QUOTA = {"status": 1, "err": "ERROR: (gcloud) Quota 'TPUS_PER_PROJECT' exceeded. Limit: 8.0 in region us-west4.\n"}
@@ -65,8 +66,10 @@ def test_a_machine_starts_with_the_flags_as_they_were_meant(cloud):
     assert rest == (REPOSITORY / "launch/node.sh").read_text()
     flags = subprocess.run(
         ["bash", "-c", head + 'eval "set -- $FLAGS"; printf "%s\\n" "$HOME" "$NAME" "$LAUNCH" "$@"'],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert flags == f"/root\nvgg16\ntime-1\n{CONFIG}\n{awkward}\n"
     shown = next(line for line in out.splitlines() if "startup.sh" in line)[2:].rpartition(" >")[0]
     assert subprocess.run(["bash", "-c", shown], cwd=REPOSITORY, capture_output=True, text=True).stdout == script
@@ -88,46 +91,72 @@ def test_help_names_every_value_that_is_asked_for(launcher, cloud):
 @pytest.mark.parametrize(
     ("launcher", "environment", "flags", "sentence"),
     [
-        ("tpu_vm.sh", {}, ["--", CONFIG], "PROJECT and ZONE and BUCKET must be given: PROJECT is the project of Google Cloud;"),
-        ("tpu_vm.sh", CLOUD, ["--", "--config=configs/vgg61.py"], "--config=configs/vgg61.py: there is no such file in "),
+        ("tpu_vm.sh", {}, RUN, "PROJECT and ZONE and BUCKET must be given: PROJECT is the project of Google Cloud;"),
+        (
+            "tpu_vm.sh",
+            CLOUD,
+            ["--", "--config=configs/vgg61.py"],
+            "--config=configs/vgg61.py: there is no such file in ",
+        ),
         ("tpu_vm.sh", CLOUD, ["--", CONFIG, "--workdir=x"], "--workdir=x: the launcher says where the run is written"),
         ("tpu_vm.sh", CLOUD, ["--dryrun"], "'--dryrun' is not a flag of launch/tpu_vm.sh"),
         ("tpu_vm.sh", CLOUD, ["--"], "say what to train: launch/tpu_vm.sh -- --config=configs/vgg16.py"),
-        ("tpu_vm.sh", CLOUD | {"NAME": "My run"}, ["--", CONFIG], "NAME=My run cannot name a machine"),
-        ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2d"}, ["--", CONFIG], "MAX_HOURS=2d is not a whole number"),
-        ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "08"}, ["--", CONFIG], "MAX_HOURS=08 is not a whole number from 1 up to 999999, written without"),
-        ("tpu_vm.sh", CLOUD | {"TRIES": "0"}, ["--", CONFIG], "TRIES=0 is not a whole number from 1 up"),
-        ("tpu_vm.sh", CLOUD | {"MODEL": "CHEAP"}, ["--", CONFIG], "MODEL=CHEAP is not a provisioning model: STANDARD, SPOT"),
-        ("tpu_vm.sh", CLOUD | {"BUCKET": "gs://b/x"}, ["--", CONFIG], "BUCKET=gs://b/x is not a bucket: write gs://name"),
-        ("tpu_vm.sh", CLOUD | {"DATA": "gs://b/x"}, ["--", CONFIG], "DATA=gs://b/x: name the directory inside gs://my-bucket"),
-        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "4"}, ["--", CONFIG], "TOPOLOGY=4 is no topology; write 4x8"),
-        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "1x3"}, ["--", CONFIG], "TOPOLOGY=1x3 has 3 chips, which machines of 4"),
-        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "2x2"}, ["--", CONFIG], "one machine of ct6e-standard-4t; use launch/tpu_vm.sh"),
+        ("tpu_vm.sh", CLOUD | {"NAME": "My run"}, RUN, "NAME=My run cannot name a machine"),
+        ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2d"}, RUN, "MAX_HOURS=2d is not a whole number"),
+        (
+            "tpu_vm.sh",
+            CLOUD | {"MAX_HOURS": "08"},
+            RUN,
+            "MAX_HOURS=08 is not a whole number from 1 up to 999999, written without",
+        ),
+        ("tpu_vm.sh", CLOUD | {"TRIES": "0"}, RUN, "TRIES=0 is not a whole number from 1 up"),
+        ("tpu_vm.sh", CLOUD | {"MODEL": "CHEAP"}, RUN, "MODEL=CHEAP is not a provisioning model: STANDARD, SPOT"),
+        ("tpu_vm.sh", CLOUD | {"BUCKET": "gs://b/x"}, RUN, "BUCKET=gs://b/x is not a bucket: write gs://name"),
+        ("tpu_vm.sh", CLOUD | {"DATA": "gs://b/x"}, RUN, "DATA=gs://b/x: name the directory inside gs://my-bucket"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "4"}, RUN, "TOPOLOGY=4 is no topology; write 4x8"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "1x3"}, RUN, "TOPOLOGY=1x3 has 3 chips, which machines of 4"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "2x2"}, RUN, "one machine of ct6e-standard-4t; use launch/tpu_vm.sh"),
         (
             "tpu_slice.sh",
             CLOUD | {"TOPOLOGY": "16x16", "MACHINE_TYPE": "ct5lp-hightpu-4t"},
-            ["--", CONFIG],
+            RUN,
             "is v5e, of which managed instance groups form no slices; use launch/sky.yaml",
         ),
-        *((*launcher, ["--", CONFIG, "--config.seed=1\nx: 2"], "the flag --config.seed is $'--config.seed=1\\nx: 2', with a line's end")
-          for launcher in (VM, SLICE, SLURM, ("gpus.sh", {}))),
-        *((launcher, values | {"DATA": f"a{end}b"}, ["--", CONFIG], "DATA is $'a")
-          for launcher, values in (VM, SLICE, SLURM, ("gpus.sh", {})) for end in ("\n", "\r", "\x1b")),
-        *((*VM[:1], CLOUD | {"DATA": f"a{end}b"}, ["--", CONFIG], "with a line's end") for end in "\x85\u2028\u2029"),
-        *((launcher, values | {"MAX_HOURS": str(10**20)}, ["--", CONFIG], "MAX_HOURS=100000000000000000000 is not a whole number from 1 up to")
-          for launcher, values in (VM, SLICE)),
-        ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2881"}, ["--", CONFIG], "MAX_HOURS=2881 is more than 2880"),
-        ("tpu_vm.sh", CLOUD | {"BOOT_DISK_GB": str(10**20)}, ["--", CONFIG], "BOOT_DISK_GB=100000000000000000000 is not a whole"),
-        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": f"{10**20}x4"}, ["--", CONFIG], f"TOPOLOGY={10**20}x4 is no topology"),
-        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "08x4"}, ["--", CONFIG], "TOPOLOGY=08x4 is no topology"),
-        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "4x4", "MACHINE_TYPE": "ct6e-standard-0t"}, ["--", CONFIG], "is no TPU machine"),
-        ("slurm.sh", SLURM[1] | {"GPUS": str(10**20)}, ["--", CONFIG], f"GPUS={10**20} is not a whole number from 1 up to"),
-        ("slurm.sh", SLURM[1] | {"TIME": "::"}, ["--", CONFIG], "TIME=:: is no time that SLURM reads"),
-        ("slurm.sh", SLURM[1] | {"NODES": "0"}, ["--", CONFIG], "NODES=0 is not a whole number from 1 up"),
-        ("slurm.sh", SLURM[1] | {"TIME": "soon"}, ["--", CONFIG], "TIME=soon is no time that SLURM reads"),
-        ("slurm.sh", SLURM[1] | {"SHARED": "here"}, ["--", CONFIG], "SHARED=here: give the whole path"),
+        *(
+            (
+                *launcher,
+                ["--", CONFIG, "--config.seed=1\nx: 2"],
+                "the flag --config.seed is $'--config.seed=1\\nx: 2', with a line's end",
+            )
+            for launcher in (VM, SLICE, SLURM, ("gpus.sh", {}))
+        ),
+        *(
+            (launcher, values | {"DATA": f"a{end}b"}, RUN, "DATA is $'a")
+            for launcher, values in (VM, SLICE, SLURM, ("gpus.sh", {}))
+            for end in ("\n", "\r", "\x1b")
+        ),
+        *((*VM[:1], CLOUD | {"DATA": f"a{end}b"}, RUN, "with a line's end") for end in "\x85\u2028\u2029"),
+        *(
+            (
+                launcher,
+                values | {"MAX_HOURS": str(10**20)},
+                RUN,
+                "MAX_HOURS=100000000000000000000 is not a whole number from 1 up to",
+            )
+            for launcher, values in (VM, SLICE)
+        ),
+        ("tpu_vm.sh", CLOUD | {"MAX_HOURS": "2881"}, RUN, "MAX_HOURS=2881 is more than 2880"),
+        ("tpu_vm.sh", CLOUD | {"BOOT_DISK_GB": str(10**20)}, RUN, "BOOT_DISK_GB=100000000000000000000 is not a whole"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": f"{10**20}x4"}, RUN, f"TOPOLOGY={10**20}x4 is no topology"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "08x4"}, RUN, "TOPOLOGY=08x4 is no topology"),
+        ("tpu_slice.sh", CLOUD | {"TOPOLOGY": "4x4", "MACHINE_TYPE": "ct6e-standard-0t"}, RUN, "is no TPU machine"),
+        ("slurm.sh", SLURM[1] | {"GPUS": str(10**20)}, RUN, f"GPUS={10**20} is not a whole number from 1 up to"),
+        ("slurm.sh", SLURM[1] | {"TIME": "::"}, RUN, "TIME=:: is no time that SLURM reads"),
+        ("slurm.sh", SLURM[1] | {"NODES": "0"}, RUN, "NODES=0 is not a whole number from 1 up"),
+        ("slurm.sh", SLURM[1] | {"TIME": "soon"}, RUN, "TIME=soon is no time that SLURM reads"),
+        ("slurm.sh", SLURM[1] | {"SHARED": "here"}, RUN, "SHARED=here: give the whole path"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_gets_a_sentence_and_nothing_is_made(launcher, environment, flags, sentence, cloud):
     status, out = cloud.run(launcher, environment, *flags)
     assert status == 2
@@ -264,12 +293,14 @@ def test_a_complaint_that_comes_later_is_heard_too(cloud):
 def test_a_look_that_fails_once_ends_nothing(cloud):
     error = {"status": 1, "err": "ERROR: 503 Backend error\n"}
     waiting, running = {"out": "PROVISIONING\nPROVISIONING\n"}, {"out": "RUNNING\nRUNNING\n"}
-    cloud.plays({
-        "instanceStatus": [waiting, error, running],
-        "list-errors": [error],
-        "list-instances": [error, {"out": "slice-a\nslice-b\n"}],
-        "storage rsync": [*[error] * 5, ended(0, 0)],
-    })  # fmt: skip
+    cloud.plays(
+        {
+            "instanceStatus": [waiting, error, running],
+            "list-errors": [error],
+            "list-instances": [error, {"out": "slice-a\nslice-b\n"}],
+            "storage rsync": [*[error] * 5, ended(0, 0)],
+        }
+    )
     status, out = cloud.run(*SLICE)
     assert (status, cloud.left()) == (0, set()), out
     assert (
@@ -385,7 +416,8 @@ def test_a_signal_in_the_middle_deletes_all(launcher, at, hangs, number, cloud):
     assert process.returncode == 128 + number
     assert cloud.left() == set()
     assert last(out) == (
-        f"stopped by {number.name}; all that was made has been deleted. The same command continues from the last checkpoint."
+        f"stopped by {number.name}; all that was made has been deleted. "
+        "The same command continues from the last checkpoint."
     )
 
 
@@ -418,8 +450,8 @@ def test_what_cannot_be_deleted_is_said_with_the_command(cloud):
     assert status == 1
     assert len(cloud.calls("instances delete")) == 5
     assert (
-        "something that costs money could not be deleted (ERROR: 503). Delete it by hand: gcloud compute instances delete"
-        in out
+        "something that costs money could not be deleted (ERROR: 503). "
+        "Delete it by hand: gcloud compute instances delete" in out
     )
 
 

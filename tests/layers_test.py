@@ -1,4 +1,4 @@
-"""Pooling and batch normalisation against flax's, LRN against its closed form, a fully connected layer against a matrix product."""
+"""Pooling and batch normalisation against flax's, LRN against its closed form, FC layers against matrix products."""
 
 import functools
 from typing import get_args

@@ -1,4 +1,4 @@
-"""The order of axes and of names, by tensors in which every number tells where it stands; no other framework is needed."""
+"""The order of axes and of names, by tensors whose numbers tell their positions; no other framework is needed."""
 
 import numpy as np
 import pytest

@@ -51,8 +51,9 @@ def test_a_configuration_is_found_by_its_name_and_by_its_path(form, tmp_path):
         (("--config=vgg16_today:S=384",), "configuration takes no argument; leave :S=384 out."),
         (
             (QUICKSTART, "--config.schedule=cosine"),
-            "error: --config.schedule=cosine: schedule is a section of keys (name, warmup_epochs, warmup_error, drop_epochs, "
-            "drop_factor); name one of them, as --config.schedule.name=cosine.",
+            "error: --config.schedule=cosine: schedule is a section of keys "
+            "(name, warmup_epochs, warmup_error, drop_epochs, drop_factor); "
+            "name one of them, as --config.schedule.name=cosine.",
         ),
         (("--config=configs/finetune.py:Q",), "error: 'Q' is no network. There are A, A-LRN"),
         ((QUICKSTART, "--config.batch_size 8"), "'--config.batch_size 8' is one word; write --config.batch_size=8"),

@@ -1,4 +1,4 @@
-"""Networks for tests: Paper Tables 1 and 2 written out by hand, independently of the package, and narrow ones with random biases."""
+"""Networks for tests: Paper Tables 1 and 2 written by hand, independently of the package, and narrow ones."""
 
 import jax
 import jax.numpy as jnp

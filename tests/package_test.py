@@ -92,9 +92,13 @@ def test_tests_know_the_jaxlib_that_they_run_on():
 def test_a_wheel_does_everything_in_an_empty_directory(tmp_path):
     def done(*command, **environment):
         result = subprocess.run(
-            [sys.executable, "-m", *map(str, command)], cwd=tmp_path / "empty", capture_output=True, text=True, timeout=300,
+            [sys.executable, "-m", *map(str, command)],
+            cwd=tmp_path / "empty",
+            capture_output=True,
+            text=True,
+            timeout=300,
             env=os.environ | {"PYTHONPATH": str(tmp_path / "site"), **environment},
-        )  # fmt: skip
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout
 

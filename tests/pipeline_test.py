@@ -186,8 +186,8 @@ if __name__ == "__main__":
     from vgg_jax.data.pipeline import batches, train_examples
     from vgg_jax.data.sources import open_dataset
     from vgg_jax.runtime.sharding import make_mesh
-    config = ConfigDict(json.loads({tiny_config.to_json()!r}))
-    stream = batches(recipe_of(config), train_examples(recipe_of(config), open_dataset(recipe_of(config)).train), make_mesh())
+    recipe = recipe_of(ConfigDict(json.loads({tiny_config.to_json()!r})))
+    stream = batches(recipe, train_examples(recipe, open_dataset(recipe).train), make_mesh())
     for _ in range(4):
         next(stream)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
@@ -224,10 +224,13 @@ def test_a_byte_that_changed_on_the_disk_is_reported_with_its_place(tiny_config,
     source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
     (index,) = [i for i in range(90) if not readable(source, i)]
     examples = train_examples(recipe_of(tiny_config), open_split(data, "train", "split"))
-    place = rf"record {index} of vgg_jax_folder/.*, train \(number {index} in {re.escape(str(file))}\) cannot be read: .*hash"
+    sentence = (
+        rf"record {index} of vgg_jax_folder/.*, "
+        rf"train \(number {index} in {re.escape(str(file))}\) cannot be read: .*hash"
+    )
     with (
         contextlib.closing(batches(recipe_of(tiny_config), examples, make_mesh(devices=jax.devices()[:1]))) as iterator,
-        pytest.raises(UserError, match=place),
+        pytest.raises(UserError, match=sentence),
     ):
         for _ in range(12):
             next(iterator)

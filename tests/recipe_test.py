@@ -1,4 +1,4 @@
-"""What people train with today: mixing, smoothing, AdamW, clipping, averages of parameters; each against its closed form."""
+"""Mixing, label smoothing, AdamW, clipping and averages of parameters, each against its closed form."""
 
 import json
 

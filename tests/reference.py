@@ -69,7 +69,7 @@ class Reference:
         return self.multi_crop(file, q, ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)))
 
     def square_crop(self, file, q):
-        """Of the left, central and right square: corners, centre and all of it, each mirrored (Szegedy et al. 2014, §7)."""
+        """Crops left, central and right square: corners, centre and whole, each mirrored (Szegedy et al. 2014, §7)."""
         image, found = self.image(file, q), []
         mean = np.array([120, 110, 100], np.float32)
         is_upright = image.shape[0] > image.shape[1]

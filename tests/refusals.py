@@ -9,7 +9,7 @@ from vgg_jax.runtime.exceptions import UserError
 
 @contextlib.contextmanager
 def refused(pattern, kind=UserError):
-    """Asserts that the block raises `kind` with one sentence that matches a regular expression; yields pytest's record."""
+    """Asserts that the block raises `kind` with one sentence that matches the pattern; yields pytest's record."""
     with pytest.raises(kind, match=pattern) as record:
         yield record
     assert str(record.value).isprintable(), record.value

@@ -330,10 +330,19 @@ def reproduction(directory, make_stage, tables=True):
     (broken / "config.json").write_text("{")
     row = {"model": "D", "scales": "73", "test_scales": "73", "protocol": "dense", "images": 1000, "seeds": 2}
     rows = [
-        row | {"top1_error": 0.4123, "top1_spread": 0.0081, "top5_error": 0.1, "top5_spread": None}
+        row
+        | {"top1_error": 0.4123, "top1_spread": 0.0081, "top5_error": 0.1, "top5_spread": None}
         | {"paper": {"top1": 27.0, "top5": 8.8}},
-        row | {"model": "E", "top1_error": None, "top1_spread": None, "top5_error": None, "top5_spread": None, "paper": None},
-    ]  # fmt: skip
+        row
+        | {
+            "model": "E",
+            "top1_error": None,
+            "top1_spread": None,
+            "top5_error": None,
+            "top5_spread": None,
+            "paper": None,
+        },
+    ]
     if tables:
         content = {
             "tables": [{"number": 3, "title": "Single-scale", "rows": rows}],
@@ -591,7 +600,8 @@ def test_in_a_browser(trained, net_config, tmp_path):
         bad = tmp_path / "bad.html"
         bad.write_text(
             '<!doctype html><meta name="viewport" content="width=device-width"><p style="width:500px">wide</p>'
-            '<img src="data:image/png;base64,xx"><img src="http://127.0.0.1:9/x.png"><script>console.error("no")</script>'
+            '<img src="data:image/png;base64,xx"><img src="http://127.0.0.1:9/x.png">'
+            '<script>console.error("no")</script>'
         )
         found = " ".join(faults(tab, bad))
         for fault in ("too wide at 360", "images that cannot be shown", "127.0.0.1:9", '"no"', "no dark page"):

@@ -198,7 +198,7 @@ def test_several_nets_of_a_kind_fused_have_their_figures():
 
 
 def test_test_scales_are_the_other_papers():
-    """He et al. 2015, §3.4: shorter sides 224, 256, 384, 480, 640; ten crops at 256; AlexNet's at 256; Szegedy et al. §7."""
+    """He et al. 2015, §3.4: sides 224 to 640, and ten crops at 256; AlexNet at 256; Szegedy et al. §7."""
     config = config_of("resnet50")
     assert scales_of(recipe_of(config), "dense", "multi") == [224, 256, 384, 480, 640]
     assert eval_passes(recipe_of(config), "ten_crop", "") == [EvalPass("ten_crop", 256, 224, True)]

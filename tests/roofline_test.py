@@ -6,7 +6,7 @@ from benchmarks import hlo
 from benchmarks.roofline import HOP_SECONDS, collective_seconds, event_seconds, roofline
 from vgg_jax.tpu.chips import CHIPS, parse_slice
 
-# Four devices: a convolution, an all-reduce of its kernel's gradient that runs next to a matrix product, one that does not.
+# Four devices: a convolution, an all-reduce of its gradient that overlaps with a matrix product, and one that does not.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true, num_partitions=4
 
@@ -19,7 +19,8 @@ HloModule jit_step, is_scheduled=true, num_partitions=4
 %fused (a: bf16[8,16,16,4], k: bf16[3,3,4,32]) -> bf16[8,16,16,32] {
   %a = bf16[8,16,16,4]{3,0,2,1:T(8,128)(2,1)} parameter(0)
   %k = bf16[3,3,4,32]{3,2,1,0:T(8,128)(2,1)} parameter(1)
-  ROOT %conv = bf16[8,16,16,32]{3,0,2,1:T(8,128)(2,1)} convolution(%a, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f
+  ROOT %conv = bf16[8,16,16,32]{3,0,2,1:T(8,128)(2,1)} convolution(%a, %k), window={size=3x3 pad=1_1x1_1}, \
+dim_labels=b01f_01io->b01f
 }
 
 %body (p: (s32[], bf16[64,64])) -> (s32[], bf16[64,64]) {
@@ -37,20 +38,25 @@ HloModule jit_step, is_scheduled=true, num_partitions=4
   ROOT %less = pred[] compare(%j, %five), direction=LT
 }
 
-ENTRY %main.1_spmd (p0: bf16[8,16,16,4], p1: bf16[3,3,4,32], p2: f32[1024], p3: bf16[128,256], p4: (s32[], bf16[64,64])) -> bf16[8,16,16,32] {
+ENTRY %main.1_spmd (p0: bf16[8,16,16,4], p1: bf16[3,3,4,32], p2: f32[1024], p3: bf16[128,256], \
+p4: (s32[], bf16[64,64])) -> bf16[8,16,16,32] {
   %p0 = bf16[8,16,16,4]{3,0,2,1:T(8,128)(2,1)} parameter(0)
   %p1 = bf16[3,3,4,32]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
   %p2 = f32[1024]{0:T(1024)} parameter(2)
   %p3 = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(3)
   %p4 = (s32[], bf16[64,64]{1,0}) parameter(4)
-  %fusion.1 = bf16[8,16,16,32]{3,0,2,1:T(8,128)(2,1)S(1)} fusion(%p0, %p1), kind=kOutput, calls=%fused, metadata={op_name="jit(step)/conv"}
-  %all-reduce-start.1 = f32[1024]{0:T(1024)} all-reduce-start(%p2), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}, to_apply=%add
+  %fusion.1 = bf16[8,16,16,32]{3,0,2,1:T(8,128)(2,1)S(1)} fusion(%p0, %p1), kind=kOutput, calls=%fused, \
+metadata={op_name="jit(step)/conv"}
+  %all-reduce-start.1 = f32[1024]{0:T(1024)} all-reduce-start(%p2), channel_id=1, \
+replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}, to_apply=%add
   %copy-start.1 = (bf16[128,256]{1,0:T(8,128)S(1)}, bf16[128,256]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%p3)
   %copy-done.1 = bf16[128,256]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
-  %dot.1 = f32[128,128]{1,0:T(8,128)S(1)} dot(%copy-done.1, %copy-done.1), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %dot.1 = f32[128,128]{1,0:T(8,128)S(1)} dot(%copy-done.1, %copy-done.1), lhs_contracting_dims={1}, \
+rhs_contracting_dims={1}
   %all-reduce-done.1 = f32[1024]{0:T(1024)} all-reduce-done(%all-reduce-start.1)
   %loop = (s32[], bf16[64,64]{1,0}) while(%p4), condition=%until, body=%body
-  %all-gather.2 = (bf16[512]{0}, /*index=1*/f32[64]{0}) all-gather(%fusion.1, %dot.1), channel_id=2, replica_groups=[2,2]<=[4], dimensions={0}
+  %all-gather.2 = (bf16[512]{0}, /*index=1*/f32[64]{0}) all-gather(%fusion.1, %dot.1), channel_id=2, \
+replica_groups=[2,2]<=[4], dimensions={0}
   ROOT %done = bf16[8,16,16,32]{3,0,2,1} copy(%fusion.1)
 }
 """
@@ -194,7 +200,8 @@ def test_a_collective_on_other_cores_than_the_convolutions():
 
 ENTRY %main (p: bf16[64,64]) -> bf16[64,64] {
   %p = bf16[64,64]{1,0} parameter(0)
-  %start = ((bf16[64,64]{1,0}, token[]), bf16[64,64]{1,0}) call-start(%p, %ready), async_execution_thread="sparsecore", to_apply=%called
+  %start = ((bf16[64,64]{1,0}, token[]), bf16[64,64]{1,0}) call-start(%p, %ready), \
+async_execution_thread="sparsecore", to_apply=%called
   %d = bf16[64,64]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
   ROOT %done = bf16[64,64]{1,0} call-done(%start)
 }

@@ -1,4 +1,4 @@
-"""A run's workdir without a training run: a model with random weights whose probabilities are neither flat nor certain."""
+"""Workdirs of runs without training: models with random weights whose probabilities are neither flat nor certain."""
 
 from pathlib import Path
 

@@ -29,8 +29,8 @@ def test_golden_first_steps(tiny_config):
         losses,
         golden,
         rtol=2e-4,
-        err_msg="the first losses have changed. If you meant to change initialisation, augmentation, dropout's keys, the "
-        "optimizer or the model: put the new values here and say so in CHANGELOG.md, as runs are no longer "
+        err_msg="the first losses have changed. If you meant to change initialisation, augmentation, dropout's keys, "
+        "the optimizer or the model: put the new values here and say so in CHANGELOG.md, as runs are no longer "
         f"reproducible across it. New: {losses}",
     )
 

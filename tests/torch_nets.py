@@ -1,5 +1,6 @@
-"""torchvision's and timm's VGGs, and torchvision's ResNets, written down as plain torch modules with their published names (neither is installed).
+"""torchvision's and timm's VGGs and torchvision's ResNets as plain torch modules with the published names.
 
+Neither package is installed.
 Import it only where torch is: `pytest.importorskip("torch", reason=NEEDS_TORCH)`.
 """
 
@@ -134,7 +135,7 @@ class _ZeroPad(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet-20 with the names of its usual ports: `linear`, and with a projection `shortcut`, of which torchvision has neither."""
+    """ResNet-20 with the names of its usual ports, unlike torchvision's: `linear`, and with a projection `shortcut`."""
 
     def __init__(self, shortcut="A", channels=4, num_classes=5):
         super().__init__()

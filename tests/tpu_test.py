@@ -60,8 +60,10 @@ ENTRY %main.1_spmd (p0: bf16[64,64], p1: f32[32], p2: (s32[], bf16[16,64])) -> f
   %async-collective-done = bf16[64,64]{1,0} fusion(%async-collective-start), kind=kCustom, calls=%end
   %start = ((f32[32]{0}, token[]), f32[32]{0}) call-start(%p1), async_execution_thread="sparsecore", to_apply=%called
   %loop = (s32[], bf16[16,64]{1,0}) while(%p2), condition=%until, body=%body
-  %gathered = ((bf16[8]{0}, f32[2]{0}), (bf16[32]{0}, /*index=1*/f32[8]{0})) all-gather-start(%u, %v), channel_id=11, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}
-  ROOT %loss = f32[] all-reduce(%w), channel_id=12, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(1)2}, to_apply=%add
+  %gathered = ((bf16[8]{0}, f32[2]{0}), (bf16[32]{0}, /*index=1*/f32[8]{0})) all-gather-start(%u, %v), \
+channel_id=11, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}
+  ROOT %loss = f32[] all-reduce(%w), channel_id=12, \
+replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(1)2}, to_apply=%add
 }
 """
 
@@ -139,9 +141,15 @@ def test_the_largest_batch_where_none_fits_and_where_memory_jumps():
 
 
 def test_the_compilers_refusal_is_read():
-    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 26.28G of 15.75G hbm. Exceeded"
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+        "Used 26.28G of 15.75G hbm. Exceeded"
+    )
     assert over(message) == (26.28 * 2**30, 15.75 * 2**30)
-    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.43G) exceeds available HBM (15.75G)."
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.43G) "
+        "exceeds available HBM (15.75G)."
+    )
     assert over(message) == (20.43 * 2**30, 15.75 * 2**30)
     assert over("INTERNAL: something else") is None
 

@@ -446,8 +446,10 @@ def test_a_run_that_ends_where_it_was_stopped_is_evaluated_there(tiny_config, tm
     train(tiny_config, tmp_path / "in parts", quiet=True)
     tiny_config.num_epochs = 2.0
     train(tiny_config, tmp_path / "in parts", quiet=True)
-    plateaus = [json.loads(next((tmp_path / name).glob("checkpoints/23/progress/metadata")).read_text())["plateau"]
-                for name in ("whole", "in parts")]  # fmt: skip
+    plateaus = [
+        json.loads(next((tmp_path / name).glob("checkpoints/23/progress/metadata")).read_text())["plateau"]
+        for name in ("whole", "in parts")
+    ]
     assert plateaus[0] == plateaus[1]
 
 

@@ -136,7 +136,8 @@ def test_what_does_not_fit_is_refused_by_layer_and_shape_unless_left_out(tiny_co
     donor = filled(shapes_of(tiny_config, "A", crop=64), 0)
     new = filled(shapes_of(tiny_config, "A", crop=32), 1)
     with refused(
-        r"does not fit: fc6/kernel is \[2, 2, 32, 16\] there and \[1, 1, 32, 16\] here. Is config.image.crop as it is there\? .*init_layers=-fc6$",
+        r"does not fit: fc6/kernel is \[2, 2, 32, 16\] there and \[1, 1, 32, 16\] here. "
+        r"Is config.image.crop as it is there\? .*init_layers=-fc6$",
     ):
         transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, ""))
     found = transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, "-fc6"))["params"]

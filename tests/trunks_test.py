@@ -1,4 +1,4 @@
-"""Weights without a head: torch's `features`, Keras's notop and Keras 3's files, names of any kind; and what can be done with them."""
+"""Weights without a head: torch's `features`, Keras's notop and Keras 3's files, names of any kind; and their uses."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def keras_3(path, params, named=False, extra=()):
 
 
 def own_head(path, params, dense, pooling, form):
-    """VGG-16 with a head of one's own, as Keras 3.15 saves it: one model, or VGG-16 as a layer of a Sequential (`nested`)."""
+    """Writes VGG-16 with a custom head, as Keras 3.15 saves it: one model, or a layer of a Sequential (`nested`)."""
     h5py = pytest.importorskip("h5py", reason="writes .h5, which needs h5py (pip install 'vgg-jax[h5]')")
     is_nested, is_old = "nested" in form, path.name.endswith(".h5") and not path.name.endswith(".weights.h5")
     body, convolutions = ("layers/functional/layers" if is_nested else "layers"), 0
@@ -242,7 +242,7 @@ def test_keras_itself_agrees(tmp_path):
 
 
 def strange(params, form="HWIO"):
-    """Groups of blocks, in which convolutions are numbered, as a subclassed Keras model has them; and more that is no trunk."""
+    """Returns numbered convolutions in blocks, as a subclassed Keras model has them, and tensors outside the trunk."""
     tensors, counts = {"side/kernel": np.zeros((1, 1, 4, 1), np.float32), "side/bias": np.zeros(1, np.float32)}, {}
     for layer, leaves in params.items():
         block = layer[4]

@@ -1,4 +1,4 @@
-"""Mutated weights files, 500 of each kind: each ends in one sentence or in the weights, with no crash, hang or hunger."""
+"""Mutated weights files, 500 of each kind: each gives one sentence or the weights, with bounded time and memory."""
 
 import json
 import random
@@ -63,7 +63,7 @@ KINDS = {
 
 
 def mutated(whole, rng):
-    """(what was done, bytes): a cut, flipped bytes, a number in place of another, a part twice or exchanged, zeros, noise.
+    """Returns (mutation, bytes): a cut, flipped bytes, another number, a part twice or exchanged, zeros, noise.
 
     Three of four mutations fall where structure is: in the first or last few thousand bytes.
     """
@@ -118,8 +118,9 @@ own = sys.argv[1] == "own"
 for line in sys.stdin:
     began, sentence, digest = time.monotonic(), None, None
     try:
-        found = import_weights(Path(line.strip()), Digests("0" * 64, ""), FileHints(preprocessing="" if own else "caffe"))
-        digest = params_sha256(found[0].params)
+        hints = FileHints(preprocessing="" if own else "caffe")
+        weights, _ = import_weights(Path(line.strip()), Digests("0" * 64, ""), hints)
+        digest = params_sha256(weights.params)
     except UserError as error:
         sentence = str(error)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -128,7 +129,7 @@ for line in sys.stdin:
 
 
 def reader(kind):
-    """A process that reads files, named one a line, and answers: sentence or null, digest or null, seconds, peak memory."""
+    """Starts a process that reads a file per line and answers [sentence, digest (or nulls), seconds, peak bytes]."""
     return subprocess.Popen(
         [sys.executable, "-c", READER, kind],
         cwd=REPOSITORY,
