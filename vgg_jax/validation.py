@@ -231,7 +231,7 @@ def _network_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     )
     microbatch = recipe.batch_size // recipe.accumulation_steps
     yield (
-        network.has_batch_norm and microbatch < 2,
+        network.has_norms and microbatch < 2,
         f"config.batch_size is {recipe.batch_size}, in which batch normalisation would see {microbatch} image at a "
         "time; give at least 2 for each accumulation step.",
     )

@@ -129,7 +129,7 @@ class NetworkSpec:
         return self.configuration.startswith("ResNet-")
 
     @property
-    def has_batch_norm(self) -> bool:
+    def has_norms(self) -> bool:
         """Returns whether it has batch normalisation."""
         return any(layer.is_norm for layer in _description(self))
 

@@ -58,7 +58,7 @@ def exploding(recipe: Recipe, step: int, means: Mapping[str, float]) -> str | No
     ratios = {name: value for name, value in means.items() if name.startswith("update_ratio/")}
     worst = max(ratios, key=lambda name: ratios[name])
     network = recipe.model.network
-    if ratios[worst] <= (_LARGEST_NORMALIZED_RATIO if network.has_batch_norm else _LARGEST_UPDATE_RATIO):
+    if ratios[worst] <= (_LARGEST_NORMALIZED_RATIO if network.has_norms else _LARGEST_UPDATE_RATIO):
         return None
     block = worst.partition("/")[2]
     return (
@@ -86,7 +86,7 @@ def diverged(recipe: Recipe, step: int, loss: float, measured: str = "loss") -> 
 def _remedies(recipe: Recipe) -> str:
     lower = f"a lower rate (--config.optimizer.learning_rate={recipe.optimizer.learning_rate / 10:g})"
     network = recipe.model.network
-    if network.has_batch_norm:
+    if network.has_norms:
         return f"Try {lower}, or a warm-up (--config.schedule.warmup_epochs=1); in a new --workdir."
     preset = "" if recipe.model.init == "glorot" else "--config.model.init=glorot, "
     net_a = ", or start from a trained net A (--config.init_from=DIR)" if network.is_vgg else ""

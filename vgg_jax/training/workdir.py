@@ -58,7 +58,7 @@ def continued_recipe(workdir: Path, recipe: Recipe) -> tuple[Recipe, list[str]]:
     if recipe.optimizer.norms_follow == follow:
         return recipe, []
     recipe = recipe.with_values({"optimizer.norms_follow": follow})
-    if not (recipe.given["optimizer.lr_factors"] and recipe.model.network.has_batch_norm):
+    if not (recipe.given["optimizer.lr_factors"] and recipe.model.network.has_norms):
         return recipe, []
     return recipe, [
         "normalisation layers that config.optimizer.lr_factors does not name keep factor 1, as this run was begun "
