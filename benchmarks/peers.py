@@ -104,7 +104,7 @@ def ours(row):
         return train
     model, variables, images = make_model(recipe_of(config)), state.variables, jax.device_put(images)
     if row == ROWS[LPIPS]:
-        net = features.Model(variables["params"], jnp.zeros(3), model, recipe_of(config).model.network)
+        net = features.Backbone(variables["params"], jnp.zeros(3), model, recipe_of(config).model.network)
         heads = tuple(map(jnp.ones, CHANNELS))
         compiled = compile_step(features.lpips, images, images[:, ::-1], net, heads)
         return lambda: jax.block_until_ready(compiled(images, images[:, ::-1], net, heads))

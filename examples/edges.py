@@ -72,7 +72,7 @@ def side_outputs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return read
 
 
-def edges(trunk: features.Model, sides: dict, image_HxWx3: jax.Array) -> jax.Array:
+def edges(trunk: features.Backbone, sides: dict, image_HxWx3: jax.Array) -> jax.Array:
     """Computes the probability of an edge at every pixel, [H, W], of an RGB image on 0 to 255."""
     maps = features.activations(trunk, image_HxWx3, LAYERS)
     enlarged = []

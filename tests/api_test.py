@@ -66,7 +66,7 @@ def test_type_checkers_see_every_public_name(tmp_path):
     flags = ("--config-file=", "--follow-imports=silent", "--ignore-missing-imports")
     out, err, status = mypy_api.run([*flags, str(tmp_path / "user.py")])
     assert (status, err) == (0, ""), out
-    assert "-> vgg_jax.features.model.Model" in out
+    assert "-> vgg_jax.evaluation.model.Model" in out
     assert "-> jax.Array" in out or "-> jax._src.basearray.Array" in out
 
 

@@ -17,7 +17,7 @@ from vgg_jax.data.crops import center_crop
 from vgg_jax.evaluation.conversion import ConvertRequest, convert
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
-from vgg_jax.features.model import from_weights
+from vgg_jax.features.backbone import from_weights
 from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.checkpoints import load_variables

@@ -63,7 +63,7 @@ def test_jit_vmap_and_leading_axes_give_the_same(backbone):
 def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
     """Selvaraju et al. 2017, §3.1: ReLU of the last map weighted by the head's kernel, over its number of cells."""
     model, variables = small("A", 64, {"head": "gap"})
-    backbone = features.Model(variables["params"], jnp.array([120.0, 110.0, 100.0]), model, NetworkSpec("A"))
+    backbone = features.Backbone(variables["params"], jnp.array([120.0, 110.0, 100.0]), model, NetworkSpec("A"))
     images = pixels(3, 70, 90)
     found, classes = jax.jit(features.grad_cam, static_argnames="layer")(backbone, images, layer="pool5")
     x = jnp.asarray(images) - backbone.mean_rgb
@@ -79,7 +79,7 @@ def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
     of_class, given = features.grad_cam(backbone, images[0], jnp.int32(2))
     assert (of_class.shape, int(given)) == ((4, 5), 2)  # relu5_2
     trunk = small("A", 64, {"head": "none"})[0]
-    trunk = features.Model(variables["params"], backbone.mean_rgb, trunk, NetworkSpec("A", head="none"))
+    trunk = features.Backbone(variables["params"], backbone.mean_rgb, trunk, NetworkSpec("A", head="none"))
     with pytest.raises(UserError, match="this is a trunk, without a classifier"):
         features.grad_cam(trunk, images)
 
@@ -151,7 +151,7 @@ def test_lpips_says_what_does_not_fit(backbone, tmp_path):
     assert [(head.shape[0], float(head[0])) for head in heads] == [(c, i) for i, c in enumerate(sizes)]
     model, variables = small("C", 64)
     with pytest.raises(UserError, match="LPIPS is of configuration D, and this model is of another network"):
-        other = features.Model(variables["params"], jnp.zeros(3), model, NetworkSpec("C"))
+        other = features.Backbone(variables["params"], jnp.zeros(3), model, NetworkSpec("C"))
         features.lpips(pixels(64, 64), pixels(64, 64), other, heads)
     with pytest.raises(UserError, match="relu1_2 has 4 channels and its head is for 64; heads of VGG-16 go with"):
         features.lpips(pixels(64, 64), pixels(64, 64), backbone, heads)
@@ -274,7 +274,7 @@ def test_average_pooling_takes_the_means_of_what_the_layer_before_gives(backbone
 @pytest.mark.slow
 def test_googlenets_last_maps_are_all_branches_and_its_auxiliary_classifiers_do_not_count():
     model, variables = small("GoogLeNet", 224, {"auxiliary": True})
-    backbone = features.Model(variables["params"], jnp.zeros(3), model, NetworkSpec("GoogLeNet", auxiliary=True))
+    backbone = features.Backbone(variables["params"], jnp.zeros(3), model, NetworkSpec("GoogLeNet", auxiliary=True))
     image = pixels(160, 160)
     found = [features.grad_cam(backbone, image, jnp.int32(2), layer)[0] for layer in ("", "concat5b", "relu5b_pool")]
     np.testing.assert_array_equal(found[0], found[1])
@@ -283,7 +283,7 @@ def test_googlenets_last_maps_are_all_branches_and_its_auxiliary_classifiers_do_
 
 def test_average_pooling_is_refused_where_pooling_has_padding(backbone):
     model, variables = small("ResNet-18", 64)
-    residual = features.Model(
+    residual = features.Backbone(
         variables["params"],
         backbone.mean_rgb,
         model,
@@ -297,7 +297,7 @@ def test_average_pooling_is_refused_where_pooling_has_padding(backbone):
 @pytest.mark.slow
 def test_means_of_many_images_in_bfloat16_are_not_lost_in_the_sum():
     model, variables = small("A", 32)
-    backbone = features.Model(variables["params"], jnp.zeros(3), model.clone(dtype=jnp.bfloat16), NetworkSpec("A"))
+    backbone = features.Backbone(variables["params"], jnp.zeros(3), model.clone(dtype=jnp.bfloat16), NetworkSpec("A"))
     image = pixels(1, 32, 32)
     normalized = features.with_normalized_activations(backbone, itertools.repeat(image, 1000))
     means = np.float32(features.activations(normalized, image, ("relu1_1",))["relu1_1"]).mean((0, 1, 2))
@@ -321,6 +321,6 @@ def test_normalised_activations_have_a_mean_of_one_and_the_same_logits(backbone)
         features.with_normalized_activations(backbone, [])
     model, variables = small("D", 64, {"batch_norm": True})
     spec, state = NetworkSpec("D", batch_norm=True), {"batch_stats": variables["batch_stats"]}
-    other = features.Model(variables["params"], backbone.mean_rgb, model, spec, state)
+    other = features.Backbone(variables["params"], backbone.mean_rgb, model, spec, state)
     with pytest.raises(UserError, match="for VGGs without normalisation layers"):
         features.with_normalized_activations(other, batches)

@@ -94,6 +94,6 @@ def test_the_map_is_the_nets():
     assert scores.shape == (1, 3, 5)
     assert int(probs_K.argmax()) == int(logits.argmax())
     cams = heatmaps.class_cams(trained, variables, image, [("x", 3), ("y", 1)])
-    backbone = features.Model(variables["params"], jnp.asarray(statistics.mean_rgb), model, NetworkSpec("A"))
+    backbone = features.Backbone(variables["params"], jnp.asarray(statistics.mean_rgb), model, NetworkSpec("A"))
     wanted = [features.grad_cam(backbone, image, jnp.int32(k))[0] for k in (3, 1)]
     np.testing.assert_allclose(np.moveaxis(cams, -1, 0), wanted, rtol=1e-3, atol=1e-3 * np.max(wanted))

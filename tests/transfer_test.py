@@ -502,6 +502,6 @@ def test_the_papers_figures_are_for_its_whole_networks_alone():
         make_network("D-BN", 224),
         make_network("B"),
     ]
-    assert [paper_name(features.Model({}, jnp.zeros(3), network, NetworkSpec("D"))) for network in networks] == [
+    assert [paper_name(features.Backbone({}, jnp.zeros(3), network, NetworkSpec("D"))) for network in networks] == [
         *"D?????"
     ]

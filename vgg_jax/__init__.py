@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from vgg_jax import features as features
     from vgg_jax.commands.experiments import evaluate_run as evaluate_run
     from vgg_jax.commands.experiments import fit as fit
-    from vgg_jax.features import Model as Model
+    from vgg_jax.evaluation.model import Model as Model
+    from vgg_jax.evaluation.model import load as load
     from vgg_jax.features import lpips as lpips
-    from vgg_jax.features.model import load as load
     from vgg_jax.models import create_model as create_model
     from vgg_jax.runtime.exceptions import UserError as UserError
 
 # name -> its module; "" for a module of this name.
 _MODULES = {
-    "Model": "features",
+    "Model": "evaluation.model",
     "UserError": "runtime.exceptions",
     "create_model": "models",
     "evaluate_run": "commands.experiments",
     "features": "",
     "fit": "commands.experiments",
-    "load": "features.model",
+    "load": "evaluation.model",
     "lpips": "features",
 }
 __all__ = ["Model", "UserError", "create_model", "evaluate_run", "features", "fit", "load", "lpips"]

@@ -16,7 +16,7 @@ from vgg_jax.data.image_kinds import DecodeError, is_named_like_an_image, read_f
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.features import with_normalized_activations
-from vgg_jax.features.model import from_weights
+from vgg_jax.features.backbone import from_weights
 from vgg_jax.runtime.compilation import check_devices
 from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError

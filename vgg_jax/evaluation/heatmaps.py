@@ -115,7 +115,7 @@ def _cams(network: Network, spec: NetworkSpec, shape: tuple[int, ...]) -> Callab
 
     def cams(variables: dict, mean_rgb: jax.Array, images: jax.Array, classes: jax.Array) -> jax.Array:
         state = {name: tree for name, tree in variables.items() if name != "params"}
-        model = features.Model(variables["params"], mean_rgb, network, spec, state)
+        model = features.Backbone(variables["params"], mean_rgb, network, spec, state)
         return features.grad_cam(model, images, classes)[0]
 
     return jax.jit(cams)

@@ -1,4 +1,4 @@
-"""Class probabilities of images in memory or in files, by the test protocol: `features.Model.predict`."""
+"""Class probabilities of images in memory or in files, by the test protocol: `model.Model.predict`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.plan import devices_of, plan_pass, rescaled_sizes, skipped_images
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, batch_size_for, run_jobs
 from vgg_jax.evaluation.trained_model import trained_model_of
-from vgg_jax.features.model import Model
+from vgg_jax.features.backbone import Backbone
 from vgg_jax.runtime.exceptions import UserError, printable
 
 Image: TypeAlias = ArrayLike | os.PathLike | str
@@ -40,7 +40,7 @@ class Predictor:
       UserError: a trunk.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Backbone) -> None:
         self._trained = trained_model_of(model)
         self._compiled = CompiledSteps(self._trained, EvalStats())
         self._lock = threading.Lock()
@@ -48,7 +48,7 @@ class Predictor:
     def probabilities(
         self, images: Images, protocol: str, scales: str, batch_size: int, exif: bool | None
     ) -> np.ndarray:
-        """Returns [K] float64 for one image, [N, K] for several; see `features.Model.predict`."""
+        """Returns [K] float64 for one image, [N, K] for several; see `model.Model.predict`."""
         trained = self._trained
         passes = eval_passes(trained.recipe, protocol, scales)
         listed, is_one = _as_list(images)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from vgg_jax.config import recipe_of
 from vgg_jax.data.colors import ColorStatistics
-from vgg_jax.features.model import Model, names_and_titles
+from vgg_jax.features.backbone import Backbone, names_and_titles
 from vgg_jax.models import Network, NetworkSpec
 from vgg_jax.recipe import Recipe
 from vgg_jax.runs import RunDir
@@ -104,7 +104,7 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
     return trained._replace(class_titles=class_titles)
 
 
-def trained_model_of(model: Model) -> TrainedModel:
+def trained_model_of(model: Backbone) -> TrainedModel:
     """Returns the public model as the test protocol takes it; its digest and workdir are empty.
 
     Raises:
@@ -121,7 +121,7 @@ def trained_model_of(model: Model) -> TrainedModel:
     return TrainedModel(source, source, recipe, model.network, variables, "", names, class_titles, statistics, mesh)
 
 
-def model_of_run(source: Path, dtype: str = "") -> Model:
+def backbone_of_run(source: Path, dtype: str = "") -> Backbone:
     """Returns the public model of a run's checkpoint, its variables on the first device.
 
     Args and errors as of `load_trained`.
@@ -129,7 +129,7 @@ def model_of_run(source: Path, dtype: str = "") -> Model:
     trained = load_trained(source, dtype)
     variables = jax.tree.map(lambda x: x.addressable_data(0), trained.variables)
     image = trained.recipe.image
-    return Model(
+    return Backbone(
         params=variables.pop("params"),
         mean_rgb=jnp.asarray(trained.statistics.mean_rgb),
         network=trained.model,

@@ -10,6 +10,7 @@ grad and vmap; the model is a pytree, so it can be an argument of a jitted funct
 """
 
 from vgg_jax.features.attribution import grad_cam
+from vgg_jax.features.backbone import Backbone
 from vgg_jax.features.endpoints import activations, with_average_pooling, with_normalized_activations
 from vgg_jax.features.losses import (
     LPIPS_LAYERS,
@@ -20,11 +21,10 @@ from vgg_jax.features.losses import (
     style_loss,
     total_variation,
 )
-from vgg_jax.features.model import Model
 
 __all__ = [
     "LPIPS_LAYERS",
-    "Model",
+    "Backbone",
     "activations",
     "grad_cam",
     "gram",

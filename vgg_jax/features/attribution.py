@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgg_jax.features.backbone import Backbone
 from vgg_jax.features.endpoints import activations, check_size
-from vgg_jax.features.model import Model
 from vgg_jax.models.description import last_features
 from vgg_jax.runtime.exceptions import UserError, quoted
 
 
 def grad_cam(
-    model: Model, images: jax.Array, classes: jax.Array | None = None, layer: str = ""
+    model: Backbone, images: jax.Array, classes: jax.Array | None = None, layer: str = ""
 ) -> tuple[jax.Array, jax.Array]:
     """Computes where a class is seen: Grad-CAM (Selvaraju et al. 2017).
 

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vgg_jax.features.model import Model
+from vgg_jax.features.backbone import Backbone
 from vgg_jax.models.description import endpoint_names, lengths, needed
 from vgg_jax.runtime.exceptions import UserError
 
 
-def activations(model: Model, images: jax.Array, layers: Sequence[str]) -> dict[str, jax.Array]:
+def activations(model: Backbone, images: jax.Array, layers: Sequence[str]) -> dict[str, jax.Array]:
     """Computes the activations of layers.
 
     Args:
@@ -49,7 +49,7 @@ def activations(model: Model, images: jax.Array, layers: Sequence[str]) -> dict[
     return {layer: maps[layer].reshape(*outer, *maps[layer].shape[1:]) for layer in layers}
 
 
-def with_average_pooling(model: Model) -> Model:
+def with_average_pooling(model: Backbone) -> Backbone:
     """Returns the model with average pooling in place of max pooling, for style transfer (Gatys et al. 2016)."""
     layers = model.network.layers
     if any(layer.kind == "pool" and (layer.padding or layer.padding_after) for layer in layers):
@@ -60,7 +60,7 @@ def with_average_pooling(model: Model) -> Model:
     return dataclasses.replace(model, network=model.network.clone(layers=layers))
 
 
-def with_normalized_activations(model: Model, images: Iterable[jax.Array]) -> Model:
+def with_normalized_activations(model: Backbone, images: Iterable[jax.Array]) -> Backbone:
     """Returns the model, scaled so that each channel's mean activation is 1 (Gatys et al. 2016).
 
     The network's logits stay the same, because a ReLU and pooling commute with positive factors. A channel that no
@@ -104,7 +104,7 @@ def with_normalized_activations(model: Model, images: Iterable[jax.Array]) -> Mo
     return dataclasses.replace(model, params=params)
 
 
-def check_size(model: Model, size: tuple[int, ...], layers: Sequence[str]) -> None:
+def check_size(model: Backbone, size: tuple[int, ...], layers: Sequence[str]) -> None:
     """Raises UserError where images are too small for the layers."""
     network = model.network.layers
     # Without auxiliary classifiers, which may want larger images.

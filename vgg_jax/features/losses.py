@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgg_jax.features.backbone import Backbone, load_backbone
 from vgg_jax.features.endpoints import activations
-from vgg_jax.features.model import Model, load
 from vgg_jax.models import NetworkSpec
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers, hub
 
 
 def perceptual_loss(
-    model: Model, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
+    model: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
     """Computes how far two images are apart in the activations of layers (Johnson et al. 2016, feature reconstruction).
 
@@ -35,7 +35,7 @@ def perceptual_loss(
 
 
 def style_loss(
-    model: Model, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
+    model: Backbone, x: jax.Array, y: jax.Array, layers: Sequence[str], weights: Sequence[float] | None = None
 ) -> jax.Array:
     """Computes how far two images are apart in their co-occurring features, wherever they are (Gatys et al. 2016).
 
@@ -62,7 +62,7 @@ def total_variation(image_HxWx3: jax.Array) -> jax.Array:
 
 
 def _weighted(
-    model: Model,
+    model: Backbone,
     x: jax.Array,
     y: jax.Array,
     layers: Sequence[str],
@@ -116,7 +116,7 @@ def load_lpips_heads(source: str | os.PathLike) -> tuple[jax.Array, ...]:
 def lpips(
     x: jax.Array,
     y: jax.Array,
-    net: Model | None = None,
+    net: Backbone | None = None,
     heads: str | os.PathLike | Sequence[jax.Array] = hub.LPIPS,
     spatial: bool = False,
 ) -> jax.Array:
@@ -172,11 +172,11 @@ def lpips(
 
 
 @functools.cache
-def lpips_trunk() -> Model:
+def lpips_trunk() -> Backbone:
     """Returns the convolutions of torchvision's VGG-16, which LPIPS was calibrated with; they stay in memory."""
     # A call within a jitted function must not keep arrays of its trace.
     with jax.ensure_compile_time_eval():
-        model = load(LPIPS_TRUNK)
+        model = load_backbone(LPIPS_TRUNK)
     spec = model.spec.without_head()
     network = model.network.clone(layers=spec.layers(model.crop))
     params = {layer.name: model.params[layer.name] for layer in network.layers if layer.has_kernel}

@@ -26,7 +26,7 @@ from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.plan import MAX_PIXELS, Job, buckets, rescaled_sizes
 from vgg_jax.evaluation.run import CompiledSteps, EvalStats, decoded, key_of, run_jobs
 from vgg_jax.evaluation.split import EvalProgress, cached_as_they_come
-from vgg_jax.features import Model
+from vgg_jax.features import Backbone
 from vgg_jax.models import Network
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.digests import params_sha256
@@ -74,7 +74,7 @@ class _LayerCaches(NamedTuple):
 
 
 def descriptors(
-    model: Model, layers: Sequence[str], images: Images, scale: int, directory: Path, batch_size: int = 64
+    model: Backbone, layers: Sequence[str], images: Images, scale: int, directory: Path, batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Computes descriptors, or loads the cached ones; what was computed before an interruption is not computed again.
 
@@ -112,7 +112,7 @@ def normalized(descriptors_NxD: np.ndarray) -> np.ndarray:
 
 
 def _computed(
-    model: Model, layers: Sequence[str], records: Any, scale: int, caches: _LayerCaches, batch_size: int
+    model: Backbone, layers: Sequence[str], records: Any, scale: int, caches: _LayerCaches, batch_size: int
 ) -> np.ndarray:
     """Returns the descriptors of layers side by side, [N, D]; an interrupted run's come from its shards."""
     began, mesh, stats = time.monotonic(), make_mesh(), EvalStats()
@@ -169,14 +169,14 @@ def _finite(chunks: Any, records: Any) -> Any:
         yield chunk
 
 
-def _widths(model: Model, layers: Sequence[str], scale: int) -> dict[str, int]:
+def _widths(model: Backbone, layers: Sequence[str], scale: int) -> dict[str, int]:
     """Returns the number of channels of each layer."""
     image = jax.ShapeDtypeStruct((scale, scale, 3), jnp.float32)
     shapes: Any = jax.eval_shape(lambda x: features.activations(model, x, tuple(layers)), image)
     return {layer: shapes[layer].shape[-1] for layer in layers}
 
 
-def _cache(model: Model, layer: str, num_columns: int, images: Images, scale: int, directory: Path) -> RowCache:
+def _cache(model: Backbone, layer: str, num_columns: int, images: Images, scale: int, directory: Path) -> RowCache:
     network = model.network  # the same parameters may be computed with in another way
     settings = {
         "format": _FORMAT,

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgg_jax.features.model import Model, load
+from vgg_jax.evaluation.model import load
+from vgg_jax.features.backbone import Backbone
 from vgg_jax.models import NetworkSpec
 from vgg_jax.models.description import last_features
 from vgg_jax.recipe import DATA_DIR
@@ -112,7 +113,7 @@ def _data(request: TransferRequest, is_voc: bool) -> tuple[TransferData, list[cl
     return data, classifiers.caltech_splits(data.labels, data.class_names, *counts)
 
 
-def _candidates(request: TransferRequest, models: Sequence[Model], images: Images, is_averaged: bool) -> Candidates:
+def _candidates(request: TransferRequest, models: Sequence[Backbone], images: Images, is_averaged: bool) -> Candidates:
     """Returns the descriptors [N, D] of each layer, of several scales averaged or stacked, of several networks stacked.
 
     Without layers in the request, the one candidate has the last ReLU of each network before its classifier.
@@ -131,7 +132,9 @@ def _candidates(request: TransferRequest, models: Sequence[Model], images: Image
     return {name: normalized(np.concatenate(part, 1)) for name, part in zip(names, parts, strict=True)}
 
 
-def _report(request: TransferRequest, models: Sequence[Model], data: TransferData, outcomes: Sequence[Outcome]) -> None:
+def _report(
+    request: TransferRequest, models: Sequence[Backbone], data: TransferData, outcomes: Sequence[Outcome]
+) -> None:
     """Prints the mean over splits next to the paper's, and writes results.json."""
     scores = np.array([outcome.score for outcome in outcomes])
     spread = f" ± {100 * scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
@@ -156,7 +159,7 @@ def _report(request: TransferRequest, models: Sequence[Model], data: TransferDat
     print_line(f"written: {output}")
 
 
-def paper_name(model: Model) -> str:
+def paper_name(model: Backbone) -> str:
     """Returns the configuration of a model that is the paper's whole network; "?" for every other one."""
     network = model.network
     whole = (name for name in "DE" if network.layers == NetworkSpec(name).layers() and network.width_multiplier == 1)

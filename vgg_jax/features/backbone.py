@@ -1,31 +1,23 @@
-"""The public model: parameters and everything that using them takes, as one pytree."""
+"""A network with its parameters and everything that computing its layers takes, as one pytree."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vgg_jax.models import Network, NetworkSpec
-from vgg_jax.runtime.exceptions import UserError, plain_name
+from vgg_jax.runtime.exceptions import plain_name
 from vgg_jax.weights import hub
-from vgg_jax.weights.file import Weights, folded_params, make_model
+from vgg_jax.weights.file import Weights, folded_params, load_weights, make_model
 from vgg_jax.weights.imagenet_classes import titles
-
-if TYPE_CHECKING:
-    from vgg_jax.evaluation.predictor import Images, Predictor
-
-_DTYPES = ("float32", "bfloat16")
 
 
 @flax.struct.dataclass
-class Model:
+class Backbone:
     """A network with its parameters, classes and preprocessing: a pytree that goes through jit, grad and vmap.
 
     Attributes:
@@ -71,74 +63,32 @@ class Model:
 
     if TYPE_CHECKING:
         # flax.struct adds it.
-        def replace(self, **changes: Any) -> Model: ...
-
-    def predict(
-        self, images: Images, protocol: str = "dense", scales: str = "", batch_size: int = 0, exif: bool | None = None
-    ) -> np.ndarray:
-        """Computes class probabilities by the test protocol (Paper §3.2, §4), as `vgg-jax predict` does.
-
-        The network is compiled once for each shape of images, and the model keeps what is compiled.
-
-        Args:
-          images: one image [H, W, 3] or its path, a batch [N, H, W, 3], or a list of arrays or paths of any sizes.
-            Arrays are RGB on 0 to 255: uint8, or floats, which are rounded to whole numbers.
-          protocol: center_crop, ten_crop, dense, multi_crop, square_crop or dense+multi_crop.
-          scales: test scales Q: "single", "multi", numbers with commas between; "" for the protocol's own.
-          batch_size: images of the crop's size at once; 0: 64 a device. It changes no result.
-          exif: turn files as their EXIF orientation says; None: as the model's run.
-
-        Returns:
-          [K] float64 for one image, [N, K] for several.
-
-        Raises:
-          UserError: a trunk, an image that cannot be read, or an option that cannot be.
-        """
-        return self._predictor.probabilities(images, protocol, scales, batch_size, exif)
-
-    @functools.cached_property
-    def _predictor(self) -> Predictor:
-        # Imported here: a backbone needs neither data nor configuration.
-        from vgg_jax.evaluation.predictor import Predictor
-
-        return Predictor(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns the fields for pickle and copy, without what `predict` has compiled."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        def replace(self, **changes: Any) -> Self: ...
 
     def __repr__(self) -> str:
         """Says in one line the network, its crop and classes, and where the parameters come from."""
         classes = f"{self.num_classes:,} classes" if self.num_classes else "no classifier"
-        return f"Model({self.spec.title}, crop {self.crop}, {classes}, {self.source or 'no source'})"
+        return f"{type(self).__name__}({self.spec.title}, crop {self.crop}, {classes}, {self.source or 'no source'})"
 
 
-def load(source: str | os.PathLike, dtype: str = "") -> Model:
-    """Loads a model.
+def load_backbone(source: str | os.PathLike, dtype: str = "float32") -> Backbone:
+    """Loads a backbone from a weights file or by the name of published weights.
 
     Args:
-      source: a weights file of `vgg-jax convert`, a run's workdir, which stands for its best checkpoint, one of its
-        checkpoints/<step>, or the name of published weights, as torchvision:vgg16. A path wins over a name.
-      dtype: of the computation, float32 or bfloat16; "" for a run's own, float32 for weights.
+      source: see `weights.hub.load`.
+      dtype: of the computation, float32 or bfloat16.
 
     Raises:
-      UserError: nothing to read there, something damaged, or another dtype.
+      UserError: no weights there, or damaged ones.
     """
-    if dtype not in ("", *_DTYPES):
-        raise UserError(f"the dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}.")
     path, weights = hub.load(source)
-    if weights:
-        return from_weights(weights, dtype or "float32")
-    # Imported here: checkpoints take Orbax and a configuration, which weights do not need.
-    from vgg_jax.evaluation.trained_model import model_of_run
-
-    return model_of_run(path, dtype)
+    return from_weights(weights or load_weights(path), dtype)
 
 
-def from_weights(weights: Weights, dtype: str = "float32") -> Model:
+def from_weights(weights: Weights, dtype: str = "float32") -> Backbone:
     """Returns the model of weights that are in memory."""
     class_names, class_titles = names_and_titles(weights)
-    return Model(
+    return Backbone(
         params=jax.tree.map(jnp.asarray, folded_params(weights)),
         mean_rgb=jnp.asarray(weights.preprocessing.mean_rgb()),
         network=make_model(weights, dtype),
