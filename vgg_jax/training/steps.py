@@ -57,45 +57,19 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the function from a state, a batch and the learning rate to the next state and the batch's metrics.
 
-    Learning rate: a float32 scalar. Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32 scalars:
-    loss (mean cross-entropy, nats, without the L2 term and auxiliary classifiers), top1_error and top5_error (fractions, of the augmented batch,
-    whose images keep their own labels where they are mixed), lr (of this update), and with `with_norms`, of the
-    kernels of each block (block1 ... block5, then each FC layer), gradient_norm/<block>, of the loss alone, and
-    update_ratio/<block>, the norm of the update over that of the kernels before it. These read all parameters and gradients
-    once more, up to a fifth of a step on a CPU.
+    Learning rate: a float32 scalar. Batch: image [B, crop, crop, 3] uint8 RGB, label [B] int32. Metrics, float32
+    scalars: loss (mean cross-entropy, nats, without the L2 term and auxiliary classifiers), top1_error and top5_error
+    (fractions, of the augmented batch, whose images keep their own labels where they are mixed), lr (of this update),
+    and with `with_norms` the norms of `_norm_metrics`.
 
-    With `accumulation_steps` > 1 the batch is computed in that many microbatches, one after another; the update is the
-    same but for dropout's draws, rounding, and batch normalisation, whose statistics are each microbatch's. `mesh` is that of
-    the devices it will run on.
+    With `accumulation_steps` > 1 the batch is computed in that many microbatches, one after another. The update is the
+    same but for dropout's draws, rounding, and batch normalisation, whose statistics are each microbatch's. The step
+    runs on the devices of `mesh`.
     """
-    model, optimizer, factors = make_model(recipe), make_optimizer(recipe), dict(recipe.optimizer.lr_factors)
+    model, optimizer = make_model(recipe), make_optimizer(recipe)
     shares = recipe.augment.mixup, recipe.augment.cutmix
     mixes = shares if any(shares) or recipe.label_smoothing else ()
-    auxiliary = auxiliary_heads(model.layers)
-
-    def mean_loss(logits_BxK: jax.Array, labels: jax.Array) -> jax.Array:
-        if labels.ndim == 2:  # shares of `augment.mix`, each with the weight and the smoothing of its class
-            targets_BxK = labels if class_weights is None else labels * class_weights
-            smoothed, s = targets_BxK.mean(-1, keepdims=True), recipe.label_smoothing
-            return optax.softmax_cross_entropy(logits_BxK, (1 - s) * targets_BxK + s * smoothed).mean()
-        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels)
-        weights_B = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
-        return (weights_B * losses_B).mean()
-
-    def loss_fn(params: dict, model_state: dict, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-        # Frozen layers have no gradient, so nothing computes it.
-        params = {
-            layer: leaves if factors[layer] else jax.lax.stop_gradient(leaves) for layer, leaves in params.items()
-        }
-        params, images = gather_for_compute(params, recipe.sharding, mesh), shard_images(images, mesh)
-        variables = {"params": params, **model_state}
-        (logits_BxK, others), updated = model.apply(
-            variables, images, train=True, rngs={"dropout": key}, mutable=list(model_state), endpoints=auxiliary
-        )
-        loss = mean_loss(logits_BxK, labels)
-        auxiliary_losses = [mean_loss(others[name].astype(jnp.float32).mean((1, 2)), labels) for name in auxiliary]
-        return loss + AUXILIARY_WEIGHT * sum(auxiliary_losses), (loss, logits_BxK, dict(updated))
-
+    loss_fn = _make_loss_fn(recipe, model, mesh, class_weights)
     microbatched_grad = _microbatched(jax.value_and_grad(loss_fn, has_aux=True), recipe.accumulation_steps)
 
     def train_step(state: TrainState, batch: Batch, lr: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -119,12 +93,50 @@ def make_train_step(
             "lr": lr,
         }
         if with_norms:
-            before, moved = kernel_norms(state.params, model.layers), kernel_norms(updates, model.layers)
-            metrics |= {f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, model.layers).items()}
-            metrics |= {f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before}
+            metrics |= _norm_metrics(state.params, updates, grads, model.layers)
         return TrainState(state.step + 1, params, model_state, opt_state, averages), metrics
 
     return train_step
+
+
+def _make_loss_fn(
+    recipe: Recipe, model: Network, mesh: Mesh, class_weights: np.ndarray | None
+) -> Callable[[dict, dict, jax.Array, jax.Array, jax.Array], Any]:
+    """Returns the function from params, model state, images, labels and a key to the loss and its outputs.
+
+    It returns (the loss with auxiliary classifiers, (the loss without them, logits, the new model state)).
+    """
+    factors, auxiliary = dict(recipe.optimizer.lr_factors), auxiliary_heads(model.layers)
+    mean_loss = functools.partial(_mean_loss, class_weights=class_weights, label_smoothing=recipe.label_smoothing)
+
+    def loss_fn(params: dict, model_state: dict, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+        # Frozen layers have no gradient, so nothing computes it.
+        params = {
+            layer: leaves if factors[layer] else jax.lax.stop_gradient(leaves) for layer, leaves in params.items()
+        }
+        params, images = gather_for_compute(params, recipe.sharding, mesh), shard_images(images, mesh)
+        variables = {"params": params, **model_state}
+        (logits_BxK, others), updated = model.apply(
+            variables, images, train=True, rngs={"dropout": key}, mutable=list(model_state), endpoints=auxiliary
+        )
+        loss = mean_loss(logits_BxK, labels)
+        auxiliary_losses = [mean_loss(others[name].astype(jnp.float32).mean((1, 2)), labels) for name in auxiliary]
+        return loss + AUXILIARY_WEIGHT * sum(auxiliary_losses), (loss, logits_BxK, dict(updated))
+
+    return loss_fn
+
+
+def _mean_loss(
+    logits_BxK: jax.Array, labels: jax.Array, class_weights: np.ndarray | None, label_smoothing: float
+) -> jax.Array:
+    """Returns the mean cross-entropy, nats, for labels [B] int32 or the shares [B, K] of `augment.mix`."""
+    if labels.ndim == 2:  # each share with the weight and the smoothing of its class
+        targets_BxK = labels if class_weights is None else labels * class_weights
+        smoothed, s = targets_BxK.mean(-1, keepdims=True), label_smoothing
+        return optax.softmax_cross_entropy(logits_BxK, (1 - s) * targets_BxK + s * smoothed).mean()
+    losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, labels)
+    weights_B = 1.0 if class_weights is None else jnp.asarray(class_weights)[labels]
+    return (weights_B * losses_B).mean()
 
 
 def _microbatched(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -156,8 +168,22 @@ def _microbatched(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]
     return microbatched_grad
 
 
+def _norm_metrics(params: dict, updates: dict, grads: dict, layers: Layers) -> dict[str, jax.Array]:
+    """Returns gradient_norm/<block> and update_ratio/<block> for the kernels of each block, float32 scalars.
+
+    The gradient is the loss's alone. A ratio is the norm of the update over the norm of the kernels before it. Both
+    read all parameters and gradients once more, up to a fifth of a step on a CPU.
+    """
+    before, moved = kernel_norms(params, layers), kernel_norms(updates, layers)
+    metrics = {f"gradient_norm/{block}": norm for block, norm in kernel_norms(grads, layers).items()}
+    return metrics | {f"update_ratio/{block}": moved[block] / jnp.maximum(before[block], 1e-30) for block in before}
+
+
 def kernel_norms(params: dict, layers: Layers) -> dict[str, jax.Array]:
-    """Returns the norm of all kernels of each block, float32 scalars: block1 ... block5 are the convolutions', then the FC layers."""
+    """Returns the norm of all kernels of each block, float32 scalars.
+
+    The blocks are block1 ... block5, which hold the convolutions, then each FC layer.
+    """
     blocks: dict[str, list[jax.Array]] = {}
     for layer in layers:
         if layer.has_kernel:
@@ -186,8 +212,8 @@ def make_eval_step(model: Network, statistics: ColorStatistics) -> Callable[[dic
 def topk_errors(logits_BxK: jax.Array, labels_B: jax.Array) -> dict[str, jax.Array]:
     """Returns top1_error and top5_error, [B] float32: 1 where the label is not among the 1 or 5 highest scores, else 0.
 
-    Of equal scores the lower class number ranks higher. With fewer than 5 classes top-5 is over all of them. Scores that are
-    not all finite rank nothing: both errors are 1.
+    Of equal scores the lower class number ranks higher. With fewer than 5 classes top-5 is over all of them. Scores
+    that are not all finite rank nothing: both errors are 1.
     """
     _, best_Bx5 = jax.lax.top_k(logits_BxK, min(5, logits_BxK.shape[-1]))
     hit_Bx5 = (best_Bx5 == labels_B[:, None]) & jnp.isfinite(logits_BxK).all(-1, keepdims=True)
