@@ -92,7 +92,7 @@ def _check_value(name: str, value: Any, key: Key) -> None:
 
 def _rules(recipe: Recipe, num_devices: int) -> Iterator[tuple[bool, str]]:
     """Yields (whether it is broken, the sentence that says so) of every rule that relates several keys."""
-    image, plateau, parallel = recipe.image, recipe.plateau, recipe.model_parallel
+    image, plateau = recipe.image, recipe.plateau
     yield from _network_rules(recipe)
     yield from _data_rules(recipe)
     yield (
@@ -107,6 +107,43 @@ def _rules(recipe: Recipe, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"{plateau.max_drops}, drops; choose fewer drops or a factor nearer to 1.",
     )
     yield from _image_rules(recipe)
+    yield from _parallel_rules(recipe, num_devices)
+    yield (
+        recipe.model.param_dtype == "bfloat16" and bool(recipe.ema_decay or recipe.optimizer.name == "adamw"),
+        "config.model.param_dtype is 'bfloat16', in which the averages of config.ema_decay, "
+        f"{recipe.ema_decay:g}, and config.optimizer.name, {recipe.optimizer.name!r}, would not move; say "
+        "--config.model.param_dtype=float32 (--config.model.dtype=bfloat16 computes in bfloat16 all the same).",
+    )
+    devices = num_devices // recipe.model_parallel
+    parts = devices * recipe.accumulation_steps
+    below = recipe.batch_size // parts * parts
+    microbatches = f" x {recipe.accumulation_steps} accumulation steps" if recipe.accumulation_steps > 1 else ""
+    yield (
+        recipe.batch_size % parts != 0,
+        f"config.batch_size is {recipe.batch_size}, which {devices} devices{microbatches} do not "
+        f"divide; {below or parts} or {below + parts if below else 2 * parts} would do.",
+    )
+    yield (
+        recipe.schedule.name == "steps" and not recipe.schedule.drop_epochs,
+        "config.schedule.drop_epochs is '', and config.schedule.name, 'steps', drops the rate at these epochs; "
+        "name them, as 30,60.",
+    )
+    for name, share in (("mixup", recipe.augment.mixup), ("cutmix", recipe.augment.cutmix)):
+        yield (
+            0 < share < _LEAST_MIXING,
+            f"config.augment.{name} is {share:g}, which mixes nothing; give at least {_LEAST_MIXING:g}, or 0 for none.",
+        )
+    yield from _length_rules(recipe)
+    yield (
+        recipe.start_required and not recipe.given["init_from"],
+        f"this stage (S={scale_text(image.scale_min, image.scale_max)}, learning rate "
+        f"{recipe.optimizer.learning_rate:g}) starts from a trained model: give its workdir with "
+        "--config.init_from=DIR, or say --config.init_from=none to start afresh.",
+    )
+
+
+def _parallel_rules(recipe: Recipe, num_devices: int) -> Iterator[tuple[bool, str]]:
+    parallel = recipe.model_parallel
     yield (
         num_devices % parallel != 0,
         f"config.model_parallel is {parallel}, which does not divide the {num_devices} devices.",
@@ -121,30 +158,9 @@ def _rules(recipe: Recipe, num_devices: int) -> Iterator[tuple[bool, str]]:
         f"config.model_parallel is {parallel}, which does not divide config.model.fc_width, "
         f"{recipe.model.fc_width}; {math.gcd(recipe.model.fc_width, num_devices)} would do.",
     )
-    yield (
-        recipe.model.param_dtype == "bfloat16" and bool(recipe.ema_decay or recipe.optimizer.name == "adamw"),
-        "config.model.param_dtype is 'bfloat16', in which the averages of config.ema_decay, "
-        f"{recipe.ema_decay:g}, and config.optimizer.name, {recipe.optimizer.name!r}, would not move; say "
-        "--config.model.param_dtype=float32 (--config.model.dtype=bfloat16 computes in bfloat16 all the same).",
-    )
-    parts = num_devices // parallel * recipe.accumulation_steps
-    below = recipe.batch_size // parts * parts
-    microbatches = f" x {recipe.accumulation_steps} accumulation steps" if recipe.accumulation_steps > 1 else ""
-    yield (
-        recipe.batch_size % parts != 0,
-        f"config.batch_size is {recipe.batch_size}, which {num_devices // parallel} devices{microbatches} do not "
-        f"divide; {below or parts} or {below + parts if below else 2 * parts} would do.",
-    )
-    yield (
-        recipe.schedule.name == "steps" and not recipe.schedule.drop_epochs,
-        "config.schedule.drop_epochs is '', and config.schedule.name, 'steps', drops the rate at these epochs; "
-        "name them, as 30,60.",
-    )
-    for name, share in (("mixup", recipe.augment.mixup), ("cutmix", recipe.augment.cutmix)):
-        yield (
-            0 < share < _LEAST_MIXING,
-            f"config.augment.{name} is {share:g}, which mixes nothing; give at least {_LEAST_MIXING:g}, or 0 for none.",
-        )
+
+
+def _length_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     late = [epoch for epoch in recipe.schedule.drop_epochs if epoch >= recipe.num_epochs]
     yield (
         recipe.schedule.name == "steps" and bool(late),
@@ -156,12 +172,6 @@ def _rules(recipe: Recipe, num_devices: int) -> Iterator[tuple[bool, str]]:
         recipe.schedule.warmup_epochs >= recipe.num_epochs,
         f"config.schedule.warmup_epochs is {recipe.schedule.warmup_epochs:g}, and config.num_epochs, "
         f"{recipe.num_epochs:g}, is no longer; warm up for less.",
-    )
-    yield (
-        recipe.start_required and not recipe.given["init_from"],
-        f"this stage (S={scale_text(image.scale_min, image.scale_max)}, learning rate "
-        f"{recipe.optimizer.learning_rate:g}) starts from a trained model: give its workdir with "
-        "--config.init_from=DIR, or say --config.init_from=none to start afresh.",
     )
 
 
