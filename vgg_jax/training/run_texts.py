@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def heading(recipe: Recipe, dataset: Dataset, params: Any, mesh: Mesh, workdir: 
         f"{recipe.batch_size}, at most {recipe.num_epochs:g} epochs; {device.device_kind} x {mesh.size} "
         f"({recipe.sharding}), {recipe.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"
         f"everything is written to {workdir}; watch it with: tensorboard --logdir {shlex.quote(str(workdir))}"
+    )
+
+
+def stopped(step: int, total_steps: int, checkpoint: Path, signum: int) -> str:
+    """Returns what a run prints where a signal stops it after `step`, once `checkpoint` is saved."""
+    return (
+        f"stopped by {signal.Signals(signum).name} after step {step} of {total_steps}; everything is saved in "
+        f"{checkpoint}. Give the same command again to continue."
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 from vgg_jax.recipe import Recipe
 from vgg_jax.runtime.exceptions import UserError
@@ -91,3 +92,8 @@ def epochs_text(step: int, steps_per_epoch: float) -> str:
     """Returns a number of epochs that is not over before `step`, in as few digits as that takes, at least four."""
     texts = (f"{step / steps_per_epoch:.{digits}g}" for digits in range(4, 18))
     return next(text for text in texts if math.ceil(float(text) * steps_per_epoch) >= step)
+
+
+def every(steps: float) -> Callable[[int], bool]:
+    """Returns the function that says whether a step reaches a multiple of `steps`, not always whole."""
+    return lambda step: math.floor(step / steps) > math.floor((step - 1) / steps)

@@ -7,9 +7,8 @@ import functools
 import hashlib
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +34,9 @@ from vgg_jax.training.center_crop import evaluate
 from vgg_jax.training.checkpoints import Checkpoints, Progress
 from vgg_jax.training.memory import check_memory, need_memory, state_line
 from vgg_jax.training.metrics import MetricsLog, TrainMetrics, top5_text
-from vgg_jax.training.run_texts import closing, heading
+from vgg_jax.training.run_texts import closing, heading, stopped
 from vgg_jax.training.state import TrainState, init_state, state_shapes
-from vgg_jax.training.steps import Steps, compile_steps
+from vgg_jax.training.steps import Batch, Steps, compile_steps
 from vgg_jax.training.transplant import Donor, check_fit, read_donor, start_from
 from vgg_jax.training.workdir import check_workdir, claim_workdir, continued_recipe
 from vgg_jax.validation import validate
@@ -55,6 +54,19 @@ class _Run(NamedTuple):
     steps_per_epoch: float
     total_steps: int
     console: Console
+    began: float  # time.monotonic() at the start of this process's training
+
+
+class _Resources(NamedTuple):
+    """The compiled steps, files and batches that a run holds from its start to its end."""
+
+    check_lock: Callable[[], None]  # raises UserError once another run has taken the workdir
+    steps: Steps
+    checkpoints: Checkpoints
+    metrics_log: MetricsLog
+    metrics: TrainMetrics
+    train_batches: Iterator[Batch]
+    stop: distributed.Stop
 
 
 def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, Any]:
@@ -73,78 +85,58 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
       UserError: anything that only the user can put right; nothing that was there is lost.
       Interrupted: by a signal, after saving.
     """
-    began = time.monotonic()
-    compilation.check_devices()
-    distributed.check_same(_facts(flatten(config), workdir))
-    console = Console(quiet or not distributed.is_primary())
-    run = _checked(config, workdir, console)
+    run = _checked(config, workdir, quiet)
     recipe = run.recipe
     with contextlib.ExitStack() as stack:
-        check_lock = _own_workdir(run, stack)  # from here to its end
-        _keep_compiled(run, stack)
-        steps = _compile(run)
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-        step, state, progress = _initial(run, checkpoints)
-        metrics_log = MetricsLog(workdir, step, distributed.is_primary(), console.print)
-        stack.enter_context(contextlib.closing(metrics_log))
-        stack.callback(console.close)
-        metrics = TrainMetrics(recipe, run.steps_per_epoch, run.total_steps, metrics_log, console, progress.sums)
-        train_batches = batches(recipe, train_examples(recipe, run.dataset.train), run.mesh, start=step)
-        stack.enter_context(contextlib.closing(train_batches))
-        stop = distributed.Stop(stack.enter_context(distributed.signals_received()))
+        resources, step, state, progress = _open(run, stack)
+        steps, checkpoints, metrics = resources.steps, resources.checkpoints, resources.metrics
         learning_rate = _learning_rates(run)
-        evaluation_due = _every(recipe.eval_every_epochs * run.steps_per_epoch)
-        checkpoint_due = _every(recipe.checkpoint_every_steps or math.inf)
-        seconds_before, finished = progress.seconds, schedules.is_finished(recipe, progress.plateau)
-        console.start(step, run.total_steps)
-        first = step + 1
-        while step < run.total_steps and not finished:
+        evaluation_due = schedules.every(recipe.eval_every_epochs * run.steps_per_epoch)
+        checkpoint_due = schedules.every(recipe.checkpoint_every_steps or math.inf)
+        seconds_before, first = progress.seconds, step + 1
+        run.console.start(step, run.total_steps)
+        while step < run.total_steps and not schedules.is_finished(recipe, progress.plateau):
             with metrics.waiting_for_input():
-                batch = next(train_batches)
+                batch = next(resources.train_batches)
             lr = learning_rate(step, progress)
             step += 1
             train_step = steps.train_with_norms if metrics.is_logged(step) else steps.train
             with jax.transfer_guard("disallow"):
                 state, step_metrics = train_step(state, batch, lr)
             if step == first:
-                metrics.started(step_metrics, began, progress)
+                metrics.started(step_metrics, run.began, progress)
             metrics.add(step, step_metrics)
             if metrics.is_logged(step):
                 checkpoints.check()
-            stopping = stop.after(step)
+            stopping = resources.stop.after(step)
             at_end = step == run.total_steps
             if not (evaluation_due(step) or checkpoint_due(step) or stopping or at_end):
                 continue
 
             # Nothing is saved before the last update and its validation are known to be finite.
             metrics.flush(state)
-            check_lock()
+            resources.check_lock()
             if evaluation_due(step) or at_end:
                 progress.is_warm |= metrics.error_since_evaluation(step) < recipe.schedule.warmup_error
-                _evaluate(run, steps.evaluate, state, step, progress, metrics_log, evaluation_due(step))
-                finished = schedules.is_finished(recipe, progress.plateau)
-            progress.seconds, progress.sums = seconds_before + time.monotonic() - began, metrics.sums()
+                _evaluate(run, resources, step, state, progress, evaluation_due(step))
+            progress.seconds, progress.sums = seconds_before + time.monotonic() - run.began, metrics.sums()
             checkpoints.save(step, state, progress)
-            if stopping and not at_end and not finished:
+            if stopping and not at_end and not schedules.is_finished(recipe, progress.plateau):
                 checkpoints.wait()
-                raise Interrupted(
-                    f"stopped by {signal.Signals(stop.signum).name} after step {step} of {run.total_steps}; everything "
-                    f"is saved in {checkpoints.path(step)}. Give the same command again to continue.",
-                    stop.signum,
-                )
+                signum = resources.stop.signum
+                raise Interrupted(stopped(step, run.total_steps, checkpoints.path(step), signum), signum)
             metrics.resume_clock()
-        checkpoints.wait()
-        if progress.last is None or progress.last_step not in (None, step):  # stopped before at what is now the end
-            _evaluate(run, steps.evaluate, state, step, progress, metrics_log, False)
-        summary = _summary(run, step, state, progress, finished, checkpoints)
-        if distributed.is_primary():
-            RunDir(workdir).write_summary(summary)
-    console.print(closing(recipe, summary))
+        summary = _finish(run, resources, step, state, progress)
+    run.console.print(closing(recipe, summary))
     return summary
 
 
-def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
+def _checked(config: ConfigDict, workdir: Path, quiet: bool) -> _Run:
     """Decides what will run, where and on what data; raises UserError where it cannot."""
+    began = time.monotonic()
+    compilation.check_devices()
+    distributed.check_same(_facts(flatten(config), workdir))
+    console = Console(quiet or not distributed.is_primary())
     recipe = validate(config, jax.device_count())
     check_workdir(workdir, recipe)
     recipe, lines = continued_recipe(workdir, recipe)
@@ -161,7 +153,29 @@ def _checked(config: ConfigDict, workdir: Path, console: Console) -> _Run:
     distributed.check_same(_data_facts(dataset))
     steps_per_epoch = len(dataset.train) / recipe.batch_size
     total_steps = schedules.total_steps(recipe, steps_per_epoch)
-    return _Run(recipe, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console)
+    return _Run(recipe, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console, began)
+
+
+def _open(run: _Run, stack: contextlib.ExitStack) -> tuple[_Resources, int, TrainState, Progress]:
+    """Locks the workdir, compiles, restores, and opens logs and batches, all until the stack ends.
+
+    Returns:
+      The resources, and the step, state and progress to begin with.
+    """
+    recipe, console = run.recipe, run.console
+    check_lock = _own_workdir(run, stack)
+    _keep_compiled(run, stack)
+    steps = _compile(run)
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.workdir)))
+    step, state, progress = _initial(run, checkpoints)
+    metrics_log = MetricsLog(run.workdir, step, distributed.is_primary(), console.print)
+    stack.enter_context(contextlib.closing(metrics_log))
+    stack.callback(console.close)
+    metrics = TrainMetrics(recipe, run.steps_per_epoch, run.total_steps, metrics_log, console, progress.sums)
+    train_batches = batches(recipe, train_examples(recipe, run.dataset.train), run.mesh, start=step)
+    stack.enter_context(contextlib.closing(train_batches))
+    stop = distributed.Stop(stack.enter_context(distributed.signals_received()))
+    return _Resources(check_lock, steps, checkpoints, metrics_log, metrics, train_batches, stop), step, state, progress
 
 
 def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
@@ -228,13 +242,7 @@ def _learning_rates(run: _Run) -> Callable[[int, Progress], jax.Array]:
 
 
 def _evaluate(
-    run: _Run,
-    eval_step: Callable,
-    state: TrainState,
-    step: int,
-    progress: Progress,
-    metrics_log: MetricsLog,
-    is_regular: bool,
+    run: _Run, resources: _Resources, step: int, state: TrainState, progress: Progress, is_regular: bool
 ) -> None:
     """Evaluates on the validation split, and adds that to the progress: the best and last error and the plateau.
 
@@ -244,15 +252,11 @@ def _evaluate(
       UserError: the validation loss is not finite.
     """
     recipe, images, epoch = run.recipe, run.dataset.validation, step / run.steps_per_epoch
-    val = evaluate(
-        eval_step,
-        state.averages or state.variables,
-        batches(recipe, eval_examples(recipe, images), run.mesh),
-        len(images),
-    )
+    val_batches = batches(recipe, eval_examples(recipe, images), run.mesh)
+    val = evaluate(resources.steps.evaluate, state.averages or state.variables, val_batches, len(images))
     if not math.isfinite(val["loss"]):
         raise diagnostics.diverged(recipe, step, val["loss"], "validation loss")
-    metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
+    resources.metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
     drops_before = schedules.lr_drops(recipe, epoch, progress.plateau)
     if is_regular:
         progress.plateau = progress.plateau.observe(val["top1_error"], len(images), recipe)
@@ -270,16 +274,26 @@ def _evaluate(
         )
 
 
-def _summary(
-    run: _Run, step: int, state: TrainState, progress: Progress, finished: bool, checkpoints: Checkpoints
-) -> dict[str, Any]:
+def _finish(run: _Run, resources: _Resources, step: int, state: TrainState, progress: Progress) -> dict[str, Any]:
+    """Waits for the last checkpoint, evaluates where the last step has not been, and writes and returns the summary."""
+    resources.checkpoints.wait()
+    if progress.last is None or progress.last_step not in (None, step):  # stopped before at what is now the end
+        _evaluate(run, resources, step, state, progress, False)
+    summary = _summary(run, step, state, progress, resources.checkpoints)
+    if distributed.is_primary():
+        RunDir(run.workdir).write_summary(summary)
+    return summary
+
+
+def _summary(run: _Run, step: int, state: TrainState, progress: Progress, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Returns the content of summary.json."""
     assert progress.last is not None  # a run ends with an evaluation
     assert progress.best_step is not None
     epochs = step / run.steps_per_epoch
     return {
         "steps": step,
         "epochs": round(epochs, 4),
-        "stopped_by": "plateau" if finished else "num_epochs",
+        "stopped_by": "plateau" if schedules.is_finished(run.recipe, progress.plateau) else "num_epochs",
         "seconds": round(progress.seconds, 1),
         "starts": progress.starts,
         "startup_seconds": round(progress.startup_seconds, 1),
@@ -319,11 +333,6 @@ def _compile(run: _Run) -> Steps:
         f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
     )
     return steps
-
-
-def _every(steps: float) -> Callable[[int], bool]:
-    """Returns the function that says whether a step reaches a multiple of `steps`, not always whole."""
-    return lambda step: math.floor(step / steps) > math.floor((step - 1) / steps)
 
 
 def _facts(given: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
