@@ -18,6 +18,7 @@ from PIL import Image
 import vgg_jax
 from tests.command import run_command
 from tests.random_weights import some_weights
+from tests.refusals import refused
 from tests.weights_files import write_pth
 from vgg_jax.config import default_config
 from vgg_jax.evaluation.prediction import PredictRequest, predict
@@ -316,3 +317,9 @@ def test_a_run_is_evaluated_by_a_known_protocol_and_loaded_for_a_known_dtype(run
         vgg_jax.evaluate_run(run, protocol="sparse")
     with pytest.raises(UserError, match="the dtype is 'float16'; it must be one of float32, bfloat16"):
         vgg_jax.load(run, dtype="float16")
+
+
+@pytest.mark.parametrize(("options", "text"), [({"crop": 4}, "crop is 4"), ({"num_classes": 0}, "num_classes is 0")])
+def test_a_network_that_cannot_be_made_is_refused(options, text):
+    with refused(text):
+        vgg_jax.create_model("A", **options)

@@ -11,6 +11,7 @@ from vgg_jax.models.description import Layer, Layers
 from vgg_jax.models.network import Network, variable_shapes
 from vgg_jax.models.spec import ALIASES, CHOICES, CONFIGURATIONS, NETWORK_KEYS, NetworkSpec
 from vgg_jax.models.vgg import NO_HEAD
+from vgg_jax.runtime.exceptions import UserError
 
 __all__ = [
     "ALIASES",
@@ -57,8 +58,14 @@ def create_model(
       attributes: see `Network`.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, no class, or a crop that is too small for the network.
     """
-    network = make_network(name, crop, num_classes=num_classes, **attributes)
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; it must be at least 1.")
+    spec = NetworkSpec.parse(name)
+    try:
+        network = make_network(spec, crop, num_classes=num_classes, **attributes)
+    except ValueError as error:
+        raise UserError(f"crop is {crop}, and {error} of {spec.name}; give a larger one.") from error
     images = jnp.zeros((1, network.crop, network.crop, 3))
     return network, dict(jax.jit(network.init)(jax.random.key(seed), images))
