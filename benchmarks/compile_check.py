@@ -2,7 +2,7 @@
 
     python -m benchmarks.compile_check --nets=D,E --topologies=v5e:4x4,v6e:4x4 --images_per_chip=64
 
-`--plain` also compiles without training's compiler options (`compilation.COMPILER_OPTIONS`), for comparison.
+`--plain` compiles without training's compiler options (`compilation.COMPILER_OPTIONS`), for comparison.
 `--text=DIR` writes the text of the compiled programs.
 `--set` changes the configuration, as --set image.crop=96 model.fc_width=2048.
 """

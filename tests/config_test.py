@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
+from tests.refusals import refused
 from vgg_jax.config import default_config, flatten, recipe_of
 from vgg_jax.recipe import KEYS, SCHEDULES
 from vgg_jax.reproduction.stages import split_config
-from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.schedules import Plateau, learning_rate
 from vgg_jax.validation import validate
 from vgg_jax.value_parsers import lr_factors_text
@@ -48,14 +48,14 @@ def test_the_argument_chooses_the_training_scale(argument, scales, q, rate):
     assert recipe_of(config).image.eval_scale == q
     assert config.optimizer.learning_rate == rate
     if argument != "S=256":
-        with pytest.raises(UserError, match=r"give its workdir with --config.init_from=DIR, or say .*=none"):
+        with refused(r"give its workdir with --config.init_from=DIR, or say .*=none"):
             validate(config, num_devices=1)
         config.init_from = "none"
     validate(config, num_devices=1)
 
 
 def test_an_unknown_argument_is_refused():
-    with pytest.raises(UserError, match="'S=300'.*write S=256, S=384 or S=jitter"):
+    with refused("'S=300'.*write S=256, S=384 or S=jitter"):
         importlib.import_module("configs.vgg16").get_config("S=300")
 
 
@@ -116,9 +116,7 @@ def test_averages_in_bfloat16_are_refused(key, value):
     config.model.dtype = "bfloat16"
     validate(config, num_devices=8)
     config.model.param_dtype = "bfloat16"
-    with pytest.raises(
-        UserError, match=r"config.model.param_dtype is 'bfloat16', in which the averages of .* say --config"
-    ):
+    with refused(r"config.model.param_dtype is 'bfloat16', in which the averages of .* say --config"):
         validate(config, num_devices=8)
 
 
@@ -196,16 +194,15 @@ def test_every_configuration_file_is_valid_on_eight_devices():
     ],
 )
 def test_impossible_values_are_refused_in_one_sentence(key, value, message):
-    with pytest.raises(UserError, match=re.escape(message)) as caught:
+    with refused(re.escape(message)) as caught:
         validate(changed(key, value), num_devices=8)
     assert "config." in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_steps_need_drops_and_of_a_shortened_run_drop_at_the_same_shares():
     config = default_config()
     config.schedule.name, config.schedule.drop_epochs = "steps", ""
-    with pytest.raises(UserError, match="'steps', drops the rate at these epochs; name them"):
+    with refused("'steps', drops the rate at these epochs; name them"):
         validate(config, num_devices=8)
     for epochs in ("1,3", " 3, 1 ", (1, 3), [3, 1.0]):
         config.schedule.drop_epochs = epochs
@@ -260,9 +257,8 @@ def test_every_key_refuses_hostile_values_in_one_sentence(key):
         low, high = KEYS[key].least, KEYS[key].greatest
         if type(value) is kind is int and low <= value <= high:
             continue
-        with pytest.raises(UserError, match=re.escape(f"config.{key} is ")) as caught:
+        with refused(re.escape(f"config.{key} is ")) as caught:
             validate(changed(key, value), num_devices=1)
-        assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 400
 
 
@@ -275,24 +271,22 @@ def test_every_number_has_a_range_that_holds_its_default():
 def test_a_missing_root_is_named():
     config = default_config()
     config.data.name, config.data.root = "folder", "/no/such/place"
-    with pytest.raises(UserError, match="config.data.root is '/no/such/place', and there is no such directory"):
+    with refused("config.data.root is '/no/such/place', and there is no such directory"):
         validate(config, num_devices=1)
 
 
 def test_strange_and_missing_keys_and_types_are_named():
     config = default_config()
     config.model.widht_multiplier = 0.5
-    with pytest.raises(
-        UserError, match="config.model.widht_multiplier is not a known key. Did you mean 'model.width_m"
-    ):
+    with refused("config.model.widht_multiplier is not a known key. Did you mean 'model.width_m"):
         validate(config, num_devices=1)
     config = ConfigDict({key: value for key, value in default_config().items() if key != "plateau"})
-    with pytest.raises(UserError, match=r"config\.plateau\.factor is missing"):
+    with refused(r"config\.plateau\.factor is missing"):
         validate(config, num_devices=1)
     config = default_config()
     with config.ignore_type():
         config.batch_size = "many"
-    with pytest.raises(UserError, match="config.batch_size is 'many'; it must be of type int"):
+    with refused("config.batch_size is 'many'; it must be of type int"):
         validate(config, num_devices=1)
 
 
@@ -347,7 +341,7 @@ def test_what_excludes_each_other_is_said(values, sentence):
     config = default_config()
     for key, value in values.items():
         config.update_from_flattened_dict({key: value})
-    with pytest.raises(UserError, match=re.escape(sentence)):
+    with refused(re.escape(sentence)):
         validate(config, num_devices=1)
 
 

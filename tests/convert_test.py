@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from tests.command import as_flags, help_of, run_command, run_main
 from tests.random_weights import ODD, some_weights
+from tests.refusals import refused
 from tests.weights_files import NARROW, as_laid_out, random_params, write_pth
 from vgg_jax import features
 from vgg_jax.data.crops import center_crop
@@ -19,7 +20,6 @@ from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.features.backbone import from_weights
 from vgg_jax.models import NetworkSpec
-from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.checkpoints import load_variables
 from vgg_jax.training.transplant import read_donor, start_from
 from vgg_jax.weights.exports import has_published_shape, to_stablehlo
@@ -70,7 +70,7 @@ def test_a_file_is_converted_from_python(pth, tmp_path):
     assert [line.split(":")[0].split(",")[0] for line in lines][:2] == ["read", "a .pth of torch"]
     assert lines[-1].startswith(f"written: {tmp_path / 'a.safetensors'}, ")
     assert load_weights(tmp_path / "a.safetensors").training_scales == (70, 70)
-    with pytest.raises(UserError, match="exists; choose another name"):
+    with refused("exists; choose another name"):
         convert(request)
 
 

@@ -10,11 +10,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.command import help_of, run_command, start_command
+from tests.refusals import assert_refused, refused
 from vgg_jax.config import recipe_of
 from vgg_jax.data import disk
 from vgg_jax.data.preparation import PrepareRequest, prepare
 from vgg_jax.data.sources import open_dataset, prepared_data
-from vgg_jax.runtime.exceptions import UserError
 
 
 def run(*arguments):
@@ -63,9 +63,7 @@ def test_help_answers_without_loading_jax():
 def test_a_mistake_gets_a_sentence_and_a_status(arguments, sentence, tmp_path):
     if not any("data_dir" in argument for argument in arguments):
         arguments = (*arguments, f"--data_dir={tmp_path}")
-    status, _, err = run(*arguments)
-    assert status == 2
-    assert sentence in err
+    assert_refused(run(*arguments), sentence)
     assert not list(tmp_path.iterdir())
 
 
@@ -90,7 +88,7 @@ def test_a_folder_is_prepared_from_python(images, tmp_path):
     assert lines[0] == f"{data.name} is prepared in {data.directory}: train 90, validation 31 images"
     assert lines[1].startswith("mean RGB ")
     assert lines[2].startswith("train on it with: python -m vgg_jax.main --config=vgg11 --config.data.name=folder")
-    with pytest.raises(UserError, match="--exif goes with `folder`, not with `builtin`"):
+    with refused("--exif goes with `folder`, not with `builtin`"):
         prepare(PrepareRequest("builtin", exif=True))
 
 
@@ -143,6 +141,6 @@ def test_an_interrupted_preparation_begins_anew(tmp_path, number):
 def test_no_room_for_a_folder_is_said_before_anything_is_written(images, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(UserError, match=r"has 0.1 MB free, and [\d.]+ MB are needed; .*Nothing was written"):
+    with refused(r"has 0.1 MB free, and [\d.]+ MB are needed; .*Nothing was written"):
         prepared_data("folder", tmp_path, str(images))
     assert not list(tmp_path.iterdir())

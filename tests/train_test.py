@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.command import as_flags, run_main, start_main
+from tests.refusals import assert_refused, refused
 from vgg_jax.config import recipe_of
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.recipe import KEYS
@@ -104,9 +105,7 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     assert "continuing from" in out
     assert summary(run) == found
     tiny_config.seed = 5
-    status, _, err = run_main(*flags(tiny_config, run))
-    assert status == 2
-    assert "holds another run (config.json): seed is 5, there it is 0" in err
+    assert_refused(run_main(*flags(tiny_config, run)), "holds another run (config.json): seed is 5, there it is 0")
     assert summary(run) == found
 
 
@@ -183,7 +182,7 @@ def test_a_validation_that_is_not_finite_replaces_nothing(tiny_config, tmp_path,
     monkeypatch.setattr(
         "vgg_jax.training.train.evaluate", lambda *_: {"top1_error": 0.5, "top5_error": 0.0, "loss": next(losses)}
     )
-    with pytest.raises(UserError, match=r"has diverged: at step 5 the validation loss is nan\..*; in a new --workdir"):
+    with refused(r"has diverged: at step 5 the validation loss is nan\..*; in a new --workdir"):
         train(tiny_config, tmp_path / "run", quiet=True)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
     assert [line["val/loss"] for line in metrics(tmp_path / "run") if "val/loss" in line] == [1.1]
@@ -194,7 +193,7 @@ def test_a_validation_that_is_not_finite_replaces_nothing(tiny_config, tmp_path,
 def test_a_weight_decay_that_explodes_is_divergence_and_leaves_json(tiny_config, tmp_path):
     tiny_config.num_epochs, tiny_config.log_every_steps, tiny_config.checkpoint_every_steps = 1.0, 1, 0
     tiny_config.optimizer.update({"name": "adamw", "l2": 1.0, "learning_rate": 100.0})
-    with pytest.raises(UserError, match="has diverged: at step"):
+    with refused("has diverged: at step"):
         train(tiny_config, tmp_path / "run", quiet=True)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
@@ -249,7 +248,7 @@ def test_starting_from_another_run(tiny_config, tmp_path, capsys):
 def test_a_wrong_start_is_found_before_anything_is_packed(tiny_config, tmp_path, capsys):
     tiny_config.data.dir = str(tmp_path / "data")
     tiny_config.init_from = str(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"config.init_from: .*nothing is neither a run's workdir"):
+    with refused(r"config.init_from: .*nothing is neither a run's workdir"):
         train(tiny_config, tmp_path / "run")
     tiny_config.init_from = ""
     other = tiny_config.copy_and_resolve_references()
@@ -257,7 +256,7 @@ def test_a_wrong_start_is_found_before_anything_is_packed(tiny_config, tmp_path,
     train(other, tmp_path / "first", quiet=True)
     capsys.readouterr()
     tiny_config.init_from = str(tmp_path / "first")
-    with pytest.raises(UserError, match=r"does not fit: fc6/kernel is \[1, 1, 32, 8\] there and \[1, 1, 32, 16\] here"):
+    with refused(r"does not fit: fc6/kernel is \[1, 1, 32, 8\] there and \[1, 1, 32, 16\] here"):
         train(tiny_config, tmp_path / "run")
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "data").exists()
@@ -270,7 +269,7 @@ def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
     train(tiny_config, tmp_path / "run", quiet=True)
     tiny_config.num_epochs = 0.5
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
-    with pytest.raises(UserError, match=r"config.num_epochs=0.5 ends at step 6, .* already at step 12"):
+    with refused(r"config.num_epochs=0.5 ends at step 6, .* already at step 12"):
         train(tiny_config, tmp_path / "run", quiet=True)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     tiny_config.num_epochs = 2.0  # longer is fine
@@ -299,7 +298,7 @@ def test_what_another_start_made_before_the_lock_was_there_counts(
 
     locked = lock.locked
     monkeypatch.setattr("vgg_jax.runtime.lock.locked", locked_late)
-    with pytest.raises(UserError, match=re.escape(sentence)):
+    with refused(re.escape(sentence)):
         train(tiny_config, tmp_path / "run", quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == seed
 
@@ -316,7 +315,7 @@ def test_processes_with_other_images_are_told_before_anything_is_compiled_or_wri
 
     monkeypatch.setattr("vgg_jax.training.train.distributed.check_same", check_same)
     monkeypatch.setattr("vgg_jax.training.train._compile", lambda _: pytest.fail("compiled"))
-    with pytest.raises(UserError, match="not alike"):
+    with refused("not alike"):
         train(tiny_config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
     assert re.fullmatch("[0-9a-f]{8}", facts["the images' colours"])
@@ -349,7 +348,7 @@ def test_what_is_not_finite_is_noticed_before_it_is_saved(tiny_config, bad):
     loss = math.nan if bad == "loss" else 1.5
     window.add(3, {"loss": jnp.float32(loss), "top1_error": 0.5, "top5_error": 0.0, "lr": 1e-3})
     bias = [0.0, 1.0 if bad == "loss" else -math.inf]  # such a unit is dead, and the loss does not show it
-    with pytest.raises(UserError, match=f"training has diverged: at step 3 the loss is {loss:.4g}[.,]"):
+    with refused(f"training has diverged: at step 3 the loss is {loss:.4g}[.,]"):
         window.flush({"conv1_1": {"bias": jnp.array(bias)}})
 
 
