@@ -206,23 +206,23 @@ def markdown(directory, group):
         ]
         for name in names
     }
-    epochs = max((len(run.validation) for its in runs.values() for run in its), default=0)
+    epochs = max((len(run.validation) for group_runs in runs.values() for run in group_runs), default=0)
     lines = [
         f"### {question}",
         "",
         "| run | seeds that learn | error, % |" + "".join(f" {n} |" for n in range(1, epochs + 1)),
     ]
     lines.append("| --- " * (3 + epochs) + "|")
-    for name, its in runs.items():
-        finished = [run for run in its if run.finished]
-        learn = sum(run.learnt() for run in its)
+    for name, group_runs in runs.items():
+        finished = [run for run in group_runs if run.finished]
+        learn = sum(run.learnt() for run in group_runs)
         for split, key in (("training", "train/top1_error"), ("validation", "val/top1_error")):
             curves = [by_epoch(run.workdir, key, epochs) for run in finished]
             cells = (
                 f" {100 * np.mean([c[n] for c in curves]):.1f} |" if curves and all(n in c for c in curves) else "  |"
                 for n in range(1, epochs + 1)
             )
-            lines.append(f"| {name} | {learn} of {len(its)} | {split} |" + "".join(cells))
+            lines.append(f"| {name} | {learn} of {len(group_runs)} | {split} |" + "".join(cells))
     lines += ["", "| difference of the validation error, points | over images | over seeds |", "| --- | --- | --- |"]
     for a, b in pairs:
         both = [(x, y) for x, y in zip(runs[a], runs[b], strict=False) if x.learnt() and y.learnt()]
@@ -234,9 +234,9 @@ def markdown(directory, group):
                 f"± {100 * row['seed_interval']:.1f} ({seeds}) |"
             )
     lines += ["", "Gradient norms by block, seed 0, of the first logged step; of the first one after an epoch:", ""]
-    for name, its in runs.items():
-        if its:
-            start, later = gradient_norms(its[0].workdir)
+    for name, group_runs in runs.items():
+        if group_runs:
+            start, later = gradient_norms(group_runs[0].workdir)
             cells = (f"{block} {start[block]:.2g}; {later[block]:.2g}" for block in start)
             lines.append(f"- {name}: {', '.join(cells)}")
     return "\n".join(lines)

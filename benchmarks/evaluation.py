@@ -107,7 +107,7 @@ def main():
     compiled = CompiledSteps(trained, stats)
     network, devices = compiled.network, devices_of(trained.mesh)
     passes = [EvalPass("dense", int(q), args.crop, True) for q in args.scales.split(",")]
-    plans = {one: plan_pass(one, network, sizes, everything, args.batch, devices) for one in passes}
+    plans = {item: plan_pass(item, network, sizes, everything, args.batch, devices) for item in passes}
     figures = {"arguments": vars(args), "device": jax.devices()[0].device_kind, "images": len(records)}
     print(
         f"{len(records)} photographs, Q {args.scales}, {args.configuration} x {args.width:g}, crop {args.crop}; "
@@ -155,12 +155,12 @@ def main():
                 compiling, running = timed(*work)
                 compile_seconds[kind].append(compiling)
                 each[kind].append(running / bucket.batch_size)
-        for kind, its in each.items():
-            ran[kind] += float(np.mean(its)) * len(records)
+        for kind, seconds_each in each.items():
+            ran[kind] += float(np.mean(seconds_each)) * len(records)
         crop_step = make_crops(trained.model, trained.statistics, mirror=True)
         ran["crops"] += timed(crop_step, crop_inputs)[1] / slots * len(records)
     ran["bucket"] *= (1 + figures["padding_and_empty_slots"]) / (1 + figures["padding"])  # empty slots
-    mean = {kind: float(np.mean(its)) for kind, its in compile_seconds.items()}
+    mean = {kind: float(np.mean(seconds_each)) for kind, seconds_each in compile_seconds.items()}
     compile_all = {"bucket": mean["bucket"] * stats.shapes, "shape": mean["shape"] * shapes}
     promised = 50 * len(passes) * len(records) * macs(network, args.crop, args.crop) / stats.computed
     print(

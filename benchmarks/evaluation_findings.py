@@ -43,8 +43,8 @@ def split_probs(run, protocol, scales, dtype):
     trained = load_trained(Path(run), dtype)
     parts = {part: [] for part in PROTOCOLS[protocol]}
     for view in eval_passes(trained.recipe, protocol, scales):
-        found = trained.workdir.glob(f"evaluation/{trained.checkpoint.name}/*/{pass_name(trained, view)}.npz")
-        file = max(found, key=lambda path: path.stat().st_mtime)  # a split's name may not be a file's
+        files = trained.workdir.glob(f"evaluation/{trained.checkpoint.name}/*/{pass_name(trained, view)}.npz")
+        file = max(files, key=lambda path: path.stat().st_mtime)  # a split's name may not be a file's
         with np.load(file) as arrays:
             parts[view.method].append(arrays["probs"])
             labels = arrays["labels"]
@@ -67,22 +67,22 @@ def window_errors(run):
     for index in range(len(records)):
         record = records[index]
         image = center_crop(record["image"], crop + 64, crop + 64)[None]
-        for kind, pixels, place in (("place", image, 1), ("crop", image[:, 32:-32, 32:-32], 0)):
-            wrong[kind].append(int(step(trained.variables, pixels)[0, place, place].argmax()) != record["label"])
-    return {kind: float(np.mean(its)) for kind, its in wrong.items()}
+        for kind, pixels, cell in (("place", image, 1), ("crop", image[:, 32:-32, 32:-32], 0)):
+            wrong[kind].append(int(step(trained.variables, pixels)[0, cell, cell].argmax()) != record["label"])
+    return {kind: float(np.mean(mistakes)) for kind, mistakes in wrong.items()}
 
 
 def main(runs):
     print("| models | protocol | images | top-1 error | top-5 error | top-1 against | difference |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    found = {run: [split_probs(run, *row[1:4]) for row in ROWS] for run in runs}
+    results = {run: [split_probs(run, *row[1:4]) for row in ROWS] for run in runs}
     names = {run: Path(run).name for run in runs}
     if len(runs) > 1:
         together = " + ".join(names.values())
         names[together] = together
-        fused = [(average(found[run][i][0] for run in runs), found[runs[0]][i][1]) for i in range(len(ROWS))]
-        found[together] = fused
-    for run, rows in found.items():
+        fused = [(average(results[run][i][0] for run in runs), results[runs[0]][i][1]) for i in range(len(ROWS))]
+        results[together] = fused
+    for run, rows in results.items():
         wrong: list[np.ndarray] = []
         for i, (probs, labels) in enumerate(rows):
             top5 = top5_classes(probs) != labels[:, None]
@@ -94,7 +94,7 @@ def main(runs):
                 continue  # is there already; compared with each of its models, whatever the row above
             elif run not in runs:
                 others = {
-                    f"{names[r]} alone": (top5_classes(found[r][i][0])[:, 0] != labels).astype(float) for r in runs
+                    f"{names[r]} alone": (top5_classes(results[r][i][0])[:, 0] != labels).astype(float) for r in runs
                 }
             for against, other in others.items():
                 d = wrong[i] - other if other is not None else None

@@ -252,10 +252,10 @@ def comparisons(directory):
             if x.learnt() and y.learnt()
         ]
         if early:
-            what = f"{a} against {b}, centre crop, mean of epochs 1 to 4"
+            title = f"{a} against {b}, centre crop, mean of epochs 1 to 4"
             mean = float(np.mean(early))
             rows.append(
-                {"finding": "the transplant at the beginning", "what": what, "difference": mean} | over_seeds(early)
+                {"finding": "the transplant at the beginning", "what": title, "difference": mean} | over_seeds(early)
             )
     for finding, a, b, protocol, scales in COMPARISONS:
         both = zip(runs_of(directory, a), runs_of(directory, b), strict=True)
@@ -274,40 +274,40 @@ def comparisons(directory):
         pairs = []
         for models in zip(*(runs_of(directory, name) for name in FUSION), strict=True):
             if all(model.learnt() for model in models):
-                found = [model.probs("dense", "multi") for model in models]
-                fused = (top5_classes(average(probs for probs, _ in found))[:, 0] != found[0][1]).astype(float)
+                results = [model.probs("dense", "multi") for model in models]
+                fused = (top5_classes(average(probs for probs, _ in results))[:, 0] != results[0][1]).astype(float)
                 pairs.append((fused, models[FUSION.index(alone)].mistakes("dense", "multi")))
         if pairs:
-            what = f"{' + '.join(FUSION)} fused against {alone} alone, dense, multi"
-            rows.append({"finding": "two models beat one", "what": what} | difference(pairs))
+            title = f"{' + '.join(FUSION)} fused against {alone} alone, dense, multi"
+            rows.append({"finding": "two models beat one", "what": title} | difference(pairs))
     return rows
 
 
-def markdown(found):
+def markdown(findings):
     lines = [
         "### Presets",
         "",
         "| model | preset | " + " | ".join(f"{rate:g}" for rate in RATES) + " |",
         "| --- " * (2 + len(RATES)) + "|",
     ]
-    for model, preset in dict.fromkeys((row["model"], row["model.init"]) for row in found["presets"]):
-        its = {
+    for model, preset in dict.fromkeys((row["model"], row["model.init"]) for row in findings["presets"]):
+        cells = {
             row["optimizer.learning_rate"]: row["outcome"]
-            for row in found["presets"]
+            for row in findings["presets"]
             if (row["model"], row["model.init"]) == (model, preset)
         }
-        lines.append(f"| {model} | {preset} | " + " | ".join(its.get(rate, "") for rate in RATES) + " |")
-    epochs = sorted({epoch for row in found["curves"] for epoch in row["top1_error_by_epoch"]})
+        lines.append(f"| {model} | {preset} | " + " | ".join(cells.get(rate, "") for rate in RATES) + " |")
+    epochs = sorted({epoch for row in findings["curves"] for epoch in row["top1_error_by_epoch"]})
     lines += ["", "### Starts: validation top-1 error by epoch, %, mean over the seeds that left ln K", ""]
     lines += ["| run | left ln K | " + " | ".join(map(str, epochs)) + " |", "| --- " * (2 + len(epochs)) + "|"]
-    for row in found["curves"]:
+    for row in findings["curves"]:
         errors = (row["top1_error_by_epoch"].get(epoch) for epoch in epochs)
         cells = ("" if error is None else f"{100 * error:.1f}" for error in errors)
         lines.append(f"| {row['run']} | {row['left_ln_K']} of {row['seeds']} | " + " | ".join(cells) + " |")
-    columns = [key for key in found["single"][0] if key not in ("run", "seeds", "left_ln_K")]
+    columns = [key for key in findings["single"][0] if key not in ("run", "seeds", "left_ln_K")]
     lines += ["", "### Top-1 errors, %, mean ± standard deviation over seeds", ""]
     lines += ["| run | left ln K | " + " | ".join(columns) + " |", "| --- " * (2 + len(columns)) + "|"]
-    for row in found["single"]:
+    for row in findings["single"]:
         cells = (
             f"{100 * np.mean(row[c]):.1f}" + (f" ± {100 * np.std(row[c], ddof=1):.1f}" if len(row[c]) > 1 else "")
             if row[c]
@@ -322,7 +322,7 @@ def markdown(found):
         "| the paper's finding | compared | over images | over seeds |",
         "| --- | --- | --- | --- |",
     ]
-    for row in found["comparisons"]:
+    for row in findings["comparisons"]:
         seeds = ", ".join(f"{100 * value:+.1f}" for value in row["seeds"])
         interval = f" ± {100 * row['interval']:.1f}" if "interval" in row else ""
         wider = f"{100 * row['difference']:+.1f} ± {100 * row['seed_interval']:.1f} ({seeds})"
@@ -336,12 +336,12 @@ def main(arguments):
     directory = Path(_WORKDIR.value)
     if _TRAIN.value:
         train_all(directory)
-    found = {
+    findings = {
         name: of(directory)
         for name, of in (("presets", presets), ("curves", curves), ("single", single), ("comparisons", comparisons))
     }
-    write_json(directory / "findings.json", found)
-    print(markdown(found))
+    write_json(directory / "findings.json", findings)
+    print(markdown(findings))
 
 
 if __name__ == "__main__":

@@ -87,9 +87,9 @@ def tf_data(folder, cores, seconds):
         shape = tf.cast(tf.io.extract_jpeg_shape(content)[:2], tf.float32)
         s = tf.cast(tf.random.uniform([], S_MIN, S_MAX + 1, tf.int32), tf.float32)
         size = tf.round(shape * s / tf.reduce_min(shape))
-        place = tf.random.uniform([2]) * (size - CROP)
+        offset = tf.random.uniform([2]) * (size - CROP)
         factor = shape / size
-        window = tf.cast(tf.concat([place * factor, CROP * factor], 0), tf.int32)
+        window = tf.cast(tf.concat([offset * factor, CROP * factor], 0), tf.int32)
         pixels = tf.image.decode_and_crop_jpeg(content, window, channels=3)
         return tf.cast(tf.round(tf.image.resize(pixels, [CROP, CROP])), tf.uint8)
 
@@ -122,14 +122,14 @@ def whole_pipeline(folder, cores, seconds, processes=0):
     config.image.scale_min, config.image.scale_max = S_MIN, S_MAX
     config.batch_size = 64
     config.data.threads, config.data.processes = (1 if processes else cores), processes
-    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
-        kind = Path(place, "images", "train", "all")
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(sys.stderr):
+        kind = Path(directory, "images", "train", "all")
         kind.mkdir(parents=True)
         contents = files(folder)
         # Enough records for a data set: Grain's shuffle works on at least 65,536 indices, and skips missing ones.
         for i in range(max(len(contents), 4000)):
             (kind / f"{i:05d}.jpg").write_bytes(contents[i % len(contents)])
-        records = open_split(prepared_data("folder", Path(place), str(Path(place, "images"))), "train", "split")
+        records = open_split(prepared_data("folder", Path(directory), str(Path(directory, "images"))), "train", "split")
         stream = batches(recipe_of(config), train_examples(recipe_of(config), records), make_mesh())
         with contextlib.closing(stream):
             for _ in range(2 + cores):
@@ -227,8 +227,8 @@ def main():
         for method, cores in itertools.product(methods, (1, len(usable))):
             result = measure(method, args.folder, cores, args.seconds)
             if isinstance(result, list):
-                result, some, *memory[method, cores] = result
-                shares[method, cores] += some
+                result, rates, *memory[method, cores] = result
+                shares[method, cores] += rates
             best[method, cores] = max(best.get((method, cores), 0), result)
     decoder, entropy = measure("share of the decoder", args.folder, 1, args.seconds)
 
@@ -245,8 +245,8 @@ def main():
     )
     print(f"| method | 1 core | against Pillow | {len(usable)} cores |\n| --- | --- | --- | --- |")
     for method in methods:
-        one, all_cores = best[method, 1], best[method, len(usable)]
-        print(f"| {method} | {one:.0f} | {one / best[methods[0], 1]:.2f}x | {all_cores:.0f} |")
+        one_core, all_cores = best[method, 1], best[method, len(usable)]
+        print(f"| {method} | {one_core:.0f} | {one_core / best[methods[0], 1]:.2f}x | {all_cores:.0f} |")
     pipeline = "vgg_jax: the whole pipeline"
     print(
         f"\nInside the JPEG library: {decoder:.0%} of the time of decode and crop. "

@@ -69,46 +69,48 @@ class Work:
     def python(self, command: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "vgg_jax", command, *arguments]
 
-    def train(self, place: Path) -> list[str]:
+    def train(self, directory: Path) -> list[str]:
         config = _CONFIG | {"data.root": self.root / "images", "data.dir": self.root / "data"}
         values = [f"--config.{key}={value}" for key, value in config.items()]
-        return self.python("train", "--config=configs/quickstart.py", f"--workdir={place / 'run'}", *values)
+        return self.python("train", "--config=configs/quickstart.py", f"--workdir={directory / 'run'}", *values)
 
-    def prepare(self, place: Path) -> list[str]:
-        return self.python("prepare", "folder", f"--data_root={self.root / 'images'}", f"--data_dir={place / 'data'}")
+    def prepare(self, directory: Path) -> list[str]:
+        return self.python(
+            "prepare", "folder", f"--data_root={self.root / 'images'}", f"--data_dir={directory / 'data'}"
+        )
 
-    def evaluate(self, place: Path) -> list[str]:
+    def evaluate(self, directory: Path) -> list[str]:
         options = ("--protocol=dense+multi_crop", "--scales=36,40,44", "--batch_size=8")
-        return self.python("evaluate", f"--workdir={place / 'run'}", *options)
+        return self.python("evaluate", f"--workdir={directory / 'run'}", *options)
 
-    def report(self, place: Path) -> list[str]:
-        return self.python("report", str(place / "run"))
+    def report(self, directory: Path) -> list[str]:
+        return self.python("report", str(directory / "run"))
 
-    def digest(self, kind: str, place: Path) -> str:
+    def digest(self, kind: str, copy: Path) -> str:
         if kind in ("training", "saving"):
-            return self._digest_of_training(place)
+            return self._digest_of_training(copy)
         if kind == "preparing":
             # Not the files' bytes: protobuf writes the fields of a record in an order of its own.
-            (directory,) = (place / "data").glob("*/*/1.0.0")
+            (directory,) = (copy / "data").glob("*/*/1.0.0")
             data = read(epath.Path(directory))
             splits = [open_split(data, split, "split") for split in sorted(data.splits)]
             records = [records[i] for records in splits for i in range(len(records))]
             return _sha256(*(part for r in records for part in (r["image"], r["file_name"], b"%d" % r["label"])))
         if kind == "evaluating":
-            files = sorted((place / "run").glob("evaluation/*/*/*.npz"))
+            files = sorted((copy / "run").glob("evaluation/*/*/*.npz"))
             return _sha256(*(array.tobytes() for file in files for array in np.load(file).values()))
-        page = (place / "run" / "report.html").read_text().replace(str(place), "")
+        page = (copy / "run" / "report.html").read_text().replace(str(copy), "")
         return _sha256(re.sub(r"Made [-0-9]+ [:0-9]+", "", page).encode())
 
-    def _digest_of_training(self, place: Path) -> str:
-        summary = json.loads((place / "run" / "summary.json").read_text())
-        best = place / "run" / "checkpoints" / str(summary["best_step"])
-        results = place / "best.json"
+    def _digest_of_training(self, directory: Path) -> str:
+        summary = json.loads((directory / "run" / "summary.json").read_text())
+        best = directory / "run" / "checkpoints" / str(summary["best_step"])
+        results = directory / "best.json"
         run(self.python("evaluate", f"--workdir={best}", "--protocol=center_crop", f"--json={results}"))
         (row,) = json.loads(results.read_text())["rows"]
         if not np.isclose(row["top1_error"], summary["best_top1_error"]):
             return f"the best checkpoint has an error of {row['top1_error']}, not {summary['best_top1_error']}"
-        steps = [line["step"] for line in _lines(place / "run" / "metrics.jsonl") if "train/loss" in line]
+        steps = [line["step"] for line in _lines(directory / "run" / "metrics.jsonl") if "train/loss" in line]
         facts = [summary[key] for key in ("params_sha256", "steps", "best_step", "best_top1_error")]
         return _sha256(json.dumps([facts, steps]).encode())
 
@@ -170,11 +172,11 @@ def try_kind(kind: str, kills: int, work: Work, rng: random.Random) -> tuple[int
     trained = work.root / "reference" / "run"
 
     def new_place(name: str) -> Path:
-        place = work.root / kind / name
-        place.mkdir(parents=True)
+        directory = work.root / kind / name
+        directory.mkdir(parents=True)
         if kind in ("evaluating", "reporting"):
-            shutil.copytree(trained, place / "run", ignore=shutil.ignore_patterns("evaluation", "report.html"))
-        return place
+            shutil.copytree(trained, directory / "run", ignore=shutil.ignore_patterns("evaluation", "report.html"))
+        return directory
 
     reference = new_place("reference")
     run(command_in(reference))
@@ -182,23 +184,23 @@ def try_kind(kind: str, kills: int, work: Work, rng: random.Random) -> tuple[int
     expected = work.digest(kind, reference)
     met, copies, faults = 0, 0, []
     while met < kills:
-        place = new_place(str(copies))
+        copy = new_place(str(copies))
         copies += 1
         for _ in range(rng.randint(1, _IN_A_ROW)):
             if met == kills:
                 break
-            moment = place / "run" / "checkpoints" if kind == "saving" else None
-            alive = kill(command_in(place), rng.uniform(0, 1 if moment else 0.95) * seconds, moment)
+            moment = copy / "run" / "checkpoints" if kind == "saving" else None
+            alive = kill(command_in(copy), rng.uniform(0, 1 if moment else 0.95) * seconds, moment)
             if not alive:
                 break  # it had ended before
             met += 1
         try:
-            run(command_in(place))
-            found = work.digest(kind, place)
+            run(command_in(copy))
+            outcome = work.digest(kind, copy)
         except (RuntimeError, OSError, KeyError, ValueError) as error:
-            found = str(error)
-        if found != expected:
-            faults.append(f"{place}: {found}")
+            outcome = str(error)
+        if outcome != expected:
+            faults.append(f"{copy}: {outcome}")
         print(f"{kind}: {met} of {kills} kills, {copies} copies, {len(faults)} differ", flush=True)
     return met, copies, faults
 

@@ -204,8 +204,8 @@ def torchs_evaluation(row, count):
 
 
 def pictures():
-    place = Path(os.environ.get("VGG_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data"))
-    return place / "caltech101-30"
+    data = Path(os.environ.get("VGG_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data"))
+    return data / "caltech101-30"
 
 
 def data(row):
@@ -227,12 +227,12 @@ def measure_evaluation(row, count, rounds):
     context = multiprocessing.get_context("spawn")
     times, memory = {"ours": [], "eager": []}, {}
     for _ in range(rounds):
-        for kind, its in times.items():
+        for kind, seconds_each in times.items():
             pipe, child = context.Pipe()
             process = context.Process(target=evaluator, args=(row, count, kind, child), daemon=True)
             process.start()
             seconds, memory[kind] = pipe.recv()
-            its.append(seconds)
+            seconds_each.append(seconds)
             process.join()
     return times, memory
 

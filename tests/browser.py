@@ -15,12 +15,12 @@ import pytest
 
 def chromium() -> str:
     """The browser's program; skips the test where there is none."""
-    found = next(
+    executable = next(
         (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
     )
-    if not found:
+    if not executable:
         pytest.skip("no Chromium here; on Debian: apt-get install chromium")
-    return found
+    return executable
 
 
 class Browser:
@@ -104,13 +104,13 @@ def browser(profile: Path):
 
     # The browser reads from 3 and writes to 4. A program in between puts them there: forking with a function to call
     # is not for a process with threads, which JAX makes this one.
-    place = (
+    script = (
         "import fcntl, os, sys; r, w = (fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3]); "
         "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
     )
     process = subprocess.Popen(
         [
-            *(sys.executable, "-c", place, str(theirs_in), str(theirs_out)),
+            *(sys.executable, "-c", script, str(theirs_in), str(theirs_out)),
             *(program, "--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-sandbox"),
             *("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-dev-shm-usage"),
         ],

@@ -70,7 +70,7 @@ def test_parts_of_other_settings_are_given_up(tmp_path):
     assert cache(tmp_path).shards()[0].tolist() == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "evaluation").write_text("a file")
     with pytest.raises(UserError, match="cannot write to .*evaluation: .*give the same command again"):
         cache(tmp_path).add_shard(np.array([2]), WHOLE.probs[[2]])

@@ -38,18 +38,20 @@ def make_clone(clone: Path) -> Path:
     return clone
 
 
-def git(place: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(place), *words], capture_output=True, text=True, check=True).stdout.strip()
+def git(directory: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(directory), *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 class Cloud:
     """A fake cloud in a directory, and launchers that run in it."""
 
-    def __init__(self, place: Path, clone: Path):
-        self.place, self.clone = place, clone
-        (place / "bin").mkdir()
+    def __init__(self, directory: Path, clone: Path):
+        self.directory, self.clone = directory, clone
+        (directory / "bin").mkdir()
         for program in PROGRAMS:
-            file = place / "bin" / program
+            file = directory / "bin" / program
             file.write_text(
                 f'#!/bin/sh\nexec "{sys.executable}" -S -E "{REPOSITORY}/tests/fake_cloud.py" {program} "$@"\n'
             )
@@ -57,15 +59,17 @@ class Cloud:
         self.plays({})
 
     def plays(self, script: dict) -> None:
-        (self.place / "script.json").write_text(
+        (self.directory / "script.json").write_text(
             json.dumps(script | {pattern: WELL[pattern] for pattern in WELL if pattern not in script})
         )
 
     def start(self, launcher: str, environment: dict, *flags: str) -> subprocess.Popen:
-        fast = {"POLL_SECONDS": "0", "BACKOFF_SECONDS": "0", "LAUNCH": "time", "FAKE_CLOUD": str(self.place)}
+        fast = {"POLL_SECONDS": "0", "BACKOFF_SECONDS": "0", "LAUNCH": "time", "FAKE_CLOUD": str(self.directory)}
         return subprocess.Popen(
             [str(self.clone / "launch" / launcher), *flags],
-            env={"PATH": f"{self.place}/bin:{os.environ['PATH']}", "HOME": str(self.place)} | fast | environment,
+            env={"PATH": f"{self.directory}/bin:{os.environ['PATH']}", "HOME": str(self.directory)}
+            | fast
+            | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -79,7 +83,7 @@ class Cloud:
         return process.returncode, out
 
     def calls(self, pattern: str = "") -> list[str]:
-        file = self.place / "calls.jsonl"
+        file = self.directory / "calls.jsonl"
         if not file.exists():
             return []
         calls = [" ".join(json.loads(line)["call"]) for line in file.read_text().splitlines()]

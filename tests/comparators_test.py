@@ -137,8 +137,8 @@ def test_batch_normalisation_and_global_pooling_are_torchs(train):
         for position in range(1, count + 1):
             y = f.relu(bn(conv(y, f"conv{block}_{position}"), f"bn{block}_{position}"))
         y = f.max_pool2d(y, 2)
-    found = model.apply(variables, x, train=train, mutable=["batch_stats"] if train else False)
-    (logits, _), updated = found if train else (found, {})
+    output = model.apply(variables, x, train=train, mutable=["batch_stats"] if train else False)
+    (logits, _), updated = output if train else (output, {})
     np.testing.assert_allclose(logits, head(y), rtol=2e-4, atol=2e-4)
     if train:  # the first running mean: 0.9 of the old and 0.1 of the batch's
         of_batch = np.asarray(conv_mean(variables, x))
@@ -301,6 +301,6 @@ def test_eight_devices_are_one_device(tiny_config, configuration):
     if configuration == "GoogLeNet":
         googlenet(tiny_config)
         tiny_config.model.dropout_rate = 0.1
-    one = some_steps(tiny_config, 4, devices=1)
-    np.testing.assert_allclose(some_steps(tiny_config, 4, devices=8), one, rtol=1e-3)
-    assert one[-1] != one[0]
+    single = some_steps(tiny_config, 4, devices=1)
+    np.testing.assert_allclose(some_steps(tiny_config, 4, devices=8), single, rtol=1e-3)
+    assert single[-1] != single[0]

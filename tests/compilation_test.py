@@ -47,17 +47,17 @@ def test_a_program_is_compiled_once_and_damage_is_warned_of_once_and_mended(tmp_
     assert keep_there(str(tmp_path)) == str(tmp_path)
     assert compute(2) == 3
     assert compute(5) == 6
-    kept = entries(tmp_path)
-    names = [name for name in kept if name.startswith("jit_program-")]
+    cached = entries(tmp_path)
+    names = [name for name in cached if name.startswith("jit_program-")]
     assert len(names) == 2
     for name in names:
-        (tmp_path / name).write_bytes(kept[name][:100])  # as where a process is killed in the middle
+        (tmp_path / name).write_bytes(cached[name][:100])  # as where a process is killed in the middle
     assert compute(2) == 3
     assert compute(5) == 6
     assert len(said) == 1
     assert said[0].startswith(f"WARNING: what is kept of compiled programs in {tmp_path} is damaged")
     mended = entries(tmp_path)
-    assert sorted(mended) == sorted(kept)
+    assert sorted(mended) == sorted(cached)
     assert all(len(mended[name]) > 100 for name in names)
 
 
@@ -90,16 +90,16 @@ def test_where_nobody_says_where_it_is_the_users_or_of_several_processes_the_wor
     assert keep[1] == []
 
 
-@pytest.mark.parametrize("what", ["a file", "full", "another user's", "no home"])
-def test_a_directory_that_cannot_be_used_is_warned_of_and_done_without(tmp_path, keep, monkeypatch, what):
+@pytest.mark.parametrize("obstacle", ["a file", "full", "another user's", "no home"])
+def test_a_directory_that_cannot_be_used_is_warned_of_and_done_without(tmp_path, keep, monkeypatch, obstacle):
     directory, reason = tmp_path / "vgg_jax" / "compiled", "Not a directory"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if what == "a file":
+    if obstacle == "a file":
         (tmp_path / "vgg_jax").write_text("")
-    elif what == "full":
+    elif obstacle == "full":
         monkeypatch.setattr(compilation, "_LEAST_FREE", 2**62)
         reason = "No space left on device"
-    elif what == "no home":
+    elif obstacle == "no home":
         monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-knows/cache")
         directory, reason = "~/.cache", "the home directory is unknown"
     else:

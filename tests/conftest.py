@@ -23,7 +23,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import pytest
 
 from tests.cloud import Cloud, make_clone
-from tests.runs import make_run, varied_pictures
+from tests.runs import make_run, varied_images
 from vgg_jax.config import default_config
 from vgg_jax.data.builtin import CLASS_NAMES, render
 
@@ -84,18 +84,18 @@ def fully_optimised(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def real_pictures() -> Path:
+def real_images() -> Path:
     """Real images: the directory that VGG_JAX_PICTURES names."""
-    place = Path(os.environ.get("VGG_JAX_PICTURES", REPOSITORY.parent / "shared" / "data"))
-    if not place.is_dir():
-        pytest.skip(f"no real images in {place}; name a directory of them with VGG_JAX_PICTURES")
-    return place
+    data = Path(os.environ.get("VGG_JAX_PICTURES", REPOSITORY.parent / "shared" / "data"))
+    if not data.is_dir():
+        pytest.skip(f"no real images in {data}; name a directory of them with VGG_JAX_PICTURES")
+    return data
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """A folder of images of awkward sizes, to be evaluated; see `tests.runs`."""
-    return varied_pictures(tmp_path_factory.mktemp("varied"))
+    return varied_images(tmp_path_factory.mktemp("varied"))
 
 
 @pytest.fixture

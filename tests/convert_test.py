@@ -214,9 +214,9 @@ def test_training_starts_from_a_file_with_its_preprocessing(tmp_path):
     def first(p, x):
         return np.asarray(make_model(weights).apply({"params": p}, x, endpoints=("conv1_1",))[1]["conv1_1"])
 
-    wanted, found = first(params, images - mean), first(other, images - mean - np.float32([10, -5, 3]))
-    np.testing.assert_allclose(found[:, 1:-1, 1:-1], wanted[:, 1:-1, 1:-1], atol=1e-4 * np.abs(wanted).max())
-    assert np.abs(found - wanted)[:, 0].max() > 1e-3 * np.abs(wanted).max()
+    expected, result = first(params, images - mean), first(other, images - mean - np.float32([10, -5, 3]))
+    np.testing.assert_allclose(result[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=1e-4 * np.abs(expected).max())
+    assert np.abs(result - expected)[:, 0].max() > 1e-3 * np.abs(expected).max()
     assert (other["conv1_1"]["bias"] != params["conv1_1"]["bias"]).any()
 
 

@@ -103,8 +103,8 @@ def test_the_fast_resizer_is_the_exact_one_but_for_rounding(size, monkeypatch):
     assert difference.mean() > 0, "both are the same resizer"
 
 
-def test_real_photographs_are_cropped_as_the_plain_way_does(real_pictures):
-    folder = real_pictures / "imagenet-sample-120"
+def test_real_photographs_are_cropped_as_the_plain_way_does(real_images):
+    folder = real_images / "imagenet-sample-120"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     differences = []

@@ -361,8 +361,8 @@ def test_a_png_beyond_pillows_own_bound_is_refused_without_its_warning():
     assert orientation(bytes(content)) == 1
 
 
-def test_real_files(real_pictures):
-    folder = real_pictures / "hard-images"
+def test_real_files(real_images):
+    folder = real_images / "hard-images"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     for file in sorted((folder / "decodable").iterdir()):

@@ -44,7 +44,7 @@ def test_figures_are_those_that_others_publish(configuration, description, giga,
 
 
 @pytest.mark.parametrize("configuration", ["ResNet-18", "ResNet-50"])
-def test_the_pooling_of_a_resnet_is_no_projection(configuration):
+def test_the_pooling_of_a_resnet_is_not_a_projection(configuration):
     rows = layer_rows(make_network(configuration))
     assert {row.kind for row in rows if row.is_projection} == {"conv"}
     assert "pool1 3x3/2" in summary(rows)["shrinks_by"]

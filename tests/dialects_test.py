@@ -38,17 +38,17 @@ def images(side):
     return np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+def close(result, expected):
+    np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
     assert np.ptp(expected) > 0
 
 
 def same(weights, plain, layers=None):
     """All numbers are those of the plain file; of `layers`, if given."""
     params = {name: leaves for name, leaves in plain.params.items() if layers is None or name in layers}
-    for found, expected in ((weights.params, params), (weights.model_state, plain.model_state)):
-        assert jax.tree.structure(found) == jax.tree.structure(expected)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    for tree, expected in ((weights.params, params), (weights.model_state, plain.model_state)):
+        assert jax.tree.structure(tree) == jax.tree.structure(expected)
+        jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
 def of_transformers(state):
@@ -104,8 +104,8 @@ TRUNKS = {
 @pytest.mark.parametrize("form", WHOLE)
 def test_other_names_of_a_whole_resnet_are_read_and_said(form, net, plain, tmp_path):
     change, said = WHOLE[form]
-    weights, what = read(tmp_path / "a.pth", change(net.state_dict()))
-    assert said in what
+    weights, description = read(tmp_path / "a.pth", change(net.state_dict()))
+    assert said in description
     same(weights, plain)
 
 
@@ -114,8 +114,8 @@ def test_torchs_own_averaged_model_is_read(net, plain, tmp_path):
 
 
 def test_a_head_without_bias_has_a_bias_of_zeros(net, plain, tmp_path):
-    weights, what = read(tmp_path / "a.pth", {k: t for k, t in net.state_dict().items() if k != "fc.bias"})
-    assert "zeros for its head's missing bias" in what
+    weights, description = read(tmp_path / "a.pth", {k: t for k, t in net.state_dict().items() if k != "fc.bias"})
+    assert "zeros for its head's missing bias" in description
     np.testing.assert_array_equal(weights.params["fc"]["kernel"], plain.params["fc"]["kernel"])
     assert not weights.params["fc"]["bias"].any()
 
@@ -136,8 +136,8 @@ def test_a_resnet_without_a_head_of_one_layer_is_a_trunk(form, net, plain, tmp_p
             net.layer4,
             torch.nn.AdaptiveAvgPool2d(1),
         ).state_dict()
-    weights, what = read(tmp_path / "a.pth", change(state))
-    assert said in what
+    weights, description = read(tmp_path / "a.pth", change(state))
+    assert said in description
     assert (weights.configuration, weights.num_classes, weights.network.to_json()) == ("ResNet-18", 0, {"head": "none"})
     same(weights, plain, plain.params.keys() - {"fc"})
     if form == "no head":  # it gives the means of its last map

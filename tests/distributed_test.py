@@ -70,11 +70,11 @@ def start_local(*arguments):
 
 def children(pid: int) -> dict[int, int]:
     """Process number -> id, of a launch."""
-    found = {}
+    pids = {}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-        found |= {int(word.partition("=")[2]): int(child) for word in words if word.startswith("--process_id=")}
-    return found
+        pids |= {int(word.partition("=")[2]): int(child) for word in words if word.startswith("--process_id=")}
+    return pids
 
 
 def wait_for_step(process, workdir, step):
@@ -123,17 +123,17 @@ def flags(config, workdir):
 
 
 @pytest.mark.slow
-def test_processes_train_as_one_and_a_run_goes_on_on_any_number_of_devices(config, tmp_path):
+def test_processes_train_as_one_and_a_run_continues_on_any_number_of_devices(config, tmp_path):
     assert run_main(*flags(config, tmp_path / "one"))[0] == 0
-    one = losses(tmp_path / "one")
-    assert len(one) == STEPS
+    single = losses(tmp_path / "one")
+    assert len(single) == STEPS
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
 
     # 2 x 2, parameters split over processes too.
     config.sharding = "fsdp"
     for status, err in ended(start_processes(2, 2, *flags(config, tmp_path / "two"))):
         assert status == 0, err
-    agree(losses(tmp_path / "two"), one, 20)
+    agree(losses(tmp_path / "two"), single, 20)
     assert errors(tmp_path / "two") == errors(tmp_path / "one")
     assert json.loads((tmp_path / "two" / "summary.json").read_text()).keys() == summary.keys()
 
@@ -147,7 +147,7 @@ def test_processes_train_as_one_and_a_run_goes_on_on_any_number_of_devices(confi
         assert "Traceback" not in err
     (saved,) = [int(path.name) for path in (tmp_path / "four" / "checkpoints").iterdir()]
     assert 7 <= saved < 20
-    assert losses(tmp_path / "four") == pytest.approx(one[:saved], rel=1e-4)
+    assert losses(tmp_path / "four") == pytest.approx(single[:saved], rel=1e-4)
 
     for devices, sharding, parallel in ((1, "replicated", 1), (8, "fc_model_parallel", 4)):
         workdir = shutil.copytree(tmp_path / "four", tmp_path / f"four-{devices}")
@@ -155,12 +155,12 @@ def test_processes_train_as_one_and_a_run_goes_on_on_any_number_of_devices(confi
         status, out, err = run_main(*flags(config, workdir), devices=devices)
         assert status == 0, err
         assert f"continuing from {workdir}/checkpoints/{saved}" in out
-        agree(losses(workdir), one, saved + 20)
+        agree(losses(workdir), single, saved + 20)
         assert errors(workdir) == errors(tmp_path / "one")
 
     # These losses do tell what was learnt from: those of one step later are others.
-    assert min(abs(a / b - 1) for a, b in itertools.pairwise(one)) > 1e-4
-    assert max(abs(a / b - 1) for a, b in itertools.pairwise(one)) > 1e-2
+    assert min(abs(a / b - 1) for a, b in itertools.pairwise(single)) > 1e-4
+    assert max(abs(a / b - 1) for a, b in itertools.pairwise(single)) > 1e-2
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def one_of_two(monkeypatch):
 
 @pytest.mark.parametrize("error", BROKEN)
 @pytest.mark.parametrize("reported", [False, True])
-def test_a_lost_process_is_no_fault_of_the_disk_and_has_one_sentence(
+def test_a_lost_process_is_not_a_disk_error_and_has_one_sentence(
     one_of_two, tmp_path, monkeypatch, capsys, error, reported
 ):
     def save(*_, **__):
@@ -255,7 +255,7 @@ def test_a_lost_process_is_no_fault_of_the_disk_and_has_one_sentence(
     assert capsys.readouterr().err.startswith("error: process 1: it was refused." if reported else LOST)
 
 
-def test_what_is_no_lost_process(one_of_two):
+def test_other_errors_are_not_lost_processes(one_of_two):
     one_of_two(None)
     for error in (ValueError("connection is not a key"), OSError("peer"), JaxRuntimeError("INTERNAL: out of range")):
         assert not distributed.peer_is_lost(error)
@@ -282,7 +282,7 @@ def test_processes_that_were_started_differently_stop_with_a_sentence(config, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_what_one_process_refuses_stops_all(config, tmp_path):
+def test_a_refusal_in_one_process_stops_all(config, tmp_path):
     processes = start_processes(2, 1, *flags(config, tmp_path / "run"), own={1: ["--config.data.root=/nowhere"]})
     (status, err), other = ended(processes)
     assert (status, other[0]) == (2, 2)

@@ -53,7 +53,7 @@ def test_errors_name_the_flags_of_the_command(net_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_computed_and_the_same_command_goes_on(net_config, tmp_path):
+def test_ctrl_c_keeps_results_and_the_same_command_continues(net_config, tmp_path):
     run = make_run(tmp_path / "run", net_config)
     scales = ",".join(map(str, range(64, 72)))
     command = ("evaluate", f"--workdir={run}", "--protocol=multi_crop", f"--scales={scales}")

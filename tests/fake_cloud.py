@@ -21,13 +21,13 @@ import sys
 
 
 def main() -> int:
-    place = os.environ["FAKE_CLOUD"]
+    directory = os.environ["FAKE_CLOUD"]
     arguments = sys.argv[1:]
     line = " ".join(arguments)
-    with open(os.path.join(place, "script.json")) as file:
+    with open(os.path.join(directory, "script.json")) as file:
         script = json.load(file)
     pattern = next((pattern for pattern in script if re.search(pattern, line)), None)
-    with open(os.path.join(place, "calls.jsonl"), "a+") as calls:
+    with open(os.path.join(directory, "calls.jsonl"), "a+") as calls:
         fcntl.flock(calls, fcntl.LOCK_EX)  # workers are set up at the same time
         calls.seek(0)
         seen = sum(json.loads(call)["pattern"] == pattern for call in calls)

@@ -38,25 +38,25 @@ def test_activations_are_the_nets_on_its_own_input(backbone):
     images = pixels(2, 66, 97)
     x = (images[..., ::-1] * ODD.scale / 255 - np.array(ODD.mean)) / np.array(ODD.std)
     names = [name for name in endpoint_names(NetworkSpec("D").layers()) if name != "images"]
-    _, wanted = make_model(weights).apply({"params": weights.params}, jnp.asarray(x, jnp.float32), endpoints=names)
-    found = features.activations(backbone, images, names)
-    assert list(found) == names
+    _, expected = make_model(weights).apply({"params": weights.params}, jnp.asarray(x, jnp.float32), endpoints=names)
+    result = features.activations(backbone, images, names)
+    assert list(result) == names
     for name in names:
-        np.testing.assert_allclose(found[name], wanted[name], atol=2e-4 * float(jnp.abs(wanted[name]).max()))
-        assert float(jnp.std(wanted[name])) > 0
+        np.testing.assert_allclose(result[name], expected[name], atol=2e-4 * float(jnp.abs(expected[name]).max()))
+        assert float(jnp.std(expected[name])) > 0
 
 
 @pytest.mark.slow
 def test_jit_vmap_and_leading_axes_give_the_same(backbone):
     images = pixels(2, 3, 40, 36)
-    wanted = features.activations(backbone, images[1, 2], LAYERS)  # one image, smaller than the crop
+    expected = features.activations(backbone, images[1, 2], LAYERS)  # one image, smaller than the crop
     jitted = jax.jit(features.activations, static_argnums=2)(backbone, images, LAYERS)
     mapped = jax.vmap(lambda x: features.activations(backbone, x, LAYERS))(images[1])
     for layer in LAYERS:
         assert jitted[layer].shape[:2] == (2, 3)
-        scale = float(jnp.abs(wanted[layer]).max())
-        np.testing.assert_allclose(jitted[layer][1, 2], wanted[layer], atol=1e-4 * scale)
-        np.testing.assert_allclose(mapped[layer][2], wanted[layer], atol=1e-4 * scale)
+        scale = float(jnp.abs(expected[layer]).max())
+        np.testing.assert_allclose(jitted[layer][1, 2], expected[layer], atol=1e-4 * scale)
+        np.testing.assert_allclose(mapped[layer][2], expected[layer], atol=1e-4 * scale)
 
 
 @pytest.mark.slow
@@ -65,17 +65,17 @@ def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
     model, variables = small("A", 64, {"head": "gap"})
     backbone = features.Backbone(variables["params"], jnp.array([120.0, 110.0, 100.0]), model, NetworkSpec("A"))
     images = pixels(3, 70, 90)
-    found, classes = jax.jit(features.grad_cam, static_argnames="layer")(backbone, images, layer="pool5")
+    cams, classes = jax.jit(features.grad_cam, static_argnames="layer")(backbone, images, layer="pool5")
     x = jnp.asarray(images) - backbone.mean_rgb
     logits, maps = model.apply(variables, x, endpoints=("pool5",))
     np.testing.assert_array_equal(classes, logits.argmax(-1))
     kernel = np.asarray(variables["params"]["fc"]["kernel"])[0, 0]
     places = maps["pool5"].shape[1] * maps["pool5"].shape[2]
-    wanted = np.stack(
+    expected = np.stack(
         [np.maximum(m @ kernel[:, k] / places, 0) for m, k in zip(np.asarray(maps["pool5"]), classes, strict=True)]
     )
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
-    assert wanted.max() > 0
+    np.testing.assert_allclose(cams, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    assert expected.max() > 0
     of_class, given = features.grad_cam(backbone, images[0], jnp.int32(2))
     assert (of_class.shape, int(given)) == ((4, 5), 2)  # relu5_2
     trunk = small("A", 64, {"head": "none"})[0]
@@ -94,7 +94,7 @@ def test_grad_cam_of_global_average_pooling_is_the_class_activation_map():
         (pixels(1, 63, 90), [1], "63 x 90 pixels are too small for score_map; they must be at least 64 x 64"),
     ],
 )
-def test_grad_cam_of_what_there_is_not_is_refused(backbone, images, classes, sentence):
+def test_grad_cam_of_unknown_layers_and_classes_is_refused(backbone, images, classes, sentence):
     with pytest.raises(UserError, match=sentence):
         features.grad_cam(backbone, images, classes)
 
@@ -122,17 +122,17 @@ def heads_of(backbone, seed=0):
 def test_lpips_is_its_formula_and_its_map_is_of_the_images_size(backbone):
     """Zhang et al. 2018, equation 1, layer by layer in NumPy; maps enlarged bilinearly, pixel centres at halves."""
     x, y, heads = pixels(2, 64, 96), pixels(2, 64, 96, seed=1), heads_of(backbone)
-    wanted, of_last = np.zeros(2), None
+    expected, of_last = np.zeros(2), None
     for layer, head in zip(features.LPIPS_LAYERS, heads, strict=True):
         a, b = (np.asarray(features.activations(backbone, v, (layer,))[layer], np.float64) for v in (x, y))
         a, b = (v / (np.sqrt((v**2).sum(-1, keepdims=True)) + 1e-10) for v in (a, b))
         of_last = ((a - b) ** 2 * np.asarray(head)).sum(-1)
-        wanted += of_last.mean((1, 2))
-    found = jax.jit(features.lpips)(x, y, backbone, heads)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    assert wanted.min() > 0.01
-    one = jax.vmap(lambda a, b: features.lpips(a, b, backbone, heads))(x, y)
-    np.testing.assert_allclose(one, wanted, rtol=1e-4)
+        expected += of_last.mean((1, 2))
+    distances = jax.jit(features.lpips)(x, y, backbone, heads)
+    np.testing.assert_allclose(distances, expected, rtol=1e-4)
+    assert expected.min() > 0.01
+    mapped = jax.vmap(lambda a, b: features.lpips(a, b, backbone, heads))(x, y)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-4)
     np.testing.assert_allclose(features.lpips(x, x, backbone, heads), 0, atol=1e-6)
     alone = tuple(head * (i == 4) for i, head in enumerate(heads))
     spatial = features.lpips(x, y, backbone, alone, spatial=True)
@@ -144,7 +144,7 @@ def test_lpips_is_its_formula_and_its_map_is_of_the_images_size(backbone):
     assert np.isfinite(gradient).all()
 
 
-def test_lpips_says_what_does_not_fit(backbone, tmp_path):
+def test_lpips_names_mismatches(backbone, tmp_path):
     sizes = (64, 128, 256, 512, 512)
     good = {f"lin{i}.model.1.weight": np.full((1, c, 1, 1), i, np.float32) for i, c in enumerate(sizes)}
     heads = features.load_lpips_heads(write_pth(tmp_path / "vgg.pth", good))
@@ -184,22 +184,24 @@ def test_losses_are_their_formulas(backbone):
     x, y = pixels(40, 36), pixels(40, 36, seed=1)
     a, b = (features.activations(backbone, image, LAYERS) for image in (x, y))
     weights = (2.0, 0.5, 1.0)
-    wanted = sum(w * np.mean((np.asarray(a[n]) - np.asarray(b[n])) ** 2) for n, w in zip(LAYERS, weights, strict=True))
-    assert float(features.perceptual_loss(backbone, x, y, LAYERS, weights)) == pytest.approx(wanted, rel=1e-4)
-    assert wanted > 0
+    expected = sum(
+        w * np.mean((np.asarray(a[n]) - np.asarray(b[n])) ** 2) for n, w in zip(LAYERS, weights, strict=True)
+    )
+    assert float(features.perceptual_loss(backbone, x, y, LAYERS, weights)) == pytest.approx(expected, rel=1e-4)
+    assert expected > 0
     assert float(features.perceptual_loss(backbone, x, x, LAYERS)) == 0
 
     def gram(f):
         h, w, c = f.shape
-        found = np.zeros((c, c))
+        products = np.zeros((c, c))
         for i in range(c):
             for j in range(c):
-                found[i, j] = (f[..., i] * f[..., j]).sum() / (h * w)
-        return found
+                products[i, j] = (f[..., i] * f[..., j]).sum() / (h * w)
+        return products
 
     grams = [[gram(np.asarray(of[n], np.float64)) for n in LAYERS] for of in (a, b)]
-    wanted = sum(w * np.mean((p - q) ** 2) for p, q, w in zip(*grams, weights, strict=True))
-    assert float(features.style_loss(backbone, x, y, LAYERS, weights)) == pytest.approx(wanted, rel=1e-4)
+    expected = sum(w * np.mean((p - q) ** 2) for p, q, w in zip(*grams, weights, strict=True))
+    assert float(features.style_loss(backbone, x, y, LAYERS, weights)) == pytest.approx(expected, rel=1e-4)
     assert float(features.style_loss(backbone, x, pixels(64, 50), LAYERS)) > 0  # of another size
     # A style does not know where things are; an activation does.
     flat = jnp.asarray(a["pool2"])
@@ -276,9 +278,9 @@ def test_googlenets_last_maps_are_all_branches_and_its_auxiliary_classifiers_do_
     model, variables = small("GoogLeNet", 224, {"auxiliary": True})
     backbone = features.Backbone(variables["params"], jnp.zeros(3), model, NetworkSpec("GoogLeNet", auxiliary=True))
     image = pixels(160, 160)
-    found = [features.grad_cam(backbone, image, jnp.int32(2), layer)[0] for layer in ("", "concat5b", "relu5b_pool")]
-    np.testing.assert_array_equal(found[0], found[1])
-    assert (found[0] != found[2]).any()
+    cams = [features.grad_cam(backbone, image, jnp.int32(2), layer)[0] for layer in ("", "concat5b", "relu5b_pool")]
+    np.testing.assert_array_equal(cams[0], cams[1])
+    assert (cams[0] != cams[2]).any()
 
 
 def test_average_pooling_is_refused_where_pooling_has_padding(backbone):

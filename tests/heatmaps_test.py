@@ -20,7 +20,7 @@ def maps_of(scores, classes, cams=None, names=("a", "b")):
     return heatmaps.class_maps(scores, np.array([0.25, 0.75]), classes, names, cams)
 
 
-def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
+def test_a_hot_cell_is_drawn_at_the_centre_of_its_crop():
     image = np.full((128, 224, 3), 100, np.uint8)
     scores = np.zeros((3, 6, 2), np.float32)
     scores[1, 4, 1] = 5  # of crop 64: rows 32 to 96, columns 128 to 192, so its centre is (64, 160)
@@ -38,12 +38,12 @@ def test_a_hot_place_is_drawn_at_the_centre_of_its_crop():
     ("network", "crop", "first"),
     [("D", 224, 112), ("D", 64, 32), ("ResNet-18", 224, 0.5), ("AlexNet", 227, 113.5), ("GoogLeNet", 224, 30.5)],
 )
-def test_the_first_cells_place_is_the_middle_of_what_it_sees(network, crop, first):
+def test_the_first_cell_is_centred_in_its_field_of_view(network, crop, first):
     """Expected are sums of strides times half a kernel less the padding, by hand."""
     assert first_center(NetworkSpec(network).layers(crop)) == first
 
 
-def test_a_hot_place_of_grad_cam_is_drawn_at_its_cell():
+def test_a_hot_cell_of_grad_cam_is_drawn_at_its_centre():
     image, cams = np.full((128, 224, 3), 100, np.uint8), np.zeros((8, 14, 1), np.float32)
     cams[3, 9] = 0.2  # of stride 16: its centre is (56, 152)
     scores, layers = np.zeros((3, 6, 2), np.float32), NetworkSpec("A").layers(64)
@@ -89,11 +89,13 @@ def test_the_map_is_the_nets():
     )
     image = np.random.default_rng(0).integers(0, 256, (70, 133, 3)).astype(np.uint8)
     scores, probs_K = heatmaps.score_map(trained, variables, image)
-    logits, found = model.apply(variables, normalize(jnp.asarray(image[None]), statistics), endpoints=("score_map",))
-    np.testing.assert_allclose(scores, found["score_map"][0], rtol=1e-3, atol=1e-2)
+    logits, endpoints = model.apply(
+        variables, normalize(jnp.asarray(image[None]), statistics), endpoints=("score_map",)
+    )
+    np.testing.assert_allclose(scores, endpoints["score_map"][0], rtol=1e-3, atol=1e-2)
     assert scores.shape == (1, 3, 5)
     assert int(probs_K.argmax()) == int(logits.argmax())
     cams = heatmaps.class_cams(trained, variables, image, [("x", 3), ("y", 1)])
     backbone = features.Backbone(variables["params"], jnp.asarray(statistics.mean_rgb), model, NetworkSpec("A"))
-    wanted = [features.grad_cam(backbone, image, jnp.int32(k))[0] for k in (3, 1)]
-    np.testing.assert_allclose(np.moveaxis(cams, -1, 0), wanted, rtol=1e-3, atol=1e-3 * np.max(wanted))
+    expected = [features.grad_cam(backbone, image, jnp.int32(k))[0] for k in (3, 1)]
+    np.testing.assert_allclose(np.moveaxis(cams, -1, 0), expected, rtol=1e-3, atol=1e-3 * np.max(expected))

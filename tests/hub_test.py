@@ -104,14 +104,14 @@ def test_a_name_is_fetched_checked_and_converted_once(published, name, expected)
     file, weights = hub.load(name)
     assert weights.preprocessing.order == expected
     np.testing.assert_array_equal(weights.params["fc6"]["kernel"], random_params()["fc6"]["kernel"])
-    again, kept = hub.load(name)
-    assert (again, kept.source) == (file, weights.source)
+    again, cached = hub.load(name)
+    assert (again, cached.source) == (file, weights.source)
     assert len(published.asked) == 1
     assert not list(hub.cache_dir().glob("*.unfinished"))
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000])
-def test_a_length_that_is_no_number_leaves_the_checksum_to_decide(published, length):
+def test_a_length_that_is_not_a_number_leaves_the_checksum_to_decide(published, length):
     published.length = length
     assert hub.load("torchvision:vgg16")[1].configuration == "D"
 
@@ -172,7 +172,7 @@ TRANSFORMERS = (
 
 
 @pytest.mark.parametrize("texts", [(TIMM,), TRANSFORMERS])
-def test_what_the_hub_says_of_weights_is_used(texts, tmp_path, monkeypatch, capsys):
+def test_the_hubs_description_of_weights_is_used(texts, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
     files = {"model.safetensors": write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "torchvision"))}
     for name, content in zip(("config.json", "preprocessor_config.json"), texts, strict=False):
@@ -198,7 +198,7 @@ def test_what_the_hub_says_of_weights_is_used(texts, tmp_path, monkeypatch, caps
         ([], "for its content, which cannot be"),
     ],
 )
-def test_what_the_hub_says_and_cannot_be_is_refused(change, sentence, tmp_path, monkeypatch):
+def test_impossible_descriptions_of_the_hub_are_refused(change, sentence, tmp_path, monkeypatch):
     monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
     files = {"model.safetensors": write_pth(tmp_path / "a.pth", as_laid_out(random_params(), "timm"))}
     files["config.json"] = tmp_path / "config.json"
@@ -298,15 +298,15 @@ def test_a_directory_named_like_a_repository_is_a_path(tmp_path, monkeypatch):
     assert hub.load("timm/run") == (Path("timm/run"), None)
 
 
-def test_what_is_kept_is_not_trusted(published, capsys):
-    file, kept = hub.load("torchvision:vgg16")[0], hub.fetch("torchvision:vgg16")
-    for path in (file, kept):
+def test_cached_files_are_not_trusted(published, capsys):
+    file, cached = hub.load("torchvision:vgg16")[0], hub.fetch("torchvision:vgg16")
+    for path in (file, cached):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     assert hub.load("torchvision:vgg16")[1].configuration == "D"
     said = capsys.readouterr().err
-    assert f"{kept} has the SHA-256" in said
+    assert f"{cached} has the SHA-256" in said
     assert "it is fetched again" in said
     assert "it is made again" in said
     assert len(published.asked) == 2
@@ -336,7 +336,7 @@ def test_a_name_serves_wherever_a_file_does(published, tmp_path):
         (lambda server: server.server_close(), "Connection refused"),
     ],
 )
-def test_what_cannot_be_fetched_is_said_and_leaves_nothing(published, harm, sentence):
+def test_a_failed_download_is_reported_and_leaves_nothing(published, harm, sentence):
     harm(published)
     if sentence == "Connection refused":
         published.shutdown()

@@ -58,9 +58,9 @@ def host(cloud, tmp_path):
             ["bash", "-c", TASK[section]],
             cwd=cloud.clone,
             env={
-                "PATH": f"{cloud.place}/bin:{os.environ['PATH']}",
+                "PATH": f"{cloud.directory}/bin:{os.environ['PATH']}",
                 "HOME": str(tmp_path),
-                "FAKE_CLOUD": str(cloud.place),
+                "FAKE_CLOUD": str(cloud.directory),
             }
             | {name: value for name, value in TASK["envs"].items() if value is not None}
             | GIVEN
@@ -117,7 +117,7 @@ def test_a_host_gives_up_after_so_many_crashes(host):
 
 def test_training_is_stopped_when_the_hours_are_over(host, cloud):
     saves = "trap 'echo saved; exit 143' TERM; while :; do sleep 0.05; done"
-    (cloud.place / "bin" / "trainer").write_text(f"#!/bin/bash\n{saves}\n")
+    (cloud.directory / "bin" / "trainer").write_text(f"#!/bin/bash\n{saves}\n")
     assert host("run", TPU_SLICE, MAX_HOURS="0.0003")[0] == 124
 
 

@@ -20,17 +20,17 @@ class Node:
     """A machine whose bucket is a directory and whose interpreter is played."""
 
     def __init__(self, cloud: Cloud):
-        self.cloud, self.home, self.bucket = cloud, cloud.place / "home", cloud.place / "bucket"
+        self.cloud, self.home, self.bucket = cloud, cloud.directory / "home", cloud.directory / "bucket"
         self.commit = git(cloud.clone, *COMMIT)
-        for place in (self.home, self.bucket / "code", self.bucket / "datasets" / "x"):
-            place.mkdir(parents=True)
+        for directory in (self.home, self.bucket / "code", self.bucket / "datasets" / "x"):
+            directory.mkdir(parents=True)
         git(cloud.clone, "bundle", "create", "--quiet", str(self.bucket / "code" / f"{self.commit}.bundle"), "HEAD")
         (self.bucket / "datasets" / "x" / "records").write_bytes(b"12345")
 
-    def start(self, what: str = "all", **settings) -> subprocess.Popen:
+    def start(self, part: str = "all", **settings) -> subprocess.Popen:
         environment = {
-            "PATH": f"{self.cloud.place}/bin:{os.environ['PATH']}",
-            "FAKE_CLOUD": str(self.cloud.place),
+            "PATH": f"{self.cloud.directory}/bin:{os.environ['PATH']}",
+            "FAKE_CLOUD": str(self.cloud.directory),
             "HOME": str(self.home),
             "MOUNT": str(self.bucket),
             "PYTHON": "trainer",
@@ -45,7 +45,7 @@ class Node:
             "FLAGS": "--config=configs/vgg16.py '--config.seed=a b'",
         } | settings
         return subprocess.Popen(
-            ["bash", str(REPOSITORY / "launch" / "node.sh"), what],
+            ["bash", str(REPOSITORY / "launch" / "node.sh"), part],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -53,8 +53,8 @@ class Node:
             start_new_session=True,
         )
 
-    def run(self, what: str = "all", **settings) -> tuple[int, str]:
-        process = self.start(what, **settings)
+    def run(self, part: str = "all", **settings) -> tuple[int, str]:
+        process = self.start(part, **settings)
         out, _ = process.communicate(timeout=60)
         return process.returncode, out
 
@@ -88,23 +88,23 @@ def test_a_node_trains_the_commit_on_a_copy_of_the_data_and_reports(status, node
     assert (node.home / "data" / "x" / "records").read_bytes() == b"12345"
 
 
-def test_a_node_that_was_interrupted_in_copying_goes_on(node):
-    place = node.home / "data" / "x"
-    place.mkdir(parents=True)
-    (place / "records").write_bytes(b"123")  # cut off by something else than this script, which renames
-    (place / "other.unfinished").write_bytes(b"1")
+def test_a_node_that_was_interrupted_in_copying_continues(node):
+    copy = node.home / "data" / "x"
+    copy.mkdir(parents=True)
+    (copy / "records").write_bytes(b"123")  # cut off by something else than this script, which renames
+    (copy / "other.unfinished").write_bytes(b"1")
     assert node.run()[0] == 0
-    assert (place / "records").read_bytes() == b"12345"
+    assert (copy / "records").read_bytes() == b"12345"
 
 
-def test_a_node_says_what_it_lacks(node):
+def test_a_node_names_missing_programs(node):
     status, out = node.run(DATA="datasetz")
     assert status == 2
     assert (
         out
         == "error: there is no directory datasetz in gs://my-bucket; prepare the data there, or name another DATA.\n"
     )
-    program(node.cloud.place / "bin" / "df", "printf 'Avail\\n0\\n'")
+    program(node.cloud.directory / "bin" / "df", "printf 'Avail\\n0\\n'")
     (node.bucket / "datasets" / "large").write_bytes(bytes(5_000_000))
     status, out = node.run()
     assert status == 2
@@ -112,17 +112,17 @@ def test_a_node_says_what_it_lacks(node):
     assert node.cloud.calls("trainer") == []
 
 
-def test_a_download_that_fails_is_no_refusal(node):
+def test_a_download_that_fails_is_not_a_refusal(node):
     """uv ends with 2 where the network is away, which would be taken for a mistake of the user's."""
-    program(node.cloud.place / "bin" / "python3", "exit 0")
+    program(node.cloud.directory / "bin" / "python3", "exit 0")
     program(node.home / ".local" / "bin" / "uv", "exit 2")
     assert node.run("prepare", PYTHON="")[0] == 1
 
 
 def test_a_bucket_that_fails_for_a_moment_costs_no_report(node):
-    failed = node.cloud.place / "failed"
+    failed = node.cloud.directory / "failed"
     once = f'[ -e {failed} ] || {{ touch {failed}; echo "cp: {failed}" >&2; exit 1; }}'
-    program(node.cloud.place / "bin" / "cp", f'case $2 in *.log) {once} ;; esac; exec /bin/cp "$@"')
+    program(node.cloud.directory / "bin" / "cp", f'case $2 in *.log) {once} ;; esac; exec /bin/cp "$@"')
     node.cloud.plays({"trainer": [{"out": "step 1\n", "shell": "sleep 2.5"}]})
     assert node.run()[0] == 0
     assert failed.exists()
@@ -131,7 +131,7 @@ def test_a_bucket_that_fails_for_a_moment_costs_no_report(node):
 
 
 def test_a_signal_after_training_has_ended_costs_no_report(node):
-    program(node.cloud.place / "bin" / "cp", 'case $2 in *.log) sleep 1 ;; esac; exec /bin/cp "$@"')
+    program(node.cloud.directory / "bin" / "cp", 'case $2 in *.log) sleep 1 ;; esac; exec /bin/cp "$@"')
     node.cloud.plays({"trainer": [{"status": 2}]})
     process = node.start()
     while not node.cloud.calls("trainer"):
@@ -178,8 +178,8 @@ def test_a_node_reads_data_of_a_disk_where_they_are(node, tmp_path):
 def test_a_node_whose_bucket_is_not_mounted_yet_reports_nothing(node):
     """What is written below a mount point before the mount is hidden by it, or prevents it."""
     (node.bucket / "code").rename(node.bucket / "elsewhere")
-    program(node.cloud.place / "bin" / "gcsfuse", f"sleep 2; mv {node.bucket}/elsewhere {node.bucket}/code")
-    program(node.cloud.place / "bin" / "mountpoint", "exit 1")
+    program(node.cloud.directory / "bin" / "gcsfuse", f"sleep 2; mv {node.bucket}/elsewhere {node.bucket}/code")
+    program(node.cloud.directory / "bin" / "mountpoint", "exit 1")
     process = node.start()
     time.sleep(1.5)
     assert not (node.bucket / "launches").exists()
@@ -211,10 +211,10 @@ def test_slurm_takes_a_job_on_the_commit(cloud, tmp_path):
 
 def job(cloud, **settings) -> subprocess.Popen:
     environment = {"SHARED": "/shared", "NAME": "mine", "DATA": "/data", "TRIES": "3", "PYTHON": "trainer"}
-    slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]", "FAKE_CLOUD": str(cloud.place)}
+    slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]", "FAKE_CLOUD": str(cloud.directory)}
     return subprocess.Popen(
         ["bash", str(REPOSITORY / "launch" / "slurm_job.sh"), CONFIG],
-        env=environment | slurm | {"PATH": f"{cloud.place}/bin:{os.environ['PATH']}"} | settings,
+        env=environment | slurm | {"PATH": f"{cloud.directory}/bin:{os.environ['PATH']}"} | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -241,7 +241,7 @@ def job(cloud, **settings) -> subprocess.Popen:
         (143, 2, False, "error: gave up after 3 tries, the last of which ended with status 143;"),
     ],
 )
-def test_slurm_s_job_goes_on_so_many_times(status, restarts, queued_again, sentence, cloud):
+def test_slurm_s_job_continues_a_limited_number_of_times(status, restarts, queued_again, sentence, cloud):
     cloud.plays({"srun": [{"status": status}]})
     process = job(cloud, SLURM_RESTART_COUNT=str(restarts))
     out, _ = process.communicate(timeout=20)
@@ -279,7 +279,7 @@ def test_slurm_s_job_outlives_the_signal_that_training_saves_at(cloud):
 @pytest.mark.parametrize(
     ("statuses", "returned", "times"), [([0], 0, 1), ([139, 0], 0, 2), ([2], 2, 1), ([143], 143, 1), ([139], 1, 3)]
 )
-def test_the_gpus_of_a_box_go_on_after_a_crash(statuses, returned, times, cloud):
+def test_the_gpus_of_a_box_continue_after_a_crash(statuses, returned, times, cloud):
     cloud.plays({"trainer -m": [{"status": status} for status in statuses], "nvidia-smi": [{"out": "GPU 0\nGPU 1\n"}]})
     status, out = cloud.run("gpus.sh", {"PYTHON": "trainer", "TRIES": "3", "DATA": "/data"})
     assert status == returned, out
@@ -338,7 +338,7 @@ def test_the_gpus_of_a_box_that_jax_does_not_see(cloud):
 @pytest.mark.slow
 def test_a_launch_from_the_command_to_the_summary(cloud):
     """Nothing is played but the cloud: the node checks out the commit and trains, and its logs and run come back."""
-    bucket, node = cloud.place / "bucket", cloud.place / "node"
+    bucket, node = cloud.directory / "bucket", cloud.directory / "node"
     node.mkdir()
     cloud.plays(
         {

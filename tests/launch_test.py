@@ -191,7 +191,7 @@ def test_a_bucket_in_which_checkpoints_could_be_published_by_halves_is_refused(c
 
 
 def test_a_program_that_is_missing_is_named(cloud):
-    (cloud.place / "bin" / "sbatch").unlink()
+    (cloud.directory / "bin" / "sbatch").unlink()
     status, out = cloud.run(*SLURM)
     assert (status, out) == (
         2,
@@ -230,7 +230,7 @@ def test_logs_are_shown_as_they_grow_and_kept(cloud):
     assert (cloud.clone / "runs/launches/vgg16/time-1/vgg-jax-vgg16.log").read_text() == "one\ntwo\nthree\n"
 
 
-def test_a_log_that_ends_in_the_middle_of_a_line_is_no_trouble(cloud):
+def test_a_log_may_end_in_the_middle_of_a_line(cloud):
     grown = {"files": {"vgg-jax-vgg16.log": "one\ntw"}}
     cloud.plays({"storage rsync": [*[grown] * 5, ended(0, log=""), ended(0)]})
     status, out = cloud.run(*VM)
@@ -255,7 +255,7 @@ def test_no_capacity_is_asked_for_again_and_then_given_up(launcher, made, cloud)
     assert "no capacity for the " in out
     assert cloud.left() == set()
 
-    (cloud.place / "calls.jsonl").unlink()
+    (cloud.directory / "calls.jsonl").unlink()
     cloud.plays({made: [STOCK_OUT]})
     status, out = cloud.run(launcher[0], launcher[1] | {"CAPACITY_TRIES": "4"})
     assert status == 1
@@ -309,7 +309,7 @@ def test_a_look_that_fails_once_ends_nothing(cloud):
 
 
 @pytest.mark.parametrize("heard", [[{"files": {"vgg-jax-vgg16.alive": str(i)}} for i in range(2)], [{}]])
-def test_machines_of_which_nothing_is_heard_are_given_back(heard, cloud):
+def test_silent_machines_are_given_back(heard, cloud):
     console = [{"out": "gcsfuse: permission denied\n"}]
     cloud.plays(
         {"storage rsync.*time-1": heard, "storage rsync.*time-2": [{}, ended(0)], "get-serial-port-output": console}
@@ -338,7 +338,7 @@ def test_one_silent_machine_among_others_is_enough(cloud):
         (SLICE, "instanceStatus", {"out": "RUNNING\n"}),
     ],
 )
-def test_machines_that_were_taken_away_are_rented_anew_and_the_run_goes_on(launcher, state, gone, cloud):
+def test_machines_that_were_taken_away_are_rented_again_and_the_run_continues(launcher, state, gone, cloud):
     count = 1 if launcher == VM else 2
     running = WELL.get(state, WELL[r"list-instances.*instanceStatus"])[0]
     await_first = [] if launcher == VM else [running]  # one look until it is there, before those of the watch
@@ -362,7 +362,7 @@ def test_it_gives_up_after_so_many_tries(cloud):
     assert cloud.left() == set()
 
 
-def test_what_training_refuses_is_not_tried_again_and_its_sentence_is_shown(cloud):
+def test_a_refusal_of_training_is_not_tried_again_and_its_sentence_is_shown(cloud):
     cloud.plays(
         {"storage rsync": [ended(1, 2, log="error: config.batch_size is 33, which 8 devices do not divide.\n")]}
     )
@@ -444,7 +444,7 @@ def test_another_launch_of_that_name_is_left_alone(cloud):
     assert cloud.calls("delete") == []
 
 
-def test_what_cannot_be_deleted_is_said_with_the_command(cloud):
+def test_a_failed_deletion_is_reported_with_its_command(cloud):
     cloud.plays({"instances delete": [{"status": 1, "err": "ERROR: 503\n"}], "storage rsync": [ended(0)]})
     status, out = cloud.run(*VM)
     assert status == 1
@@ -455,7 +455,7 @@ def test_what_cannot_be_deleted_is_said_with_the_command(cloud):
     )
 
 
-def test_what_is_still_being_made_is_deleted_when_it_is_made(cloud):
+def test_a_machine_that_is_being_made_is_deleted_once_it_exists(cloud):
     busy = {"status": 1, "err": "ERROR: code=400, message=Group is running incompatible operation x.\n"}
     cloud.plays({"managed delete": [*[busy] * 8, {}], "storage rsync": [ended(0, 0)]})
     status, out = cloud.run(*SLICE)

@@ -43,9 +43,9 @@ def test_a_tie_has_one_winner_the_first():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_pooling_hands_nan_on(place):
-    x = jnp.ones((1, 2, 2, 1)).at[0, place[0], place[1], 0].set(jnp.nan)
+@pytest.mark.parametrize("index", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_pooling_hands_nan_on(index):
+    x = jnp.ones((1, 2, 2, 1)).at[0, index[0], index[1], 0].set(jnp.nan)
     assert np.isnan(max_pool_2x2(x)).all()
 
 
@@ -91,7 +91,7 @@ def test_batch_normalisation_is_flaxs(dtype):
     theirs = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype)
     exact = 1e-5 if dtype == jnp.float32 else 2e-2
     for train in (True, False):
-        found = []
+        results = []
         for make in (BatchNorm if dtype == jnp.float32 else functools.partial(BatchNorm, dtype=dtype), theirs):
             module = make(use_running_average=not train)
 
@@ -102,12 +102,12 @@ def test_batch_normalisation_is_flaxs(dtype):
 
             gradients, (y, updated) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
             assert y.dtype == gradients[1].dtype == dtype
-            found.append((gradients, y, updated))
+            results.append((gradients, y, updated))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(
                 np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=exact, atol=10 * exact
             ),
-            *found,
+            *results,
         )
 
 
@@ -128,20 +128,20 @@ def test_batch_normalisation_of_values_far_from_0_is_that_of_float64(mean, devia
 @pytest.mark.parametrize("channels", [1, 4, 9])
 def test_lrn_is_krizhevskys_formula(channels):
     a = np.random.RandomState(0).normal(0, 60, (2, 3, 2, channels))
-    wanted = np.empty_like(a)
+    expected = np.empty_like(a)
     for i in range(channels):
         window = range(max(0, i - 2), min(channels - 1, i + 2) + 1)
         total = sum(a[..., j] ** 2 for j in window)
-        wanted[..., i] = a[..., i] / (2 + 1e-4 * total) ** 0.75
-    np.testing.assert_allclose(local_response_norm(jnp.float32(a)), wanted, rtol=1e-5)
+        expected[..., i] = a[..., i] / (2 + 1e-4 * total) ** 0.75
+    np.testing.assert_allclose(local_response_norm(jnp.float32(a)), expected, rtol=1e-5)
 
 
 def test_lrn_sums_in_float32_whatever_it_is_given():
     a = jnp.full((1, 1, 1, 5), 300.0, jnp.bfloat16)
-    wanted = 300 / (2 + 1e-4 * 3 * 300**2) ** 0.75  # the first channel's window holds three
+    expected = 300 / (2 + 1e-4 * 3 * 300**2) ** 0.75  # the first channel's window holds three
     result = local_response_norm(a)
     assert result.dtype == jnp.bfloat16
-    assert float(result[0, 0, 0, 0]) == pytest.approx(wanted, rel=1e-2)
+    assert float(result[0, 0, 0, 0]) == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -176,9 +176,9 @@ def test_a_convolution_is_flaxs(settings, dtype):
     x = jax.random.normal(jax.random.key(0), (2, 13, 16, 4))
     variables = ours.init(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(jax.random.key(1), x))
-    found, wanted = ours.apply(variables, x), theirs.apply(variables, x)
-    assert found.dtype == wanted.dtype == dtype
-    params, weights = variables["params"], jax.random.normal(jax.random.key(2), found.shape)
+    result, expected = ours.apply(variables, x), theirs.apply(variables, x)
+    assert result.dtype == expected.dtype == dtype
+    params, weights = variables["params"], jax.random.normal(jax.random.key(2), result.shape)
 
     def gradients(layer):
         of_params, of_x = jax.grad(lambda p, x: (weights * layer.apply({"params": p}, x)).sum(), (0, 1))(params, x)
@@ -187,12 +187,12 @@ def test_a_convolution_is_flaxs(settings, dtype):
     close = {"rtol": 1e-6, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 0.02, "atol": 0.1}
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close),
-        (found, gradients(ours)),
-        (wanted, gradients(theirs)),
+        (result, gradients(ours)),
+        (expected, gradients(theirs)),
     )
 
 
-def test_no_images_are_no_error():
+def test_an_empty_batch_is_not_an_error():
     for layer, side in ((FullyConnected(4, (2, 2)), 2), (FullyConnected(4, (2, 2)), 3), (Convolution(4, 3), 5)):
         params = layer.init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
         assert layer.apply(params, jnp.zeros((0, side, side, 3))).shape[0] == 0
@@ -207,8 +207,10 @@ def test_the_gradient_of_a_bias_is_not_lost_in_the_sum(layer, dtype, param_dtype
     params = layer.init(jax.random.key(0), x)["params"]
     weights = (jax.random.normal(jax.random.key(1), (8, 80, 80, 8)) + 0.25).astype(jnp.bfloat16)
     gradient = jax.grad(lambda params: (weights * layer.apply({"params": params}, x)).astype(jnp.float32).sum())(params)
-    wanted = np.asarray(weights).astype(np.float64).sum((0, 1, 2))
-    np.testing.assert_allclose(np.float32(gradient["bias"]), wanted, rtol=1e-5 if param_dtype == jnp.float32 else 1e-2)
+    expected = np.asarray(weights).astype(np.float64).sum((0, 1, 2))
+    np.testing.assert_allclose(
+        np.float32(gradient["bias"]), expected, rtol=1e-5 if param_dtype == jnp.float32 else 1e-2
+    )
 
 
 def test_gradients_of_kernels_are_made_row_by_row_on_tpus_alone():

@@ -76,15 +76,15 @@ def net_in(path):
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "Keras", "Caffe"])
-def test_every_number_comes_to_its_place(layout, tmp_path):
-    found, configuration, params = net_in(write(layout, tmp_path / "file", coded(layout)))
-    assert (found, configuration) == (layout, "D")
+def test_every_number_comes_to_its_position(layout, tmp_path):
+    detected, configuration, params = net_in(write(layout, tmp_path / "file", coded(layout)))
+    assert (detected, configuration) == (layout, "D")
     for layer, shape in kernel_shapes("D", NARROW).items():
         np.testing.assert_array_equal(params[layer]["kernel"], where(shape), err_msg=layer)
         np.testing.assert_array_equal(params[layer]["bias"], where(shape[3:]))
 
 
-def test_every_number_of_timms_comes_to_its_place():
+def test_every_number_of_timms_comes_to_its_position():
     tensors = {name: Tensor(a.shape, "float32", lambda a=a: a) for name, a in coded("timm").items()}
     model = identify(tensors)
     params = to_variables(lambda name: tensors[name].read(), model)["params"]
@@ -121,8 +121,8 @@ def test_names_are_torchvisions_and_the_configuration_is_found(configuration):
     tensors = as_laid_out(params, "torchvision", configuration)
     stems = [f"features.{i}" for i in TORCHVISION[configuration]] + [f"classifier.{i}" for i in (0, 3, 6)]
     assert list(tensors) == [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")]
-    found = identify({name: Tensor(a.shape, "float32", lambda: None) for name, a in tensors.items()})
-    assert found == ("torchvision", NetworkSpec(configuration), NARROW)
+    identified = identify({name: Tensor(a.shape, "float32", lambda: None) for name, a in tensors.items()})
+    assert identified == ("torchvision", NetworkSpec(configuration), NARROW)
 
 
 @pytest.mark.parametrize("configuration", TABLE_1)
@@ -132,9 +132,9 @@ def test_the_size_is_found_from_shapes_alone(configuration, size):
     for layer, shape in kernel_shapes(configuration, size).items():
         tensors[f"{layer}/kernel"] = Tensor(shape, "float32", lambda: None)
         tensors[f"{layer}/bias"] = Tensor(shape[3:], "float32", lambda: None)
-    layout, found, guessed = identify(tensors, configuration)
-    assert (layout, found) == ("vgg_jax", NetworkSpec(configuration))
-    assert kernel_shapes(found.configuration, guessed) == kernel_shapes(configuration, size)
+    layout, identified, guessed = identify(tensors, configuration)
+    assert (layout, identified) == ("vgg_jax", NetworkSpec(configuration))
+    assert kernel_shapes(identified.configuration, guessed) == kernel_shapes(configuration, size)
     assert crop_of(guessed) == 32 * size.side
 
 
@@ -193,7 +193,7 @@ RESNET = {f"conv{i}_block1_1_conv/kernel": np.zeros((3, 3, 4, 4), np.float32) fo
         ),
     ],
 )
-def test_what_is_not_exactly_such_a_net_is_refused_and_named(change, sentence, tmp_path):
+def test_a_net_that_differs_is_refused_and_named(change, sentence, tmp_path):
     tensors = as_laid_out(random_params(), "torchvision")
     for writer in (write_pth, write_old_pth):
         with refused(sentence):

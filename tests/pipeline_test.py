@@ -49,13 +49,14 @@ class Marked:
 def digests(config, examples, count, start=0, devices=1):
     mesh = make_mesh(devices=jax.devices()[:devices])
     with contextlib.closing(batches(recipe_of(config), examples, mesh, start)) as iterator:
-        found = [next(iterator) for _ in range(count)]
+        collected = [next(iterator) for _ in range(count)]
     return [
-        hashlib.sha256(np.asarray(b["image"]).tobytes() + np.asarray(b["label"]).tobytes()).hexdigest() for b in found
+        hashlib.sha256(np.asarray(b["image"]).tobytes() + np.asarray(b["label"]).tobytes()).hexdigest()
+        for b in collected
     ]
 
 
-def test_a_restart_goes_on_at_the_very_next_image(tiny_config, dataset):
+def test_a_restart_continues_at_the_very_next_image(tiny_config, dataset):
     examples = train_examples(recipe_of(tiny_config), dataset.train)
     whole = digests(tiny_config, examples, 30)
     assert len(set(whole)) == 30
@@ -131,8 +132,8 @@ def test_an_example_is_drawn_from_its_seed_and_number_alone(tiny_config, dataset
     examples = train_examples(recipe_of(tiny_config), marked)
     for numbers in (range(12), range(85, 95), range(89_999_990, 90_000_000)):
         for number, example in zip(numbers, examples.make(numbers), strict=True):
-            epoch, place = divmod(number, 90)
-            index = np.random.default_rng((seed, epoch)).permutation(90)[place]
+            epoch, position = divmod(number, 90)
+            index = np.random.default_rng((seed, epoch)).permutation(90)[position]
             rng = np.random.Generator(np.random.Philox(seed, counter=[0, 0, 0, number]))
             crop = random_crop(marked[index]["image"], rng, image.scale_min, image.scale_max, image.crop)
             assert example["label"] == index
@@ -152,7 +153,7 @@ def test_every_image_once_an_epoch_in_a_new_order_across_batches(tiny_config, da
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_an_image_is_cropped_anew_every_epoch(tiny_config, dataset):
+def test_an_image_is_cropped_differently_every_epoch(tiny_config, dataset):
     examples = train_examples(recipe_of(tiny_config), Marked(dataset.train))
     views = {}
     for i in range(180):
@@ -169,9 +170,9 @@ def test_validation_holds_every_image_once(tiny_config, dataset, batch_size):
     with contextlib.closing(
         batches(recipe_of(tiny_config), examples, make_mesh(devices=jax.devices()[:1]))
     ) as iterator:
-        found = list(iterator)
-    assert {b["image"].shape for b in found} == {(batch_size, 32, 32, 3)}
-    labels = np.concatenate([np.asarray(b["label"])[np.asarray(b["mask"])] for b in found])
+        collected = list(iterator)
+    assert {b["image"].shape for b in collected} == {(batch_size, 32, 32, 3)}
+    labels = np.concatenate([np.asarray(b["label"])[np.asarray(b["mask"])] for b in collected])
     assert sorted(labels) == list(range(31))
 
 
@@ -213,7 +214,7 @@ def readable(source, index):
 
 
 @pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_byte_that_changed_on_the_disk_is_reported_with_its_place(tiny_config, tmp_path, processes):
+def test_a_byte_that_changed_on_the_disk_is_reported_with_its_record(tiny_config, tmp_path, processes):
     tiny_config.data.dir, tiny_config.data.processes = str(tmp_path / "prepared"), processes
     data = prepared_data("folder", tmp_path / "prepared", tiny_config.data.root)
     (file,) = (tmp_path / "prepared").rglob("*train.array_record*")

@@ -27,8 +27,8 @@ TITLES = ["tench, Tinca tinca", "goldfish", "great white shark"]
 @pytest.fixture
 def weights(run, tmp_path):
     """Those of `run`, with names."""
-    found = weights_of_run(run)._replace(class_names=WNIDS, class_titles=TITLES)
-    save_weights(tmp_path / "model.safetensors", found)
+    weights_of_model = weights_of_run(run)._replace(class_names=WNIDS, class_titles=TITLES)
+    save_weights(tmp_path / "model.safetensors", weights_of_model)
     return tmp_path / "model.safetensors"
 
 
@@ -49,14 +49,16 @@ def test_a_file_without_a_suffix_has_its_evaluations_elsewhere(weights, tmp_path
 def test_probabilities_are_those_of_a_slow_reference(run, photos):
     trained = load_trained(run)
     reference = Reference(trained.variables["params"], photos)
-    found, failures = predict(trained, reference.files[:3], PredictRequest(protocol="dense+multi_crop", scales="64,82"))
+    predictions, failures = predict(
+        trained, reference.files[:3], PredictRequest(protocol="dense+multi_crop", scales="64,82")
+    )
     assert failures == []
-    for prediction in found:
+    for prediction in predictions:
         each = [[reference.dense(prediction.path, q), reference.multi_crop(prediction.path, q)] for q in (64, 82)]
-        wanted = np.mean(each, (0, 1))
-        assert list(prediction.classes) == list(np.argsort(-wanted))
-        np.testing.assert_allclose(prediction.probabilities, np.sort(wanted)[::-1], atol=2e-3)
-    assert np.ptp([p.probabilities[0] for p in found]) > 0.005  # they differ by image
+        expected = np.mean(each, (0, 1))
+        assert list(prediction.classes) == list(np.argsort(-expected))
+        np.testing.assert_allclose(prediction.probabilities, np.sort(expected)[::-1], atol=2e-3)
+    assert np.ptp([p.probabilities[0] for p in predictions]) > 0.005  # they differ by image
 
 
 def test_wnids_without_titles_are_shown_by_the_names_of_imagenet(run, tmp_path):
@@ -104,7 +106,7 @@ def test_predictions_turn_images_as_the_run_does_and_print_names_as_text(run, ph
         assert "\x1b" not in out
 
 
-def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, photos, tmp_path):
+def test_a_bad_image_among_many_is_reported_and_the_others_are_done(weights, photos, tmp_path):
     folder = tmp_path / "mine"
     (folder / "deeper").mkdir(parents=True)
     good = sorted(photos.glob("validation/*/*"))[:3]
@@ -140,15 +142,15 @@ def test_a_bad_picture_among_many_is_reported_and_the_others_are_done(weights, p
     assert len(shown) == 3 * (1 + 3)
     assert {line.split("%  ")[1] for line in shown[1:4]} == set(TITLES)
     summary = json.loads(output.read_text())
-    assert [one["image"] for one in summary["predictions"]] == sorted(s for s in shown if s.startswith("/"))
+    assert [row["image"] for row in summary["predictions"]] == sorted(s for s in shown if s.startswith("/"))
     first = summary["predictions"][0]["classes"]
-    assert [one["class"] for one in first] == [WNIDS[TITLES.index(one["title"])] for one in first]
-    assert sum(one["probability"] for one in first) == pytest.approx(1, abs=1e-5)
+    assert [row["class"] for row in first] == [WNIDS[TITLES.index(row["title"])] for row in first]
+    assert sum(row["probability"] for row in first) == pytest.approx(1, abs=1e-5)
     assert [f["reason"] for f in summary["failures"]][1:] == ["not an image", "No such file or directory"]
-    for one in summary["predictions"]:
-        assert Image.open(one["map"]).size[0] > 1200  # the image and two maps of two kinds next to one another
-        with np.load(one["map"].replace(".png", ".npz")) as arrays:
-            assert [WNIDS[k] for k in arrays["classes"]] == [c["class"] for c in one["classes"][:2]]
+    for row in summary["predictions"]:
+        assert Image.open(row["map"]).size[0] > 1200  # the image and two maps of two kinds next to one another
+        with np.load(row["map"].replace(".png", ".npz")) as arrays:
+            assert [WNIDS[k] for k in arrays["classes"]] == [c["class"] for c in row["classes"][:2]]
             assert arrays["score_map"].shape[-1] == arrays["grad_cam"].shape[-1] == 2
             assert arrays["grad_cam"].shape[0] == 2 * (arrays["score_map"].shape[0] + 1)  # before the last pooling
 
@@ -165,19 +167,23 @@ def test_predictions_come_one_by_one_and_outlive_a_kill(weights, photos, tmp_pat
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    kept = json.loads(output.read_text())
-    assert kept["predictions"][0]["image"] == first
-    assert len(kept["predictions"]) < 11
-    found = []
+    saved = json.loads(output.read_text())
+    assert saved["predictions"][0]["image"] == first
+    assert len(saved["predictions"]) < 11
+    predictions = []
     done, failures = predict(
         load_trained(weights),
         [odd, *images],
         PredictRequest(protocol="dense+multi_crop", scales="64,82"),
-        done=found.append,
+        done=predictions.append,
     )
     assert failures == []
-    assert sorted(one.path for one in found) == sorted(one.path for one in done) == sorted([odd, *images])
-    assert [one.path for one in done] == [odd, *images]
+    assert (
+        sorted(prediction.path for prediction in predictions)
+        == sorted(prediction.path for prediction in done)
+        == sorted([odd, *images])
+    )
+    assert [prediction.path for prediction in done] == [odd, *images]
 
 
 def test_scores_that_are_not_finite_are_a_failure(run, photos):
@@ -189,7 +195,7 @@ def test_scores_that_are_not_finite_are_a_failure(run, photos):
 
 
 @pytest.mark.parametrize("maps", [True, False])
-def test_what_is_computed_before_a_failure_is_shown_and_the_rest_is_closed(run, photos, tmp_path, monkeypatch, maps):
+def test_results_before_a_failure_are_shown_and_the_rest_is_closed(run, photos, tmp_path, monkeypatch, maps):
     happened = []
 
     def probs(*_):

@@ -92,33 +92,33 @@ def test_a_folder_is_prepared_from_python(images, tmp_path):
         prepare(PrepareRequest("builtin", exif=True))
 
 
-def test_all_bad_pictures_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, tiny_config):
+def test_all_bad_images_of_a_folder_are_listed_or_left_out(spoilt, tmp_path, tiny_config):
     root, bad = spoilt
-    place = tmp_path / "prepared"
-    status, _, err = run("folder", f"--root={root}", f"--data_dir={place}")
+    prepared = tmp_path / "prepared"
+    status, _, err = run("folder", f"--root={root}", f"--data_dir={prepared}")
     assert status == 2
     assert "3 of 123 files are not valid images" in err
     for name, reason in zip(bad, ("not an image", "0 bytes", "Premature end of JPEG file"), strict=True):
         assert f"{root / name}: {reason}" in err
     assert not list(tmp_path.rglob("*.array_record*"))
 
-    status, out, err = run("folder", f"--root={root}", f"--data_dir={place}", "--skip_bad")
+    status, out, err = run("folder", f"--root={root}", f"--data_dir={prepared}", "--skip_bad")
     assert (status, err) == (0, "")
     assert "train 90, validation 30 images" in out
     assert "3 bad images were left out" in out
-    (skipped,) = place.rglob("skipped.json")
+    (skipped,) = prepared.rglob("skipped.json")
     assert sorted(json.loads(skipped.read_text())) == bad
 
     # Training finds it, with the mean and colour vectors that were computed then.
-    tiny_config.data.root, tiny_config.data.dir = str(root), str(place)
-    before = {file: file.stat().st_mtime_ns for file in place.rglob("*") if file.is_file()}
+    tiny_config.data.root, tiny_config.data.dir = str(root), str(prepared)
+    before = {file: file.stat().st_mtime_ns for file in prepared.rglob("*") if file.is_file()}
     assert len(open_dataset(recipe_of(tiny_config)).train) == 90
-    assert {file: file.stat().st_mtime_ns for file in place.rglob("*") if file.is_file()} == before
+    assert {file: file.stat().st_mtime_ns for file in prepared.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_preparation_begins_anew(tmp_path, number):
+def test_an_interrupted_preparation_starts_again(tmp_path, number):
     process = start_command("prepare", "builtin", f"--data_dir={tmp_path}")
     while not list(tmp_path.rglob("*unfinished*")):
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from tests.evaluations import close, kept, request
 from tests.reference import Reference, softmax
-from tests.runs import CLASS_NAMES, SIZES, make_run, random_params, records_of, varied_pictures
+from tests.runs import CLASS_NAMES, SIZES, make_run, random_params, records_of, varied_images
 from vgg_jax.config import recipe_of
 from vgg_jax.data.decode import decode
 from vgg_jax.data.pipeline import batches, eval_examples
@@ -28,7 +28,7 @@ from vgg_jax.training.steps import make_eval_step
 
 @pytest.mark.parametrize(("of_run", "flag", "is_applied"), [(0, None, 0), (1, None, 1), (1, False, 0), (0, True, 1)])
 def test_evaluated_images_are_turned_as_the_run_or_the_flag_says(net_config, tmp_path, of_run, flag, is_applied):
-    folder = varied_pictures(tmp_path / "photos", sizes=SIZES[:3])
+    folder = varied_images(tmp_path / "photos", sizes=SIZES[:3])
     file = min(folder.glob("validation/*/*.png"))
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -222,7 +222,7 @@ def test_data_that_do_not_fit_are_named(run, tmp_path):
     refused(r"no folder of images '/nowhere'; give one.*--config.data.root=DIR", run, data_root="/nowhere")
     refused(r"split is 'validation\[:1%\]', which takes no image of", run, split="validation[:1%]")  # of ten
     refused(r"config.data.name is 'imagenet2021', which is neither", run, data_name="imagenet2021")
-    root = varied_pictures(tmp_path / "others")
+    root = varied_images(tmp_path / "others")
     (root / "validation" / "cross").rename(root / "validation" / "zebra")
     refused("has 1 classes that the model in .* does not know, among them 'zebra'", run, data_root=str(root))
 
@@ -242,7 +242,7 @@ def test_a_batch_that_no_memory_holds_is_refused(run):
 
 def test_classes_are_matched_by_name(run, tmp_path):
     # Only crosses: class 0 of that folder, class 2 of the model.
-    root = varied_pictures(tmp_path / "crosses")
+    root = varied_images(tmp_path / "crosses")
     shutil.rmtree(root / "validation" / "arrow")
     shutil.rmtree(root / "validation" / "crescent")
     summary = evaluate(request(run, data_root=str(root)), quiet=True)
@@ -252,9 +252,9 @@ def test_classes_are_matched_by_name(run, tmp_path):
 
 @pytest.mark.parametrize("beside_training", [False, True])
 def test_a_split_without_labels_becomes_a_submission(run, tmp_path, beside_training):
-    root = varied_pictures(tmp_path / "unknown")
+    root = varied_images(tmp_path / "unknown")
     if beside_training:
-        varied_pictures(root, "train")
+        varied_images(root, "train")
     place = root / "test" / "unlabelled"
     place.mkdir(parents=True)
     for file in root.glob("validation/*/*"):
@@ -282,13 +282,13 @@ def test_maps_are_drawn(run, tmp_path):
     assert [file.name.split("-")[0] for file in files] == ["000000", "000004", "000009"]
 
 
-def test_real_photographs(real_pictures, net_config, tmp_path):
-    if not (real_pictures / "caltech101-30").is_dir():
-        pytest.skip(f"no caltech101-30 in {real_pictures}")
+def test_real_photographs(real_images, net_config, tmp_path):
+    if not (real_images / "caltech101-30").is_dir():
+        pytest.skip(f"no caltech101-30 in {real_images}")
     names = ("accordion", "anchor", "ant")
     for name in names:  # colour and one-channel JPEGs of many sizes
         (tmp_path / "photos" / "validation" / name).mkdir(parents=True)
-        for file in sorted((real_pictures / "caltech101-30" / "val" / name).iterdir())[:4]:
+        for file in sorted((real_images / "caltech101-30" / "val" / name).iterdir())[:4]:
             shutil.copy(file, tmp_path / "photos" / "validation" / name)
     run = make_run(tmp_path / "run", net_config, class_names=names)
     root = tmp_path / "photos"

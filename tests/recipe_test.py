@@ -128,8 +128,8 @@ def test_mixed_images_have_the_weights_of_both_classes(tiny_config, monkeypatch)
         return float(jax.jit(step)(state, batch, np.float32(1e-9))[1]["loss"])
 
     of_classes = [loss(np.eye(3)[k], None) for k in range(3)]
-    found = loss([0.1, 0.9, 0], np.array([10, 0.2, 7], np.float32))
-    assert found == pytest.approx(0.1 * 10 * of_classes[0] + 0.9 * 0.2 * of_classes[1], rel=1e-4)
+    result = loss([0.1, 0.9, 0], np.array([10, 0.2, 7], np.float32))
+    assert result == pytest.approx(0.1 * 10 * of_classes[0] + 0.9 * 0.2 * of_classes[1], rel=1e-4)
 
 
 def ramp(side=31):
@@ -190,15 +190,15 @@ def test_trivial_augments_operations_are_its_authors(level):
 
 
 def test_trivial_augment_draws_every_operation_alike():
-    image, found = ramp(), []
+    image, results = ramp(), []
     for i in range(600):
         result = trivial_augment(image, np.random.default_rng(i))
         assert (result.shape, result.dtype) == (image.shape, np.uint8)
-        found.append(result.tobytes())
-    unchanged = found.count(image.tobytes())  # the identity, and some at no strength: 1/14 and a little
+        results.append(result.tobytes())
+    unchanged = results.count(image.tobytes())  # the identity, and some at no strength: 1/14 and a little
     assert 0.05 < unchanged / 600 < 0.2
-    assert len(set(found)) > 150
-    assert found[7] == trivial_augment(image, np.random.default_rng(7)).tobytes()
+    assert len(set(results)) > 150
+    assert results[7] == trivial_augment(image, np.random.default_rng(7)).tobytes()
 
 
 def test_adamw_is_optaxs_and_clipping_bounds_the_gradient():
@@ -240,17 +240,17 @@ def today(config):
 @pytest.mark.slow
 def test_the_average_is_that_of_all_states_and_1_device_is_8(tiny_config):
     config = today(tiny_config)
-    wanted = None
+    expected = None
     for count in range(4):  # each run from the start, so that every state is seen
         losses, state = some_steps(config, count, devices=1, with_state=True)
         variables = jax.device_get(state.variables)
-        if wanted is None:
-            wanted = variables
+        if expected is None:
+            expected = variables
         else:
             decay = min(0.9, count / (9 + count))  # of step `count`, counted from 1
-            wanted = jax.tree.map(lambda a, v: decay * a + (1 - decay) * v, wanted, variables)  # noqa: B023
+            expected = jax.tree.map(lambda a, v: decay * a + (1 - decay) * v, expected, variables)  # noqa: B023
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), jax.device_get(state.averages), wanted
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), jax.device_get(state.averages), expected
     )
     config.sharding = "fsdp"
     np.testing.assert_allclose(some_steps(config, 3, devices=8), losses, rtol=1e-3)

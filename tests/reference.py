@@ -21,8 +21,8 @@ def map_by_hand(params, image_HxWx3):
         return lax.conv(x, kernel, (1, 1), padding) + bias[:, None, None]
 
     for block, count in enumerate((1, 1, 2, 2, 2), 1):
-        for place in range(1, count + 1):
-            x = jnp.maximum(layer(f"conv{block}_{place}", x, "SAME"), 0)
+        for number in range(1, count + 1):
+            x = jnp.maximum(layer(f"conv{block}_{number}", x, "SAME"), 0)
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
     for name in ("fc6", "fc7"):
         x = jnp.maximum(layer(name, x, "VALID"), 0)
@@ -35,7 +35,7 @@ def softmax(scores):
 
 
 class Reference:
-    """Net A on the folder that `runs.varied_pictures` makes; the mean RGB is that of `runs.make_run`."""
+    """Net A on the folder that `runs.varied_images` makes; the mean RGB is that of `runs.make_run`."""
 
     def __init__(self, params: dict, photos: Path):
         self.params = params
@@ -56,13 +56,13 @@ class Reference:
         return (both[0] + both[1]) / 2
 
     def multi_crop(self, file, q, cells=tuple((i, j) for i in range(5) for j in range(5))):
-        image, found = self.image(file, q), []
+        image, probs = self.image(file, q), []
         for i, j in cells:
             top, left = (int(n * (side - 64) / 4 + 0.5) for n, side in ((i, image.shape[0]), (j, image.shape[1])))
             crop = image[top : top + 64, left : left + 64]
-            found += [softmax(self.map(v)[:, 0, 0]) for v in (crop, crop[:, ::-1])]
-        assert len(found) == 2 * len(cells)
-        return np.mean(found, 0)
+            probs += [softmax(self.map(v)[:, 0, 0]) for v in (crop, crop[:, ::-1])]
+        assert len(probs) == 2 * len(cells)
+        return np.mean(probs, 0)
 
     def ten_crop(self, file, q):
         """Corners and centre (Krizhevsky et al. 2012, §4.1)."""
@@ -70,7 +70,7 @@ class Reference:
 
     def square_crop(self, file, q):
         """Crops left, central and right square: corners, centre and whole, each mirrored (Szegedy et al. 2014, §7)."""
-        image, found = self.image(file, q), []
+        image, probs = self.image(file, q), []
         mean = np.array([120, 110, 100], np.float32)
         is_upright = image.shape[0] > image.shape[1]
         if is_upright:
@@ -84,6 +84,6 @@ class Reference:
             views.append(np.asarray(whole, np.float32) - mean)
             if is_upright:
                 views = [view.swapaxes(0, 1) for view in views]
-            found += [softmax(self.map(v)[:, 0, 0]) for view in views for v in (view, view[:, ::-1])]
-        assert len(found) == 36
-        return np.mean(found, 0)
+            probs += [softmax(self.map(v)[:, 0, 0]) for view in views for v in (view, view[:, ::-1])]
+        assert len(probs) == 36
+        return np.mean(probs, 0)

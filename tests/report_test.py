@@ -74,11 +74,11 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
     assert page == trained / "report.html"
     html, text = page.read_text(), text_of(page)
     # The evaluation that it lacked is made and kept like any other.
-    (kept,) = trained.glob("evaluation/7/*/center_crop-Q73.npz")
-    with np.load(kept) as arrays:
+    (cached,) = trained.glob("evaluation/7/*/center_crop-Q73.npz")
+    with np.load(cached) as arrays:
         labels, probs = arrays["labels"], arrays["probs"]
     wrong = sum(int(np.argmax(row) != label) for row, label in zip(probs, labels, strict=True))
-    assert f"checkpoint 7, vgg_jax_folder/{kept.parent.name.split('vgg_jax_folder_')[1][:5]}" in text
+    assert f"checkpoint 7, vgg_jax_folder/{cached.parent.name.split('vgg_jax_folder_')[1][:5]}" in text
     assert f"top-1 error {10 * wrong}.0 %." in text
     assert "top-5 0.0 %" not in text  # three classes
     # Curves: the least error with its step, the drop where it was, the norms that are logged.
@@ -96,21 +96,21 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
         assert re.search(r'alt="[^"]', tag), tag
     assert all("<title>" in svg for svg in re.findall(r'<svg viewBox="0 0 400.*?</svg>', html, flags=re.DOTALL))
     # Again: the probabilities are not computed again, the page is replaced.
-    before = kept.stat().st_mtime_ns
+    before = cached.stat().st_mtime_ns
     write_page([trained], None, quiet=True)
-    assert kept.stat().st_mtime_ns == before
+    assert cached.stat().st_mtime_ns == before
 
 
 def test_a_cosine_has_a_curve_and_no_drops(trained):
     config = json.loads((trained / "config.json").read_text())
     assert history.read_history(trained, "run").rate_drops() == [(3.0, 1e-3)]
-    assert "Learning rate" not in [one.title for one in curves.run_charts(history.read_history(trained, "run"))]
+    assert "Learning rate" not in [chart.title for chart in curves.run_charts(history.read_history(trained, "run"))]
     (trained / "config.json").write_text(json.dumps(config | {"schedule": {"name": "cosine"}}))
     of_cosine = history.read_history(trained, "run")
     assert of_cosine.rate_drops() == []
-    drawn = {one.title: one for one in curves.run_charts(of_cosine)}
+    drawn = {chart.title: chart for chart in curves.run_charts(of_cosine)}
     assert "Learning rate" in drawn
-    assert not any('class="mark"' in one.svg for one in drawn.values())
+    assert not any('class="mark"' in chart.svg for chart in drawn.values())
     assert "Dashed" not in drawn["Error"].caption
 
 
@@ -119,10 +119,10 @@ def test_the_most_thorough_evaluation_of_the_checkpoint_is_shown(trained):
     evaluate(Request((str(trained),), protocol="center_crop"), quiet=True)
     evaluate(Request((str(trained),), protocol="dense", scales="multi"), quiet=True)
     model = load_trained(trained)
-    found = predictions.cached_predictions(model, history.read_history(trained, "run").evaluations)
-    assert (found.request.protocol, found.scales, found.split) == ("dense", "64, 73, 82", "validation")
+    cached = predictions.cached_predictions(model, history.read_history(trained, "run").evaluations)
+    assert (cached.request.protocol, cached.scales, cached.split) == ("dense", "64, 73, 82", "validation")
     parts = [np.load(path)["probs"] for path in trained.glob("evaluation/7/*/dense-Q*.npz")]
-    np.testing.assert_allclose(found.probs_NxK, sum(parts) / 3, rtol=1e-6)
+    np.testing.assert_allclose(cached.probs_NxK, sum(parts) / 3, rtol=1e-6)
     text = text_of(write_page([trained], None, quiet=True))
     assert "From dense, Q = 64, 73, 82, checkpoint 7" in text
     # Probabilities of other parameters count as none.
@@ -144,14 +144,14 @@ def test_the_best_of_equal_errors_has_least_loss_then_comes_first(trained):
 
 
 def test_confusion_best_and_worst_by_hand():
-    found = some_predictions(
+    result = some_predictions(
         [[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.5, 0.3], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.0, 0.0, 0.0]],
         [0, 0, 1, 1, 2, 2],  # the last was refused
     )
-    assert found.confusion(3).tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 0]]
-    assert found.surest_wrong(5) == [4, 3]
-    assert found.surest_right(5) == [0, 2]  # one of each class, of class 0 the surer
-    assert found.surest_wrong(1) == [4]
+    assert result.confusion(3).tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 0]]
+    assert result.surest_wrong(5) == [4, 3]
+    assert result.surest_right(5) == [0, 2]  # one of each class, of class 0 the surer
+    assert result.surest_wrong(1) == [4]
 
 
 @pytest.mark.slow
@@ -160,8 +160,8 @@ def test_of_many_classes_the_hardest_are_shown(net_config, tmp_path):
     names = [*CLASS_NAMES[:3], *(f"other_{i}" for i in range(22))]
     workdir = logged(make_run(tmp_path / "run", net_config, class_names=names))
     text = text_of(write_page([workdir], None, quiet=True))
-    (kept,) = workdir.glob("evaluation/7/*/center_crop-Q73.npz")
-    with np.load(kept) as arrays:
+    (cached,) = workdir.glob("evaluation/7/*/center_crop-Q73.npz")
+    with np.load(cached) as arrays:
         labels, predicted = arrays["labels"], arrays["probs"].argmax(1)
     assert "The hardest of 25 classes" in text
     assert "Confusion matrix" not in text
@@ -250,7 +250,7 @@ def test_a_run_that_has_only_begun_has_a_page(trained):
 
 
 @pytest.mark.slow
-def test_without_the_pictures_the_rest_is_made(trained, net_config, tmp_path):
+def test_without_the_images_the_rest_is_made(trained, net_config, tmp_path):
     evaluate(Request((str(trained),), protocol="dense"), quiet=True)
     config = json.loads((trained / "config.json").read_text())
     config["data"]["root"] = str(tmp_path / "gone")
@@ -299,7 +299,7 @@ def test_several_runs_side_by_side(trained, net_config, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["ResNet-20", "AlexNet", "GoogLeNet"])
-def test_networks_that_are_no_vggs_have_a_page(net_config, tmp_path, configuration):
+def test_networks_other_than_vggs_have_a_page(net_config, tmp_path, configuration):
     net_config.model.configuration, net_config.model.width_multiplier = configuration, 1 / 8
     net_config.image.crop = net_config.image.scale_min = net_config.image.scale_max = 67
     state = init_state(recipe_of(net_config), state_shapes(recipe_of(net_config), make_mesh()))
@@ -497,7 +497,7 @@ def test_a_page_leaves_out_large_numbers_and_unknown_reasons(trained):
     assert "2 lines of" in text_of(write_page([trained], None, quiet=True))
 
 
-def test_what_does_not_go_together_gets_one_sentence(trained, net_config, tmp_path):
+def test_conflicting_flags_get_one_sentence(trained, net_config, tmp_path):
     other = logged(make_run(tmp_path / "other", net_config))
     description = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(description | {"class_names": ["a", "b", "c"]}))
@@ -566,23 +566,23 @@ def test_the_command_line_makes_the_page(trained, tmp_path):
 
 def faults(tab, page):
     """What a browser has to say against a page, at a phone's width and a desk's, light and dark."""
-    found = []
+    problems = []
     for width in (360, 1200):
         backgrounds = []
         for dark in (False, True):
             tab.open(page, width, dark)
             tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
             tab.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
-            found += tab.messages()
-            found += [address for address in tab.requests() if not address.startswith(("data:", page.as_uri()))]
+            problems += tab.messages()
+            problems += [address for address in tab.requests() if not address.startswith(("data:", page.as_uri()))]
             wide = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            found += [f"{wide} pixels too wide at {width}"] if wide > 0 or tab.evaluate("innerWidth") > width else []
+            problems += [f"{wide} pixels too wide at {width}"] if wide > 0 or tab.evaluate("innerWidth") > width else []
             broken = "Promise.allSettled([...document.images].map(image => image.decode()))"
             states = tab.evaluate(f"{broken}.then(all => all.map(one => one.status))")
-            found += [f"{states.count('rejected')} images that cannot be shown"] if "rejected" in states else []
+            problems += [f"{states.count('rejected')} images that cannot be shown"] if "rejected" in states else []
             backgrounds.append(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
-        found += [f"no dark page: {backgrounds}"] if backgrounds[0] == backgrounds[1] else []
-    return found
+        problems += [f"no dark page: {backgrounds}"] if backgrounds[0] == backgrounds[1] else []
+    return problems
 
 
 @pytest.mark.slow
@@ -603,6 +603,6 @@ def test_in_a_browser(trained, net_config, tmp_path):
             '<img src="data:image/png;base64,xx"><img src="http://127.0.0.1:9/x.png">'
             '<script>console.error("no")</script>'
         )
-        found = " ".join(faults(tab, bad))
+        problems = " ".join(faults(tab, bad))
         for fault in ("too wide at 360", "images that cannot be shown", "127.0.0.1:9", '"no"', "no dark page"):
-            assert fault in found, fault
+            assert fault in problems, fault

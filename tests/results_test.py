@@ -29,10 +29,10 @@ def random_posteriors(n, k, seed=0):
 def test_errors_are_those_of_training(classes):
     probs = random_posteriors(200, classes)
     labels = np.random.default_rng(1).integers(0, classes, 200)
-    wanted = errors_in_training(jnp.asarray(probs), jnp.asarray(labels))
+    expected = errors_in_training(jnp.asarray(probs), jnp.asarray(labels))
     none = np.zeros(200, bool)
     assert results.topk_errors(probs, labels, none) == pytest.approx(
-        (float(wanted["top1_error"].mean()), float(wanted["top5_error"].mean()))
+        (float(expected["top1_error"].mean()), float(expected["top5_error"].mean()))
     )
     right = results.top5_classes(probs)[:, 0]
     assert results.topk_errors(probs, right, none) == (0, 0)
@@ -45,8 +45,8 @@ def test_scores_that_are_not_finite_are_wrong_for_every_class(value):
     scores[np.arange(7), np.arange(7)[::-1]] = value
     labels = np.arange(7)
     assert results.topk_errors(scores, labels, np.zeros(7, bool)) == (1, 1)
-    found = errors_in_training(jnp.asarray(scores), jnp.asarray(labels))
-    assert [float(found[name].min()) for name in ("top1_error", "top5_error")] == [1, 1]
+    errors = errors_in_training(jnp.asarray(scores), jnp.asarray(labels))
+    assert [float(errors[name].min()) for name in ("top1_error", "top5_error")] == [1, 1]
 
 
 def test_the_mean_does_not_depend_on_the_order():
@@ -115,8 +115,8 @@ E 26.9/8.7 26.7/8.6 24.8/7.5"""
 
 
 def published(configuration, scale, protocol, scales, data="imagenet2012/5.1.0", split="validation"):
-    found = paper.published([(configuration, scale)], protocol, scales, data, split)
-    return f"{found.top1}/{found.top5}" if found else "-"
+    figures = paper.published([(configuration, scale)], protocol, scales, data, split)
+    return f"{figures.top1}/{figures.top5}" if figures else "-"
 
 
 @pytest.mark.parametrize(("table", "scales"), [(TABLE_3, "single"), (TABLE_4, "multi")])
@@ -174,15 +174,15 @@ def test_where_anything_differs_the_paper_has_no_figure():
         ("vgg16_bn", {}, "ten_crop", "-"),
     ],
 )
-def test_figures_of_the_other_papers_stand_beside_their_own_recipes(file, options, protocol, figure):
+def test_figures_of_the_other_papers_stand_next_to_their_own_recipes(file, options, protocol, figure):
     config = config_of(file)
     for key, value in options.items():
         config[key.partition(".")[0]][key.partition(".")[2]] = value
     kind = "multi" if protocol in ("dense", "square_crop") else "single"
     data, split = ("cifar10/3.0.2", "test") if "cifar" in file else ("imagenet2012/5.1.0", "validation")
     model = recipe_of(config).model.network.name, paper.training_scales(recipe_of(config))
-    found = paper.published([model], protocol, kind, data, split)
-    assert (found.text("/") if found else "-") == figure
+    figures = paper.published([model], protocol, kind, data, split)
+    assert (figures.text("/") if figures else "-") == figure
     assert paper.published([model], protocol, kind, data, "train") is None
 
 
@@ -207,8 +207,8 @@ def test_test_scales_are_the_other_papers():
     assert scales_of(recipe_of(config_of("alexnet")), "dense", "multi") == [227, 256, 288]
     assert scales_of(recipe_of(config_of("resnet_cifar")), "multi_crop", "multi") == [32, 37]
     squares = eval_passes(recipe_of(config_of("googlenet")), "square_crop", "")
-    assert [one.scale for one in squares] == [256, 288, 320, 352]
-    assert sum(one.images_seen() for one in squares) == 144
+    assert [item.scale for item in squares] == [256, 288, 320, 352]
+    assert sum(item.images_seen() for item in squares) == 144
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def test_scales_are_the_papers(crop, low, high, single, multi):
     assert [view.scale for view in eval_passes(recipe_of(config), "dense", "")] == single
     assert [view.scale for view in eval_passes(recipe_of(config), "multi_crop", "")] == multi
     both = eval_passes(recipe_of(config), "dense+multi_crop", "")
-    assert [(one.method, one.scale) for one in both] == [(p, q) for p in ("dense", "multi_crop") for q in multi]
-    assert sum(one.images_seen() for one in both if one.method == "multi_crop") == 150
+    assert [(item.method, item.scale) for item in both] == [(p, q) for p in ("dense", "multi_crop") for q in multi]
+    assert sum(item.images_seen() for item in both if item.method == "multi_crop") == 150
 
 
 def test_a_centre_crop_is_taken_where_training_takes_it():

@@ -181,13 +181,13 @@ ENTRY %main (p: bf16[64,64]) -> bf16[64,64] {
 """
 
 
-def test_a_collective_that_is_carried_by_what_it_runs_beside():
+def test_a_collective_that_is_fused_with_the_work_it_overlaps():
     begin, carry, end = hlo.schedule(hlo.parse(CARRIED), 4)
     assert (begin.collective, begin.collective_bytes, begin.starts) == ("all-reduce", 2 * 64 * 64, True)
     assert (carry.collective, carry.flops) == ("", 2 * 64**3)
     assert (end.collective, end.ends) == ("", "async-collective-start")
-    found = roofline([begin, carry, end], parse_slice("v5e:2x2"))
-    assert [each.overlapped for each in found.collectives] == [True]
+    times = roofline([begin, carry, end], parse_slice("v5e:2x2"))
+    assert [each.overlapped for each in times.collectives] == [True]
 
 
 def test_a_collective_on_other_cores_than_the_convolutions():
@@ -213,7 +213,7 @@ async_execution_thread="sparsecore", to_apply=%called
     assert collective.overlapped
 
 
-def test_text_that_is_no_program():
+def test_text_that_is_not_a_program():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("hello")
 
@@ -237,35 +237,35 @@ def test_collectives_take_what_the_closed_forms_say():
 
 
 def test_only_what_the_program_shows_is_overlapped(events):
-    where = parse_slice("v5e:2x2")
-    found = roofline(list(events.values()), where)
-    reduce, gather = sorted(found.collectives, key=lambda each: each.kind, reverse=True)
+    topology = parse_slice("v5e:2x2")
+    times = roofline(list(events.values()), topology)
+    reduce, gather = sorted(times.collectives, key=lambda each: each.kind, reverse=True)
     assert (reduce.overlapped, gather.overlapped) == (True, False)
-    alone = collective_seconds("all-reduce", 4096, 4, where)
-    hidden = event_seconds(events["dot.1"], where.chip)
+    alone = collective_seconds("all-reduce", 4096, 4, topology)
+    hidden = event_seconds(events["dot.1"], topology.chip)
     assert hidden == 2 * 128 * 128 * 256 / 197e12
     assert reduce.exposed == pytest.approx(alone - hidden)
     assert gather.exposed == gather.seconds
-    assert found.seconds == pytest.approx(found.compute_seconds + reduce.exposed + gather.exposed)
-    assert found.efficiency == pytest.approx(found.compute_seconds / found.seconds)
+    assert times.seconds == pytest.approx(times.compute_seconds + reduce.exposed + gather.exposed)
+    assert times.efficiency == pytest.approx(times.compute_seconds / times.seconds)
 
     # With nothing but a copy between its beginning and its end it adds all of its time.
     order = ["fusion.1", "all-reduce-start.1", "copy-start.1", "copy-done.1", "all-reduce-done.1", "dot.1"]
-    late = roofline([events[name] for name in order], where)
+    late = roofline([events[name] for name in order], topology)
     assert not late.collectives[0].overlapped
     assert late.collectives[0].exposed == pytest.approx(alone)
 
 
 def test_two_collectives_share_the_links(events):
-    where = parse_slice("v5e:2x2")
+    topology = parse_slice("v5e:2x2")
     begin, work, end = (events[name] for name in ("all-reduce-start.1", "dot.1", "all-reduce-done.1"))
     second = begin._replace(name="second"), end._replace(ends="second")
-    found = roofline([begin, second[0], work, end, second[1]], where)
-    alone = collective_seconds("all-reduce", 4096, 4, where)
-    assert found.seconds == pytest.approx(2 * alone)
+    times = roofline([begin, second[0], work, end, second[1]], topology)
+    alone = collective_seconds("all-reduce", 4096, 4, topology)
+    assert times.seconds == pytest.approx(2 * alone)
 
 
-def test_bytes_bound_what_multiplications_do_not():
+def test_bytes_are_a_bound_where_multiplications_are_not():
     chip = CHIPS["TPU7x"]
     event = hlo.Event("x", "fusion", 2307e12, 0.0, "", 0.0, 0, False, "", 1)
     assert event_seconds(event, chip) == pytest.approx(2)  # a device is half a chip

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.evaluations import close, kept, request
 from tests.reference import Reference
-from tests.runs import SIZES, make_run, random_params, records_of, varied_pictures
+from tests.runs import SIZES, make_run, random_params, records_of, varied_images
 from vgg_jax.evaluation import plan
 from vgg_jax.evaluation import run as run_lib
 from vgg_jax.evaluation.passes import EvalPass
@@ -116,7 +116,7 @@ def test_what_is_not_there_exactly_once_is_an_error():
 @pytest.mark.slow
 def test_an_extreme_image_is_computed_in_tiles_with_bounded_memory(net_config, tmp_path):
     # 1 x 300 pixels, which Q = 73 makes 73 x 21,900: dense, and its crops.
-    root = varied_pictures(tmp_path / "long", sizes=[(1, 300), (90, 80)])
+    root = varied_images(tmp_path / "long", sizes=[(1, 300), (90, 80)])
     net_config.data.root, net_config.data.dir = str(root), str(tmp_path / "d")
     trained, records = load_trained(make_run(tmp_path / "run", net_config)), records_of(net_config)
     reference = Reference(random_params(net_config, 0), root)
@@ -143,7 +143,7 @@ def test_an_extreme_image_is_computed_in_tiles_with_bounded_memory(net_config, t
 
 
 def test_an_image_too_large_is_skipped_by_name_and_counts_as_wrong(net_config, tmp_path, monkeypatch):
-    root = varied_pictures(tmp_path / "long", sizes=[(90, 80), (80, 90), (5, 700)])
+    root = varied_images(tmp_path / "long", sizes=[(90, 80), (80, 90), (5, 700)])
     net_config.data.root, net_config.data.dir = str(root), str(tmp_path / "d")
     run = make_run(tmp_path / "run", net_config)
     monkeypatch.setattr(plan, "MAX_PIXELS", 73 * 5000)

@@ -19,7 +19,7 @@ from vgg_jax.training.workdir import claim_workdir
 SIZES = [(75, 101), (190, 80), (64, 64), (97, 96), (80, 150), (131, 77), (66, 120), (150, 100), (330, 70), (64, 300)]
 
 
-def varied_pictures(root: Path, split: str = "validation", sizes=SIZES) -> Path:
+def varied_images(root: Path, split: str = "validation", sizes=SIZES) -> Path:
     """A folder of drawn images of these sizes in three classes, <root>/<split>/<class>/<number>.png."""
     for i, size in enumerate(sizes):
         image, label = render(200_000 + 10 * i + i % 3)

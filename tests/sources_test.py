@@ -62,10 +62,10 @@ def test_a_folder_is_prepared_once_and_again_when_it_changes(folder_config, tmp_
 
 def swapped(root):
     """Two images of different classes exchange their bytes."""
-    one, other = root / "train" / "arrow" / "000.jpg", root / "train" / "cross" / "002.jpg"
-    contents = one.read_bytes(), other.read_bytes()
-    one.write_bytes(contents[1])
-    other.write_bytes(contents[0])
+    first, second = root / "train" / "arrow" / "000.jpg", root / "train" / "cross" / "002.jpg"
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
 
 
 def moved(root):
@@ -156,27 +156,27 @@ def test_statistics_are_those_of_all_pixels_and_kept(folder_config, tmp_path):
 
 
 def test_statistics_that_cannot_be_kept_are_warned_of(folder_config, tmp_path, monkeypatch, capsys):
-    wanted = open_dataset(recipe_of(folder_config)).statistics
-    (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
-    kept.unlink()
+    expected = open_dataset(recipe_of(folder_config)).statistics
+    (cached,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
+    cached.unlink()
 
     def fails(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(type(epath.Path(kept)), "write_text", fails)
-    np.testing.assert_allclose(open_dataset(recipe_of(folder_config)).statistics.mean_rgb, wanted.mean_rgb, rtol=1e-5)
-    assert f"WARNING: {kept} cannot be written (Permission denied); each start" in capsys.readouterr().err
+    monkeypatch.setattr(type(epath.Path(cached)), "write_text", fails)
+    np.testing.assert_allclose(open_dataset(recipe_of(folder_config)).statistics.mean_rgb, expected.mean_rgb, rtol=1e-5)
+    assert f"WARNING: {cached} cannot be written (Permission denied); each start" in capsys.readouterr().err
 
 
 def test_statistics_of_a_folder_come_from_its_check(folder_config, tmp_path, monkeypatch):
     """To the last bit, though the records are in another order, and nothing is decoded a second time."""
     records = open_dataset(recipe_of(folder_config)).train
-    wanted = split_statistics(records, 3).colors
+    expected = split_statistics(records, 3).colors
     folder_config.data.dir = str(tmp_path / "again")
     monkeypatch.setattr("vgg_jax.data.sources.split_statistics", None)
-    found = open_dataset(recipe_of(folder_config)).statistics
-    np.testing.assert_array_equal(found.mean_rgb, wanted.mean_rgb)
-    np.testing.assert_array_equal(found.color_vectors, wanted.color_vectors)
+    statistics = open_dataset(recipe_of(folder_config)).statistics
+    np.testing.assert_array_equal(statistics.mean_rgb, expected.mean_rgb)
+    np.testing.assert_array_equal(statistics.color_vectors, expected.color_vectors)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (16, 16, 3), (333, 500, 3)])
@@ -190,8 +190,8 @@ def test_moments_are_exact(shape, darkest):
 
 def test_statistics_do_not_depend_on_threads(folder_config):
     records = open_dataset(recipe_of(folder_config)).train
-    one, many = (split_statistics(records, 3, threads=n).colors for n in (1, 5))
-    np.testing.assert_array_equal(one.color_vectors, many.color_vectors)
+    single, many = (split_statistics(records, 3, threads=n).colors for n in (1, 5))
+    np.testing.assert_array_equal(single.color_vectors, many.color_vectors)
 
 
 def test_tfds_reads_what_was_prepared(folder_config):
@@ -227,7 +227,7 @@ def test_where_prepared_data_lies(tiny_config, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("key", ["dir", "root"])
 @pytest.mark.parametrize("value", ["", "/tmp/\0x", "/tmp/\ud800"])
-def test_what_is_not_a_directory_s_name_is_refused(folder_config, tmp_path, monkeypatch, key, value):
+def test_an_impossible_directory_name_is_refused(folder_config, tmp_path, monkeypatch, key, value):
     monkeypatch.chdir(tmp_path)
     folder_config.data[key] = value
     refused(folder_config, rf"config.data.{key} is {re.escape(repr(value))}, which is not a directory's name")
@@ -312,7 +312,7 @@ def refused(config, message):
     return str(caught.value)
 
 
-def test_every_file_that_is_no_picture_is_named(folder_config, tmp_path):
+def test_every_file_that_is_not_an_image_is_named(folder_config, tmp_path):
     root = tmp_path / "images"
     (root / "train" / "cross" / "notes.txt").write_text("not an image")
     cut = root / "validation" / "arrow" / "000.jpg"
@@ -425,18 +425,18 @@ def test_statistics_of_every_expression_are_kept_apart(folder_config):
     assert means[0] == means[2] != means[1]
 
 
-def test_damaged_statistics_are_computed_anew(folder_config, tmp_path):
+def test_damaged_statistics_are_computed_again(folder_config, tmp_path):
     mean = open_dataset(recipe_of(folder_config)).statistics.mean_rgb.tolist()
-    (kept,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
-    whole = json.loads(kept.read_text())
+    (cached,) = (tmp_path / "prepared").rglob("color_statistics-train.json")
+    whole = json.loads(cached.read_text())
     without = {key: value for key, value in whole.items() if key != "sha256"}  # as version 0.4 wrote it
     changed = [json.dumps(whole | {"mean_rgb": [77.0, *whole["mean_rgb"][1:]]}), json.dumps(without)]
     for damage in ("", "{}", "[]", "\0\0", '{"mean_rgb": "x"}', "[" * 10**5, *changed):
-        kept.write_text(damage)
+        cached.write_text(damage)
         assert open_dataset(recipe_of(folder_config)).statistics.mean_rgb.tolist() == mean
 
 
-def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_config, tmp_path, capsys):
+def test_nested_images_are_of_the_class_above_and_all_else_is_named(folder_config, tmp_path, capsys):
     root = tmp_path / "images"
     deep = root / "train" / "arrow" / "camera" / "2024"
     deep.mkdir(parents=True)
@@ -461,7 +461,7 @@ def test_nested_pictures_are_of_the_class_above_and_all_else_is_named(folder_con
     assert line in capsys.readouterr().out
 
 
-def test_unlabelled_pictures_beside_training_ones(folder_config, tmp_path):
+def test_unlabelled_images_next_to_training_ones(folder_config, tmp_path):
     root = tmp_path / "images"
     shutil.copytree(root / "validation" / "arrow", root / "test" / "unlabelled")
     dataset = open_dataset(recipe_of(folder_config))
@@ -596,20 +596,20 @@ def test_unknown_and_unprepared_sets_say_what_to_do(folder_config):
     )
 
 
-def test_a_place_that_cannot_be_written_is_named(folder_config, tmp_path):
+def test_a_directory_that_cannot_be_written_is_named(folder_config, tmp_path):
     (tmp_path / "occupied").write_text("a file")
     folder_config.data.dir = str(tmp_path / "occupied" / "data")
     refused(folder_config, "cannot write prepared data to .*occupied.*--config.data.dir=DIR")
 
 
-def test_real_photographs(tiny_config, real_pictures, tmp_path):
-    if not (real_pictures / "caltech101-30").is_dir():
-        pytest.skip(f"no caltech101-30 in {real_pictures}")
+def test_real_photographs(tiny_config, real_images, tmp_path):
+    if not (real_images / "caltech101-30").is_dir():
+        pytest.skip(f"no caltech101-30 in {real_images}")
     root = tmp_path / "photos"
     for split, count in (("train", 5), ("val", 2)):
         for kind in ("Faces", "accordion"):  # colour and one-channel JPEGs of many sizes
             (root / split / kind).mkdir(parents=True)
-            for file in sorted((real_pictures / "caltech101-30" / split / kind).iterdir())[:count]:
+            for file in sorted((real_images / "caltech101-30" / split / kind).iterdir())[:count]:
                 shutil.copy(file, root / split / kind)
     tiny_config.data.root, tiny_config.data.dir, tiny_config.data.val_split = str(root), str(tmp_path / "d"), "val"
     tiny_config.model.num_classes = 2
@@ -645,23 +645,23 @@ EXPRESSIONS = [
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """A set of several files to a split, of records that name their split and place."""
-    place = tmp_path_factory.mktemp("sharded")
+    directory = tmp_path_factory.mktemp("sharded")
     lengths = {"train": [40, 1, 33, 26], "validation": [17, 14]}
     for split, of in lengths.items():
         for i, count in enumerate(of):
             made = ({"image": b"", "label": 0, "file_name": b"%s %d %d" % (split.encode(), i, n)} for n in range(count))
-            prepared.write_shard(place / f"made-{split}.array_record-{i:05d}-of-{len(of):05d}", made)
+            prepared.write_shard(directory / f"made-{split}.array_record-{i:05d}-of-{len(of):05d}", made)
     sizes = {split: [[20] * count for count in of] for split, of in lengths.items()}
-    prepared.write_description(place, prepared.Description("made/1.0.0", "", ["one"]), sizes)
-    return prepared.read(epath.Path(place))
+    prepared.write_description(directory, prepared.Description("made/1.0.0", "", ["one"]), sizes)
+    return prepared.read(epath.Path(directory))
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_parts_of_splits_are_those_that_tfds_takes(sharded, expression):
     builder = tfds.builder_from_directory(sharded.directory)
     raw = builder.as_data_source(expression, decoders={"image": tfds.decode.SkipDecoding()})
-    found = open_split(sharded, expression, "split")
-    assert [found[i]["file_name"] for i in range(len(found))] == [record["file_name"] for record in raw]
+    split = open_split(sharded, expression, "split")
+    assert [split[i]["file_name"] for i in range(len(split))] == [record["file_name"] for record in raw]
 
 
 @pytest.mark.parametrize(

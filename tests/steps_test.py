@@ -48,12 +48,12 @@ def test_norms_by_block_are_those_of_the_gradient_and_the_update(tiny_config):
     gradient = jax.grad(loss)(state.params)
     new, metrics = jax.jit(make_train_step(recipe_of(config), STATISTICS, make_mesh()))(state, batch, jnp.float32(1e-2))
     for block, layers in {"block1": ["conv1_1"], "block3": ["conv3_1", "conv3_2"], "fc7": ["fc7"]}.items():
-        wanted = np.sqrt(sum((np.asarray(gradient[layer]["kernel"], np.float64) ** 2).sum() for layer in layers))
-        assert float(metrics[f"gradient_norm/{block}"]) == pytest.approx(wanted, rel=1e-3)
+        expected = np.sqrt(sum((np.asarray(gradient[layer]["kernel"], np.float64) ** 2).sum() for layer in layers))
+        assert float(metrics[f"gradient_norm/{block}"]) == pytest.approx(expected, rel=1e-3)
         before, after = ([np.asarray(s.params[layer]["kernel"]) for layer in layers] for s in (state, new))
         moved = np.sqrt(sum(((b - a) ** 2).sum() for a, b in zip(before, after, strict=True)))
-        wanted = moved / np.sqrt(sum((a**2).sum() for a in before))
-        assert float(metrics[f"update_ratio/{block}"]) == pytest.approx(wanted, rel=2e-3)
+        expected = moved / np.sqrt(sum((a**2).sum() for a in before))
+        assert float(metrics[f"update_ratio/{block}"]) == pytest.approx(expected, rel=2e-3)
     assert sum(name.startswith("gradient_norm/") for name in metrics) == 8
 
 
@@ -83,7 +83,7 @@ def test_accumulation_in_bfloat16_loses_no_microbatch(tiny_config):
 
 
 @pytest.mark.slow
-def test_accumulation_draws_dropout_anew_for_each_part(tiny_config):
+def test_accumulation_draws_dropout_separately_for_each_part(tiny_config):
     tiny_config.accumulation_steps = 2
     first = some_steps(tiny_config, 3)
     tiny_config.accumulation_steps = 1
@@ -133,15 +133,15 @@ def test_evaluation_leaves_padding_out():
     for name, value in metrics.compute().items():
         assert float(value) == pytest.approx(float(five.compute()[name]), rel=1e-6)
     logits = np.asarray(model.apply(variables, batch["image"][:5].astype(np.float32) - 127)[0])
-    wanted = np.mean(np.log(np.exp(logits).sum(-1)) - logits[np.arange(5), batch["label"][:5]])
-    assert float(metrics.compute()["loss"]) == pytest.approx(wanted, rel=1e-4)
+    expected = np.mean(np.log(np.exp(logits).sum(-1)) - logits[np.arange(5), batch["label"][:5]])
+    assert float(metrics.compute()["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_errors_count_ranks_and_ties_are_no_gift():
+def test_errors_count_ranks_and_ties_are_mistakes():
     logits = jnp.array([[5.0, 4, 3, 2, 1, 0, -1], [0.0] * 7])
     for label, top1, top5 in ((0, 0, 0), (1, 1, 0), (4, 1, 0), (5, 1, 1)):
-        found = topk_errors(logits, jnp.array([label, label]))
-        assert [list(map(float, found[name])) for name in ("top1_error", "top5_error")] == [[top1] * 2, [top5] * 2]
+        errors = topk_errors(logits, jnp.array([label, label]))
+        assert [list(map(float, errors[name])) for name in ("top1_error", "top5_error")] == [[top1] * 2, [top5] * 2]
     few = topk_errors(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0]))
     assert float(few["top5_error"][0]) == 0.0  # three classes: all are among the first five
 

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
 from safetensors.torch import load_file, save_file
 
 from tests.refusals import refused
-from tests.runs import make_run, varied_pictures
+from tests.runs import make_run, varied_images
 from tests.torch_nets import TimmVGG, TorchvisionResNet, TorchvisionVGG, normalised, randomised
 from tests.weights_files import random_params, write_h5
 from vgg_jax.data.crops import rescaled
@@ -188,7 +188,7 @@ def test_dense_posteriors_are_those_of_torchs_own_convolutional_net(tmp_path, pr
     torch_net = randomised(TorchvisionVGG("D", 1 / 16, 32, 3, 2))
     torch.save(torch_net.state_dict(), tmp_path / "model.pth")
     weights = read(tmp_path / "model.pth", "torchvision")
-    photos = varied_pictures(tmp_path / "photos", sizes=[(75, 101), (190, 80), (80, 150), (131, 77)])
+    photos = varied_images(tmp_path / "photos", sizes=[(75, 101), (190, 80), (80, 150), (131, 77)])
     classes = sorted(path.name for path in (photos / "validation").iterdir())
     save_weights(tmp_path / "model.safetensors", weights._replace(class_names=classes))
     summary = evaluate(

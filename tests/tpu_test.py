@@ -86,9 +86,9 @@ def test_a_program_of_one_device_has_no_collectives():
 def test_every_listed_slice_is_read_back():
     for kind, shapes in SLICES.items():
         for shape in shapes:
-            where = parse_slice(f"{kind}:{shape}")
-            assert where.chips <= CHIPS[kind].most_chips
-            assert all(side % host == 0 for side, host in zip((*where.shape, 1), where.host, strict=False))
+            topology = parse_slice(f"{kind}:{shape}")
+            assert topology.chips <= CHIPS[kind].most_chips
+            assert all(side % host == 0 for side, host in zip((*topology.shape, 1), topology.host, strict=False))
     assert parse_slice("tpu7X:2x2x2").devices == 16
     assert parse_slice("v5p:12x12x12").chips == 1728
 
@@ -207,8 +207,8 @@ def test_the_compiler_itself(tmp_path):
         *flags,
     )
     assert status == 0, err
-    found = json.loads((tmp_path / "a.json").read_text())
-    step = found["shardings"][0]["train_step"]
+    report = json.loads((tmp_path / "a.json").read_text())
+    step = report["shardings"][0]["train_step"]
     assert step["fits"]
     assert "fits: " in out
     # Every gradient is reduced over four devices: at least the parameters in bfloat16, at most in float32.

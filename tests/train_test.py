@@ -58,7 +58,7 @@ def wait_for_step(process, workdir, step):
         time.sleep(0.02)
 
 
-def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
+def test_a_run_leaves_the_promised_files(tiny_config, tmp_path):
     status, out, err = run_main(*flags(tiny_config, tmp_path / "run"))
     assert (status, err) == (0, "")
     for promised in (
@@ -76,13 +76,13 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     ):
         assert promised in out
     run = tmp_path / "run"
-    found = summary(run)
+    before = summary(run)
     assert {"steps", "epochs", "seconds", "lr_drops", "best_top1_error", "final_top1_error", "params_sha256"} <= set(
-        found
+        before
     )
-    assert found["steps"] == 34  # ceil(3 * 90 / 8)
-    assert found["starts"] == 1
-    assert 0 < found["startup_seconds"] < found["seconds"]
+    assert before["steps"] == 34  # ceil(3 * 90 / 8)
+    assert before["starts"] == 1
+    assert 0 < before["startup_seconds"] < before["seconds"]
     lines = metrics(run)
     assert [line["step"] for line in lines if "val/loss" in line] == [12, 23, 34]  # ends of epochs of 11.25 steps
     training = [line for line in lines if "train/loss" in line]
@@ -92,8 +92,8 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     names += [f"{norm}/{block}" for norm in ("gradient_norm", "update_ratio") for block in blocks]
     assert set(training[0]) == {"step"} | {f"train/{name}" for name in names}
     best = min(line["val/top1_error"] for line in lines if "val/loss" in line)
-    assert found["best_top1_error"] == best
-    assert 0 <= found["final_top1_error"] * 31 == pytest.approx(round(found["final_top1_error"] * 31))
+    assert before["best_top1_error"] == best
+    assert 0 <= before["final_top1_error"] * 31 == pytest.approx(round(before["final_top1_error"] * 31))
     assert json.loads((run / "config.json").read_text())["batch_size"] == 8
     assert json.loads((run / "dataset.json").read_text())["class_names"] == ["arrow", "crescent", "cross"]
     assert list((run / "tensorboard").iterdir())
@@ -103,24 +103,26 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     status, out, _ = run_main(*flags(tiny_config, run))
     assert status == 0
     assert "continuing from" in out
-    assert summary(run) == found
+    assert summary(run) == before
     tiny_config.seed = 5
     assert_refused(run_main(*flags(tiny_config, run)), "holds another run (config.json): seed is 5, there it is 0")
-    assert summary(run) == found
+    assert summary(run) == before
 
 
 @pytest.mark.slow
 def test_eight_devices_train_as_one(tiny_config, tmp_path):
     for devices in (1, 8):
         assert run_main(*flags(tiny_config, tmp_path / str(devices)), devices=devices)[0] == 0
-    one, eight = ([line["train/loss"] for line in metrics(tmp_path / str(n)) if "train/loss" in line] for n in (1, 8))
-    assert eight == pytest.approx(one, rel=1e-4)
+    single, eight = (
+        [line["train/loss"] for line in metrics(tmp_path / str(n)) if "train/loss" in line] for n in (1, 8)
+    )
+    assert eight == pytest.approx(single, rel=1e-4)
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_is_uninterrupted(longer, tmp_path):
     assert run_main(*flags(longer, tmp_path / "whole"))[0] == 0
-    wanted = summary(tmp_path / "whole")
+    expected = summary(tmp_path / "whole")
     rng = random.Random()
     for i in range(3):
         workdir, step = tmp_path / f"killed{i}", rng.randint(1, 100)
@@ -133,21 +135,21 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(longer, tmp_path):
         assert not (workdir / "summary.json").exists()
         status, _, err = run_main(*flags(longer, workdir))
         assert status == 0, err
-        found = summary(workdir)
-        assert found["params_sha256"] == wanted["params_sha256"], f"killed at step {step}"
+        result = summary(workdir)
+        assert result["params_sha256"] == expected["params_sha256"], f"killed at step {step}"
         for name in ("steps", "lr_drops", "best_top1_error", "final_top1_error", "best_step"):
-            assert found[name] == wanted[name], name
+            assert result[name] == expected[name], name
         steps = [line["step"] for line in metrics(workdir) if "train/loss" in line]
-        assert steps == list(range(1, found["steps"] + 1))  # no step is missing, none stands there twice
-        assert load_variables(workdir)[0] == workdir / "checkpoints" / str(found["best_step"])
+        assert steps == list(range(1, result["steps"] + 1))  # no step is missing, none stands there twice
+        assert load_variables(workdir)[0] == workdir / "checkpoints" / str(result["best_step"])
     longer.seed = 1
     assert run_main(*flags(longer, tmp_path / "other"))[0] == 0
-    assert summary(tmp_path / "other")["params_sha256"] != wanted["params_sha256"]
+    assert summary(tmp_path / "other")["params_sha256"] != expected["params_sha256"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_says_how_to_go_on(longer, tmp_path, number):
+def test_a_signal_saves_and_says_how_to_continue(longer, tmp_path, number):
     process = start_main(*flags(longer, tmp_path / "run"))
     wait_for_step(process, tmp_path / "run", 7)
     process.send_signal(number)
@@ -172,8 +174,8 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config
     assert "training has diverged: at step" in err
     assert "--config.optimizer.learning_rate=100000)" in err
     bad = int(err.split("at step ")[1].split()[0])
-    kept = [int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
-    assert all(step < bad for step in kept)
+    steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
+    assert all(step < bad for step in steps)
 
 
 def test_a_validation_that_is_not_finite_replaces_nothing(tiny_config, tmp_path, monkeypatch):
@@ -264,7 +266,7 @@ def test_a_wrong_start_is_found_before_anything_is_packed(tiny_config, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_shorter_run_than_what_is_there_is_refused(tiny_config, tmp_path):
+def test_a_run_shorter_than_its_checkpoint_is_refused(tiny_config, tmp_path):
     tiny_config.num_epochs = 1.0
     train(tiny_config, tmp_path / "run", quiet=True)
     tiny_config.num_epochs = 0.5
@@ -342,7 +344,7 @@ def test_metrics_of_a_resumed_run_are_those_of_an_uninterrupted_one(tiny_config,
 
 
 @pytest.mark.parametrize("bad", ["loss", "parameter"])
-def test_what_is_not_finite_is_noticed_before_it_is_saved(tiny_config, bad):
+def test_values_that_are_not_finite_are_noticed_before_they_are_saved(tiny_config, bad):
     console = SimpleNamespace(progress=lambda *_: None)
     window = TrainMetrics(recipe_of(tiny_config), 11.25, 34, SimpleNamespace(), console, None)
     loss = math.nan if bad == "loss" else 1.5
@@ -407,10 +409,10 @@ def test_a_run_ends_as_ever_where_events_cannot_be_written(tiny_config, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fully_optimised")
-def test_real_photographs_are_learnt(tiny_config, real_pictures, tmp_path):
-    root = real_pictures / "imagenette-5k"
+def test_real_photographs_are_learnt(tiny_config, real_images, tmp_path):
+    root = real_images / "imagenette-5k"
     if not root.is_dir():
-        pytest.skip(f"no imagenette-5k in {real_pictures}")
+        pytest.skip(f"no imagenette-5k in {real_images}")
     tiny_config.data.root, tiny_config.data.val_split, tiny_config.model.num_classes = str(root), "val", 10
     tiny_config.data.dir = str(tmp_path / "data")
     tiny_config.model.width_multiplier, tiny_config.model.fc_width = 0.25, 128

@@ -42,11 +42,11 @@ def test_deeper_nets_take_the_papers_layers_from_a_and_no_others(tiny_config, co
     a, deeper = (filled(shapes_of(tiny_config, name), seed) for seed, name in enumerate(("A", configuration)))
     chosen = chosen_layers(deeper, a, "")
     assert chosen == PAPER
-    found = transplant({"params": deeper}, {"params": a}, chosen)["params"]
-    assert sorted(found) == sorted(layer_names(NetworkSpec(configuration).layers()))
-    for layer, name in itertools.product(found, ("kernel", "bias")):
+    result = transplant({"params": deeper}, {"params": a}, chosen)["params"]
+    assert sorted(result) == sorted(layer_names(NetworkSpec(configuration).layers()))
+    for layer, name in itertools.product(result, ("kernel", "bias")):
         source = a if layer in PAPER else deeper
-        np.testing.assert_array_equal(found[layer][name], source[layer][name])
+        np.testing.assert_array_equal(result[layer][name], source[layer][name])
         if layer in PAPER:
             assert (np.asarray(a[layer][name]) != np.asarray(deeper[layer][name])).any()
 
@@ -89,8 +89,8 @@ def variables_of(config, configuration, seed, **description):
 def test_networks_that_share_layers_share_all_of_them_with_their_statistics(tiny_config, there, here, random):
     donor, new = (variables_of(tiny_config, name, seed, **more) for seed, (name, more) in ((0, there), (9, here)))
     chosen = chosen_layers(new["params"], donor["params"], "")
-    found = transplant(new, donor, chosen)
-    for collection, layers in found.items():
+    result = transplant(new, donor, chosen)
+    for collection, layers in result.items():
         for layer, leaves in layers.items():
             is_random = any(layer.startswith((word, word.replace("conv", "bn"))) for word in random)
             assert (layer not in chosen) == is_random, layer
@@ -119,20 +119,20 @@ def test_an_average_that_starts_from_a_donor_has_its_own_memory(tiny_config):
 
 def test_layers_by_name_and_pattern(tiny_config):
     a, d = shapes_of(tiny_config, "A"), shapes_of(tiny_config, "D")
-    for layers, wanted in {
+    for layers, expected in {
         "conv1_1, fc7": ["conv1_1", "fc7"],
         "conv*": ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2", "conv5_1", "conv5_2"],
         "conv*,-conv[45]_*": ["conv1_1", "conv2_1", "conv3_1", "conv3_2"],
         "-fc6,-fc7": ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc8"],
     }.items():
-        assert chosen_layers(d, a, layers) == wanted
+        assert chosen_layers(d, a, layers) == expected
     with refused(r"init_layers=conv1_1,conv9_1 names 'conv9_1', and there is no such layer: conv1_1"):
         chosen_layers(d, a, "conv1_1,conv9_1")
     with refused(r"init_layers=fc8,-fc\* leaves no layer to copy"):
         chosen_layers(d, a, "fc8,-fc*")
 
 
-def test_what_does_not_fit_is_refused_by_layer_and_shape_unless_left_out(tiny_config):
+def test_mismatches_are_refused_by_layer_and_shape_unless_left_out(tiny_config):
     donor = filled(shapes_of(tiny_config, "A", crop=64), 0)
     new = filled(shapes_of(tiny_config, "A", crop=32), 1)
     with refused(
@@ -140,9 +140,9 @@ def test_what_does_not_fit_is_refused_by_layer_and_shape_unless_left_out(tiny_co
         r"Is config.image.crop as it is there\? .*init_layers=-fc6$",
     ):
         transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, ""))
-    found = transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, "-fc6"))["params"]
-    np.testing.assert_array_equal(found["fc7"]["kernel"], donor["fc7"]["kernel"])
-    assert found["fc6"] is new["fc6"]
+    result = transplant({"params": new}, {"params": donor}, chosen_layers(new, donor, "-fc6"))["params"]
+    np.testing.assert_array_equal(result["fc7"]["kernel"], donor["fc7"]["kernel"])
+    assert result["fc6"] is new["fc6"]
     # A layer asked for by name must be in both models, and a head asked for by name must fit.
     with refused(r"conv1_2/kernel is missing there and \[3, 3, 4, 4\] here; conv1_2/bias"):
         transplant({"params": filled(shapes_of(tiny_config, "B"), 1)}, {"params": donor}, ["conv1_2"])
@@ -161,14 +161,14 @@ def test_it_works_on_sharded_parameters(tiny_config, tmp_path, sharding):
         recipe_of(tiny_config), state_shapes(recipe_of(tiny_config), make_mesh(tiny_config.model_parallel))
     )
     variables, report = start_from(read_donor(str(run)), state.variables, np.float32([120, 110, 100]))
-    found = state.with_variables(variables).params
+    result = state.with_variables(variables).params
     assert report.splitlines()[0].endswith(f"checkpoints/7: {', '.join(PAPER)}")
     assert report.splitlines()[1].startswith("random: conv1_2, conv2_2, conv4_1")
-    jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail("moved"), found, state.params)
-    assert sharding == "replicated" or not found["fc6"]["kernel"].sharding.is_fully_replicated
+    jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail("moved"), result, state.params)
+    assert sharding == "replicated" or not result["fc6"]["kernel"].sharding.is_fully_replicated
     _, there = load_variables(run)
     for layer in PAPER:
-        np.testing.assert_array_equal(found[layer]["kernel"], there["params"][layer]["kernel"])
+        np.testing.assert_array_equal(result[layer]["kernel"], there["params"][layer]["kernel"])
 
 
 def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_path):
@@ -185,11 +185,11 @@ def test_another_mean_of_the_data_moves_into_the_first_bias(tiny_config, tmp_pat
     def first(params, x):
         return np.asarray(model.apply(params, x, endpoints=("conv1_1",))[1]["conv1_1"])[:, 1:-1, 1:-1]
 
-    wanted = first(same, images - mean)
+    expected = first(same, images - mean)
     np.testing.assert_allclose(
-        first(other, images - mean - np.float32([8, -4, 2])), wanted, atol=1e-4 * np.abs(wanted).max()
+        first(other, images - mean - np.float32([8, -4, 2])), expected, atol=1e-4 * np.abs(expected).max()
     )
-    assert np.abs(first(same, images - mean - np.float32([8, -4, 2])) - wanted).max() > 1e-2
+    assert np.abs(first(same, images - mean - np.float32([8, -4, 2])) - expected).max() > 1e-2
 
 
 @pytest.mark.slow
@@ -208,9 +208,9 @@ def test_another_mean_of_the_data_moves_into_the_first_normalisation_where_there
     def first(variables, mean):
         return np.asarray(model.apply(variables, image - mean, endpoints=("relu1",))[1]["relu1"])[:, 1:-1, 1:-1]
 
-    wanted = first(same, donor.mean_rgb)
-    np.testing.assert_allclose(first(other, moved), wanted, atol=1e-4 * wanted.max())
-    assert np.abs(first(same, moved) - wanted).max() > 0.05 * wanted.max()
+    expected = first(same, donor.mean_rgb)
+    np.testing.assert_allclose(first(other, moved), expected, atol=1e-4 * expected.max())
+    assert np.abs(first(same, moved) - expected).max() > 0.05 * expected.max()
 
 
 NAMES = ["arrow", "crescent", "cross"]
@@ -224,21 +224,21 @@ def started(run, fresh, class_names, layers=""):
 
 def test_a_head_is_moved_by_the_names_of_its_classes(tiny_config, tmp_path):
     run, fresh = make_run(tmp_path / "a", tiny_config), filled(shapes_of(tiny_config, "A"), 1)
-    found, report, there = started(run, fresh, NAMES)
+    result, report, there = started(run, fresh, NAMES)
     assert report == f"all layers start from {run}/checkpoints/7"
-    np.testing.assert_array_equal(found["fc8"]["kernel"], there["fc8"]["kernel"])
-    found, report, _ = started(run, fresh, ["cross", "arrow", "crescent"])
+    np.testing.assert_array_equal(result["fc8"]["kernel"], there["fc8"]["kernel"])
+    result, report, _ = started(run, fresh, ["cross", "arrow", "crescent"])
     assert report.endswith("checkpoints/7 (fc8: its classes have another order there, and were moved by name)")
     for name in ("kernel", "bias"):
-        np.testing.assert_array_equal(found["fc8"][name], there["fc8"][name][..., [2, 0, 1]])
-    found, report, _ = started(run, fresh, ["cross", "disc", "heart"])
+        np.testing.assert_array_equal(result["fc8"][name], there["fc8"][name][..., [2, 0, 1]])
+    result, report, _ = started(run, fresh, ["cross", "disc", "heart"])
     assert report.endswith("random: fc8 (fc8: its classes have other names there)")
-    assert found["fc8"] is fresh["fc8"]
-    np.testing.assert_array_equal(found["fc7"]["kernel"], there["fc7"]["kernel"])
-    found, report, _ = started(run, fresh, ["cross", "disc", "heart"], "fc8")  # asked for by name
-    np.testing.assert_array_equal(found["fc8"]["kernel"], there["fc8"]["kernel"])
-    found, _, _ = started(run, fresh, ["cross", "disc", "heart"], "fc*")
-    assert found["fc8"] is fresh["fc8"]
+    assert result["fc8"] is fresh["fc8"]
+    np.testing.assert_array_equal(result["fc7"]["kernel"], there["fc7"]["kernel"])
+    result, report, _ = started(run, fresh, ["cross", "disc", "heart"], "fc8")  # asked for by name
+    np.testing.assert_array_equal(result["fc8"]["kernel"], there["fc8"]["kernel"])
+    result, _, _ = started(run, fresh, ["cross", "disc", "heart"], "fc*")
+    assert result["fc8"] is fresh["fc8"]
     (run / "dataset.json").unlink()
     donor = read_donor(str(run))
     _, report = start_from(donor, {"params": fresh}, np.zeros(3), "", NAMES)
@@ -250,6 +250,6 @@ def test_classes_of_a_weights_file_are_known_by_either_name(tiny_config, tmp_pat
     weights = weights_of_run(run)._replace(class_titles=["an arrow", "a crescent", "a cross"])
     save_weights(tmp_path / "a.safetensors", weights)
     for names, order in ((NAMES[::-1], [2, 1, 0]), (["a cross", "an arrow", "a crescent"], [2, 0, 1])):
-        found, report, there = started(tmp_path / "a.safetensors", fresh, names)
+        result, report, there = started(tmp_path / "a.safetensors", fresh, names)
         assert report.endswith("moved by name)")
-        np.testing.assert_array_equal(found["fc8"]["bias"], there["fc8"]["bias"][order])
+        np.testing.assert_array_equal(result["fc8"]["bias"], there["fc8"]["bias"][order])

@@ -34,9 +34,9 @@ def trunk_of(params):
     return {layer: leaves for layer, leaves in params.items() if layer not in FC}
 
 
-def same(found, wanted):
-    assert set(found) == set(wanted)
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+def same(result, expected):
+    assert set(result) == set(expected)
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
 def keras_3(path, params, named=False, extra=()):
@@ -163,12 +163,12 @@ def test_a_trunks_activations_are_the_whole_models(tmp_path):
         save_weights(tmp_path / f"{name}.safetensors", weights)
     images = np.random.default_rng(0).uniform(0, 255, (2, 70, 90, 3)).astype(np.float32)
     layers = ("relu2_2", "relu5_3", "pool5")
-    found, wanted = (
+    result, expected = (
         features.activations(vgg_jax.load(tmp_path / f"{name}.safetensors"), images, layers)
         for name in ("trunk", "whole")
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, wanted)
-    assert float(jnp.std(found["pool5"])) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), result, expected)
+    assert float(jnp.std(result["pool5"])) > 0
     with refused("no layer 'score_map'"):
         features.activations(vgg_jax.load(tmp_path / "trunk.safetensors"), images, ("score_map",))
 
@@ -199,7 +199,7 @@ def test_keras_3s_weights_are_read_by_number_and_by_name(configuration, has_top,
 
 
 @pytest.mark.parametrize("has_top", [True, False])
-def test_what_is_written_for_keras_is_read_again(has_top, tmp_path):
+def test_files_written_for_keras_are_read_again(has_top, tmp_path):
     params = random_params("E")
     whole = read(keras_3(tmp_path / "in.weights.h5", params if has_top else trunk_of(params)), "torchvision")
     expected = write_keras(tmp_path / "out.weights.h5", whole)
@@ -211,12 +211,12 @@ def test_what_is_written_for_keras_is_read_again(has_top, tmp_path):
         {k: v for k, v in whole.params.items() if k != "conv1_1"},
     )
     images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
-    found = []
+    results = []
     for weights in (whole, again):
         save_weights(tmp_path / "own.safetensors", weights)
         backbone = vgg_jax.load(tmp_path / "own.safetensors")
-        found.append(features.activations(backbone, images, ("pool5",))["pool5"])
-    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-3)
+        results.append(features.activations(backbone, images, ("pool5",))["pool5"])
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")  # of Keras's own
@@ -279,7 +279,7 @@ def test_a_pattern_that_does_not_take_a_trunk_is_told_why(layers, sentence, tmp_
         read(tmp_path / "x.safetensors", layers=layers)
 
 
-def test_a_trunk_with_a_hole_is_told_what_is_missing(tmp_path):
+def test_a_trunk_with_a_missing_layer_is_refused_by_name(tmp_path):
     tensors = {
         name: a for name, a in as_laid_out(random_params(), "torchvision").items() if name.startswith("features.")
     }

@@ -75,34 +75,34 @@ def mutated(whole, rng):
             [rng.randrange(edge), len(content) - 16 - rng.randrange(edge), rng.randrange(len(content) - 16)]
         )
 
-    what = rng.choice(["cut", "flip", "flip", "number", "number", "twice", "exchange", "zeros", "noise", "insert"])
-    if what == "cut":
+    mutation = rng.choice(["cut", "flip", "flip", "number", "number", "twice", "exchange", "zeros", "noise", "insert"])
+    if mutation == "cut":
         del content[place() :]
-    elif what == "flip":
+    elif mutation == "flip":
         for _ in range(rng.choice([1, 1, 3, 30])):
             content[place()] ^= 1 << rng.randrange(8)
-    elif what == "number":
+    elif mutation == "number":
         number, form = rng.choice(NUMBERS), rng.choice(["<Q", "<I", "<H", "B"])
         packed = struct.pack(form, number % 2 ** (8 * struct.calcsize(form)))
         at = place()
         content[at : at + len(packed)] = packed
-    elif what in ("twice", "exchange"):
+    elif mutation in ("twice", "exchange"):
         a, b, n = place(), place(), rng.randrange(1, 200)
         part = content[a : a + n]
-        if what == "twice":
+        if mutation == "twice":
             content[b:b] = part
         else:
             content[a : a + n], content[b : b + n] = content[b : b + n], part
-    elif what == "zeros":
+    elif mutation == "zeros":
         at, n = place(), rng.randrange(1, 2000)
         content[at : at + n] = bytes(len(content[at : at + n]))
-    elif what == "noise":
+    elif mutation == "noise":
         at, n = place(), rng.randrange(1, 200)
         content[at : at + n] = rng.randbytes(len(content[at : at + n]))
     else:
         at = place()
         content[at:at] = rng.randbytes(rng.randrange(1, 50))
-    return what, bytes(content)
+    return mutation, bytes(content)
 
 
 READER = """
@@ -162,8 +162,8 @@ def test_mutated_files_end_in_a_sentence(kind, tmp_path):
         sentence, sound_digest, _, first_peak = ask(process, sound, 60)  # JAX is imported on the way
         assert sentence is None
         for number in range(FILES):
-            what, content = mutated(whole, rng)
-            path = tmp_path / f"{number}-{what}"
+            mutation, content = mutated(whole, rng)
+            path = tmp_path / f"{number}-{mutation}"
             path.write_bytes(content)
             sentence, digest, seconds, peak = ask(process, path, SECONDS)
             assert peak - first_peak < MEMORY, path
@@ -176,7 +176,7 @@ def test_mutated_files_end_in_a_sentence(kind, tmp_path):
                 assert len(sentence) < 600, sentence
             elif kind in ("pth", "own"):  # which carry checksums: what is accepted has the sound file's numbers
                 assert digest == sound_digest, path
-            if what == "cut" and len(content) < len(whole) and kind != "h5":
+            if mutation == "cut" and len(content) < len(whole) and kind != "h5":
                 assert sentence is not None, path
             path.unlink()
     finally:
@@ -209,8 +209,8 @@ def structural(kind):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own"])
 def test_structural_damage_is_always_refused(kind, tmp_path):
     count = 0
-    for what, writer, tensors in structural(kind):
-        path = writer(tmp_path / f"{what}-{count}", tensors)
+    for damage, writer, tensors in structural(kind):
+        path = writer(tmp_path / f"{damage}-{count}", tensors)
         with pytest.raises(UserError):
             import_weights(path, Digests("0" * 64, ""), FileHints(preprocessing="caffe"))
         count += 1
