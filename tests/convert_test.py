@@ -121,7 +121,7 @@ def test_a_run_becomes_a_file_and_the_file_does_what_the_run_does(run, net_confi
     assert of_file.digest == of_run.digest
     assert of_file.class_names == of_run.class_names
     assert (of_file.statistics.mean_rgb == of_run.statistics.mean_rgb).all()
-    assert of_file.config.image.to_dict() == of_run.config.image.to_dict()
+    assert of_file.recipe.image == of_run.recipe.image
 
     data = {"data_root": net_config.data.root, "data_dir": net_config.data.dir}
     both = [

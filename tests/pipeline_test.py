@@ -86,6 +86,7 @@ if __name__ == "__main__":
     from absl import flags
     from ml_collections import ConfigDict
     from tests.pipeline_test import digests
+    from vgg_jax.config import recipe_of
     from vgg_jax.data.pipeline import train_examples
     from vgg_jax.data.sources import open_dataset
     config = ConfigDict(json.loads({tiny_config.to_json()!r}))
@@ -184,6 +185,7 @@ def test_decoding_processes_end_with_a_killed_program(tiny_config):
 if __name__ == "__main__":
     import json, multiprocessing, time
     from ml_collections import ConfigDict
+    from vgg_jax.config import recipe_of
     from vgg_jax.data.pipeline import batches, train_examples
     from vgg_jax.data.sources import open_dataset
     from vgg_jax.runtime.sharding import make_mesh
