@@ -177,7 +177,7 @@ def write_shard(path: Path, records: Iterator[Record]) -> list[int]:
 
 
 class Description(NamedTuple):
-    """What people and TFDS are told of a data set."""
+    """Description of a data set, for people and for TFDS."""
 
     name: str  # <name>[/<variant>]/<version>
     text: str  # for people

@@ -62,7 +62,7 @@ class Dataset(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What is expected of a data set."""
+    """Expectations of a data set: they are checked before it is used."""
 
     splits: Mapping[str, str] = MappingProxyType({})  # expressions that will be opened, by the key they come from
     num_classes: int = 0  # of all images of these splits; 0: any number, and images without a label

@@ -31,7 +31,7 @@ _MOST_PROGRAMS = 64  # that a model keeps, each of one step and shape
 
 
 class Predictor:
-    """What a model has compiled for predictions, and its variables on the devices.
+    """A model's compiled programs for predictions, and its variables on the devices.
 
     Args:
       model: with a classifier.

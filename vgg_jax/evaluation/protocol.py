@@ -104,7 +104,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
 
 
 class Subject(NamedTuple):
-    """What is evaluated, and where the results go."""
+    """Models, passes and images of an evaluation, and where its results go."""
 
     models: list[TrainedModel]
     passes: list[list[EvalPass]]  # of each model

@@ -32,7 +32,7 @@ DEFAULT_BATCH = 64  # images of the crop's size, a device
 
 
 class ModelOnDevices(Protocol):
-    """What a pass computes with: a `TrainedModel`, for one."""
+    """The model that a pass computes with, such as a `TrainedModel`."""
 
     @property
     def model(self) -> Network: ...

@@ -1,4 +1,4 @@
-"""What a run prints about itself before it compiles and at its end."""
+"""Lines that a run prints about itself before it compiles and at its end."""
 
 from __future__ import annotations
 

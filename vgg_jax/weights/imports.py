@@ -77,7 +77,7 @@ _USUAL = {
 
 
 class FileHints(NamedTuple):
-    """What a person says of a file; "" for what the file tells itself."""
+    """Hints of a person about a file; "" where the file itself tells."""
 
     configuration: str = ""  # name of the network that it must be, see `identification.identify`
     preprocessing: str = ""  # see `preprocessing.parse`
