@@ -24,6 +24,12 @@ flags.DEFINE_enum(
     "What to write: this project's file, torchvision's names (.safetensors), Keras 3's (.weights.h5), an ONNX graph, a "
     "program for jax.export, or a folder with a model card for the Hugging Face hub.",
 )
+flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "float16"],
+    "The numbers in this project's file: float16 takes half the space and keeps 11 bits of each. A model has float32.",
+)
 flags.DEFINE_string(
     "preprocessing",
     "",

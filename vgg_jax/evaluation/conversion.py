@@ -22,9 +22,11 @@ from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers, hub, imagenet_classes, imports
 from vgg_jax.weights.exports import EXPORTS
-from vgg_jax.weights.file import Weights, is_own
+from vgg_jax.weights.file import Weights, is_own, save_weights
 from vgg_jax.weights.model_config import ModelConfig
 from vgg_jax.weights.preprocessing import Preprocessing
+
+OWN = "vgg_jax"
 
 
 class ConvertRequest(NamedTuple):
@@ -32,7 +34,8 @@ class ConvertRequest(NamedTuple):
 
     source: str  # a file, a run, one of its checkpoints, or the name of published weights
     dest: str
-    to: str = "vgg_jax"  # a key of `exports.EXPORTS`
+    to: str = OWN  # or a key of `exports.EXPORTS`
+    dtype: str = "float32"  # of the numbers in a file of this project, one of `weights.file.DTYPES`
     configuration: str = ""  # see `imports.FileHints`, as the next three
     preprocessing: str = ""
     training_scales: str = ""
@@ -78,7 +81,11 @@ def convert(request: ConvertRequest, say: Callable[[str], None] = print) -> Path
         weights = _with_normalized_activations(weights, Path(request.normalize_activations).expanduser())
     if request.class_names:
         weights = imports.with_class_names(weights, _listing(request.class_names), request.class_names)
-    file, usage = EXPORTS[request.to](dest, weights)
+    if request.to == OWN:
+        save_weights(dest, weights, request.dtype)
+        file, usage = dest, ()
+    else:
+        file, usage = EXPORTS[request.to](dest, weights)
     for line in usage:
         say(line)
     say(f"written: {file}, {file.stat().st_size:,} bytes, sha256 {containers.sha256_and_md5(file)[0]}")
@@ -89,7 +96,7 @@ def _check_paths(request: ConvertRequest, source: Path, dest: Path) -> None:
     """Raises UserError where the names of the source and the destination cannot be."""
     if not source.exists() and not request.source.startswith("timm/") and ":" not in request.source:
         raise UserError(f"{source}: there is no such file or run.")
-    if request.to in ("vgg_jax", "torchvision") and dest.suffix != ".safetensors":
+    if request.to in (OWN, "torchvision") and dest.suffix != ".safetensors":
         raise UserError(f"{dest}: what is written is a safetensors file; give it a name that ends in .safetensors.")
     if request.to == "keras" and not dest.name.endswith(".weights.h5"):
         raise UserError(f"{dest}: Keras reads weights from names that end in .weights.h5; give it one.")
@@ -97,6 +104,8 @@ def _check_paths(request: ConvertRequest, source: Path, dest: Path) -> None:
         raise UserError(f"{dest} is a directory, or SOURCE itself; choose another name.")
     if dest.exists() and not request.overwrite:
         raise UserError(f"{dest} exists; choose another name, or say --overwrite.")
+    if request.dtype != "float32" and request.to != OWN:
+        raise UserError(f"--dtype={request.dtype} is for this project's own file; leave out --to={request.to}.")
     if request.num_classes == 1:
         raise UserError("--num_classes=1: a model tells at least two classes apart.")
 

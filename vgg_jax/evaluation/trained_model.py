@@ -98,7 +98,11 @@ def _from_weights(source: Path, weights: Weights, dtype: str) -> TrainedModel:
     statistics = ColorStatistics(weights.preprocessing.mean_rgb(), np.zeros((3, 3), np.float32))
     variables = folded_variables(weights)
     workdir = source.with_suffix("")
-    if workdir.is_file() or not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK):
+    if (
+        source in hub.BUILTIN.values()
+        or workdir.is_file()
+        or not os.access(workdir if workdir.exists() else workdir.parent, os.W_OK)
+    ):
         workdir = hub.cache_dir() / "evaluations" / f"{workdir.name}-{params_sha256(weights.params)[:8]}"
     trained = _placed(workdir, source, recipe, variables, names, statistics)
     return trained._replace(class_titles=class_titles)

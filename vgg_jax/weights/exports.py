@@ -214,11 +214,6 @@ class Export(NamedTuple):
     usage: tuple[str, ...] = ()  # lines
 
 
-def _own(path: Path, weights: Weights) -> Export:
-    save_weights(path, weights)
-    return Export(path)
-
-
 def _torchvision(path: Path, weights: Weights) -> Export:
     tensors, expected = to_torchvision(weights)
     write_safetensors(path, tensors, {EXPORTED_KEY: json.dumps(expected._asdict())})
@@ -283,9 +278,8 @@ def _hub_folder(path: Path, weights: Weights) -> Export:
     return Export(file, (f"upload it with: hf upload OWNER/REPOSITORY {shlex.quote(str(path))}",))
 
 
-# What `vgg-jax convert --to` writes.
+# What `vgg-jax convert --to` writes, besides this project's own file.
 EXPORTS: dict[str, Callable[[Path, Weights], Export]] = {
-    "vgg_jax": _own,
     "torchvision": _torchvision,
     "keras": _keras,
     "onnx": _onnx,

@@ -1,6 +1,7 @@
 """This project's own weights file: safetensors, with everything that using the model takes next to its parameters.
 
-The tensors are `conv1_1/kernel` and so on, float32, as in the params of `models.VGG`, for the model's own input. The
+The tensors are `conv1_1/kernel` and so on, float32 or float16, as in the params of `models.VGG`, for the model's own
+input. The
 metadata has one entry, `vgg_jax`, a JSON object: form, configuration, num_classes, width_multiplier, fc_width, crop,
 training_scales (S, from and to), preprocessing, class_names and class_titles (or null), source, params_sha256.
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
@@ -35,6 +37,8 @@ KEY, FORMS = "vgg_jax", (1, 2)
 # order.
 EXPORTED_KEY = "vgg_jax_preprocessing"
 SUFFIX = ".safetensors"
+# Of the numbers in a file; a model has them in float32.
+DTYPES = ("float32", "float16")
 # Letters of a class name.
 _LONGEST_NAME = 1000
 _ALTERED = "its numbers are not those that were written (their digest differs); take a sound copy"
@@ -235,12 +239,22 @@ def _refuse(key: str, value: Any) -> Any:
     raise WeightsError(f"its description has {short(value)} for {key}, which cannot be")
 
 
-def save_weights(path: Path, weights: Weights) -> None:
+def save_weights(path: Path, weights: Weights, dtype: str = "float32") -> None:
     """Writes the file, whole or not at all; the same weights give the same bytes.
 
+    Args:
+      path: of the file.
+      weights: float32.
+      dtype: of the numbers in the file, one of DTYPES; float16 keeps 11 bits of each.
+
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or has a number that is too large for float16.
     """
+    variables = jax.tree.map(lambda array: np.asarray(array, dtype), {"params": weights.params, **weights.model_state})
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(variables)):
+        raise UserError(f"{path} cannot be written in {dtype}: a number is too large for it; write float32.")
+    # Of the numbers as they are read again.
+    as_read = jax.tree.map(lambda array: array.astype(np.float32), variables)
     description = {
         "form": FORMS[0] if weights.network.is_plain else FORMS[1],
         **{
@@ -250,12 +264,12 @@ def save_weights(path: Path, weights: Weights) -> None:
         "training_scales": list(weights.training_scales),
         "preprocessing": weights.preprocessing._asdict(),
         **{key: getattr(weights, key) for key in ("class_names", "class_titles", "source")},
-        "params_sha256": params_sha256(weights.params, weights.model_state),
+        "params_sha256": params_sha256(as_read.pop("params"), as_read),
         **({} if weights.network.is_plain else {"network": weights.network.to_json()}),
     }
     tensors = {
         f"{layer}/{name}": array
-        for of_layers in (weights.params, *weights.model_state.values())
+        for of_layers in variables.values()
         for layer, leaves in of_layers.items()
         for name, array in leaves.items()
     }

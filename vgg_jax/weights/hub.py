@@ -1,5 +1,6 @@
 """Published weights by name: fetched where a name asks for it, checked against what was published, and kept.
 
+builtin:vgg-cifar10         in this package, trained by it (weights/builtin)
 hf://timm/vgg16.tv_in1k     a repository of the Hugging Face hub; also hf://OWNER/REPOSITORY@REVISION/FILE,
                             its address, and timm/NAME
 torchvision:vgg16           vgg11 to vgg19, vgg11_bn to vgg19_bn, resnet18 to resnet152
@@ -64,6 +65,9 @@ SOURCES: dict[str, Source] = {
     "keras:vgg19": Source(f"{_KERAS}vgg19/vgg19{_ENDING}", md5="cbe5617147190e668d6c5d5026f83318"),
 }
 
+# Of this package, which trained them; a card beside each says how.
+BUILTIN = {f"builtin:{path.stem}": path for path in sorted((Path(__file__).parent / "builtin").glob(f"*{SUFFIX}"))}
+
 LPIPS = "lpips:vgg"
 # Calibrated weights of LPIPS 0.1: of the package `lpips` 0.1.4 (BSD), as its wheel has them too.
 HEADS = {
@@ -77,7 +81,9 @@ HEADS = {
 
 def is_name(source: str | os.PathLike) -> bool:
     """Returns whether this names published weights, rather than a file or a run; an existing path wins over a name."""
-    is_like_one = str(source).startswith((_HUB, "torchvision:", "keras:")) or canonical(source) != str(source)
+    is_like_one = str(source).startswith((_HUB, "builtin:", "torchvision:", "keras:")) or canonical(source) != str(
+        source
+    )
     return is_like_one and not Path(source).exists()
 
 
@@ -119,9 +125,12 @@ def _fetch(name: str) -> tuple[Path, str]:
     """Returns the published file of a name and its SHA-256."""
     if name.startswith(_HUB):
         return _from_hub(name)
+    if name in BUILTIN:
+        return BUILTIN[name], containers.sha256_and_md5(BUILTIN[name])[0]
     if name not in SOURCES:
+        known = [*BUILTIN, *SOURCES]
         raise UserError(
-            f"{name} names no published weights.{did_you_mean(name, SOURCES)} There are {', '.join(SOURCES)}, and "
+            f"{name} names no published weights.{did_you_mean(name, known)} There are {', '.join(known)}, and "
             "hf://OWNER/REPOSITORY."
         )
     return _fetched(name, SOURCES[name])
