@@ -89,6 +89,7 @@ def test_a_file_is_converted_from_python(pth, tmp_path):
         (("PTH", "DEST", "--sha256=12"), "is not at least eight hexadecimal digits"),
         (("PTH", "DEST", "--preprocessing=caffe", "--class_names=/nowhere"), "--class_names=/nowhere cannot be read"),
         (("PTH", "DEST", "--num_classes=1"), "a model tells at least two classes apart"),
+        (("PTH", "DEST", "--dtype=float16", "--to=torchvision"), "leave out --to=torchvision"),
         (("PTH", "/proc/x/y.safetensors", "--preprocessing=caffe"), "cannot write to /proc/x/y.safetensors"),
     ],
 )
@@ -99,6 +100,22 @@ def test_a_mistake_gets_a_sentence_and_a_status_and_leaves_nothing(arguments, se
     assert sentence in out + err
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_a_file_of_half_the_size_has_every_number_rounded_to_float16(pth, tmp_path):
+    files = [tmp_path / f"{dtype}.safetensors" for dtype in ("float32", "float16")]
+    for file in files:
+        arguments = ("convert", pth, file, "--preprocessing=torchvision", f"--dtype={file.stem}")
+        assert run_command(*arguments)[0] == 0
+    whole, half = (load_weights(file) for file in files)
+    assert files[1].stat().st_size < 0.55 * files[0].stat().st_size
+    assert {array.dtype for array in load_file(files[1]).values()} == {np.dtype("float16")}
+    rounded = jax.tree.map(lambda array: array.astype(np.float16).astype(np.float32), whole.params)
+    jax.tree.map(np.testing.assert_array_equal, half.params, rounded)
+    too_large = jax.tree.map(lambda array: array * np.float32(1e6), whole.params)
+    with refused("too large"):
+        save_weights(tmp_path / "b.safetensors", whole._replace(params=too_large), "float16")
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def test_what_exists_is_left_unless_one_says_otherwise(pth, tmp_path):

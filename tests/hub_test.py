@@ -363,6 +363,18 @@ def test_where_a_file_may_only_be_read_its_evaluations_are_kept_with_what_is_fet
     assert load_trained(tmp_path / "a.safetensors").workdir.parent == hub.cache_dir() / "evaluations"
 
 
+def test_a_file_of_the_package_has_a_name(tmp_path, monkeypatch, server):
+    file = tmp_path / "a.safetensors"
+    save_weights(file, some_weights())
+    monkeypatch.setitem(hub.BUILTIN, "builtin:a", file)
+    assert (hub.fetch("builtin:a"), hub.load("builtin:a")[0]) == (file, file)
+    trained = load_trained("builtin:a")
+    assert trained.workdir.parent == hub.cache_dir() / "evaluations", "nothing is written next to the package's files"
+    with pytest.raises(UserError, match="Did you mean 'builtin:a'. There are .*builtin:a, .*torchvision:vgg11,"):
+        hub.fetch("builtin:b")
+    assert server.asked == []
+
+
 def test_unknown_names_are_answered_with_those_there_are(server):
     with pytest.raises(UserError, match="Did you mean 'torchvision:vgg16'. There are torchvision:vgg11,"):
         hub.fetch("torchvision:vgg166")

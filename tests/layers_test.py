@@ -166,14 +166,18 @@ def test_a_fully_connected_layer_is_a_matrix_product(dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("sides", [(13, 16), (2, 2), (1, 4)])
 @pytest.mark.parametrize("settings", [(3, 1, 1, 1, True), (5, 2, 2, 2, True), (7, 2, 3, 1, False)])
-def test_a_convolution_is_flaxs(settings, dtype):
-    """Parameters, result and gradients; flax's gradient of a bias in bfloat16 is another, see below."""
+def test_a_convolution_is_flaxs(settings, sides, dtype):
+    """Parameters, result and gradients, also of maps smaller than the kernel, which the CPU computes otherwise.
+
+    Flax's gradient of a bias in bfloat16 is another, see below.
+    """
     size, stride, padding, groups, use_bias = settings
     inits = {"kernel_init": glorot_uniform(), "bias_init": normal(), "dtype": dtype}
     ours = Convolution(6, *settings, **inits)
     theirs = nn.Conv(6, (size, size), (stride, stride), padding, feature_group_count=groups, use_bias=use_bias, **inits)
-    x = jax.random.normal(jax.random.key(0), (2, 13, 16, 4))
+    x = jax.random.normal(jax.random.key(0), (2, *sides, 4))
     variables = ours.init(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(jax.random.key(1), x))
     result, expected = ours.apply(variables, x), theirs.apply(variables, x)

@@ -1,9 +1,9 @@
 """This project's own weights file: safetensors, with everything that using the model takes next to its parameters.
 
 The tensors are `conv1_1/kernel` and so on, float32 or float16, as in the params of `models.VGG`, for the model's own
-input. The
-metadata has one entry, `vgg_jax`, a JSON object: form, configuration, num_classes, width_multiplier, fc_width, crop,
-training_scales (S, from and to), preprocessing, class_names and class_titles (or null), source, params_sha256.
+input. The metadata has one entry, `vgg_jax`, a JSON object: form, configuration, num_classes, width_multiplier,
+fc_width, crop, training_scales (S, from and to), preprocessing, class_names and class_titles (or null), source,
+params_sha256.
 """
 
 from __future__ import annotations
@@ -250,7 +250,10 @@ def save_weights(path: Path, weights: Weights, dtype: str = "float32") -> None:
     Raises:
       UserError: it cannot be written, or has a number that is too large for float16.
     """
-    variables = jax.tree.map(lambda array: np.asarray(array, dtype), {"params": weights.params, **weights.model_state})
+    with np.errstate(over="ignore"):
+        variables = jax.tree.map(
+            lambda array: np.asarray(array, dtype), {"params": weights.params, **weights.model_state}
+        )
     if not all(np.isfinite(array).all() for array in jax.tree.leaves(variables)):
         raise UserError(f"{path} cannot be written in {dtype}: a number is too large for it; write float32.")
     # Of the numbers as they are read again.
