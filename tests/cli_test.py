@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -295,3 +296,26 @@ def test_what_the_machine_refuses_is_one_sentence(raised, sentence):
     assert done.returncode == 2
     assert done.stderr.startswith(sentence)
     assert done.stderr.count("\n") == 1
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(),
+    reason="this system gives huge pages to every program, or to none",
+)
+def test_a_program_begins_again_once_with_huge_pages_and_its_own_arguments():
+    code = (
+        "import sys; from vgg_jax.commands import cli\n"
+        "print(sys.argv[1:], flush=True); cli.use_huge_pages(); large = bytearray(2**26)\n"
+        "print(any(' hg' in line for line in open('/proc/self/smaps') if line.startswith('VmFlags')))"
+    )
+
+    def lines(**environment):
+        command = [sys.executable, "-c", code, "--a=b c"]
+        inherited = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        return subprocess.check_output(command, env=inherited | environment, text=True).splitlines()
+
+    assert lines() == ["['--a=b c']"] * 2 + ["True"]
+    assert lines(GLIBC_TUNABLES="") == ["['--a=b c']", "False"]

@@ -31,6 +31,7 @@ _joined = processes.define(flags)
 def main(arguments: list[str]) -> None:
     cli.no_arguments(arguments, "--config=quickstart")
     cli.require(_CONFIG.value is not None, "what to train: --config=quickstart")
+    cli.use_huge_pages()
     joined = _joined()
     from vgg_jax.training.train import train
 

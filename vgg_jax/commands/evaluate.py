@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> None:
         tuple(part for value in flag.value for part in value.split(",") if part) for flag in (_WORKDIR, _WEIGHTS)
     )
     cli.require(workdirs or weights, "what to evaluate: --workdir=runs/quickstart")
+    cli.use_huge_pages()
     joined = _joined()
     from vgg_jax.evaluation.protocol import Request, evaluate
     from vgg_jax.runtime import distributed

@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> None:
     cli.require(_CONFIG.value is not None, "what to reproduce: --config=paper")
     if _MODELS.value and _STAGES.value:
         cli.fail("--models and --stages both choose a part of the plan; give one of them.")
+    cli.use_huge_pages()
     from vgg_jax.reproduction.execution import ReproductionRequest, reproduce
 
     reproduce(flags.request(ReproductionRequest, workdir=configuration.run_workdir(flags.values), config=_CONFIG.value))

@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> None:
     if scales[0] < 16 or scales[-1] > 4096:
         words = ",".join(_SCALES.value)
         cli.fail(f"--scales={words}: give whole numbers from 16 to 4096 with commas between, as 256,384,512.")
+    cli.use_huge_pages()
     from vgg_jax.transfer.study import TransferRequest, study
 
     with cli.devices():
