@@ -143,10 +143,10 @@ def test_all_commands_can_be_imported_together_and_have_their_own_help():
         assert (done.returncode, done.stderr) == (0, "")
         page, _, own = done.stdout.partition(f"\n{module}:\n")
         assert page.startswith(f"`vgg-jax {name} ")
-        assert " [flags]`: " in page
+        assert " [flags]`: " in page or name == "completion"
         assert ("--protocol" in done.stdout) == (name in ("evaluate", "predict", "transfer"))
-        # Its own flags come first.
-        assert own.startswith("  --")
+        # Its own flags come first; `completion` has none.
+        assert own.startswith("  --") or name == "completion"
         assert "  --coordinator_address" not in page
         assert "jax" not in run_code(f"import sys, {module}; print(*sys.modules)").stdout.split()
 
@@ -319,3 +319,34 @@ def test_a_program_begins_again_once_with_huge_pages_and_its_own_arguments():
 
     assert lines() == ["['--a=b c']"] * 2 + ["True"]
     assert lines(GLIBC_TUNABLES="") == ["['--a=b c']", "False"]
+
+
+COMPLETED = """
+source {script}
+while read -r line; do
+  COMP_LINE="$line" COMP_POINT=${{#line}} COMP_WORDS=($line) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+  _vgg_jax
+  echo "${{COMPREPLY[*]}}"
+done
+"""
+
+
+def test_bash_completes_commands_flags_and_values(tmp_path):
+    script = tmp_path / "completion.bash"
+    script.write_text(subprocess.check_output([sys.executable, "-m", "vgg_jax", "completion", "bash"], text=True))
+    (tmp_path / "photo.jpg").touch()
+    (tmp_path / "photos 1").mkdir()
+    expected = {
+        "vgg-jax eval": "evaluate",
+        "vgg-jax train --config=quick": "quickstart",
+        "vgg-jax train --config.schedule.na": "--config.schedule.name=",
+        "vgg-jax train --config.schedule.name=cos": "cosine",
+        "vgg-jax evaluate --protocol=dense+": "dense+multi_crop",
+        "vgg-jax evaluate --aver": "--averages",
+        "vgg-jax predict --weights=photo.": "photo.jpg",
+        "vgg-jax predict pho": "photo.jpg photos\\ 1/",
+        "vgg-jax predict none": "",
+    }
+    command = ["bash", "-c", COMPLETED.format(script=script)]
+    shown = subprocess.run(command, input="\n".join([*expected, ""]), cwd=tmp_path, text=True, capture_output=True)
+    assert shown.stdout.splitlines() == list(expected.values()), shown.stderr

@@ -45,6 +45,7 @@ COMMANDS = {
         "commands.transfer", "how good features are for other data, by linear classifiers", key_flags=_TRANSFER
     ),
     "describe": Command("commands.describe", "what networks are made of, side by side or layer by layer"),
+    "completion": Command("commands.completion", "a script by which bash or zsh completes this command"),
     "compile-check": Command("commands.compile_check", "what a TPU slice would make of a run, without a TPU"),
 }
 
