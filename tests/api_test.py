@@ -129,6 +129,7 @@ def test_a_model_is_a_pytree_and_says_what_it_is_in_a_line(weights_path):
     model = vgg_jax.load(weights_path)
     assert repr(model) == "Model(VGG D, crop 64, 5 classes, drawn at random)"
     assert model.class_titles == tuple("abcde")
+    assert (model == model.replace(), {model: 1}[model]) == (False, 1)
     assert (model.crop, model.num_classes, model.spec.name) == (64, 5, "D")
     doubled = jax.jit(lambda m: jax.tree.map(lambda x: 2 * x, m))(model)
     assert doubled.class_names == model.class_names
@@ -284,6 +285,7 @@ def test_a_network_is_trained_and_evaluated_in_three_lines(tmp_path, monkeypatch
         ("quickstart", {"num_epoch": 2}, "num_epoch"),
         ("quickstart", {"num_epochs": "two"}, "the overrides .*num_epochs.* cannot be"),
         ("quickstart", {"num_epochs.x": 2}, "the overrides .* cannot be"),
+        ("quickstart", {3: 3}, "the overrides .* cannot be"),
         (Path("quickstat"), {}, "quickstat: there is no such file"),
         ({"seed": 1}, {}, "the configuration is of type dict"),
         (default_config(), {"schedule.drop_epochs": "0,60"}, "config.schedule.drop_epochs is '0,60'"),

@@ -39,6 +39,9 @@ def test_a_name_is_read_as_it_is_written(name, network):
         ("resnet50", "ResNet-50", "ResNet-50"),
         ("resnet110", "ResNet-110", "ResNet-110"),
         ("alexnet", "AlexNet", "AlexNet"),
+        ("VGG-16", "D", "VGG D"),
+        ("d-bn_gap", "D-BN-GAP", "VGG D-BN-GAP"),
+        ("resnet-50 (Shortcut c)", "ResNet-50 (shortcut C)", "ResNet-50 (shortcut C)"),
     ],
 )
 def test_names_of_other_libraries_are_known(alias, name, title):
@@ -54,9 +57,9 @@ def test_every_alias_and_every_configuration_is_a_network():
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("vgg_16", "vgg16"),
+        ("vgg_116", "vgg16"),
         ("ResNet-51", "ResNet-56"),
-        ("D-BN-GAp", "D-BN-GAP"),
+        ("D-BN-GAPS", "D-BN-GAP"),
         ("ResNet-18 (stride in the 1x1)", "ResNet-152 (stride in the 1x1)"),
         ("resnet50_bn", "resnet50"),
     ],

@@ -51,7 +51,7 @@ def fit(
         raise UserError("the configuration has no name to make a workdir of; give workdir.")
     try:
         values.update_from_flattened_dict(overrides or {})
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"the overrides {dict(overrides or {})} cannot be: {first_line(error).rstrip('.')}.") from error
     return train(values, Path(workdir).expanduser(), quiet)
 

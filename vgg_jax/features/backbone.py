@@ -16,7 +16,8 @@ from vgg_jax.weights.file import Weights, folded_params, load_weights, make_mode
 from vgg_jax.weights.imagenet_classes import titles
 
 
-@flax.struct.dataclass
+# Two models are equal where they are the same object, since arrays cannot be compared in a truth value.
+@flax.struct.dataclass(eq=False)
 class Backbone:
     """A network with its parameters, classes and preprocessing: a pytree that goes through jit, grad and vmap.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vgg_jax.models.description import Layer, Layers
 from vgg_jax.models.network import Network, variable_shapes
-from vgg_jax.models.spec import ALIASES, CHOICES, CONFIGURATIONS, NETWORK_KEYS, NetworkSpec
+from vgg_jax.models.spec import ALIASES, CHOICES, CONFIGURATIONS, NETWORK_KEYS, NetworkSpec, known_name
 from vgg_jax.models.vgg import NO_HEAD
 from vgg_jax.runtime.exceptions import UserError
 
@@ -24,6 +24,7 @@ __all__ = [
     "Network",
     "NetworkSpec",
     "create_model",
+    "known_name",
     "make_network",
     "variable_shapes",
 ]

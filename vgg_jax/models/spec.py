@@ -58,13 +58,13 @@ class NetworkSpec:
 
     @classmethod
     def parse(cls, name: str) -> NetworkSpec:
-        """Returns the network of a name: "D-BN-GAP", "ResNet-50 (shortcut C)", or one of ALIASES in any case.
+        """Returns the network of a name: "D-BN-GAP", "ResNet-50 (shortcut C)", "vgg16_bn", see `known_name`.
 
         Raises:
           UserError: an unknown name.
         """
         networks = _by_name()
-        if (network := networks.get(ALIASES.get(name.lower(), name))) is None:
+        if (network := networks.get(known_name(name))) is None:
             raise UserError(
                 f"{name!r} is no network.{did_you_mean(name, (*CONFIGURATIONS, *networks, *ALIASES))} There are "
                 f"{', '.join(CONFIGURATIONS)}; a VGG may have -BN and -GAP behind its name; names such as vgg16_bn and "
@@ -211,6 +211,23 @@ def _description(network: NetworkSpec) -> Layers:
     depth = int(name.partition("-")[2])
     layers = resnet(depth, network.is_resnet, network.shortcut, network.bottleneck_stride)
     return layers[:-2] if network.head == NO_HEAD else layers
+
+
+def known_name(name: str) -> str:
+    """Returns the network's name that a name stands for, or the same where none is known.
+
+    Case, hyphens and underscores do not matter, and ALIASES are known: "VGG-16", "vgg16" and "d" are "D".
+    """
+    return _plain_names().get(_plain(name), name)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+@functools.cache
+def _plain_names() -> dict[str, str]:
+    return {_plain(name): name for name in _by_name()} | {_plain(alias): name for alias, name in ALIASES.items()}
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from vgg_jax.models import ALIASES, NetworkSpec
+from vgg_jax.models import NetworkSpec, known_name
 from vgg_jax.models.description import LARGEST_CROP
 from vgg_jax.models.vgg import TABLE_1
 from vgg_jax.weights.layouts import (
@@ -68,7 +68,8 @@ def identify(tensors: Mapping[str, Tensor], name: str = "") -> StoredModel:
         (framework, network, targets(framework, network))
         for framework, table in FRAMEWORKS.items()
         for network in table.networks
-        if _is_named(network, name)
+        # A trunk's name is its configuration's.
+        if known_name(name) in ("", network.configuration, network.name)
     ]
     if not candidates:
         raise WeightsError(f"there is no configuration {name!r}; there are {', '.join(TABLE_1)}")
@@ -98,11 +99,6 @@ def identify(tensors: Mapping[str, Tensor], name: str = "") -> StoredModel:
         raise WeightsError(min(faults)[1])
     framework, network, table = min(candidates, key=lambda candidate: len(names ^ set(candidate[2])))
     raise WeightsError(_foreign(names, framework, network.configuration, set(table)))
-
-
-def _is_named(network: NetworkSpec, name: str) -> bool:
-    """Returns whether a name, "" for any, is the network's or its configuration's; it is the trunk's too."""
-    return not name or ALIASES.get(name.lower(), name) in (network.configuration, network.name)
 
 
 def _size(tensors: Mapping[str, Tensor], table: Mapping[str, Target], network: NetworkSpec) -> Size:
