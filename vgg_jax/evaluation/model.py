@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DTYPES = ("float32", "bfloat16")
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(eq=False)
 class Model(Backbone):
     """A network with its parameters, classes and preprocessing: a pytree that goes through jit, grad and vmap."""
 
