@@ -1,11 +1,12 @@
 """Fine-tuning a trained network on your own images: a new head, and learning rates by layer.
 
-    python -m vgg_jax.main --config=configs/finetune.py:D --config.init_from=vgg16.safetensors \\
-      --config.data.root=/path/to/folder --config.model.num_classes=5
+    python -m vgg_jax.main --config=configs/finetune.py --config.init_from=vgg16.safetensors \\
+      --config.data.root=/path/to/folder
 
-The argument is the network of the model in `init_from` (D, D-BN-GAP, vgg16_bn, resnet50): a run's
-workdir, one of its checkpoints, or a weights file. All its layers are copied, except a head of
-other classes. The folder is arranged as <split>/<class>/<image>.
+`init_from` is a run's workdir, one of its checkpoints, a weights file, or the name of published
+weights (`torchvision:vgg16`). Network, width, crop and S are taken from there, except for those that
+are given. All layers are copied, except a head of other classes. The folder is arranged as
+<split>/<class>/<image>.
 
 The first two blocks frozen, the others slow:
 
@@ -15,13 +16,9 @@ FC layers only, as in Paper §4.4:
 
     --config.optimizer.lr_factors='conv*=0'
 
-Only convolutions copied:
+Only convolutions copied, into another network, which is the argument (D-BN, vgg16_bn, resnet50):
 
-    --config.init_layers='conv*'
-
-A model of another crop:
-
-    --config.image.crop=64 --config.image.scale_min=73 --config.image.scale_max=73
+    --config=configs/finetune.py:D-GAP --config.init_layers='conv*'
 
 A normalisation layer has its convolution's rate, unless a pattern matches its name ('bn*=1').
 Freezing includes its statistics. The start prints the frozen, slow and free layers.
@@ -43,8 +40,10 @@ from vgg_jax.models import NetworkSpec
 def get_config(argument: str | None = None) -> ConfigDict:
     config = default_config()
     config.start_required = True
+    config.init_network = argument is None
     network = NetworkSpec.parse(argument or "D")
     config.model.update(dataclasses.asdict(network))
+    config.model.num_classes = 0  # as many as the folder has
     config.image.crop = network.paper_crop
     if config.image.crop < 224:  # CIFAR's networks see whole images
         config.image.scale_min = config.image.scale_max = config.image.crop

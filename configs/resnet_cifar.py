@@ -41,7 +41,7 @@ def get_config(network: str = "20") -> ConfigDict:
     config = default_config()
     kind, _, depth = network.rpartition("-")
     config.model.configuration = f"{kind.capitalize() or 'ResNet'}-{depth}"
-    config.model.num_classes = 10
+    config.model.num_classes = 0  # as many as the data have: CIFAR-100 has 100
     config.model.init = "he"
     config.image.crop = config.image.scale_min = config.image.scale_max = 32
     config.image.padding = 4

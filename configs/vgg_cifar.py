@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.model.configuration = "D"
     config.model.batch_norm = True
     config.model.head = "gap"
-    config.model.num_classes = 10
+    config.model.num_classes = 0  # as many as the data have: CIFAR-100 has 100
     config.model.width_multiplier = 0.25
     config.model.init = "he"
     config.image.crop = config.image.scale_min = config.image.scale_max = 32

@@ -22,7 +22,7 @@ from tests.runs import make_run
 from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data import prepared
 from vgg_jax.data.decode import decode
-from vgg_jax.data.sources import expanded, open_dataset
+from vgg_jax.data.sources import expanded, open_dataset, values_of_data
 from vgg_jax.data.splits import open_split
 from vgg_jax.data.statistics import moments, split_statistics
 from vgg_jax.runtime.exceptions import UserError
@@ -334,6 +334,53 @@ def test_a_class_that_training_lacks_is_named(folder_config, tmp_path):
     refused(folder_config, r"validation has classes that .*train lacks: ring")
 
 
+def flat_folder(root, sizes):
+    """Images of one colour a class, <root>/<class>/<number>.png."""
+    for label, (kind, count) in enumerate(sizes.items()):
+        (root / kind).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (40, 40), (40 * label, number, 0)).save(root / kind / f"{number}.png")
+
+
+def test_a_folder_without_splits_keeps_a_tenth_of_each_class_for_validation(folder_config, tmp_path, capsys):
+    sizes = {"a dog": 1, "bee": 2, "cat": 14, "dove": 15, "eel": 40}
+    root = tmp_path / "flat"
+    flat_folder(root, sizes)
+    (root / "notes").mkdir()
+    (root / "notes" / "read.txt").touch()
+    folder_config.data.root, folder_config.model.num_classes = str(root), 0
+
+    def names():
+        recipe = recipe_of(folder_config)
+        recipe = recipe.with_values(values_of_data(recipe))
+        dataset = open_dataset(recipe)
+        assert dataset.class_names == list(sizes)
+        assert recipe.model.num_classes == 5
+        splits = (dataset.train, dataset.validation)
+        return [{records[i]["file_name"].decode() for i in range(len(records))} for records in splits]
+
+    train, validation = names()
+    assert f"{root} has no splits: 8 images, a tenth of each class, validate; 64 train" in capsys.readouterr().out
+    counts = {kind: sum(name.startswith(f"{kind}/") for name in validation) for kind in sizes}
+    assert counts == {"a dog": 0, "bee": 1, "cat": 1, "dove": 2, "eel": 4}
+    assert train | validation == {f"{kind}/{number}.png" for kind, count in sizes.items() for number in range(count)}
+    assert not train & validation
+    Image.new("RGB", (40, 40)).save(root / "cat" / "14.png")
+    assert len(names()[1] - validation) <= 1, "an image more lets no other change sides but one"
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [(["val", "test"], "val"), (["valid"], "valid"), (["test"], "test"), (["other"], "validation")]
+)
+def test_the_usual_names_of_the_validation_split_are_known(given, taken, folder_config, tmp_path):
+    root = tmp_path / "images"
+    for name in given:
+        shutil.copytree(root / "validation", root / name)
+    shutil.rmtree(root / "validation")
+    recipe = recipe_of(folder_config)
+    assert recipe.with_values(values_of_data(recipe)).data.val_split == taken
+
+
 @pytest.mark.parametrize("depth", ["", "train"])
 def test_a_folder_of_another_layout_is_explained(folder_config, tmp_path, depth):
     root = tmp_path / "flat"
@@ -580,7 +627,7 @@ def test_another_number_of_classes_is_named_before_anything_is_packed(folder_con
     root = tmp_path / "one"
     shutil.copytree(Path(folder_config.data.root) / "train" / "arrow", root / "train" / "arrow")
     folder_config.data.root, folder_config.data.val_split = str(root), "train"
-    refused(folder_config, "has but one class; images must lie in <split>/<class>/, of two classes or more")
+    refused(folder_config, "has but one class; images must lie in <class>/ or <split>/<class>/, of two classes or more")
     assert not (tmp_path / "prepared").exists()
 
 

@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> None:
     from vgg_jax.training.train import train
 
     with joined:
-        train(_CONFIG.value, configuration.run_workdir(flags.values))
+        workdir = configuration.run_workdir(flags.values)
+        given = config_flags.get_override_values(flags.values["config"])
+        train(configuration.with_start(_CONFIG.value, given, workdir), workdir)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ class ModelRecipe:
 
     # Paper Table 1, or a network that followed (docs/networks.md).
     network: NetworkSpec = _network_keys()
-    num_classes: int = key(1000, 2, 2**20)
+    # 0: as many as the data have.
+    num_classes: int = key(1000, 0, 2**20)
     # Factor on the channels of all convolutions.
     width_multiplier: float = key(1.0, 1e-3, 64)
     # Features of fc6 and fc7.
@@ -180,11 +181,12 @@ class DataRecipe:
     name: str = key("imagenet2012")
     # Directory of prepared data.
     dir: str = key(DATA_DIR, may_change=True, is_local=True)
-    # For `folder`: a directory laid out <split>/<class>/<image>.
+    # For `folder`: a directory laid out <split>/<class>/<image>, or <class>/<image>.
     root: str = key("", may_change=True, is_local=True)
     # For `folder`: turn images as their EXIF orientation says.
     exif: bool = key(False)
     train_split: str = key("train")
+    # Of a folder without `validation`, this stands for val, valid or test, the first that is there.
     val_split: str = key("validation")
     # Threads that decode ahead, each a whole local batch.
     threads: int = key(16, 1, 1024, may_change=True, is_local=True)
@@ -208,6 +210,8 @@ class Recipe:
     # "": all from a model of the same convolutions, else those of the net-A transplant (Paper §3.1); never a head of
     # other classes.
     init_layers: str = key("")
+    # Whether the network, its width, crop and S are those of init_from, except for keys that are given.
+    init_network: bool = key(False)
     # Whether init_from must be given.
     start_required: bool = key(False)
     # Images in a step, over all devices (Paper §3.1).

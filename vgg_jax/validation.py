@@ -206,6 +206,10 @@ def _image_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
 
 def _data_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     data = recipe.data
+    yield (
+        recipe.model.num_classes == 1,
+        "config.model.num_classes is 1; a network tells at least 2 classes apart, and 0 stands for those of the data.",
+    )
     yield not data.name, "config.data.name is empty; it must be `builtin`, `folder`, or the name of a TFDS data set."
     is_folder = data.name == "folder"
     yield (

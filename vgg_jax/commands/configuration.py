@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -87,6 +88,31 @@ def load_config(config: str) -> ConfigDict:
     if not isinstance(values, ConfigDict):
         raise UserError(f"{config}: get_config() returns no ConfigDict; begin with vgg_jax.config.default_config().")
     return values
+
+
+def with_start(config: ConfigDict, given: Collection[str], workdir: Path) -> ConfigDict:
+    """Returns a configuration whose network is that of `init_from`, where its key `init_network` says so.
+
+    A run that is continued keeps its own, so that the model it started from need no longer be there.
+
+    Args:
+      config: the configuration, as given.
+      given: keys that keep their values.
+      workdir: of the run.
+
+    Raises:
+      UserError: nothing to read at `init_from`.
+    """
+    if not (config.get("init_network") and config.get("init_from")):
+        return config
+    from vgg_jax.config import resolved_copy
+    from vgg_jax.runs import RunDir
+    from vgg_jax.training.transplant import network_values
+
+    values = network_values(str(workdir) if RunDir(workdir).is_run() else config.init_from)
+    config = resolved_copy(config)
+    config.update_from_flattened_dict({key: value for key, value in values.items() if key not in given})
+    return config
 
 
 def file_fails(config: str, error: Exception) -> str:

@@ -53,7 +53,8 @@ def fit(
         values.update_from_flattened_dict(overrides or {})
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"the overrides {dict(overrides or {})} cannot be: {first_line(error).rstrip('.')}.") from error
-    return train(values, Path(workdir).expanduser(), quiet)
+    directory = Path(workdir).expanduser()
+    return train(configuration.with_start(values, overrides or {}, directory), directory, quiet)
 
 
 def evaluate_run(

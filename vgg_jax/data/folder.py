@@ -1,13 +1,11 @@
-"""A folder of images, <root>/<split>/<class>/<image>: listed, checked and packed."""
+"""A folder of images: checked and packed."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import os
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +14,8 @@ from etils import epath
 
 from vgg_jax.data import prepared
 from vgg_jax.data.decode import check, decode
-from vgg_jax.data.image_kinds import DecodeError, is_named_like_an_image, read_file
+from vgg_jax.data.image_kinds import DecodeError, read_file
+from vgg_jax.data.listing import Listing
 from vgg_jax.data.orientation import orientation, read_image
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.records import Record
@@ -28,152 +27,6 @@ from vgg_jax.runtime.exceptions import UserError, plain_name, printable
 NAME = "vgg_jax_folder"  # the first part of the name of every folder's prepared data
 NO_CLASS = -1  # label of images of a class that `train` lacks
 _DIM = 16  # of 255: 1/16 of white
-_OF_THE_KERNEL = ("proc", "sys")
-_NAMED = 5  # of what is left out, at most, in its line
-
-
-class Listing(NamedTuple):
-    """The contents of a folder, everything sorted by name."""
-
-    splits: dict[str, dict[str, list[os.DirEntry[str]]]]  # split -> class -> files
-    left_out: list[Path]  # files outside every class, dangling links, and directories that are not splits
-    flat: dict[str, int]  # directories among these with images and without classes -> number of images
-
-    def class_names(self) -> list[str]:
-        """Returns the classes of `train`; where there is no such split, of all."""
-        splits = [self.splits["train"]] if "train" in self.splits else self.splits.values()
-        return sorted({name for classes in splits for name in classes})
-
-
-def list_folder(root: Path) -> Listing:
-    """Lists a folder; names that start with a dot are passed over, and files in a class's own directories are of that
-    class.
-
-    A directory without a file that is named like an image (annotations/xml), or whose name TFDS cannot take, is not a
-    split.
-
-    Raises:
-      UserError: no split, no class, a class without an image, or a directory that cannot be listed.
-    """
-    if not root.is_dir():
-        raise UserError(f"config.data.root is {str(root)!r}, and there is no such directory.")
-    # Which lead to everything, in circles.
-    if root.parts[1:2] and root.parts[1] in _OF_THE_KERNEL:
-        raise UserError(f"config.data.root is {str(root)!r}, which the kernel makes up; name a directory on a disk.")
-    try:
-        return _listing(root)
-    except OSError as error:
-        raise UserError(
-            f"config.data.root: {printable(str(error.filename))} cannot be listed: {error.strerror}; mend that, or "
-            "name another directory."
-        ) from error
-
-
-def _listing(root: Path) -> Listing:
-    layout = f"{root} should be laid out as <split>/<class>/<image>"
-    splits: dict[str, dict[str, list[os.DirEntry[str]]]] = {}
-    flat: dict[str, int] = {}
-    entries = _visible(root)
-    left_out = [entry for entry in entries if not _is(entry.is_dir)]
-    for split in entries:
-        if not _is(split.is_dir):
-            continue
-        if not re.fullmatch(r"[\w-]+", split.name, re.ASCII) or split.name == "all":
-            left_out.append(split)
-            continue
-        classes, loose = {}, []
-        for entry in _visible(split):
-            if _is(entry.is_dir):
-                inside, kind = list(_entries_below(entry)), plain_name(entry.name)
-                if kind in classes:
-                    raise UserError(
-                        f"config.data.root: {Path(split)} has two directories of the class {kind!r}, whose names "
-                        "differ in their Unicode form; put their images together, or rename one."
-                    )
-                classes[kind] = [file for file in inside if _is(file.is_file)]
-                loose += [file for file in inside if not _is(file.is_file)]
-            else:
-                loose.append(entry)
-        files = [file for files_of_class in classes.values() for file in files_of_class]
-        if not classes and (images := [entry for entry in loose if is_named_like_an_image(Path(entry.name))]):
-            flat[split.name] = len(images)
-        if not classes or (files and not any(_may_be_a_picture(Path(file.name)) for file in files)):
-            left_out.append(split)
-            continue
-        splits[split.name] = classes
-        left_out += loose
-    if not splits:
-        seen = ", but is empty"
-        if left_out:
-            listed = _named(root, [Path(entry) for entry in left_out])
-            seen = f", and what is there is no split with classes: {listed}"
-        raise UserError(f"config.data.root: {layout}{seen}.")
-    for name, classes in splits.items():
-        if empty := [kind for kind, files_of_class in classes.items() if not files_of_class]:
-            raise UserError(
-                f"config.data.root: no image in {', '.join(str(root / name / kind) for kind in empty)}; "
-                "put some there, or remove the empty class."
-            )
-    return Listing(splits, [Path(entry) for entry in left_out], flat)
-
-
-def files_below(directory: Path) -> Iterator[Path]:
-    """Yields all files below a directory, by name, but those that start with a dot; a link back to a directory above is
-    not followed."""
-    return map(Path, _entries_below(directory))
-
-
-def _entries_below(directory: os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
-    """Yields `files_below` as the system lists them, which for 100,000 files takes a fifth of the time."""
-
-    def walk(directory: os.PathLike[str], above: set[str]) -> Iterator[os.DirEntry[str]]:
-        for entry in _visible(directory):
-            if not _is(entry.is_dir):
-                yield entry
-            elif (real := os.path.realpath(entry)) not in above:
-                yield from walk(entry, above | {real})
-
-    yield from walk(directory, {os.path.realpath(directory)})
-
-
-def _visible(directory: os.PathLike[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(directory) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _is(kind: Callable[[], bool]) -> bool:
-    """Returns whether an entry is of a kind; a link in a circle, or to below a file, is of none."""
-    try:
-        return kind()
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            return False
-        raise
-
-
-def _may_be_a_picture(path: Path) -> bool:
-    return path.suffix == "" or is_named_like_an_image(path)
-
-
-def left_out_line(root: Path, left_out: Sequence[Path]) -> str:
-    """Counts and names what lies in a folder and is no image of a class, in one line."""
-    count = "1 file or directory" if len(left_out) == 1 else f"{len(left_out):,} files and directories"
-    return f"{count} in {root} left out: {_named(root, left_out)}"
-
-
-def _named(root: Path, paths: Sequence[Path]) -> str:
-    names = [f"{path.relative_to(root)}{'' if path.exists() else ' (a dangling link)'}" for path in paths[:_NAMED]]
-    return printable(", ".join(names + (["..."] if len(paths) > _NAMED else [])))
-
-
-def check_classes(root: Path, listing: Listing, splits: Collection[str]) -> None:
-    """Raises UserError where one of these splits has a class that `train` lacks, so that its images have no label."""
-    known = listing.class_names()
-    for split in splits:
-        if strange := sorted(set(listing.splits.get(split, ())) - set(known)):
-            raise UserError(
-                f"config.data.root: {root / split} has classes that {root / 'train'} lacks: {', '.join(strange)}."
-            )
 
 
 def sizes(listing: Listing) -> list[int]:
@@ -281,7 +134,7 @@ def prepare(
     labels = {name: label for label, name in enumerate(listing.class_names())}
     splits = {
         split: [
-            _entry(Path(file), root / split, labels.get(kind, NO_CLASS), exif)
+            _entry(Path(file), listing.base(root, split), labels.get(kind, NO_CLASS), exif)
             for kind, files in classes.items()
             for file in files
             if path_below(root, file) not in skip

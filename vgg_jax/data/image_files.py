@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_jax.data.folder import files_below, left_out_line
 from vgg_jax.data.image_kinds import SUFFIXES, DecodeError, is_named_like_an_image
+from vgg_jax.data.listing import files_below, left_out_line
 from vgg_jax.data.orientation import read_image
 from vgg_jax.runtime.exceptions import UserError
 

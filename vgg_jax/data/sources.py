@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from vgg_jax.data import builtin, folder, prepared, tfds_sets
+from vgg_jax.data import listing as listings
 from vgg_jax.data.colors import IMAGENET_STATISTICS, ColorStatistics
 from vgg_jax.data.disk import SKIPPED, need_space
 from vgg_jax.data.prepared import Prepared, image_digests
@@ -69,6 +70,37 @@ class Expected(NamedTuple):
 
 
 NOTHING = Expected()
+
+
+def values_of_data(recipe: Recipe) -> dict[str, Any]:
+    """Returns the values that a configuration leaves to its data, {"model.num_classes": 10}.
+
+    That is the number of classes where it is 0. Of a folder without a split `validation` it is also the split that
+    takes this name's place, val, valid or test.
+
+    Raises:
+      UserError: as `open_dataset`, or data of a single class.
+    """
+    own, values = recipe.data, dict[str, Any]()
+    if own.name == "folder":
+        listing = listings.list_folder(_real_path(own.root))
+        names, splits = listing.class_names(), [split for split in _VALIDATION if split in listing.splits]
+        if own.val_split == _VALIDATION[0] not in splits and splits:
+            values["data.val_split"] = splits[0]
+    elif recipe.model.num_classes:
+        return {}
+    else:
+        names = prepared_data(own.name, expanded(own.dir)).class_names
+    if not recipe.model.num_classes:
+        if len(names) < 2:
+            raise UserError(f"{_ONE_CLASS.format(name=own.name)}.")
+        values["model.num_classes"] = len(names)
+    return values
+
+
+# Names of the split that a run validates on, the usual one first.
+_VALIDATION = ("validation", "val", "valid", "test")
+_ONE_CLASS = "{name} has but one class; images must lie in <class>/ or <split>/<class>/, of two classes or more"
 
 
 def open_dataset(recipe: Recipe) -> Dataset:
@@ -197,9 +229,9 @@ def prepared_data(
 
 def _check_num_classes(num_classes: int, name: str, count: int) -> None:
     if num_classes not in (0, count):
-        has = f"has {count} classes; say --config.model.num_classes={count}"
-        has = has if count > 1 else "has but one class; images must lie in <split>/<class>/, of two classes or more"
-        raise UserError(f"config.model.num_classes is {num_classes}, but {name} {has}.")
+        has = f"{name} has {count} classes; say --config.model.num_classes={count}"
+        has = has if count > 1 else _ONE_CLASS.format(name=name)
+        raise UserError(f"config.model.num_classes is {num_classes}, but {has}.")
 
 
 def statistics_of(data: Prepared, split: str, records: Records) -> SplitStatistics:
@@ -227,7 +259,7 @@ def _real_path(root: str) -> Path:
 
 
 def _prepared_folder(root: Path, data_dir: epath.Path, skip_bad: bool, exif: bool, expected: Expected) -> Prepared:
-    listing, (splits, num_classes) = folder.list_folder(root), expected
+    listing, (splits, num_classes) = listings.list_folder(root), expected
     for key, split in splits.items():
         if flat := [name for name in split_names(split) if name in listing.flat]:
             raise UserError(
@@ -237,11 +269,13 @@ def _prepared_folder(root: Path, data_dir: epath.Path, skip_bad: bool, exif: boo
     check_splits(splits, list(listing.splits), f"the folder {root}")
     _check_num_classes(num_classes, "folder", len(listing.class_names()))
     if num_classes:
-        folder.check_classes(root, listing, {name for split in splits.values() for name in split_names(split)})
+        listings.check_classes(root, listing, {name for split in splits.values() for name in split_names(split)})
     if there := prepared.read(data_dir / folder.full_name(root, listing, exif)):
         return there
+    if not listing.has_splits:
+        print_line(listings.shared_out_line(root, listing))
     if listing.left_out:
-        print_line(folder.left_out_line(root, listing.left_out))
+        print_line(listings.left_out_line(root, listing.left_out))
     sizes = folder.sizes(listing)
     need_space(data_dir, sum(sizes), "--config.data.dir=DIR")
     bad, sound = folder.inspect(root, listing)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.data.crops import center_crop
-from vgg_jax.data.folder import files_below
 from vgg_jax.data.image_kinds import DecodeError, is_named_like_an_image, read_file
+from vgg_jax.data.listing import files_below
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.evaluation.trained_model import weights_of_run
 from vgg_jax.features import with_normalized_activations

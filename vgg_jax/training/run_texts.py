@@ -35,8 +35,11 @@ def heading(recipe: Recipe, dataset: Dataset, params: Any, mesh: Mesh, workdir: 
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
     has_rates = recipe.given["optimizer.lr_factors"]
     rates = f"learning rates by layer: {lr_factors_text(recipe.optimizer.lr_factors)}\n" if has_rates else ""
+    network = recipe.model.network.title
+    if recipe.init_network:
+        network += f", the network of {recipe.init_from},"
     return (
-        f"{recipe.model.network.title} on {dataset.name}: {len(dataset.train):,} training and "
+        f"{network} on {dataset.name}: {len(dataset.train):,} training and "
         f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
         f"{table}\n{rates}"
         f"S {scale_text(recipe.image.scale_min, recipe.image.scale_max)}, crop {recipe.image.crop}, batch "

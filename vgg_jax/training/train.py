@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vgg_jax.config import flatten
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
-from vgg_jax.data.sources import Dataset, open_dataset
+from vgg_jax.data.sources import Dataset, open_dataset, values_of_data
 from vgg_jax.data.statistics import class_weights
 from vgg_jax.recipe import KEYS, Recipe
 from vgg_jax.runs import RunDir
@@ -138,6 +138,7 @@ def _checked(config: ConfigDict, workdir: Path, quiet: bool) -> _Run:
     distributed.check_same(_facts(flatten(config), workdir))
     console = Console(quiet or not distributed.is_primary())
     recipe = validate(config, jax.device_count())
+    recipe = recipe.with_values(distributed.primary_first(lambda: values_of_data(recipe)))
     check_workdir(workdir, recipe)
     recipe, lines = continued_recipe(workdir, recipe)
     for line in lines:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from vgg_jax.config import flatten
+from vgg_jax.models import NETWORK_KEYS, NO_HEAD
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.training.checkpoints import load_variables
@@ -23,6 +26,10 @@ NET_A_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
 # Of networks with several FC layers and with one, and of auxiliary classifiers, which are never alone.
 _HEADS = ("fc8", "fc", "aux1_fc2", "aux2_fc2")
 _FIRST = ("conv1_1", "conv1")
+_NETWORK_VALUES = (
+    *(f"model.{name}" for name in NETWORK_KEYS),
+    *("model.width_multiplier", "model.fc_width", "image.crop", "image.scale_min", "image.scale_max"),
+)
 
 
 class Donor(NamedTuple):
@@ -59,6 +66,31 @@ def read_donor(source: str) -> Donor:
         names = (run.dataset()["class_names"],)
         mean, _ = run.colors()
     return Donor(path, variables, mean, names)
+
+
+def network_values(source: str) -> dict[str, Any]:
+    """Returns a model's network, width, crop and S as values of a configuration, {"model.configuration": "D", ...}.
+
+    A trunk has no classifier; a network on top of it has global average pooling, which adds the fewest parameters.
+
+    Args:
+      source: see `read_donor`.
+
+    Raises:
+      UserError: nothing to read there.
+    """
+    try:
+        path, weights = hub.load(source)
+        if not weights:
+            values = flatten(RunDir.containing(path).config())
+            return {key: values[key] for key in _NETWORK_VALUES}
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from error
+    network = dataclasses.asdict(weights.network)
+    if weights.network.head == NO_HEAD:
+        network["head"] = "gap"
+    size = (weights.width_multiplier, weights.fc_width, weights.crop, *weights.training_scales)
+    return dict(zip(_NETWORK_VALUES, (*(network[name] for name in NETWORK_KEYS), *size), strict=True))
 
 
 def check_fit(variables: dict, donor: Donor, layers: str = "") -> None:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgg_jax.data import sources
-from vgg_jax.data.folder import files_below
 from vgg_jax.data.image_files import ImageFiles
 from vgg_jax.data.image_kinds import is_named_like_an_image
+from vgg_jax.data.listing import files_below
 from vgg_jax.data.parallel import parallel_map
 from vgg_jax.data.splits import open_split
 from vgg_jax.evaluation.split import UNLABELLED
