@@ -20,10 +20,11 @@ from tests.command import run_command
 from tests.random_weights import some_weights
 from tests.refusals import refused
 from tests.weights_files import write_pth
-from vgg_jax.config import default_config
+from vgg_jax.config import default_config, recipe_of
 from vgg_jax.evaluation.prediction import PredictRequest, predict
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.features import losses
+from vgg_jax.runs import RunDir
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import hub
 from vgg_jax.weights.file import save_weights
@@ -275,6 +276,33 @@ def test_a_network_is_trained_and_evaluated_in_three_lines(tmp_path, monkeypatch
     assert 0 <= summary["best_top1_error"] <= 1
     assert table["rows"][0]["top1_error"] == pytest.approx(summary["best_top1_error"], abs=0.02)
     assert model.num_classes == 10
+
+
+@pytest.mark.slow
+def test_fine_tuning_takes_network_and_classes_from_what_it_is_given(tmp_path, capsys):
+    source, root = tmp_path / "a.safetensors", tmp_path / "photos"
+    save_weights(source, some_weights())
+    for kind in ("ant", "bee", "cat"):
+        (root / kind).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (90, 80), (60 * number, 9, 9)).save(root / kind / f"{number}.png")
+    given = {"init_from": str(source), "data.root": str(root), "data.dir": str(tmp_path / "data"), "batch_size": 8}
+    given |= {"image.scale_max": 80, "num_epochs": 1}
+
+    vgg_jax.fit("finetune", tmp_path / "run", given)
+    assert "VGG D, the network of " in capsys.readouterr().out
+    recipe = recipe_of(RunDir(tmp_path / "run").config())
+    image, model = recipe.image, recipe.model
+    assert (model.network.name, model.width_multiplier, model.fc_width, model.num_classes) == ("D", 1 / 16, 16, 3)
+    assert (image.crop, image.scale_min, image.scale_max) == (64, 73, 80)
+    assert vgg_jax.load(tmp_path / "run").class_names == ("ant", "bee", "cat")
+    # The run has all it needs.
+    source.unlink()
+    assert vgg_jax.fit("finetune", tmp_path / "run", given | {"num_epochs": 2}, quiet=True)["epochs"] > 1
+
+    second = given | {"init_from": str(tmp_path / "run"), "image.scale_max": 73}
+    vgg_jax.fit("finetune", tmp_path / "second", second, quiet=True)
+    assert recipe_of(RunDir(tmp_path / "second").config()).image.scale_max == 73
 
 
 @pytest.mark.parametrize(
