@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vgg_jax
 from examples import style_transfer
 from tests.command import run_module
 from tests.conftest import REPOSITORY
@@ -14,6 +15,27 @@ from tests.random_weights import some_weights
 from vgg_jax.data.builtin import render
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights.file import save_weights
+
+PAGES = sorted(path for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md") for path in REPOSITORY.glob(pattern))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_file_that_a_page_links_is_there(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    local = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_reference_has_every_public_name():
+    named = set(re.findall(r"^::: vgg_jax\.(.+)$", (REPOSITORY / "docs" / "python.md").read_text(), re.MULTILINE))
+    assert {name for name in named if "." not in name} == set(vgg_jax.__all__) - {"features"}
+    features = {name.removeprefix("features.") for name in named if name.startswith("features.")}
+    assert features == set(vgg_jax.features.__all__) - {"lpips"}
+
+
+def test_every_page_is_in_the_sites_navigation():
+    lines = (REPOSITORY / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    assert sorted(re.findall(r": (\S+\.md)$", lines, re.MULTILINE)) == [str(p.relative_to(REPOSITORY)) for p in PAGES]
 
 
 def test_the_examples_of_features_run(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def fit(
 
     Args:
       config: a configuration, or its name or file, with an argument if need be: "quickstart", "vgg19:S=384".
-      workdir: of checkpoints and logs; "" for runs/<config>[-<argument>].
+      workdir: of checkpoints and logs; "" for `runs/<config>[-<argument>]`.
       overrides: values of keys: {"num_epochs": 2, "data.root": "photos"}. The given configuration stays as it is.
       quiet: print nothing.
 

@@ -67,7 +67,7 @@ def load(source: str | os.PathLike, dtype: str = "") -> Model:
 
     Args:
       source: a weights file of `vgg-jax convert`, a run's workdir, which stands for its best checkpoint, one of its
-        checkpoints/<step>, or the name of published weights, as torchvision:vgg16. A path wins over a name.
+        `checkpoints/<step>`, or the name of published weights, as torchvision:vgg16. A path wins over a name.
       dtype: of the computation, float32 or bfloat16; "" for a run's own, float32 for weights.
 
     Raises:

@@ -24,8 +24,10 @@ def perceptual_loss(
     """Computes how far two images are apart in the activations of layers (Johnson et al. 2016, feature reconstruction).
 
     Args:
-      model, layers: as for `activations`.
-      x, y: images of one shape.
+      model: as for `activations`.
+      x: images.
+      y: images of the same shape.
+      layers: as for `activations`.
       weights: of the layers; None: 1 each.
 
     Returns:
@@ -40,8 +42,11 @@ def style_loss(
     """Computes how far two images are apart in their co-occurring features, wherever they are (Gatys et al. 2016).
 
     Args:
-      model, layers, weights: as for `perceptual_loss`.
-      x, y: images; they may differ in height and width.
+      model: as for `perceptual_loss`.
+      x: images.
+      y: images, which may have another height and width.
+      layers: as for `perceptual_loss`.
+      weights: as for `perceptual_loss`.
 
     Returns:
       A float32 scalar: the weighted sum over layers of the mean squared difference of their `gram` matrices.
@@ -126,7 +131,8 @@ def lpips(
     averaged over positions, and summed over LPIPS_LAYERS.
 
     Args:
-      x, y: images of one shape, [..., H, W, 3], RGB on 0 to 255.
+      x: images, [..., H, W, 3], RGB on 0 to 255.
+      y: images of the same shape.
       net: of configuration D, with or without FC layers, trained as the heads were. None: torchvision:vgg16, fetched
         once; its convolutions stay in memory.
       heads: lpips:vgg, the calibrated ones, fetched once; a path to their file; or an array for each layer.
