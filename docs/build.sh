@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf build/pages build/site
 mkdir -p build/pages
-tar -cf - ./*.md LICENSE benchmarks/*.md configs/*.py docs examples/*.py launch notebooks vgg_jax/recipe.py |
+tar -cf - ./*.md LICENSE benchmarks/*.md configs/*.py docs examples/*.py launch notebooks tests/*.py \
+  vgg_jax/recipe.py |
   tar -xf - -C build/pages
 zensical build --clean --strict

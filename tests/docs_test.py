@@ -21,9 +21,15 @@ PAGES = sorted(path for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md") f
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_every_file_that_a_page_links_is_there(page):
-    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    targets = re.findall(r"(?:\]\(|^\[[^\]]+\]: )([^)#\s]+)", page.read_text(), re.MULTILINE)
     local = [target for target in targets if not re.match(r"[a-z]+:", target)]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_front_page_is_short():
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 100] == []
 
 
 def test_the_reference_has_every_public_name():
@@ -49,6 +55,7 @@ def test_the_examples_of_features_run(tmp_path, monkeypatch):
     assert names["probs"].shape == names["views"].shape == (2, 5)
     np.testing.assert_allclose(names["probs"].sum(1), 1, rtol=1e-5)
     assert names["logits"].shape == (2, 10)
+    assert set(names["seen"]) == {"relu3_3", "score_map"}
     assert float(names["value"]) > 0
     assert names["gradient"].shape == (160, 200, 3)
     assert float(names["style"]) > 0
