@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vgg_jax.data.decode import Header, decode, decode_part, read_header
+from vgg_jax.data.image_kinds import read_file
+from vgg_jax.runtime.exceptions import UserError
 
 try:
     import cykooz_resizer
@@ -156,6 +159,19 @@ def rescaled(encoded: bytes, scale: int) -> np.ndarray:
     pixels = decode(encoded)
     height, width, _ = pixels.shape
     return _resize(pixels, (0, 0, width, height), rescaled_size(width, height, scale))
+
+
+def read_rescaled(path: Path, scale: int, crop: int = 0) -> np.ndarray:
+    """Reads a file's image by `rescaled`, or with a `crop` in pixels by `center_crop`: uint8 RGB.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        encoded = read_file(path)
+        return center_crop(encoded, scale, crop) if crop else rescaled(encoded, scale)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; remove it, or give another image.") from error
 
 
 def _resize(pixels: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
