@@ -21,7 +21,7 @@ from vgg_jax.runtime.compilation import check_devices
 from vgg_jax.runtime.console import with_progress
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.weights import containers, hub, imagenet_classes, imports
-from vgg_jax.weights.exports import EXPORTS
+from vgg_jax.weights.exports import EXPORTS, Export
 from vgg_jax.weights.file import Weights, is_own, save_weights
 from vgg_jax.weights.model_config import ModelConfig
 from vgg_jax.weights.preprocessing import Preprocessing
@@ -83,9 +83,10 @@ def convert(request: ConvertRequest, say: Callable[[str], None] = print) -> Path
         weights = imports.with_class_names(weights, _listing(request.class_names), request.class_names)
     if request.to == OWN:
         save_weights(dest, weights, request.dtype)
-        file, usage = dest, ()
+        export = Export(dest)
     else:
-        file, usage = EXPORTS[request.to](dest, weights)
+        export = EXPORTS[request.to](dest, weights)
+    file, usage = export
     for line in usage:
         say(line)
     say(f"written: {file}, {file.stat().st_size:,} bytes, sha256 {containers.sha256_and_md5(file)[0]}")
