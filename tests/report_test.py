@@ -15,6 +15,9 @@ from tests.command import help_of, run_command
 from tests.runs import make_run
 from vgg_jax.config import recipe_of
 from vgg_jax.data.builtin import CLASS_NAMES
+from vgg_jax.evaluation import measures
+from vgg_jax.evaluation.cache import Probs
+from vgg_jax.evaluation.passes import EvalPass
 from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.evaluation.trained_model import load_trained
 from vgg_jax.reporting import charts, curves, history, images, predictions
@@ -79,10 +82,13 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
         labels, probs = arrays["labels"], arrays["probs"]
     wrong = sum(int(np.argmax(row) != label) for row, label in zip(probs, labels, strict=True))
     assert f"checkpoint 7, vgg_jax_folder/{cached.parent.name.split('vgg_jax_folder_')[1][:5]}" in text
-    assert f"top-1 error {10 * wrong}.0 %." in text
+    low, high = measures.error_interval(wrong / 10, 10)
+    assert f"top-1 error {10 * wrong}.0 % ({100 * low:.1f} to {100 * high:.1f} %)." in text
     assert "top-5 0.0 %" not in text  # three classes
     # Curves: the least error with its step, the drop where it was, the norms that are logged.
-    assert "13.3 % validation top-1 error best, step 72; centre crop" in text
+    assert "13.3 % validation top-1 error; chance: 66.7 % 95 %: 2.9 to 44.1 %; best, step 72; centre crop" in text
+    assert "Chance: guessing one of 3 classes is wrong in 66.7 %." in text
+    assert "<details><summary>What this configuration reaches in the paper" in html  # not ImageNet's classes
     assert "Drops of the learning rate: to 1e-3 after epoch 3." in text
     assert "Gradient norm by block" in text
     assert "Update relative to parameters" not in text
@@ -104,11 +110,13 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
 def test_a_cosine_has_a_curve_and_no_drops(trained):
     config = json.loads((trained / "config.json").read_text())
     assert history.read_history(trained, "run").rate_drops() == [(3.0, 1e-3)]
-    assert "Learning rate" not in [chart.title for chart in curves.run_charts(history.read_history(trained, "run"))]
+    assert "Learning rate" not in [
+        chart.title for chart in curves.run_charts(history.read_history(trained, "run"), curves.chance_of(3))
+    ]
     (trained / "config.json").write_text(json.dumps(config | {"schedule": {"name": "cosine"}}))
     of_cosine = history.read_history(trained, "run")
     assert of_cosine.rate_drops() == []
-    drawn = {chart.title: chart for chart in curves.run_charts(of_cosine)}
+    drawn = {chart.title: chart for chart in curves.run_charts(of_cosine, curves.chance_of(3))}
     assert "Learning rate" in drawn
     assert not any('class="mark"' in chart.svg for chart in drawn.values())
     assert "Dashed" not in drawn["Error"].caption
@@ -133,7 +141,7 @@ def test_the_most_thorough_evaluation_of_the_checkpoint_is_shown(trained):
 def some_predictions(probs, labels):
     probs = np.array(probs, np.float64)
     keys = np.array([f"{i}.png" for i in range(len(labels))])
-    return predictions.Predictions(None, Request(()), "73", "d", "s", keys, np.array(labels), probs, 0.5, 0.0)
+    return predictions.Predictions(None, Request(()), "73", "d", "s", keys, np.array(labels), probs, 0.5, 0.0, 73)
 
 
 def test_the_best_of_equal_errors_has_least_loss_then_comes_first(trained):
@@ -152,6 +160,72 @@ def test_confusion_best_and_worst_by_hand():
     assert result.surest_wrong(5) == [4, 3]
     assert result.surest_right(5) == [0, 2]  # one of each class, of class 0 the surer
     assert result.surest_wrong(1) == [4]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "scale"),
+    [
+        ({64: 40, 73: 10, 144: 80}, 73),  # the largest is worse than chance explains
+        ({64: 10, 73: 12, 144: 14}, 144),
+        ({73: 10}, 73),
+    ],
+)
+def test_maps_are_drawn_at_the_largest_scale_at_which_the_network_works(wrong, scale):
+    labels, keys, none = np.zeros(100, int), np.arange(100).astype(str), np.zeros(100, bool)
+    probs = {
+        EvalPass("dense", q, 64, True): Probs(keys, labels, np.eye(3)[(np.arange(100) < count).astype(int)], none)
+        for q, count in wrong.items()
+    }
+    assert predictions._map_scale(probs) == scale
+
+
+def test_chance_is_the_better_guess():
+    assert curves.chance_of(5).text == "chance: 80 %"
+    assert curves.chance_of(1000).text == "chance: 99.9 %"
+    assert curves.chance_of(3, np.array([0, 1, 2]), "abc") == curves.chance_of(3)
+    biased = curves.chance_of(3, np.array([1, 1, 0, 1]), ["a", "the_b", "c"])
+    assert biased.text == "chance: 25 %"
+    assert biased.sentence == "Chance: always answering the largest class, the b, is wrong in 25 %."
+
+
+def test_chance_is_a_line_as_long_as_the_others_unless_it_flattens_them():
+    lines = [charts.Line("a", [(1, 0.6), (4, 0.2)], 0), charts.Line("b", [(1, 0.5), (3, 0.4)], 1)]
+    (line,) = curves.chance_of(5).lines(lines)
+    assert line.points == [(0, 0.8), (4, 0.8)]
+    assert curves.chance_of(5).lines([charts.Line("a", [(1, 0.02)], 0)]) == []
+    assert curves.chance_of(5).lines([]) == []
+
+
+def test_chance_comes_from_the_labels_of_the_evaluated_split(trained):
+    evaluate(Request((str(trained),), protocol="center_crop"), quiet=True)
+    (cached,) = trained.glob("evaluation/7/*/center_crop-Q73.npz")
+    spoil_json(trained / "dataset.json", "name", value=next(iter(results_of(trained)))["data"]["name"])
+    with np.load(cached) as arrays:
+        share = np.bincount(arrays["labels"]).max() / 10
+    assert share == 0.4
+    assert "chance: 60 %" in text_of(write_page([trained], None, quiet=True))
+
+
+def results_of(workdir):
+    return [json.loads(path.read_text()) for path in workdir.glob("evaluation/*/*/results-*.json")]
+
+
+@pytest.mark.slow
+def test_maps_of_one_row_are_grad_cam(trained):
+    model = load_trained(trained)
+    evaluate(Request((str(trained),), protocol="dense"), quiet=True)
+    cached = predictions.cached_predictions(model, history.read_history(trained, "run").evaluations)
+    drawn = cached.score_maps(cached.open_split(predictions.PageOptions()), 8)
+    # Crop 64 at Q = 73: two cells of 32 pixels make one of the score map, so a shorter side has one.
+    assert drawn
+    assert all(one["is_cam"] for one in drawn)
+    for one in drawn:
+        rows, columns = map(int, one["cells"].split(" x "))
+        assert min(rows, columns) == 73 // 16
+        assert all(shown.cam_hxw.shape == (rows, columns) for shown, _ in one["maps"])
+    at_twice = cached._replace(map_scale=146).score_maps(cached.open_split(predictions.PageOptions()), 8)
+    assert not any(one["is_cam"] for one in at_twice)
+    assert min(int(n) for one in at_twice for n in one["cells"].split(" x ")) == 146 // 32 - 1
 
 
 @pytest.mark.slow

@@ -176,9 +176,8 @@ def draw(image_HxWx3: np.ndarray, maps: Sequence[ClassMap], layers: Layers) -> I
         panel = overlay(base, one.scores_hxw, (low, high), (height, width), layers)
         panels.append((panel, [f"{one.heading}: {one.name}", f"probability {one.probability:.1%}"]))
         if one.cam_hxw is not None:
-            cam = one.cam_hxw / max(float(one.cam_hxw.max()), 1e-30)
-            panel = overlay(base, cam, (0, 1), (height, width), layers, last_features(layers, is_map=True))
-            panels.append((panel, ["Grad-CAM of the same", _cells_text(cam)]))
+            panel = cam_overlay(base, one.cam_hxw, (height, width), layers)
+            panels.append((panel, ["Grad-CAM of the same", _cells_text(one.cam_hxw)]))
     panel_width = max(size[0], 230)
     canvas = Image.new("RGB", (_GAP + len(panels) * (panel_width + _GAP), size[1] + 2 * _GAP + 78), "white")
     pen = ImageDraw.Draw(canvas)
@@ -234,6 +233,12 @@ def overlay(
     heat = (_enlarged(map_hxw, image.size, strides, firsts) - low) / max(high - low, 1e-9)
     grey = np.asarray(image.convert("L").convert("RGB"), np.float64)
     return Image.fromarray((0.45 * grey + 0.55 * _colored(heat)).astype(np.uint8))
+
+
+def cam_overlay(image: Image.Image, cam_hxw: np.ndarray, seen: tuple[int, int], layers: Layers) -> Image.Image:
+    """Returns one class's Grad-CAM over an image, as `overlay`; its colours go from 0 to its largest value."""
+    share_hxw = cam_hxw / max(float(cam_hxw.max()), 1e-30)
+    return overlay(image, share_hxw, (0, 1), seen, layers, last_features(layers, is_map=True))
 
 
 def _enlarged(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vgg_jax.recipe import scale_text
 from vgg_jax.reporting.charts import COLORS, Chart, Line, YAxis, chart
-from vgg_jax.reporting.curves import ABSENT, percent
+from vgg_jax.reporting.curves import ABSENT, Chance, interval, percent
 from vgg_jax.reporting.history import RunHistory, read_history
 from vgg_jax.reporting.sections import model_title
 from vgg_jax.runs import PlanDir, RunDir
@@ -71,8 +71,8 @@ def _read_stage(run: RunDir, name: str) -> tuple[RunHistory | None, str]:
     return history, history.state().replace("unfinished,", "running or stopped").replace("at most ", "")
 
 
-def comparison(histories: Sequence[RunHistory]) -> dict[str, Any]:
-    """Compares several runs: their best errors, their curves and what differs in their configurations."""
+def comparison(histories: Sequence[RunHistory], chance: Chance) -> dict[str, Any]:
+    """Compares several runs on the same data: their best errors, their curves, differences of their configurations."""
     x_label = "epoch" if all(history.steps_per_epoch() for history in histories) else "step"
 
     def lines(metric: str) -> list[Line]:
@@ -83,31 +83,35 @@ def comparison(histories: Sequence[RunHistory]) -> dict[str, Any]:
 
     rows = []
     for history in histories:
-        speed = history.median("train/images_per_second")
+        speed, best = history.median("train/images_per_second"), history.best() or {}
+        count = history.dataset.get("validation_images", 0)
         rows.append(
             {
                 "name": history.name,
                 "model": model_title(history),
                 "state": history.state(),
                 "top1": _best_error(history, "top1", 2) or ABSENT,
+                "top1_interval": interval(best.get("val/top1_error"), count),
                 "top5": _best_error(history, "top5", 2) or ABSENT,
+                "top5_interval": interval(best.get("val/top5_error"), count),
                 "seconds": duration(history.summary["seconds"]) if history.summary else ABSENT,
                 "speed": ABSENT if speed is None else f"{speed:,.0f}",
             }
         )
     keys = dict.fromkeys(key for history in histories for key in history.config)
     values = {key: [str(history.config.get(key, ABSENT)) for history in histories] for key in keys}
+    top1_lines = lines("val/top1_error")
     charts = [
         *_error_charts(
-            {"Validation top-1 error": lines("val/top1_error")},
+            {"Validation top-1 error": [*top1_lines, *chance.lines(top1_lines)]},
             x_label,
             YAxis(percent=True),
-            "A centre crop at every validation.",
+            f"A centre crop at every validation. {chance.sentence}",
         ),
         chart("Validation loss", lines("val/loss"), x_label),
     ]
     different = [(key, texts) for key, texts in values.items() if len(set(texts)) > 1]
-    return {"rows": rows, "charts": [one for one in charts if one], "different": different}
+    return {"rows": rows, "charts": [one for one in charts if one], "different": different, "chance": chance}
 
 
 def reproduction_overview(reproduction: Reproduction) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def write_page(
         console.print(f"looking at {history.workdir}")
         sections.append(run_section(history, options if number < _MOST_SECTIONS else options.without_images()))
     content = {"comparison": None, "reproduction": None, "folded": True, "runs": sections, **head}
+    if several:
+        content["comparison"] = comparison(histories, sections[0]["chance"])
     content |= {"made": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"), "environment": environment()}
     write_text(output, _rendered(content), "choose another --output")
     for section in sections:
@@ -83,7 +85,7 @@ def _head_of_one(history: RunHistory) -> tuple[dict[str, Any], PageOptions]:
 
 def _head_of_several(histories: list[RunHistory]) -> tuple[dict[str, Any], PageOptions]:
     titles = {"title": f"{len(histories)} runs", "sections_title": "Each run", "subtitle": data_name(histories[0])}
-    return {**titles, "comparison": comparison(histories)}, _AMONG_OTHERS
+    return titles, _AMONG_OTHERS
 
 
 def _head_of_reproduction(read: Reproduction) -> tuple[dict[str, Any], list[RunHistory], PageOptions]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vgg_jax.data.decode import decode
-from vgg_jax.evaluation import heatmaps, results
+from vgg_jax.evaluation import heatmaps, measures, results
 from vgg_jax.evaluation.cache import Cache, Probs
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass
 from vgg_jax.evaluation.protocol import Request, evaluate, open_evaluated, workdir_below
@@ -54,6 +54,7 @@ class Predictions(NamedTuple):
     probs_NxK: np.ndarray  # float64; zeros where the image was skipped
     top1_error: float  # fractions
     top5_error: float | None  # None with five classes or fewer
+    map_scale: int  # Q of the score maps
 
     def predicted(self) -> np.ndarray:
         """Returns the most probable class of each image, [N]; -1 where it was skipped."""
@@ -117,36 +118,51 @@ class Predictions(NamedTuple):
         }
 
     def score_maps(self, split: Split, count: int) -> list[dict[str, Any]]:
-        """Draws score maps of the true and of the predicted, or the second, class, of images spread over the split."""
-        trained, scale = self.trained, map_scale(self.trained)
-        variables = heatmaps.on_one_device(trained)
+        """Draws maps of the true and of the predicted, or the second, class, of images spread over the split.
+
+        They are score maps; where one has a side of a single cell, which shows no place, Grad-CAM.
+        """
+        variables = heatmaps.on_one_device(self.trained)
         drawn = []
         for index in heatmaps.spread(len(self.keys), count + 2)[1:-1]:
-            pixels = heatmaps.image_for_map(split.records, index, scale)
-            if pixels is None:
-                continue
-            scores, probs_K = heatmaps.score_map(trained, variables, pixels)
-            label, image = int(self.labels[index]), Image.fromarray(pixels)
-            classes = heatmaps.classes_to_draw(probs_K, label)
-            maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_titles)
-            look = heatmaps.score_range(maps), pixels.shape[:2], trained.model.layers
-            overlaid = [heatmaps.overlay(image, one.scores_hxw, *look) for one in maps]
-            drawn.append(
-                {
-                    "key": str(self.keys[index]),
-                    "true": trained.class_titles[label],
-                    "image": images.jpeg(image, _MAP_SIDE),
-                    "cells": f"{scores.shape[0]} x {scores.shape[1]}",
-                    "maps": [(one, images.jpeg(panel, _MAP_SIDE)) for one, panel in zip(maps, overlaid, strict=True)],
-                }
-            )
+            pixels = heatmaps.image_for_map(split.records, index, self.map_scale)
+            if pixels is not None:
+                drawn.append(self._drawn_maps(variables, pixels, index))
         return drawn
 
+    def _drawn_maps(self, variables: dict, pixels: np.ndarray, index: int) -> dict[str, Any]:
+        """Draws the maps of one image [H, W, 3] uint8, the split's number `index`."""
+        trained, label, image = self.trained, int(self.labels[index]), Image.fromarray(pixels)
+        scores, probs_K = heatmaps.score_map(trained, variables, pixels)
+        classes = heatmaps.classes_to_draw(probs_K, label)
+        is_cam = min(scores.shape[:2]) == 1
+        cams = heatmaps.class_cams(trained, variables, pixels, classes) if is_cam else None
+        maps = heatmaps.class_maps(scores, probs_K, classes, trained.class_titles, cams)
+        shown, ends = (pixels.shape[:2], trained.model.layers), heatmaps.score_range(maps)
+        panels = [
+            heatmaps.overlay(image, one.scores_hxw, ends, *shown)
+            if one.cam_hxw is None
+            else heatmaps.cam_overlay(image, one.cam_hxw, *shown)
+            for one in maps
+        ]
+        return {
+            "key": str(self.keys[index]),
+            "true": trained.class_titles[label],
+            "image": images.jpeg(image, _MAP_SIDE),
+            "is_cam": is_cam,
+            "cells": "{} x {}".format(*(scores if cams is None else cams).shape[:2]),
+            "maps": [(one, images.jpeg(panel, _MAP_SIDE)) for one, panel in zip(maps, panels, strict=True)],
+        }
 
-def map_scale(trained: TrainedModel) -> int:
-    """Returns Q of the score maps in pixels: twice S, and at least four cells of the map on the shorter side."""
-    low, high = trained.recipe.image.scale_min, trained.recipe.image.scale_max
-    return max(low + high, trained.recipe.image.crop + 96)
+
+def _map_scale(probs: dict[EvalPass, Probs]) -> int:
+    """Returns Q of the score maps: the largest evaluated whose own error is within the 95 % interval of the least."""
+    errors = {
+        eval_pass.scale: float(np.mean((cached.probs.argmax(1) != cached.labels) | cached.skipped))
+        for eval_pass, cached in probs.items()
+    }
+    _, most = measures.error_interval(min(errors.values()), len(next(iter(probs.values())).labels))
+    return max(scale for scale, error in errors.items() if error <= most)
 
 
 def cached_predictions(trained: TrainedModel, evaluations: Evaluations) -> Predictions | None:
@@ -217,4 +233,5 @@ def _averaged(trained: TrainedModel, directory: Path, content: dict[str, Any]) -
         mean_NxK,
         top1_error,
         top5_error if mean_NxK.shape[1] > 5 else None,
+        _map_scale(probs),
     )

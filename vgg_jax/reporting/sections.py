@@ -12,24 +12,19 @@ import numpy as np
 
 from vgg_jax.config import default_config, recipe_of
 from vgg_jax.evaluation import paper
+from vgg_jax.evaluation.split import Split
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.models import NetworkSpec
 from vgg_jax.recipe import scale_text
 from vgg_jax.reporting import images
-from vgg_jax.reporting.curves import ABSENT, percent, rate_text, run_charts
+from vgg_jax.reporting.classes import by_class
+from vgg_jax.reporting.curves import ABSENT, Chance, chance_of, interval, percent, rate_text, run_charts
 from vgg_jax.reporting.history import RunHistory
-from vgg_jax.reporting.predictions import (
-    PageOptions,
-    Predictions,
-    cached_predictions,
-    compute_evaluations,
-    map_scale,
-)
+from vgg_jax.reporting.predictions import PageOptions, Predictions, cached_predictions, compute_evaluations
 from vgg_jax.runtime.console import duration
 from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.weights import imagenet_classes
 
-_MOST_CLASSES = 20  # of a confusion matrix; of more, the hardest
-_HARDEST = 15
 _MOST_EPOCHS = 100  # rows of the table of validations
 
 
@@ -41,28 +36,70 @@ def run_section(history: RunHistory, options: PageOptions) -> dict[str, Any]:
         since = f"; metrics.jsonl was last written {written}" if written else ""
         sentence = f"This run is not finished: {state}{since}. The figures below cover the run so far."
         notes.insert(0, sentence)
+    trained, cached = _loaded(history, notes), None
+    if trained is not None:
+        history, cached = _evaluated(history, trained, options, notes)
+    chance = _chance(history, cached)
     section: dict[str, Any] = {
         "name": history.name,
         "workdir": str(history.workdir),
         "title": model_title(history),
         "state": history.state(),
-        "tiles": _tiles(history),
-        "charts": run_charts(history),
+        "chance": chance,
+        "tiles": _tiles(history, chance),
+        "charts": run_charts(history, chance),
         "validations": _validations(history),
         "configuration": _configuration(history),
         "drops": [(f"{round(x, 2):g}", rate_text(rate)) for x, rate in history.rate_drops()],
         "unit": "epoch" if history.steps_per_epoch() else "step",
         "notes": notes,
+        "errors": _error_rows(history),
+        "reference": _reference(history),
+        "is_imagenet": history.dataset.get("class_names") == list(imagenet_classes.titles()),
+        "machine": _machine_rows(history),
     }
+    if trained is not None:
+        section |= _model(trained)
+    if cached is not None:
+        section |= _predictions(cached, options, notes)
+    return section
+
+
+def _loaded(history: RunHistory, notes: list[str]) -> TrainedModel | None:
+    """Returns the model of the best checkpoint; None, with a note, where there is none or it cannot be read."""
     if not history.run.checkpoint_steps():
         notes.append("There is no checkpoint yet, so no filters and no predictions.")
-        return section | _results(history)
+        return None
     try:
-        trained = load_trained(history.workdir)
+        return load_trained(history.workdir)
     except UserError as error:
         notes.append(f"No filters and no predictions: {error}")
-        return section | _results(history)
-    return section | _model(trained) | _predictions(history, trained, options, notes)
+        return None
+
+
+def _evaluated(
+    history: RunHistory, trained: TrainedModel, options: PageOptions, notes: list[str]
+) -> tuple[RunHistory, Predictions | None]:
+    """Returns the history with the evaluations, and the predictions of the best; computes one where there is none."""
+    cached = cached_predictions(trained, history.evaluations)
+    if cached is None and options.may_compute:
+        try:
+            history = history._replace(evaluations=compute_evaluations(trained, options))
+            cached = cached_predictions(trained, history.evaluations)
+        except UserError as error:
+            notes.append(f"No predictions: {error}")
+    elif cached is None:
+        command = f"vgg-jax evaluate {shlex.quote(f'--workdir={history.workdir}')}"
+        notes.append(f"No predictions: it was not evaluated yet ({command}).")
+    return history, cached
+
+
+def _chance(history: RunHistory, cached: Predictions | None) -> Chance:
+    """Returns the error of guessing on the run's validation split, from its labels where they are cached."""
+    validation = history.dataset.get("name"), history.config["data.val_split"]
+    if cached is None or (cached.data, cached.split) != validation:
+        return chance_of(history.config["model.num_classes"])
+    return chance_of(history.config["model.num_classes"], cached.labels, cached.trained.class_titles)
 
 
 def _model(trained: TrainedModel) -> dict[str, Any]:
@@ -78,48 +115,38 @@ def _model(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _predictions(history: RunHistory, trained: TrainedModel, options: PageOptions, notes: list[str]) -> dict[str, Any]:
+def _predictions(cached: Predictions, options: PageOptions, notes: list[str]) -> dict[str, Any]:
     """Returns errors, confusion, predictions and maps of one model."""
-    cached = cached_predictions(trained, history.evaluations)
-    if cached is None and options.may_compute:
-        try:
-            history = history._replace(evaluations=compute_evaluations(trained, options))
-            cached = cached_predictions(trained, history.evaluations)
-        except UserError as error:
-            notes.append(f"No predictions: {error}")
-    section = _results(history)
-    if cached is None:
-        if not options.may_compute:
-            command = f"vgg-jax evaluate {shlex.quote(f'--workdir={history.workdir}')}"
-            notes.append(f"No predictions: it was not evaluated yet ({command}).")
-        return section
-    split = None
+    split, count = None, len(cached.keys)
     try:
         split = cached.open_split(options)
     except UserError as error:
         notes.append(f"The images cannot be shown: {error}")
-    section["predictions"] = {
+    predictions: dict[str, Any] = {
         "of": f"{cached.request.protocol.replace('_', ' ')}, Q = {cached.scales}, checkpoint "
-        f"{trained.checkpoint.name}, {cached.data} {cached.split}, {len(cached.keys):,} images",
-        "top1": percent(cached.top1_error),
+        f"{cached.trained.checkpoint.name}, {cached.data} {cached.split}, {count:,} images",
+        "top1": f"{percent(cached.top1_error)} ({interval(cached.top1_error, count)})",
         "top5": "" if cached.top5_error is None else percent(cached.top5_error),
-        "classes": _by_class(cached),
+        "classes": by_class(cached),
     }
+    section: dict[str, Any] = {"predictions": predictions}
     try:
-        section["predictions"] |= {
+        predictions |= {
             "right": [cached.sample(split, i) for i in cached.surest_right(options.right)],
             "wrong": [cached.sample(split, i) for i in cached.surest_wrong(options.wrong)],
         }
         if split is not None and options.maps:
-            section |= {"maps": cached.score_maps(split, options.maps), "map_scale": map_scale(trained)}
+            section["maps"] = _maps(cached, split, options.maps)
     except UserError as error:  # an image that can no longer be read
         notes.append(f"Some images cannot be shown: {error}")
     return section
 
 
-def _results(history: RunHistory) -> dict[str, Any]:
-    """Returns the cached evaluations."""
-    return {"errors": _error_rows(history), "reference": _reference(history), "machine": _machine_rows(history)}
+def _maps(cached: Predictions, split: Split, count: int) -> dict[str, Any]:
+    """Returns maps of some images, and the heading and the sentence above them."""
+    drawn = cached.score_maps(split, count)
+    kinds = {one["is_cam"] for one in drawn}
+    return {"drawn": drawn, "scale": cached.map_scale, "has_maps": False in kinds, "has_cams": True in kinds}
 
 
 def model_title(history: RunHistory) -> str:
@@ -143,16 +170,18 @@ def data_name(history: RunHistory) -> str:
     return f"{name}: {classes}" + (f", {' and '.join(counts)} images" if counts else "")
 
 
-def _tiles(history: RunHistory) -> list[tuple[str, str, str]]:
+def _tiles(history: RunHistory, chance: Chance) -> list[tuple[str, str, str]]:
     """Returns (figure, label, detail) of the headline figures."""
     best, speed = history.best(), history.median("train/images_per_second")
     per_epoch = history.steps_per_epoch()
     tiles = []
     if best is not None:
-        at = f"best, step {int(best['step']):,}; centre crop"
-        tiles.append((percent(best["val/top1_error"]), "validation top-1 error", at))
-        if "val/top5_error" in best:
-            tiles.append((percent(best["val/top5_error"]), "validation top-5 error", "at the same step"))
+        count = history.dataset.get("validation_images", 0)
+        for k, where in (("1", f"best, step {int(best['step']):,}; centre crop"), ("5", "at the same step")):
+            if (error := best.get(f"val/top{k}_error")) is not None:
+                spread = interval(error, count)
+                label = f"validation top-{k} error" + (f"; {chance.text}" if k == "1" else "")
+                tiles.append((percent(error), label, f"95 %: {spread}; {where}" if spread else where))
     epochs = f"{round(history.step() / per_epoch, 1):g} epochs" if per_epoch else "steps"
     stopped = {"plateau": "ended by the last plateau", "num_epochs": "all its epochs"}
     how = stopped.get(str(history.summary.get("stopped_by")), "") if history.summary else "not finished"
@@ -240,7 +269,9 @@ def _error_rows(history: RunHistory) -> list[dict[str, Any]]:
                 "scales": row["scales"].replace(",", ", "),
                 "images": f"{row['images']:,}",
                 "top1": percent(row["top1_error"], 2),
+                "top1_interval": interval(row["top1_error"], row["images"]),
                 "top5": percent(row.get("top5_error"), 2),
+                "top5_interval": interval(row.get("top5_error"), row["images"]),
                 "paper": f"{published.text(' / ')} %" if published else "",
             }
             rows.setdefault(tuple(shown.values()), shown)
@@ -263,38 +294,3 @@ def _reference(history: RunHistory) -> list[tuple[str, str, str]]:
         for scale in ("S=256", "S=384", "jitter")
         if (configuration, scale) in paper.SINGLE_SCALE
     ]
-
-
-def _by_class(cached: Predictions) -> dict[str, Any]:
-    """Returns the confusion matrix of few classes, or the hardest of many."""
-    titles = cached.trained.class_titles
-    matrix = cached.confusion(len(titles))
-    counts = np.bincount(cached.labels, minlength=len(matrix))
-    errors = 1 - np.diag(matrix) / np.maximum(counts, 1)
-    if len(matrix) <= _MOST_CLASSES:
-        shares = matrix / np.maximum(counts, 1)[:, None]
-        rows = [
-            {
-                "name": titles[i],
-                "cells": [(int(n), round(100 * float(shares[i, j])), i == j) for j, n in enumerate(row)],
-                "images": int(counts[i]),
-                "error": percent(float(errors[i]), 0).replace(" ", "\u00a0"),
-            }
-            for i, row in enumerate(matrix)
-        ]
-        return {"matrix": rows, "hardest": [], "count": len(matrix)}
-    wrong = matrix - np.diag(np.diag(matrix))
-    hardest = [int(i) for i in np.argsort(-errors, kind="stable") if counts[i]][:_HARDEST]
-    rows = []
-    for i in hardest:
-        others = [j for j in np.argsort(-wrong[i], kind="stable")[:3] if wrong[i, j]]
-        rows.append(
-            {
-                "name": titles[i],
-                "images": int(counts[i]),
-                "error": percent(float(errors[i])),
-                "share": round(100 * float(errors[i])),
-                "taken_for": ", ".join(f"{titles[j].replace('_', ' ')} ({wrong[i, j]})" for j in others),
-            }
-        )
-    return {"matrix": [], "hardest": rows, "count": len(matrix)}
