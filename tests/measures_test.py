@@ -27,3 +27,31 @@ def test_an_interval_contains_the_error(images):
 def test_the_best_guess_is_the_largest_class():
     assert measures.guessing_error(np.array([0, 0, 1])) == pytest.approx(1 / 3)
     assert measures.guessing_error(np.repeat(np.arange(10), 7)) == pytest.approx(0.9)
+
+
+def test_precision_recall_and_f1_by_hand():
+    # Class 3 has neither images nor predictions, class 2 no prediction; the last image has none.
+    labels, predicted = np.array([0, 0, 0, 1, 2, 1]), np.array([0, 0, 1, 1, 0, -1])
+    classes = measures.class_measures(labels, predicted, 4)
+    assert classes == [
+        (3, 3, pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3)),
+        (2, 2, 0.5, 0.5, 0.5),
+        (1, 0, None, 0.0, 0.0),
+        (0, 0, None, None, None),
+    ]
+    mean = measures.macro_means(classes)
+    assert mean == (6, 5, *3 * [pytest.approx((2 / 3 + 0.5 + 0) / 3)])
+    assert measures.macro_means([]) == (0, 0, None, None, None)
+
+
+def test_precision_recall_and_f1_are_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 9, 300), rng.integers(0, 9, 300)
+    predicted[:120] = labels[:120]
+    classes = measures.class_measures(labels, predicted, 9)
+    expected = metrics.precision_recall_fscore_support(labels, predicted)
+    for one, (precision, recall, f1, support) in zip(classes, zip(*expected, strict=True), strict=True):
+        assert (one.precision, one.recall, one.f1, one.images) == pytest.approx((precision, recall, f1, support))
+    macro = metrics.precision_recall_fscore_support(labels, predicted, average="macro")[:3]
+    assert measures.macro_means(classes)[2:] == pytest.approx(macro)

@@ -78,6 +78,13 @@ def test_dense_and_crops_and_their_means_are_the_references(run, net_config, pho
     for i, protocol in enumerate(("dense", "multi_crop", "dense+multi_crop")):
         same_as_next_row((means[0][i] + means[1][i]) / 2, protocol, "73 | 82")
     assert not list(rows)
+    # Precision and recall are of the last row.
+    predicted = np.argmax((means[0][2] + means[1][2]) / 2, 1)
+    for k, one in enumerate(json.loads((tmp_path / "r.json").read_text())["classes"]):
+        right, images, mine = ((predicted == k) & (labels == k)).sum(), (labels == k).sum(), (predicted == k).sum()
+        assert (one["name"], one["images"], one["predicted"]) == (CLASS_NAMES[k], images, mine)
+        assert one["recall"] == pytest.approx(right / images)
+        assert one["precision"] == (pytest.approx(right / mine) if mine else None)
 
     # Three scales, of which one is there already.
     (before,) = run.glob("evaluation/7/*/dense-Q73.npz")
@@ -119,6 +126,9 @@ def test_the_centre_crop_is_what_validation_in_training_sees(run, net_config):
     (row,) = summary["rows"]
     assert (row["protocol"], row["scales"], row["paper"]) == ("center_crop", "73", None)
     assert row["top1_error"] == pytest.approx(wanted["top1_error"])
+    found = sum(one["images"] * one["recall"] for one in summary["classes"])
+    assert found == pytest.approx(10 * (1 - wanted["top1_error"]))
+    assert summary["macro"]["recall"] == pytest.approx(np.mean([one["recall"] for one in summary["classes"]]))
 
 
 def test_a_net_whose_crop_is_as_large_as_s_is_evaluated(net_config, tmp_path):
@@ -265,6 +275,7 @@ def test_a_split_without_labels_becomes_a_submission(run, tmp_path, beside_train
     options = {"data_root": str(root), "split": "test"}
     summary = evaluate(request(run, **options, class_numbers=str(order)), quiet=True)
     assert summary["rows"] == []
+    assert "classes" not in summary
     lines = Path(summary["submission"]["file"]).read_text().splitlines()
     arrays = kept(run, "*unknown*/dense-Q73")
     assert (arrays["labels"] == -1).all()

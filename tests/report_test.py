@@ -85,6 +85,12 @@ def test_a_bare_run_gets_a_page_with_everything(trained):
     low, high = measures.error_interval(wrong / 10, 10)
     assert f"top-1 error {10 * wrong}.0 % ({100 * low:.1f} to {100 * high:.1f} %)." in text
     assert "top-5 0.0 %" not in text  # three classes
+    predicted = np.array([int(np.argmax(row)) for row in probs])
+    for k, name in enumerate(CLASS_NAMES[:3]):
+        right, mine = ((predicted == k) & (labels == k)).sum(), (predicted == k).sum()
+        precision = f"{100 * right / mine:.1f} %" if mine else ABSENT
+        recall = f"{100 * right / (labels == k).sum():.1f} %"
+        assert f" {name} {(labels == k).sum()} {mine} {precision} {recall} " in text
     # Curves: the least error with its step, the drop where it was, the norms that are logged.
     assert "13.3 % validation top-1 error; chance: 66.7 % 95 %: 2.9 to 44.1 %; best, step 72; centre crop" in text
     assert "Chance: guessing one of 3 classes is wrong in 66.7 %." in text
@@ -156,7 +162,8 @@ def test_confusion_best_and_worst_by_hand():
         [[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.5, 0.3], [0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.0, 0.0, 0.0]],
         [0, 0, 1, 1, 2, 2],  # the last was refused
     )
-    assert result.confusion(3).tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 0]]
+    matrix = measures.confusion_matrix(result.labels, result.predicted(), 3)
+    assert matrix.tolist() == [[2, 0, 0], [1, 1, 0], [0, 1, 0]]
     assert result.surest_wrong(5) == [4, 3]
     assert result.surest_right(5) == [0, 2]  # one of each class, of class 0 the surer
     assert result.surest_wrong(1) == [4]

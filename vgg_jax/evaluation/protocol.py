@@ -14,7 +14,7 @@ import numpy as np
 
 from vgg_jax.data.sources import Expected, expanded, prepared_data
 from vgg_jax.data.splits import open_split
-from vgg_jax.evaluation import heatmaps, results
+from vgg_jax.evaluation import heatmaps, measures, results
 from vgg_jax.evaluation.cache import Probs
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, eval_passes
 from vgg_jax.evaluation.run import EvalStats
@@ -94,6 +94,7 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
     else:
         rows = results.rows(models, subject.passes, probs, skipped, request.protocol, split)
         summary["rows"] = [row._asdict() | {"paper": row.paper and row.paper._asdict()} for row in rows]
+        summary |= _class_records(models[0].class_names, _fused(request, probs), first.labels, skipped | ~finite)
         console.print(results.table(rows))
     if request.maps:
         summary["maps"] = _draw_maps(request, models[0], max(p.scale for p in subject.passes[0]), split, first)
@@ -261,10 +262,26 @@ def _class_numbers(request: Request, trained: TrainedModel) -> np.ndarray:
     return results.class_numbers(trained.class_names, listing, request.class_numbers)
 
 
+def _fused(request: Request, probs: list[dict[EvalPass, Probs]]) -> np.ndarray:
+    """Returns the mean over everything that was requested, as in the last row of the table: [N, K]."""
+    return results.average(results.over_methods(of_model, PROTOCOLS[request.protocol]) for of_model in probs)
+
+
+def _class_records(
+    class_names: Sequence[str], probs_NxK: np.ndarray, labels_N: np.ndarray, without_N: np.ndarray
+) -> dict[str, Any]:
+    """Returns precision, recall and F1 of each class, and their means; images of `without_N` have no prediction."""
+    predicted_N = np.where(without_N, -1, results.top5_classes(probs_NxK)[:, 0])
+    classes = measures.class_measures(labels_N, predicted_N, len(class_names))
+    return {
+        "classes": [{"name": name, **one._asdict()} for name, one in zip(class_names, classes, strict=True)],
+        "macro": measures.macro_means(classes)._asdict(),
+    }
+
+
 def _submit(request: Request, subject: Subject, probs: list[dict[EvalPass, Probs]], keys: np.ndarray) -> dict[str, str]:
     """Writes predictions for a split without labels, in the challenge's format."""
-    fused = results.average(results.over_methods(of_model, PROTOCOLS[request.protocol]) for of_model in probs)
-    path = subject.output.with_suffix(".submission.txt")
+    fused, path = _fused(request, probs), subject.output.with_suffix(".submission.txt")
     if is_primary():
         write_text(path, results.submission(fused, keys, subject.class_numbers), "choose another --json")
     meaning = (

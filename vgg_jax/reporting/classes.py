@@ -1,4 +1,4 @@
-"""What a page shows of each class: the confusion matrix of few classes, the hardest of many."""
+"""What a page shows of each class: confusion matrix of few classes, the hardest of many; precision, recall, F1."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vgg_jax.evaluation import measures
 from vgg_jax.reporting.curves import percent
 from vgg_jax.reporting.predictions import Predictions
 
@@ -14,11 +15,12 @@ _HARDEST = 15
 
 
 def by_class(cached: Predictions) -> dict[str, Any]:
-    """Returns the confusion matrix of few classes, or the hardest of many."""
-    titles = cached.trained.class_titles
-    matrix = cached.confusion(len(titles))
+    """Returns the confusion matrix of few classes, or the hardest of many; precision, recall and F1 of all."""
+    titles, predicted = cached.trained.class_titles, cached.predicted()
+    matrix = measures.confusion_matrix(cached.labels, predicted, len(titles))
     counts = np.bincount(cached.labels, minlength=len(matrix))
     errors = 1 - np.diag(matrix) / np.maximum(counts, 1)
+    common = {"measures": _measure_rows(cached.labels, predicted, titles), "count": len(matrix)}
     if len(matrix) <= _MOST_CLASSES:
         shares = matrix / np.maximum(counts, 1)[:, None]
         rows = [
@@ -30,7 +32,7 @@ def by_class(cached: Predictions) -> dict[str, Any]:
             }
             for i, row in enumerate(matrix)
         ]
-        return {"matrix": rows, "hardest": [], "count": len(matrix)}
+        return {"matrix": rows, "hardest": [], **common}
     wrong = matrix - np.diag(np.diag(matrix))
     hardest = [int(i) for i in np.argsort(-errors, kind="stable") if counts[i]][:_HARDEST]
     rows = []
@@ -45,4 +47,13 @@ def by_class(cached: Predictions) -> dict[str, Any]:
                 "taken_for": ", ".join(f"{titles[j].replace('_', ' ')} ({wrong[i, j]})" for j in others),
             }
         )
-    return {"matrix": [], "hardest": rows, "count": len(matrix)}
+    return {"matrix": [], "hardest": rows, **common}
+
+
+def _measure_rows(labels_N: np.ndarray, predicted_N: np.ndarray, titles: list[str]) -> list[tuple[str, ...]]:
+    """Returns the rows of a table: class, images, predictions, precision, recall, F1; the last holds the means."""
+    classes = measures.class_measures(labels_N, predicted_N, len(titles))
+    return [
+        (name, f"{one.images:,}", f"{one.predicted:,}", *(percent(share) for share in one[2:]))
+        for name, one in zip([*titles, "total; mean"], [*classes, measures.macro_means(classes)], strict=True)
+    ]

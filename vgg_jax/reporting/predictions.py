@@ -60,13 +60,6 @@ class Predictions(NamedTuple):
         """Returns the most probable class of each image, [N]; -1 where it was skipped."""
         return np.where(self.probs_NxK.any(1), results.top5_classes(self.probs_NxK)[:, 0], -1)
 
-    def confusion(self, num_classes: int) -> np.ndarray:
-        """Returns [K, K] int64, images by true class (row) and predicted class; skipped ones are in no column."""
-        predicted = self.predicted()
-        matrix = np.zeros((num_classes, num_classes), np.int64)
-        np.add.at(matrix, (self.labels[predicted >= 0], predicted[predicted >= 0]), 1)
-        return matrix
-
     def surest_right(self, count: int) -> list[int]:
         """Returns images predicted rightly, the most confident of each class, most confident first."""
         order = self._by_confidence(self.predicted() == self.labels)
