@@ -378,6 +378,29 @@ def test_several_runs_side_by_side(trained, net_config, tmp_path, monkeypatch):
     assert html.count('<details class="run">') == 2
 
 
+def test_a_directory_stands_for_the_runs_in_it(trained, net_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    trained.rename(runs / "b")
+    logged(make_run(runs / "a", net_config, seed=1))
+    (runs / "notes").mkdir()
+    reproduction(runs / "paper", lambda workdir: make_run(workdir, net_config), tables=False)
+    page = write_page([runs], None)
+    assert page == runs / "report.html"
+    out = capsys.readouterr().out
+    assert f"left out: {runs / 'paper'}, a whole reproduction, which has its own page" in out
+    assert re.findall(r"looking at (.*)", out) == [str(runs / "a"), str(runs / "b")]
+    named = write_page([runs / "a", runs / "b"], tmp_path / "named.html", quiet=True)
+    assert text_of(page).split("Made ")[0] == text_of(named).split("Made ")[0]
+    # One run in it has the page of one run, next to which the directory's other files stay.
+    shutil.rmtree(runs / "a")
+    assert '<details class="run">' not in write_page([runs], None, quiet=True).read_text()
+    shutil.rmtree(runs / "b")
+    with pytest.raises(UserError, match=f"{runs} holds no config.json of a run and no plan.json, and no directory of"):
+        write_page([runs], None, quiet=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["ResNet-20", "AlexNet", "GoogLeNet"])
 def test_networks_other_than_vggs_have_a_page(net_config, tmp_path, configuration):

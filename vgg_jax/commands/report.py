@@ -2,6 +2,7 @@
 
     vgg-jax report runs/vgg16
     vgg-jax report runs/vgg16 runs/vgg19 --output=both.html
+    vgg-jax report runs     # all runs in the directory, in runs/report.html
 
 It never trains. It shows the evaluations that are kept; where there is none it computes and keeps a centre crop's.
 While a run uses the devices, make its report with JAX_PLATFORMS=cpu before the command.
@@ -15,7 +16,7 @@ from vgg_jax.commands import cli
 
 flags = cli.Flags()
 _OUTPUT = flags.DEFINE_string(
-    "output", "", "The page. Default: WORKDIR/report.html; of several workdirs, report.html in the current directory."
+    "output", "", "The page. Default: DIRECTORY/report.html; of several directories, report.html in the current one."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Directory of the prepared data, if not where it lay for the run.")
 _DATA_ROOT = flags.DEFINE_string(

@@ -36,7 +36,7 @@ def write_page(
     """Writes the page, whole or not at all.
 
     Args:
-      directories: workdirs of runs on the same data, or one reproduction's directory.
+      directories: workdirs of runs on the same data, or directories of such workdirs, or one reproduction's directory.
       output: the file; None for report.html in the directory, or of several in the current one.
       data_dir: where prepared data lies, if not where it lay for the runs; "" for that.
       data_root: another folder of images; "" for the runs' own.
@@ -50,11 +50,12 @@ def write_page(
         output that cannot be written.
     """
     console = Console(quiet)
-    directories = list(dict.fromkeys(directory.expanduser() for directory in directories))
+    named = [directory.expanduser() for directory in directories]
+    directories = list(dict.fromkeys(run for directory in named for run in _runs_in(directory, console)))
     _check_directories(directories)
     plan_dir, several = PlanDir(directories[0]), len(directories) > 1
     read = read_reproduction(plan_dir) if plan_dir.is_plan() else _read_histories(directories)
-    output = output.expanduser() if output else Path("" if several else directories[0], "report.html")
+    output = output.expanduser() if output else Path("" if len(set(named)) > 1 else named[0], "report.html")
     _check_output(output)
     check_devices()
     if isinstance(read, Reproduction):
@@ -102,6 +103,18 @@ def _head_of_reproduction(read: Reproduction) -> tuple[dict[str, Any], list[RunH
     return head, [history for history in of_first_seed if history.summary], _STAGE
 
 
+def _runs_in(directory: Path, console: Console) -> list[Path]:
+    """Returns the runs in a directory of workdirs, by name; the directory itself where it is one, or holds none."""
+    is_own = RunDir(directory).is_run() or PlanDir(directory).is_plan()
+    if is_own or not directory.is_dir() or not os.access(directory, os.R_OK | os.X_OK):
+        return [directory]
+    below = sorted(path for path in directory.iterdir() if path.is_dir())
+    for path in below:
+        if PlanDir(path).is_plan():
+            console.print(f"left out: {path}, a whole reproduction, which has its own page")
+    return [path for path in below if RunDir(path).is_run() and not PlanDir(path).is_plan()] or [directory]
+
+
 def _check_directories(directories: Sequence[Path]) -> None:
     """Raises UserError at a directory without anything to report, and at a reproduction that is not alone."""
     for directory in directories:
@@ -110,7 +123,7 @@ def _check_directories(directories: Sequence[Path]) -> None:
         if not os.access(directory, os.R_OK | os.X_OK):
             raise UserError(f"{directory} cannot be read: no permission; mend it, or leave it out of the report.")
         if not RunDir(directory).is_run() and not PlanDir(directory).is_plan():
-            lacking = "holds no config.json of a run and no plan.json"
+            lacking = "holds no config.json of a run and no plan.json, and no directory of a run"
             raise UserError(
                 f"{directory} {'is empty' if is_empty(directory) else lacking}, so there is nothing to report; give a "
                 "run's workdir or a reproduction's directory."
