@@ -70,6 +70,18 @@ def test_networks_side_by_side_and_one_layer_by_layer():
     assert re.search(r"fc6 +7x7/1 +1 x 1 x 4096 +102,764,544", out)
 
 
+def test_tables_for_a_page_and_for_a_paper():
+    status, out, _ = run("A", "D-BN", "--format=markdown")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[:2] == ["|  | A | D-BN |", "| --- | --- | --- |"]
+    assert {line.count("|") for line in lines} == {4}
+    status, out, _ = run("D", "--format=latex")
+    assert status == 0
+    assert (out.count(r"\begin{tabular}"), out.count(r"\end{tabular}")) == (2, 2)  # its layers, its figures
+    assert r"conv1\_1 & 3x3/1 & 224 x 224 x 64 & 1,792 &" in out
+
+
 def test_json_and_a_drawing(tmp_path):
     path = tmp_path / "network.png"
     status, out, _ = run("ResNet-20", "--crop=32", "--num_classes=10", "--json", f"--draw={path}")
@@ -91,6 +103,7 @@ def test_json_and_a_drawing(tmp_path):
         (("D", f"--num_classes={10**26}"), "is not an integer in the range [2, 1048576]"),
         (("D", "--crop=31"), "--crop=31: a crop of 31 pixels is too small: nothing would be left of it at pool5 of D."),
         (("A", "D", "--draw=x.png"), "--draw=x.png is for one network, and 2 are named."),
+        (("A", "--json", "--format=latex"), "--json and --format=latex both choose the output; give one of them."),
         (("A", "--draw=/dev/null/x.png"), "cannot write to /dev/null/x.png"),
     ],
 )

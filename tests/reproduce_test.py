@@ -14,7 +14,7 @@ from vgg_jax.config import flatten, paper_config, recipe_of, scaled_length
 from vgg_jax.data.sources import open_dataset
 from vgg_jax.reproduction.runner import plan_text, planned_runs, train_runs, write_plan
 from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage, chosen_stages, split_config, stage_config
-from vgg_jax.reproduction.tables import TABLES, fill_tables, markdown, write_tables
+from vgg_jax.reproduction.tables import TABLES, as_text, fill_tables, write_tables
 from vgg_jax.runtime.exceptions import UserError
 
 
@@ -228,13 +228,17 @@ def test_a_cell_is_the_mean_over_seeds_of_what_the_protocol_gives(net_config, tm
     assert fusion["top1_error"] == pytest.approx(np.mean(errors))
     assert fusion["top1_spread"] == pytest.approx(np.std(errors, ddof=1))
 
-    text = write_tables(content, tmp_path)
+    write_tables(content, tmp_path)
+    text = (tmp_path / "tables.md").read_text()
     mean, spread = 100 * np.mean(errors), 100 * np.std(errors, ddof=1)
     assert (
         f"| D-jitter + E-jitter | jitter | dense | 73,110,146 | {mean:.1f} ± {spread:.1f} |" in text
     )  # three classes: no top-5
     assert text.count("| not trained |") == 12 + 10 + 6 + 4 + 2 - 2 - 2 - 6 - 3
-    assert markdown(json.loads((tmp_path / "tables.json").read_text())) == (tmp_path / "tables.md").read_text() == text
+    assert as_text(json.loads((tmp_path / "tables.json").read_text())) == as_text(content, "plain") == text
+    assert f"D-jitter + E-jitter & jitter & dense & 73,110,146 & {mean:.1f} ± {spread:.1f} &" in as_text(
+        content, "latex"
+    )
 
 
 def test_the_command_line():

@@ -97,6 +97,10 @@ def test_the_table_shows_the_paper_where_it_has_a_figure():
     ]
     assert re.fullmatch(r"D run +dense +256 +50,000 +27.10% +8.82% +27.0/8.8 %", with_paper[1])
     assert "paper" not in results.table([other])
+    head, _, row, _ = results.table([ours, other], "markdown").splitlines()
+    assert head == "| models | protocol | Q | images | top-1 error | top-5 error | paper (ImageNet) |"
+    assert row == "| D run | dense | 256 | 50,000 | 27.10% | 8.82% | 27.0/8.8 % |"
+    assert results.table([other], "markdown").splitlines()[-1] == r"| D other | dense | 256 | 50,000 | 27.10% | 8.82% |"
 
 
 # Paper Tables 3 to 6, written out once more.

@@ -28,6 +28,7 @@ from absl import logging
 from vgg_jax import __version__
 from vgg_jax.commands import configuration
 from vgg_jax.runtime.exceptions import STOPPED, Interrupted, UserError, as_user_error, sentence
+from vgg_jax.runtime.text_tables import FORMATS
 
 Request = TypeVar("Request")
 _HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
@@ -47,6 +48,14 @@ class Flags:
 
     def __getattr__(self, name: str) -> Callable[..., absl_flags.FlagHolder[Any]]:
         return functools.partial(getattr(absl_flags, name), flag_values=self.values)
+
+
+def define_format(flags: Flags) -> absl_flags.FlagHolder[str]:
+    """Defines --format, which help lists with the caller's own flags."""
+    absl_flags.disclaim_key_flags()
+    return flags.DEFINE_enum(
+        "format", "plain", FORMATS, "Form of the printed tables: aligned text, Markdown or LaTeX (a tabular)."
+    )
 
 
 def run(

@@ -49,6 +49,7 @@ _OUTPUT = flags.DEFINE_string(
     "Directory for cached probabilities and results. Default: the run's, or, where that cannot be written, RUN-... in "
     "the current directory.",
 )
+_FORMAT = cli.define_format(flags)
 _joined = processes.define(flags)
 
 
@@ -67,4 +68,4 @@ def main(arguments: list[str]) -> None:
     request = flags.request(Request, workdirs=workdirs, weights=weights, output=_JSON.value, directory=_OUTPUT.value)
     with joined, cli.devices():
         distributed.check_same({"the code": code_version(), **request._asdict()})
-        evaluate(request)
+        evaluate(request, table_format=_FORMAT.value)

@@ -27,6 +27,7 @@ _MODELS = flags.DEFINE_list("models", [], "Train these configurations alone, wit
 _STAGES = flags.DEFINE_list(
     "stages", [], "Train these stages alone: A-256,D-256. What they start from must be finished."
 )
+cli.define_format(flags)
 flags.DEFINE_bool("dry_run", False, "Print the plan, its lengths and what is finished; train nothing.")
 
 

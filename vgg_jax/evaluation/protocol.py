@@ -51,8 +51,13 @@ class Request(NamedTuple):
     weights: tuple[str, ...] = ()
 
 
-def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
+def evaluate(request: Request, quiet: bool = False, table_format: str = "plain") -> dict[str, Any]:
     """Evaluates one model or several fused; cached probabilities are not computed again.
+
+    Args:
+      request: what to evaluate, and how.
+      quiet: print nothing.
+      table_format: of the printed table, see `text_tables`.
 
     Returns:
       The content of the results file: the rows of the table and everything needed to repeat them.
@@ -95,7 +100,8 @@ def evaluate(request: Request, quiet: bool = False) -> dict[str, Any]:
         rows = results.rows(models, subject.passes, probs, skipped, request.protocol, split)
         summary["rows"] = [row._asdict() | {"paper": row.paper and row.paper._asdict()} for row in rows]
         summary |= _class_records(models[0].class_names, _fused(request, probs), first.labels, skipped | ~finite)
-        console.print(results.table(rows))
+        table = results.table(rows, table_format)
+        console.print(table if table_format == "plain" else f"\n{table}\n")
     if request.maps:
         summary["maps"] = _draw_maps(request, models[0], max(p.scale for p in subject.passes[0]), split, first)
     if is_primary():

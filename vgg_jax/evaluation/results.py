@@ -13,8 +13,8 @@ from vgg_jax.evaluation.paper import TopKError
 from vgg_jax.evaluation.passes import PROTOCOLS, EvalPass, paper_scales
 from vgg_jax.evaluation.split import Split
 from vgg_jax.evaluation.trained_model import TrainedModel
-from vgg_jax.runtime.console import aligned
 from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.text_tables import table_text
 
 
 class Row(NamedTuple):
@@ -116,8 +116,8 @@ def _kind_of_scales(trained: TrainedModel, protocol: str, scales: list[int]) -> 
     return next(kinds, "")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as aligned text, errors in per cent."""
+def table(rows: Sequence[Row], table_format: str = "plain") -> str:
+    """Returns the rows as text, errors in per cent, in a form of `text_tables`."""
     lines: list[tuple[str, ...]] = [
         ("models", "protocol", "Q", "images", "top-1 error", "top-5 error", "paper (ImageNet)")
     ]
@@ -131,7 +131,7 @@ def table(rows: Sequence[Row]) -> str:
         )
     empty = {i for i, column in enumerate(zip(*lines[1:], strict=True)) if not any(column)}
     lines = [tuple("" if i in empty else text for i, text in enumerate(line)) for line in lines]
-    return aligned(lines, right={3, 4, 5})
+    return table_text(lines, {3, 4, 5}, table_format)
 
 
 def submission(probs_NxK: np.ndarray, keys_N: np.ndarray, numbers_K: np.ndarray) -> str:

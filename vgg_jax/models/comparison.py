@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from vgg_jax.models import Network, make_network
 from vgg_jax.models.summary import LayerRow, layer_rows, summary
-from vgg_jax.runtime.console import aligned
 from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.runtime.text_tables import table_text
 
 _STACKS = """Stacks of convolutions with C channels (Paper 2.3):
   two 3x3 see 5x5 with {two} C^2 weights; one 5x5 has {five} C^2 ({less:.0%} fewer in the stack)
@@ -41,12 +41,18 @@ def as_json(rows: dict[str, list[LayerRow]]) -> str:
     )
 
 
-def as_text(rows: dict[str, list[LayerRow]]) -> str:
-    """Returns tables of one network's layers and figures, or of several networks' figures with Paper 2.3's."""
-    figures = aligned(_columns({name: summary(layers) for name, layers in rows.items()}))
+def as_text(rows: dict[str, list[LayerRow]], table_format: str = "plain") -> str:
+    """Returns tables of one network's layers and figures, or of several networks' figures.
+
+    Plain text of several ends with the figures of Paper 2.3.
+    """
+    columns = _columns({name: summary(layers) for name, layers in rows.items()})
+    figures = table_text(columns, table_format=table_format)
     if len(rows) == 1:
         (layers,) = rows.values()
-        return f"{aligned(_layers(layers), range(3, 7))}\n\n{figures}"
+        return f"{table_text(_layers(layers), range(3, 7), table_format)}\n\n{figures}"
+    if table_format != "plain":
+        return figures
     stacks = {"two": 2 * 9, "five": 25, "three": 3 * 9, "seven": 49, "less": 1 - 18 / 25, "more": 49 / 27 - 1}
     return f"{figures}\n\n{_STACKS.format(**stacks)}"
 

@@ -22,6 +22,7 @@ class ReproductionRequest(NamedTuple):
     models: tuple[str, ...] = ()  # see `stages.chosen_stages`
     stages: tuple[str, ...] = ()
     dry_run: bool = False  # print the plan, train nothing
+    format: str = "plain"  # of printed tables, see `text_tables`
 
 
 def reproduce(request: ReproductionRequest) -> None:
@@ -36,7 +37,7 @@ def reproduce(request: ReproductionRequest) -> None:
     shared, plan = stages.split_config(request.config)
     chosen = stages.chosen_stages(stages.STAGES, request.models, request.stages)
     runs = runner.planned_runs(chosen, shared, plan, plan_dir.path, stages.STAGES)
-    console.print(runner.plan_text(runs))
+    console.print(runner.plan_text(runs, request.format))
     if request.dry_run:
         return
     runner.write_plan(runs, stages.STAGES, plan.seeds, plan_dir.path)
@@ -44,6 +45,7 @@ def reproduce(request: ReproductionRequest) -> None:
         runner.train_runs(runs)
         console.print("\n== tables ==")
         content = tables.fill_tables(plan_dir.path, range(plan.seeds), stages.STAGES, console.print)
-    console.print(tables.write_tables(content, plan_dir.path))
+    tables.write_tables(content, plan_dir.path)
+    console.print(tables.as_text(content, request.format))
     files = f"{plan_dir.tables_text}, {plan_dir.tables_file}"
     console.print(f"the same: {files}; all of it: vgg-jax report {shlex.quote(str(plan_dir.path))}")

@@ -18,9 +18,10 @@ from vgg_jax.models import NETWORK_KEYS
 from vgg_jax.recipe import Recipe, scale_text
 from vgg_jax.reproduction.stages import Stage, stage_config
 from vgg_jax.runs import PlanDir, RunDir
-from vgg_jax.runtime.console import Console, aligned, duration
+from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.exceptions import UserError, differences, writing_to
 from vgg_jax.runtime.files import is_empty, write_json
+from vgg_jax.runtime.text_tables import table_text
 from vgg_jax.training.train import train
 from vgg_jax.training.workdir import claim_workdir
 from vgg_jax.validation import validate
@@ -109,7 +110,7 @@ def _check_stands_for(stage: Stage, recipe: Recipe, run_dir: RunDir) -> None:
         )
 
 
-def plan_text(runs: Sequence[PlannedRun]) -> str:
+def plan_text(runs: Sequence[PlannedRun], table_format: str = "plain") -> str:
     """Returns the plan as text: a line a run, with its length and its actual or expected time."""
     images = None
     with contextlib.suppress(UserError):  # the plan can be looked at before there is data
@@ -142,7 +143,9 @@ def plan_text(runs: Sequence[PlannedRun]) -> str:
     more = f"; about {duration(seconds_left)} left" + " and what no finished run tells yet" * some_unknown
     if some_unknown and not seconds_left:
         more = "; no finished run tells yet how long they take"
-    return f"{aligned(lines)}\n{finished} of {len(runs)} runs finished{more * (finished < len(runs))}"
+    between = "\n" if table_format == "plain" else "\n\n"
+    progress = f"{finished} of {len(runs)} runs finished{more * (finished < len(runs))}"
+    return f"{table_text(lines, (), table_format)}{between}{progress}"
 
 
 def write_plan(runs: Sequence[PlannedRun], stages: Sequence[Stage], seeds: int, directory: Path) -> None:

@@ -15,6 +15,7 @@ from vgg_jax.evaluation.protocol import Request, evaluate
 from vgg_jax.reproduction.stages import STAGES, SUBMISSION, Stage
 from vgg_jax.runs import PlanDir
 from vgg_jax.runtime.files import write_json, write_text
+from vgg_jax.runtime.text_tables import table_text
 
 _CROPS = ("dense", "multi_crop", "dense+multi_crop")
 
@@ -124,32 +125,38 @@ def fill_tables(
     return {"tables": tables, "missing": list(missing)}
 
 
-def write_tables(content: dict[str, Any], directory: Path) -> str:
-    """Writes the tables as JSON and as Markdown in `directory`; returns the latter."""
-    text = markdown(content)
+def write_tables(content: dict[str, Any], directory: Path) -> None:
+    """Writes the tables as JSON and as Markdown in `directory`."""
     write_json(PlanDir(directory).tables_file, content)
-    write_text(PlanDir(directory).tables_text, text)
-    return text
+    write_text(PlanDir(directory).tables_text, as_text(content))
 
 
-def markdown(content: dict[str, Any]) -> str:
-    """Returns the tables as Markdown; errors in per cent, top-1/top-5."""
+def as_text(content: dict[str, Any], table_format: str = "markdown") -> str:
+    """Returns the tables as Markdown or as LaTeX; errors in per cent, top-1/top-5.
+
+    Args:
+      content: of `fill_tables`.
+      table_format: see `text_tables`; plain is Markdown.
+    """
+    heading, item = ("% ", "% - ") if table_format == "latex" else ("### ", "- ")
     columns = ("model", "S at crop 224", "test", "Q", "top-1/top-5 error, %", "images x seeds", "paper (ImageNet)")
     lines = []
     for table in content["tables"]:
-        lines += [f"### {table['heading']}: {table['title']}", ""]
-        lines += [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-        for row in table["rows"]:
-            is_trained = row["top1_error"] is not None
-            errors = _errors_text(row) if is_trained else "not trained"
-            count = f"{row['images']:,} x {row['seeds']}" if is_trained else ""
-            published = f"{row['paper']['top1']}/{row['paper']['top5']}" if row["paper"] else ""
-            cells = (row["model"], row["scales"], row["protocol"], row["test_scales"], errors, count, published)
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+        rows = [columns, *map(_cells, table["rows"])]
+        text = table_text(rows, table_format="latex" if table_format == "latex" else "markdown")
+        lines += [f"{heading}{table['heading']}: {table['title']}", "", text, ""]
     if content["missing"]:
-        lines += ["Missing:", "", *(f"- {text}" for text in content["missing"]), ""]
+        lines += [f"{heading.replace('### ', '')}Missing:", "", *(f"{item}{text}" for text in content["missing"]), ""]
     return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the texts of one row."""
+    is_trained = row["top1_error"] is not None
+    errors = _errors_text(row) if is_trained else "not trained"
+    count = f"{row['images']:,} x {row['seeds']}" if is_trained else ""
+    published = f"{row['paper']['top1']}/{row['paper']['top5']}" if row["paper"] else ""
+    return row["model"], row["scales"], row["protocol"], row["test_scales"], errors, count, published
 
 
 def _row_over_seeds(cell: Cell, rows_of_seeds: list[dict[str, Any]]) -> dict[str, Any]:
