@@ -1,11 +1,14 @@
 """The networks around VGG: published counts, and torch's own layers on the same numbers."""
 
 import math
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from benchmarks.degradation_image import errors_by_epoch, page
 from tests.first_steps import STATISTICS, one_batch, some_steps
 from tests.networks import init, shapes_of, small
 from vgg_jax.config import recipe_of
@@ -16,6 +19,7 @@ from vgg_jax.runtime.sharding import make_mesh
 from vgg_jax.training.state import init_state, make_model, state_shapes
 from vgg_jax.training.steps import make_train_step
 
+REPOSITORY = Path(__file__).parents[1]
 BN, GAP = {"batch_norm": True}, {"head": "gap"}
 
 
@@ -304,3 +308,15 @@ def test_eight_devices_are_one_device(tiny_config, configuration):
     single = some_steps(tiny_config, 4, devices=1)
     np.testing.assert_allclose(some_steps(tiny_config, 4, devices=8), single, rtol=1e-3)
     assert single[-1] != single[0]
+
+
+def test_the_curves_of_degradation_are_those_of_the_other_table():
+    text = (REPOSITORY / "benchmarks" / "comparators.md").read_text()
+    networks = errors_by_epoch(text)
+    assert [len(points) for points in networks.values()] == [8] * 4
+    least = {
+        name: float(re.search(rf"^\| {name} \| ([\d.]+) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", text, re.MULTILINE)[1])
+        for name in ("Plain-20", "ResNet-20", "Plain-56", "ResNet-56")
+    }
+    assert {name: 100 * min(error for _, error in points) for name, points in networks.items()} == pytest.approx(least)
+    assert page(networks).count("<circle") == 32
