@@ -114,6 +114,8 @@ class RunDir:
         try:
             flat = flatten(ConfigDict(content))
             check_values(flat)
+            if flat.get("model.num_classes", 2) < 2:
+                raise ValueError(f"model.num_classes is {flat['model.num_classes']}; a run has at least 2")
             config.update(content)
             config.optimizer.norms_follow = flat.get("optimizer.norms_follow", False)
             config.schedule.drop_epochs = epochs_text(parse_epochs(config.schedule.drop_epochs))
