@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from tests.conftest import REPOSITORY
 from tests.refusals import refused
+from vgg_jax.commands.configuration import with_start
 from vgg_jax.config import default_config, flatten, recipe_of
 from vgg_jax.recipe import KEYS, SCHEDULES
 from vgg_jax.reproduction.stages import split_config
@@ -369,3 +370,10 @@ def test_configurations_of_other_networks(file, argument, name):
         ]
         assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
         assert config.num_epochs * 50_000 / 128 == pytest.approx(64_000)
+
+
+def test_a_network_that_is_that_of_the_start_stays_as_it_is_without_a_start(tmp_path):
+    for start in ("", "none"):
+        config = default_config()
+        config.init_network, config.init_from = True, start
+        assert with_start(config, (), tmp_path) is config

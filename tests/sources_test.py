@@ -22,6 +22,7 @@ from tests.runs import make_run
 from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data import prepared
 from vgg_jax.data.decode import decode
+from vgg_jax.data.listing import list_folder
 from vgg_jax.data.sources import expanded, open_dataset, values_of_data
 from vgg_jax.data.splits import open_split
 from vgg_jax.data.statistics import moments, split_statistics
@@ -381,6 +382,35 @@ def test_the_usual_names_of_the_validation_split_are_known(given, taken, folder_
     assert recipe.with_values(values_of_data(recipe)).data.val_split == taken
 
 
+def test_two_splits_that_could_validate_are_refused_until_one_is_named(folder_config, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(root / "validation", root / "valid")
+    (root / "validation").rename(root / "val")
+    with pytest.raises(UserError, match="has val and valid.*say which: --config.data.val_split=val"):
+        values_of_data(recipe_of(folder_config))
+    folder_config.data.val_split = "valid"
+    assert "data.val_split" not in values_of_data(recipe_of(folder_config))
+
+
+@pytest.mark.parametrize("sizes", [{"a": 1, "b": 2}, {f"class{number:05}": 1 + number % 2 for number in range(10_000)}])
+def test_flat_folders_of_two_and_of_ten_thousand_classes_are_listed(sizes, tmp_path):
+    for kind, count in sizes.items():
+        (tmp_path / kind).mkdir()
+        for number in range(count):
+            (tmp_path / kind / f"{number}.png").touch()
+    listing = list_folder(tmp_path)
+    assert listing.class_names() == sorted(sizes)
+    assert set(listing.splits["validation"]) == {kind for kind, count in sizes.items() if count == 2}
+
+
+def test_a_flat_folder_of_one_image_a_class_cannot_validate(folder_config, tmp_path):
+    flat_folder(tmp_path / "flat", {"ant": 1, "bee": 1})
+    folder_config.data.root, folder_config.model.num_classes = str(tmp_path / "flat"), 2
+    refused(folder_config, "every class of .* has one image, so none is left to validate with.*data.val_split=train")
+    folder_config.data.val_split = "train"
+    assert len(open_dataset(recipe_of(folder_config)).validation) == 2
+
+
 @pytest.mark.parametrize("depth", ["", "train"])
 def test_a_folder_of_another_layout_is_explained(folder_config, tmp_path, depth):
     root = tmp_path / "flat"
@@ -728,6 +758,7 @@ def test_training_on_a_folder_imports_no_tfds(images, tmp_path):
 import sys
 from vgg_jax.config import default_config, recipe_of
 from vgg_jax.data.decode import decode
+from vgg_jax.data.listing import list_folder
 from vgg_jax.data.sources import open_dataset
 config = default_config()
 config.data.name, config.data.root, config.data.dir = "folder", {str(images)!r}, {str(tmp_path)!r}

@@ -215,7 +215,7 @@ def _data_rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     yield (
         is_folder and not data.root,
         "config.data.name is `folder`, so config.data.root must name a directory laid out as "
-        "<split>/<class>/<image>: --config.data.root=DIR.",
+        "<class>/<image> or <split>/<class>/<image>: --config.data.root=DIR.",
     )
     yield (
         is_folder and not Path(data.root).expanduser().is_dir(),

@@ -103,7 +103,9 @@ def with_start(config: ConfigDict, given: Collection[str], workdir: Path) -> Con
     Raises:
       UserError: nothing to read at `init_from`.
     """
-    if not (config.get("init_network") and config.get("init_from")):
+    from vgg_jax.recipe import NO_INIT_FROM
+
+    if not config.get("init_network") or config.get("init_from", "") in ("", NO_INIT_FROM):
         return config
     from vgg_jax.config import resolved_copy
     from vgg_jax.runs import RunDir

@@ -1,7 +1,7 @@
 """`vgg-jax prepare NAME [flags]`: makes a data set ready for training, and finds its bad images.
 
     vgg-jax prepare imagenet2012 --tars=DIR --data_dir=DIR    from the tars of image-net.org
-    vgg-jax prepare folder --data_root=DIR --data_dir=DIR     <split>/<class>/<image>
+    vgg-jax prepare folder --data_root=DIR --data_dir=DIR     [<split>/]<class>/<image>
     vgg-jax prepare cifar10 --data_root=FILE                  an official archive, or extracted
     vgg-jax prepare builtin --data_dir=DIR                    the images that the package draws
     vgg-jax prepare NAME --data_dir=DIR                       a TFDS set: how to prepare it, or its statistics
@@ -19,7 +19,7 @@ flags.DEFINE_string("tars", "", "For imagenet2012: the directory with ILSVRC2012
 flags.DEFINE_string(
     "data_root",
     "",
-    "For folder: a directory laid out <split>/<class>/<image> (config.data.root). For cifar10: the archive, or the "
+    "For folder: a directory laid out [<split>/]<class>/<image> (config.data.root). For cifar10: the archive, or the "
     "directory that it unpacks to.",
 )
 # Its name until version 0.4.

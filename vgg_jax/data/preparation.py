@@ -52,7 +52,7 @@ def prepare(request: PrepareRequest, say: Callable[[str], None] = print) -> Prep
         if getattr(request, field) and request.name not in owners:
             raise UserError(f"--{field} goes with `{'` and `'.join(owners)}`, not with `{request.name}`.")
     if request.name == _FOLDER and not request.data_root:
-        raise UserError("say which folder: --data_root=DIR, laid out <split>/<class>/<image>.")
+        raise UserError("say which folder: --data_root=DIR, laid out <class>/<image> or <split>/<class>/<image>.")
     data = _prepared(request)
     counts = ", ".join(f"{split} {count:,}" for split, count in data.counts().items())
     say(f"{data.name} is prepared in {data.directory}: {counts} images")

@@ -79,13 +79,18 @@ def values_of_data(recipe: Recipe) -> dict[str, Any]:
     takes this name's place, val, valid or test.
 
     Raises:
-      UserError: as `open_dataset`, or data of a single class.
+      UserError: as `open_dataset`, data of a single class, or both val and valid.
     """
     own, values = recipe.data, dict[str, Any]()
     if own.name == "folder":
         listing = listings.list_folder(_real_path(own.root))
         names, splits = listing.class_names(), [split for split in _VALIDATION if split in listing.splits]
         if own.val_split == _VALIDATION[0] not in splits and splits:
+            if {"val", "valid"} <= set(splits):
+                raise UserError(
+                    f"config.data.root: {own.root} has val and valid, and either could be the validation split; say "
+                    "which: --config.data.val_split=val."
+                )
             values["data.val_split"] = splits[0]
     elif recipe.model.num_classes:
         return {}
@@ -208,7 +213,7 @@ def prepared_data(
     Args:
       name: `builtin`, `folder`, or the name of a TFDS data set.
       data_dir: where prepared data lies.
-      root: for `folder`: a directory laid out <split>/<class>/<image>.
+      root: for `folder`: a directory laid out <split>/<class>/<image> or <class>/<image>.
       skip_bad: for `folder`: leave files out that are not valid images, and record which, rather than stop.
       exif: for `folder`: turn images as their EXIF orientation says.
       expected: checked before anything is prepared.
@@ -265,6 +270,11 @@ def _prepared_folder(root: Path, data_dir: epath.Path, skip_bad: bool, exif: boo
             raise UserError(
                 f"{key} is {split!r}, and {root / flat[0]} holds {listing.flat[flat[0]]:,} images and no directory of "
                 f"a class; put each image into {root / flat[0]}/<class>/, or name another split."
+            )
+        if any(not listing.splits.get(name, True) for name in split_names(split)):
+            raise UserError(
+                f"{key} is {split!r}, but every class of {root} has one image, so none is left to validate with; add "
+                f"images, or validate on the training images: --{key}=train."
             )
     check_splits(splits, list(listing.splits), f"the folder {root}")
     _check_num_classes(num_classes, "folder", len(listing.class_names()))

@@ -36,7 +36,7 @@ def heading(recipe: Recipe, dataset: Dataset, params: Any, mesh: Mesh, workdir: 
     has_rates = recipe.given["optimizer.lr_factors"]
     rates = f"learning rates by layer: {lr_factors_text(recipe.optimizer.lr_factors)}\n" if has_rates else ""
     network = recipe.model.network.title
-    if recipe.init_network:
+    if recipe.init_network and recipe.init_from:
         network += f", the network of {recipe.init_from},"
     return (
         f"{network} on {dataset.name}: {len(dataset.train):,} training and "
