@@ -126,8 +126,8 @@ def test_every_configuration_file_is_valid_on_eight_devices():
     assert len(files) >= 7
     for file in files:
         config = importlib.import_module(f"configs.{file}").get_config()
-        if file == "finetune":  # has neither images nor a start before the user names them
-            config.data.root, config.init_from = str(REPOSITORY), "runs/mine"
+        if file in ("finetune", "small"):  # have neither images nor a start before the user names them
+            config.data.root, config.init_from = str(REPOSITORY), "runs/mine" if file == "finetune" else ""
         validate(split_config(config)[0] if file == "paper" else config, num_devices=8)
 
 
@@ -377,3 +377,13 @@ def test_a_network_that_is_that_of_the_start_stays_as_it_is_without_a_start(tmp_
         config = default_config()
         config.init_network, config.init_from = True, start
         assert with_start(config, (), tmp_path) is config
+
+
+@pytest.mark.parametrize(("argument", "crop", "scale"), [("64", 64, 73), ("112", 112, 128), ("224", 224, 256)])
+def test_the_small_configuration_scales_with_its_crop(argument, crop, scale):
+    config = importlib.import_module("configs.small").get_config(argument)
+    config.data.root = str(REPOSITORY)
+    image = validate(config, num_devices=8).image
+    assert (image.crop, image.scale_min, image.scale_max, image.eval_scale) == (crop, scale, scale, scale)
+    with refused("does not know the argument '65'"):
+        importlib.import_module("configs.small").get_config("65")

@@ -78,7 +78,7 @@ def test_the_command_that_is_printed_names_both_splits(images, tmp_path, tiny_co
     printed = dict(word.removeprefix("--config.").split("=") for word in shlex.split(out) if "--config." in word)
     assert (printed["data.train_split"], printed["data.val_split"]) == ("training", "dev")
     with tiny_config.unlocked():
-        tiny_config.update_from_flattened_dict({**printed, "model.num_classes": int(printed["model.num_classes"])})
+        tiny_config.update_from_flattened_dict({"data.name": "folder", "model.num_classes": 0, **printed})
     assert len(open_dataset(recipe_of(tiny_config)).train) == 90
 
 
@@ -87,7 +87,7 @@ def test_a_folder_is_prepared_from_python(images, tmp_path):
     data = prepare(PrepareRequest("folder", data_dir=str(tmp_path / "data"), data_root=str(images)), lines.append)
     assert lines[0] == f"{data.name} is prepared in {data.directory}: train 90, validation 31 images"
     assert lines[1].startswith("mean RGB ")
-    assert lines[2].startswith("train on it with: python -m vgg_jax.main --config=vgg11 --config.data.name=folder")
+    assert lines[2].startswith("train on it with: vgg-jax train --config=small --config.data.")
     with refused("--exif goes with `folder`, not with `builtin`"):
         prepare(PrepareRequest("builtin", exif=True))
 

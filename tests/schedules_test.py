@@ -7,7 +7,15 @@ import pytest
 
 from tests.refusals import refused
 from vgg_jax.config import default_config, recipe_of
-from vgg_jax.training.schedules import Plateau, epochs_text, is_finished, learning_rate, lr_drops
+from vgg_jax.training.schedules import (
+    Plateau,
+    epoch_steps,
+    epochs_text,
+    is_finished,
+    learning_rate,
+    lr_drops,
+    total_steps,
+)
 from vgg_jax.validation import validate
 
 
@@ -121,3 +129,21 @@ def test_the_rate_is_a_tenth_until_the_training_error_is_low():
 def test_what_cannot_be_is_refused(schedule, sentence):
     with refused(sentence):
         validate(config_with(**schedule), 1)
+
+
+def test_an_epoch_of_few_images_has_the_least_number_of_steps():
+    config = default_config()
+    config.schedule.name, config.schedule.warmup_epochs = "cosine", 2.0
+    config.num_epochs, config.batch_size, config.min_epoch_steps = 30.0, 32, 20
+    recipe = recipe_of(config)
+
+    def of(images):
+        return epoch_steps(images, recipe.batch_size, recipe.min_epoch_steps)
+
+    assert (of(50), of(640), of(656)) == (20, 20, 20.5)
+    assert total_steps(recipe, of(50)) == 600
+    rates = [learning_rate(recipe, step, of(50), Plateau()) for step in range(601)]
+    assert max(rates) == rates[39] == pytest.approx(1e-2), "warm-up takes 40 steps"
+    assert rates[320] == pytest.approx(5e-3)
+    assert rates[600] == pytest.approx(0)
+    assert epoch_steps(50, 32, 0) == 50 / 32

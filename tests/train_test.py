@@ -110,6 +110,24 @@ def test_a_run_leaves_the_promised_files(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
+def test_few_images_are_trained_on_for_the_least_number_of_steps_and_again_after_a_stop(tiny_config, tmp_path):
+    tiny_config.num_epochs, tiny_config.min_epoch_steps, tiny_config.schedule.name = 2.0, 20, "cosine"
+    tiny_config.log_every_steps = 1
+    process = start_main(*flags(tiny_config, tmp_path / "run"))
+    wait_for_step(process, tmp_path / "run", 25)
+    process.kill()
+    process.communicate()
+    status, out, err = run_main(*flags(tiny_config, tmp_path / "run"))
+    assert (status, err) == (0, "")
+    assert "at most 2 epochs of 20 steps" in out
+    assert "finished at the end of the epochs: 40 steps, 2.00 epochs" in out
+    assert [line["step"] for line in metrics(tmp_path / "run") if "val/loss" in line] == [20, 40]
+    rates = [line["train/lr"] for line in metrics(tmp_path / "run") if "train/lr" in line]
+    assert rates[0] == pytest.approx(tiny_config.optimizer.learning_rate)
+    assert rates[-1] < 0.01 * rates[0]
+
+
+@pytest.mark.slow
 def test_eight_devices_train_as_one(tiny_config, tmp_path):
     for devices in (1, 8):
         assert run_main(*flags(tiny_config, tmp_path / str(devices)), devices=devices)[0] == 0

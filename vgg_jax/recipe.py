@@ -220,6 +220,9 @@ class Recipe:
     accumulation_steps: int = key(1, 1, 2**20)
     # Passes over the training split at most; 370K iterations (Paper §3.1).
     num_epochs: float = key(74.0, 1e-6, 1e6, may_change=True)
+    # Steps that an epoch has at least: it takes a small training split several times, so that num_epochs, the schedule
+    # and the evaluations are long enough for it.
+    min_epoch_steps: int = key(0, 0, 2**20)
     # The plateau's unit of time.
     eval_every_epochs: float = key(1.0, 1e-6, 1e6)
     log_every_steps: int = key(100, 1, 2**31 - 1, may_change=True)

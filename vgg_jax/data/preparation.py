@@ -86,11 +86,11 @@ def _training_command(request: PrepareRequest, data: Prepared, train_split: str)
     """Returns the command that trains on prepared data, split by split as far as the names of the splits tell."""
     splits = list(data.splits)
     values: dict[str, Any] = {
-        "data.name": request.name,
+        "data.name": request.name if request.name != _FOLDER else "",
         "data.dir": sources.expanded(request.data_dir),
         "data.root": request.data_root if request.name == _FOLDER else "",
         "data.exif": request.exif or "",
-        "model.num_classes": len(data.class_names),
+        "model.num_classes": len(data.class_names) if request.name != _FOLDER else "",
     }
     if splits == ["train"]:
         values |= {"data.train_split": "train[:90%]", "data.val_split": "train[90%:]"}
@@ -100,5 +100,5 @@ def _training_command(request: PrepareRequest, data: Prepared, train_split: str)
             others = [split for split in splits if split != train_split]
             known = (split for split in ("val", "valid", "test") if split in others)
             values["data.val_split"] = next(known, others[-1] if others else splits[-1])
-    command = ["python", "-m", "vgg_jax.main", "--config=vgg11"]
+    command = ["vgg-jax", "train", f"--config={'small' if request.name == _FOLDER else 'vgg11'}"]
     return command + [f"--config.{key}={value}" for key, value in values.items() if value != ""]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vgg_jax.config import flatten
 from vgg_jax.runs import RunDir
+from vgg_jax.training.schedules import epoch_steps
 
 _REMEDY = "bring it back from a copy, or leave its directory out of the report"
 Point = tuple[float, float]
@@ -38,7 +39,8 @@ class RunHistory(NamedTuple):
 
     def steps_per_epoch(self) -> float | None:
         images = self.dataset.get("train_images")
-        return images / self.config["batch_size"] if images else None
+        batch_size, least = self.config["batch_size"], self.config["min_epoch_steps"]
+        return epoch_steps(images, batch_size, least) if images else None
 
     def total_steps(self) -> int | None:
         """Returns the steps that the epochs allow; a plateau may end the run before."""

@@ -22,6 +22,7 @@ from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.exceptions import UserError, differences, writing_to
 from vgg_jax.runtime.files import is_empty, write_json
 from vgg_jax.runtime.text_tables import table_text
+from vgg_jax.training.schedules import epoch_steps
 from vgg_jax.training.train import train
 from vgg_jax.training.workdir import claim_workdir
 from vgg_jax.validation import validate
@@ -125,7 +126,7 @@ def plan_text(runs: Sequence[PlannedRun], table_format: str = "plain") -> str:
         recipe, stage = run.recipe, run.stage
         length, total = f"{recipe.num_epochs:g} epochs", None
         if images is not None:
-            total = math.ceil(recipe.num_epochs * images / recipe.batch_size)
+            total = math.ceil(recipe.num_epochs * epoch_steps(images, recipe.batch_size, recipe.min_epoch_steps))
             length += f", {total:,} steps"
         if run.summary:
             state = f"finished: {run.summary['steps']:,} steps, {duration(run.summary['seconds'])}"

@@ -38,12 +38,14 @@ def heading(recipe: Recipe, dataset: Dataset, params: Any, mesh: Mesh, workdir: 
     network = recipe.model.network.title
     if recipe.init_network and recipe.init_from:
         network += f", the network of {recipe.init_from},"
+    is_short = len(dataset.train) < recipe.batch_size * recipe.min_epoch_steps
+    epochs = f"epochs of {recipe.min_epoch_steps} steps" if is_short else "epochs"
     return (
         f"{network} on {dataset.name}: {len(dataset.train):,} training and "
         f"{len(dataset.validation):,} validation images, {len(dataset.class_names)} classes\n"
         f"{table}\n{rates}"
         f"S {scale_text(recipe.image.scale_min, recipe.image.scale_max)}, crop {recipe.image.crop}, batch "
-        f"{recipe.batch_size}, at most {recipe.num_epochs:g} epochs; {device.device_kind} x {mesh.size} "
+        f"{recipe.batch_size}, at most {recipe.num_epochs:g} {epochs}; {device.device_kind} x {mesh.size} "
         f"({recipe.sharding}), {recipe.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"
         f"everything is written to {workdir}; watch it with: tensorboard --logdir {shlex.quote(str(workdir))}"
     )

@@ -76,6 +76,11 @@ def is_finished(recipe: Recipe, plateau: Plateau) -> bool:
     return recipe.schedule.name == "plateau" and plateau.plateaus > recipe.plateau.max_drops
 
 
+def epoch_steps(num_images: int, batch_size: int, min_epoch_steps: int) -> float:
+    """Returns the steps of an epoch, not always whole: those of a training split of `num_images`, or the least."""
+    return max(num_images / batch_size, float(min_epoch_steps))
+
+
 def total_steps(recipe: Recipe, steps_per_epoch: float) -> int:
     """Returns the steps of `num_epochs`; raises UserError where they are too many to count."""
     steps = math.ceil(recipe.num_epochs * steps_per_epoch)

@@ -152,7 +152,7 @@ def _checked(config: ConfigDict, workdir: Path, quiet: bool) -> _Run:
         check_fit(shapes.variables, donor, recipe.init_layers)
     dataset = distributed.primary_first(lambda: open_dataset(recipe))
     distributed.check_same(_data_facts(dataset))
-    steps_per_epoch = len(dataset.train) / recipe.batch_size
+    steps_per_epoch = schedules.epoch_steps(len(dataset.train), recipe.batch_size, recipe.min_epoch_steps)
     total_steps = schedules.total_steps(recipe, steps_per_epoch)
     return _Run(recipe, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console, began)
 
