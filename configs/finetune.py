@@ -57,4 +57,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.plateau.patience = 2
     config.plateau.min_improvement = 0.002
     config.plateau.max_drops = 2
+    config.plateau.min_steps = 200  # an epoch of a small folder has few steps
     return config

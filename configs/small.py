@@ -47,6 +47,7 @@ def get_config(crop: str = "64") -> ConfigDict:
     config.log_every_steps = 20
     config.checkpoint_every_steps = 0
     config.optimizer.learning_rate = 0.05
+    config.plateau.min_steps = 200  # of the schedule `plateau`, in place of the cosine
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 2.0
     return config

@@ -76,3 +76,17 @@ def test_networks_with_batch_normalisation_stand_larger_updates_and_get_other_re
     config.model.configuration, config.image.crop = "AlexNet", 227  # which shares no layer with net A
     assert "init=glorot, a lower rate" in str(diagnostics.diverged(recipe_of(config_of("he", 0.1)), 3, math.nan))
     assert "net A" not in str(diagnostics.diverged(recipe_of(config), 3, math.nan))
+
+
+@pytest.mark.parametrize(
+    ("steps", "longer"), [(100, "It had 100 steps; train longer (--config.num_epochs=740)"), (5000, "")]
+)
+def test_a_run_of_any_length_that_ends_guessing_says_so(steps, longer):
+    recipe = recipe_of(config_of("glorot", 1e-2))
+    text = diagnostics.guessing(recipe, steps, math.log(10))
+    assert "the run ends with a training loss of 2.3026, which is guessing (ln 10 = 2.3026)" in text
+    assert longer in text
+    assert ("train longer" in text) == bool(longer)
+    assert "Try a lower rate" in text
+    assert diagnostics.guessing(recipe, steps, 2.2) is None
+    assert diagnostics.guessing(recipe, steps, None) is None, "a run of an earlier version"

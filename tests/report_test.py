@@ -72,6 +72,14 @@ def test_help_answers_without_loading_jax():
     assert "--data_dir" in shown
 
 
+def test_a_run_that_ends_with_guessing_is_headed_by_that(trained):
+    path = trained / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"final_train_loss": 5.0}))
+    assert "the run ends with a training loss of 5.0000, which is guessing" in text_of(
+        write_page([trained], None, quiet=True)
+    )
+
+
 def test_a_bare_run_gets_a_page_with_everything(trained):
     page = write_page([trained], None, quiet=True)
     assert page == trained / "report.html"

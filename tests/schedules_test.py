@@ -147,3 +147,15 @@ def test_an_epoch_of_few_images_has_the_least_number_of_steps():
     assert rates[320] == pytest.approx(5e-3)
     assert rates[600] == pytest.approx(0)
     assert epoch_steps(50, 32, 0) == 50 / 32
+
+
+def test_no_drop_comes_before_the_least_number_of_steps():
+    config = plateau_config(patience=2, min_improvement=0.01)
+    config.plateau.min_steps = 200
+    recipe, plateau, drops = recipe_of(config), Plateau(), []
+    for evaluation in range(1, 62):
+        plateau = plateau.observe(0.5, 100, recipe, 10.0)
+        if plateau.plateaus > len(drops):
+            drops.append(10 * evaluation)
+    # The first evaluation is the best; from there, and from each drop, 200 steps.
+    assert drops == [210, 410, 610]

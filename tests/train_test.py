@@ -58,6 +58,15 @@ def wait_for_step(process, workdir, step):
         time.sleep(0.02)
 
 
+def assert_ends_with_advice(out, workdir):
+    """Checks that the last line names what comes next, or says that the run has learnt nothing."""
+    last, result = out.rstrip().splitlines()[-1], summary(workdir)
+    if result["final_train_loss"] < 0.99 * math.log(3):
+        assert last == f"next: vgg-jax report {workdir}; vgg-jax predict --workdir={workdir} IMAGE"
+    else:
+        assert last.startswith("WARNING: the run ends with a training loss of ")
+
+
 def test_a_run_leaves_the_promised_files(tiny_config, tmp_path):
     status, out, err = run_main(*flags(tiny_config, tmp_path / "run"))
     assert (status, err) == (0, "")
@@ -75,6 +84,7 @@ def test_a_run_leaves_the_promised_files(tiny_config, tmp_path):
         "checkpoint: ",
     ):
         assert promised in out
+    assert_ends_with_advice(out, tmp_path / "run")
     run = tmp_path / "run"
     before = summary(run)
     assert {"steps", "epochs", "seconds", "lr_drops", "best_top1_error", "final_top1_error", "params_sha256"} <= set(

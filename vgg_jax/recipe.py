@@ -152,6 +152,8 @@ class PlateauRecipe:
     max_drops: int = key(3, 0, 100)
     # Evaluations without improvement that make a plateau; the paper does not say.
     patience: int = key(4, 1, 10**6)
+    # Steps without improvement that a plateau has at least, for small data, whose epochs have few.
+    min_steps: int = key(0, 0, 2**31 - 1)
     # Least improvement of the validation top-1 error, a fraction.
     min_improvement: float = key(0.001, 1e-9, 0.99)
 

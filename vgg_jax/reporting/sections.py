@@ -15,7 +15,7 @@ from vgg_jax.evaluation import paper
 from vgg_jax.evaluation.split import Split
 from vgg_jax.evaluation.trained_model import TrainedModel, load_trained
 from vgg_jax.models import NetworkSpec
-from vgg_jax.recipe import scale_text
+from vgg_jax.recipe import Recipe, scale_text
 from vgg_jax.reporting import images
 from vgg_jax.reporting.classes import by_class
 from vgg_jax.reporting.curves import ABSENT, Chance, chance_of, interval, percent, rate_text, run_charts
@@ -23,6 +23,7 @@ from vgg_jax.reporting.history import RunHistory
 from vgg_jax.reporting.predictions import PageOptions, Predictions, cached_predictions, compute_evaluations
 from vgg_jax.runtime.console import duration
 from vgg_jax.runtime.exceptions import UserError
+from vgg_jax.training.diagnostics import guessing
 from vgg_jax.weights import imagenet_classes
 
 _MOST_EPOCHS = 100  # rows of the table of validations
@@ -36,6 +37,11 @@ def run_section(history: RunHistory, options: PageOptions) -> dict[str, Any]:
         since = f"; metrics.jsonl was last written {written}" if written else ""
         sentence = f"This run is not finished: {state}{since}. The figures below cover the run so far."
         notes.insert(0, sentence)
+    else:
+        loss = history.summary.get("final_train_loss")
+        known = loss if isinstance(loss, float) else None
+        if text := guessing(Recipe.from_values(history.config), history.step(), known):
+            notes.insert(0, text)
     trained, cached = _loaded(history, notes), None
     if trained is not None:
         history, cached = _evaluated(history, trained, options, notes)

@@ -46,6 +46,7 @@ class Progress:
     starts: int = 0
     startup_seconds: float = 0.0  # of `seconds`, from each start to its first step taken
     last_step: int | None = None  # of `last`; None in checkpoints of earlier versions
+    train_loss: float | None = None  # mean before the last evaluation; None in checkpoints of earlier versions
     best_loss: float | None = None  # of `best_step`, which decides ties; None in checkpoints of earlier versions
 
     def observe(self, step: int, validation: dict[str, float]) -> None:

@@ -10,6 +10,10 @@ from vgg_jax.runtime.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
 STEPS_TO_LEAVE_CHANCE = 200
+# A training loss above this part of that of guessing is guessing.
+_CHANCE = 0.99
+# Steps after which most runs have left it, to suggest.
+_ENOUGH_STEPS = 1000
 # Updates that change kernels by more than this part of themselves destroy the initialisation. Healthy
 # runs stay below 0.015; the He runs that diverge at 1e-3 start at 0.1 (benchmarks/findings.md, the presets).
 _LARGEST_UPDATE_RATIO = 0.05
@@ -26,7 +30,7 @@ def stuck(recipe: Recipe, step: int, means: Mapping[str, float]) -> str | None:
       means: a step's metrics, averaged since the evaluation before; norms are those of the last log line.
     """
     chance = math.log(recipe.model.num_classes)
-    if step < STEPS_TO_LEAVE_CHANCE or means["loss"] < 0.99 * chance:
+    if step < STEPS_TO_LEAVE_CHANCE or means["loss"] < _CHANCE * chance:
         return None
     # A layer that no gradient reaches changes by its weight decay alone, which is known: rate x l2 / (1 - momentum).
     decay = means["lr"] * recipe.optimizer.l2 / (1 - recipe.optimizer.momentum)
@@ -44,6 +48,27 @@ def stuck(recipe: Recipe, step: int, means: Mapping[str, float]) -> str | None:
     return (
         f"WARNING: at step {step} the loss is still {means['loss']:.4f}, which is guessing "
         f"(ln {recipe.model.num_classes} = {chance:.4f}). {cause}{_remedies(recipe)}"
+    )
+
+
+def guessing(recipe: Recipe, steps: int, loss: float | None) -> str | None:
+    """Returns a sentence about a run that ends with the loss of guessing, whatever its length; None if it does not.
+
+    Args:
+      recipe: the run's.
+      steps: updates made.
+      loss: of training, the mean before the last evaluation; None where it is not known.
+    """
+    chance = math.log(recipe.model.num_classes)
+    if loss is None or loss < _CHANCE * chance:
+        return None
+    longer = ""
+    if steps < _ENOUGH_STEPS:
+        epochs = math.ceil(recipe.num_epochs * _ENOUGH_STEPS / steps)
+        longer = f"It had {steps} steps; train longer (--config.num_epochs={epochs}). "
+    return (
+        f"WARNING: the run ends with a training loss of {loss:.4f}, which is guessing (ln {recipe.model.num_classes} = "
+        f"{chance:.4f}): it has learnt nothing. {longer}{_remedies(recipe)}"
     )
 
 

@@ -211,12 +211,15 @@ class TrainMetrics:
             self._line = f"epoch {step / self._steps_per_epoch:.2f} | loss {values['loss']:.4f} | lr {values['lr']:.0e}"
         self._console.progress(step, f"{left} | {self._line} | {pace}")  # a narrow terminal cuts off the end
 
-    def error_since_evaluation(self, step: int) -> float:
-        """Returns the training error since the last evaluation, and warns where the loss is still that of guessing."""
+    def since_evaluation(self, step: int) -> dict[str, float]:
+        """Returns the means of the metrics since the last evaluation, {} where no step was taken, and begins again.
+
+        Warns where the loss is still that of guessing.
+        """
         mean, self._sums["evaluation"] = _mean_of_sums(self._sums["evaluation"]), {}
         if mean:
             self._warn(diagnostics.stuck, step, mean | self._sums["norms"])
-        return mean.get("top1_error", 1.0)
+        return mean
 
     def _warn(self, check: Callable[..., str | None], *arguments: Any) -> None:
         """Prints the warning of a check, once in a run."""

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from vgg_jax.data.sources import Dataset
 from vgg_jax.recipe import Recipe, scale_text
 from vgg_jax.runtime.console import duration
+from vgg_jax.training.diagnostics import guessing
 from vgg_jax.training.metrics import top5_text
 from vgg_jax.value_parsers import lr_factors_text
 
@@ -61,11 +62,16 @@ def stopped(step: int, total_steps: int, checkpoint: Path, signum: int) -> str:
 
 def closing(recipe: Recipe, summary: dict[str, Any]) -> str:
     """Returns what a run prints at its end, of the content of its summary.json."""
-    reason = "the last plateau" if summary["stopped_by"] == "plateau" else "the end of the epochs"
+    plateau, reason = recipe.plateau, "the end of the epochs"
+    if summary["stopped_by"] == "plateau":
+        reason = f"the last plateau (plateau.patience={plateau.patience}, plateau.max_drops={plateau.max_drops})"
+    workdir = shlex.quote(str(Path(summary["checkpoint"]).parents[1]))
+    following = f"next: vgg-jax report {workdir}; vgg-jax predict --workdir={workdir} IMAGE"
     return (
         f"finished at {reason}: {summary['steps']} steps, {summary['epochs']:.2f} epochs, "
         f"{duration(summary['seconds'])}, {summary['lr_drops']} drops of the learning rate\n"
         f"validation top-1 error {summary['final_top1_error']:.2%} (best {summary['best_top1_error']:.2%} at step "
         f"{summary['best_step']}){top5_text(recipe, summary['final_top5_error'], 2)}\n"
-        f"checkpoint: {summary['checkpoint']}; best: {summary['best_checkpoint']}"
+        f"checkpoint: {summary['checkpoint']}; best: {summary['best_checkpoint']}\n"
+        f"{guessing(recipe, summary['steps'], summary['final_train_loss']) or following}"
     )

@@ -25,23 +25,25 @@ class Plateau:
     evaluations: int = 0  # since the best one or the last plateau
     plateaus: int = 0
 
-    def observe(self, error: float, num_images: int, recipe: Recipe) -> Plateau:
+    def observe(self, error: float, num_images: int, recipe: Recipe, steps: float = math.inf) -> Plateau:
         """Returns the state after an evaluation.
 
         `plateau.patience` evaluations in a row that do not lower the least error by at least `plateau.min_improvement`
-        make a plateau.
+        make a plateau, if `plateau.min_steps` steps lie in them.
 
         Args:
           error: validation top-1 error, a fraction.
           num_images: validation images that the error is a fraction of.
           recipe: the run's.
+          steps: between two evaluations.
         """
         # Counted in images: floats do not hold the errors exactly, and an improvement may be exactly the least one.
         fewer = math.inf if self.best_error is None else round(self.best_error * num_images) - round(error * num_images)
         if fewer >= recipe.plateau.min_improvement * num_images - 1e-6:
             return dataclasses.replace(self, best_error=error, evaluations=0)
-        if self.evaluations + 1 < recipe.plateau.patience:
-            return dataclasses.replace(self, evaluations=self.evaluations + 1)
+        evaluations = self.evaluations + 1
+        if evaluations < recipe.plateau.patience or evaluations * steps < recipe.plateau.min_steps:
+            return dataclasses.replace(self, evaluations=evaluations)
         return dataclasses.replace(self, evaluations=0, plateaus=self.plateaus + 1)
 
 

@@ -117,7 +117,9 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             metrics.flush(state)
             resources.check_lock()
             if evaluation_due(step) or at_end:
-                progress.is_warm |= metrics.error_since_evaluation(step) < recipe.schedule.warmup_error
+                means = metrics.since_evaluation(step)
+                progress.is_warm |= means.get("top1_error", 1.0) < recipe.schedule.warmup_error
+                progress.train_loss = means.get("loss", progress.train_loss)
                 _evaluate(run, resources, step, state, progress, evaluation_due(step))
             progress.seconds, progress.sums = seconds_before + time.monotonic() - run.began, metrics.sums()
             checkpoints.save(step, state, progress)
@@ -260,7 +262,8 @@ def _evaluate(
     resources.metrics_log.write(step, {f"val/{name}": value for name, value in val.items()})
     drops_before = schedules.lr_drops(recipe, epoch, progress.plateau)
     if is_regular:
-        progress.plateau = progress.plateau.observe(val["top1_error"], len(images), recipe)
+        steps = recipe.eval_every_epochs * run.steps_per_epoch
+        progress.plateau = progress.plateau.observe(val["top1_error"], len(images), recipe, steps)
     progress.observe(step, val)
     run.console.print(
         f"validation at step {step} (epoch {epoch:.2f}): top-1 error {val['top1_error']:.2%}"
@@ -302,6 +305,7 @@ def _summary(run: _Run, step: int, state: TrainState, progress: Progress, checkp
         "best_top1_error": progress.best_top1_error,
         "best_step": progress.best_step,
         **{f"final_{name}": value for name, value in progress.last.items()},
+        "final_train_loss": progress.train_loss,
         "params_sha256": params_sha256(state.params, state.model_state),
         "checkpoint": str(checkpoints.path(step)),
         "best_checkpoint": str(checkpoints.path(progress.best_step)),
