@@ -1,9 +1,13 @@
 """The command line: help, defaults, and a sentence for every mistake."""
 
+import ast
+
 import pytest
 
-from tests.command import help_of, run_main
+from tests.command import as_flags, help_of, run_main
+from vgg_jax.commands import keys
 from vgg_jax.commands.configuration import default_workdir
+from vgg_jax.recipe import KEYS
 
 QUICKSTART = "--config=configs/quickstart.py"
 TWO = ("--coordinator_address=localhost:1", "--num_processes=2", "--process_id=0")
@@ -13,6 +17,33 @@ def test_help_answers_without_loading_jax():
     shown = help_of("train")
     assert "--workdir" in shown
     assert "configs/vgg19.py:S=384" in shown
+    for key in KEYS:
+        assert f"\n  config.{key}" in shown
+    assert "config.plateau.patience = 4\n      Evaluations without improvement that make a plateau; the paper" in shown
+
+
+def test_keys_are_read_from_the_source_as_the_recipe_has_them():
+    assert list(keys.declared()) == list(KEYS)
+    assert all(field.section for field in keys.declared().values())
+    literals = {key: ast.literal_eval(field.default) for key, field in keys.declared().items() if field.default}
+    assert literals == {key: KEYS[key].default for key in literals}
+    assert set(KEYS) - set(literals) == {"compilation_cache", "data.dir"}
+
+
+def test_a_configuration_is_printed_with_its_values(tmp_path):
+    status, out, err = run_main(QUICKSTART, "--config.batch_size=9", "--print_config", f"--workdir={tmp_path / 'run'}")
+    assert (status, err) == (0, "")
+    assert "config.batch_size = 9\n      Images in a step" in out
+    assert "config.data.name = 'builtin'\n" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing_into_the_workdir(tiny_config, tmp_path):
+    status, out, err = run_main(QUICKSTART, *as_flags(tiny_config), f"--workdir={tmp_path / 'run'}", "--dry_run")
+    assert (status, err) == (0, "")
+    for promised in ("90 training and 31 validation images", "memory a device", "without --dry_run it takes 34 steps"):
+        assert promised in out
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_default_workdir_is_named_after_the_configuration():
@@ -34,6 +65,11 @@ def test_a_configuration_is_found_by_its_name_and_by_its_path(form, tmp_path):
     [
         ((), "say what to train: --config=quickstart"),
         (("--confg=configs/quickstart.py",), "Unknown command line flag 'confg'. Did you mean: config"),
+        (
+            (QUICKSTART, "--num_epochs=3"),
+            "--num_epochs is not a flag but a key of the configuration; write --config.num",
+        ),
+        ((QUICKSTART, "--learning_rate=3"), "write --config.optimizer.learning_rate."),
         (("configs/quickstart.py",), "'configs/quickstart.py' is not a flag"),
         (("--config=configs/quickstrat.py",), "--config=configs/quickstrat.py: there is no such file, and no config"),
         (

@@ -37,8 +37,9 @@ _HELP = {"--help", "--helpfull", "--helpshort", "-help", "-h", "-?"}
 class Flags:
     """The flags of one command: `DEFINE_string` and similar as in absl.flags, apart from other commands."""
 
-    def __init__(self) -> None:
-        self.values = absl_flags.FlagValues()
+    def __init__(self, more_help: Callable[[], str] = str) -> None:
+        """Args: more_help: returns what --help prints after the flags."""
+        self.values, self.more_help = absl_flags.FlagValues(), more_help
 
     def request(self, kind: Callable[..., Request], **fields: Any) -> Request:
         """Returns a request of `fields` and, for its other fields, the flags of their names; lists become tuples."""
@@ -86,7 +87,7 @@ def run(
     absl_flags.FLAGS.mark_as_parsed()  # libraries define some for themselves
     try:
         if _HELP.intersection(sys.argv[1:]):
-            print(f"{sys.modules[main.__module__].__doc__}\n{flags.values.get_help()}")
+            print(f"{sys.modules[main.__module__].__doc__}\n{flags.values.get_help()}{flags.more_help()}")
         elif "--version" in sys.argv[1:]:
             print(version())
         else:
@@ -223,7 +224,7 @@ def _parse(values: absl_flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         return values(configuration.with_files(argv))
     except absl_flags.Error as error:
-        configuration.explain(str(error))
+        configuration.explain(str(error), "config" in values)
         text = " ".join(str(error).replace(" ?", "?").split()).rstrip(".")
         if len(text) > 600:
             text = f"{text[:200]} ... {text[-200:]}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
+from vgg_jax.commands import keys
 from vgg_jax.runtime.exceptions import UserError, did_you_mean, first_line
 
 
@@ -122,8 +123,17 @@ def file_fails(config: str, error: Exception) -> str:
     return f"{config} fails: {first_line(error).rstrip('.')}. Mend it, or choose another."
 
 
-def explain(text: str) -> None:
-    """Raises UserError if absl's error comes from a configuration file, or from a value given to a section."""
+def explain(text: str, has_config: bool = True) -> None:
+    """Raises UserError if absl's error comes from a configuration file, a value of a section, or a key without config.
+
+    Args:
+      text: of the error.
+      has_config: whether the command has the flag --config.
+    """
+    unknown = re.match(r"Unknown command line flag '([\w.]+)'", text)
+    if has_config and unknown and (known := keys.suggestions(unknown[1])):
+        names = " or ".join(f"--config.{key}" for key in known)
+        raise UserError(f"--{unknown[1]} is not a flag but a key of the configuration; write {names}.")
     if match := re.match(r"flag --config=(.*?): Error whilst parsing config file", text):
         cause, (_, colon, argument) = text.strip().splitlines()[-1].strip(), match[1].partition(":")
         if colon and "takes 0 positional arguments" in cause:
@@ -133,8 +143,8 @@ def explain(text: str) -> None:
         from vgg_jax.recipe import KEYS
 
         section, value = match[1], match[2]
-        keys = [key.removeprefix(f"{section}.") for key in KEYS if key.startswith(f"{section}.")] or ["KEY"]
+        inside = [key.removeprefix(f"{section}.") for key in KEYS if key.startswith(f"{section}.")] or ["KEY"]
         raise UserError(
-            f"--config.{section}={value}: {section} is a section of keys ({', '.join(keys)}); name one of them, as "
-            f"--config.{section}.{keys[0]}={value}."
+            f"--config.{section}={value}: {section} is a section of keys ({', '.join(inside)}); name one of them, as "
+            f"--config.{section}.{inside[0]}={value}."
         )

@@ -20,7 +20,7 @@ from vgg_jax.value_parsers import lr_factors_text
 
 
 def heading(recipe: Recipe, dataset: Dataset, params: Any, mesh: Mesh, workdir: Path) -> str:
-    """Returns what a run prints before it compiles: network, data, table of parameters, hyper-parameters and devices.
+    """Returns what a run prints before it compiles: network, data, parameters, hyper-parameters, devices, warnings.
 
     Args:
       recipe: of the run.
@@ -49,6 +49,7 @@ def heading(recipe: Recipe, dataset: Dataset, params: Any, mesh: Mesh, workdir: 
         f"{recipe.batch_size}, at most {recipe.num_epochs:g} {epochs}; {device.device_kind} x {mesh.size} "
         f"({recipe.sharding}), {recipe.model.dtype}, jax {jax.__version__}, Python {platform.python_version()}\n"
         f"everything is written to {workdir}; watch it with: tensorboard --logdir {shlex.quote(str(workdir))}"
+        + "".join(f"\nWARNING: {warning}" for warning in dataset.warnings)
     )
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +19,13 @@ from vgg_jax.config import flatten
 from vgg_jax.data.pipeline import batches, eval_examples, train_examples
 from vgg_jax.data.sources import Dataset, open_dataset, values_of_data
 from vgg_jax.data.statistics import class_weights
-from vgg_jax.recipe import KEYS, Recipe
+from vgg_jax.recipe import Recipe
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime import compilation, distributed, lock
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.digests import params_sha256
 from vgg_jax.runtime.exceptions import Interrupted, UserError
-from vgg_jax.runtime.provenance import code_version, environment
+from vgg_jax.runtime.provenance import environment
 from vgg_jax.runtime.sharding import make_mesh, replicated
 from vgg_jax.training import diagnostics, schedules
 from vgg_jax.training.center_crop import evaluate
@@ -38,7 +36,7 @@ from vgg_jax.training.run_texts import closing, heading, stopped
 from vgg_jax.training.state import TrainState, init_state, state_shapes
 from vgg_jax.training.steps import Batch, Steps, compile_steps
 from vgg_jax.training.transplant import Donor, check_fit, read_donor, start_from
-from vgg_jax.training.workdir import check_workdir, claim_workdir, continued_recipe
+from vgg_jax.training.workdir import check_workdir, claim_workdir, continued_recipe, data_facts, facts
 from vgg_jax.validation import validate
 
 
@@ -133,11 +131,24 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
     return summary
 
 
+def dry_run(config: ConfigDict, workdir: Path) -> None:
+    """Prints what `train` would run, on what data and in how much memory; writes nothing into the workdir.
+
+    Data that can be prepared is. Raises as `train`.
+    """
+    run = _checked(config, workdir, quiet=False)
+    _check_end(run)
+    run.console.print(heading(run.recipe, run.dataset, run.shapes.params, run.mesh, run.workdir))
+    with compilation.keep_compiled(run.recipe.compilation_cache, None, run.console.print):
+        _compile(run)
+    run.console.print(f"dry run: nothing was written to {workdir}; without --dry_run it takes {run.total_steps} steps")
+
+
 def _checked(config: ConfigDict, workdir: Path, quiet: bool) -> _Run:
     """Decides what will run, where and on what data; raises UserError where it cannot."""
     began = time.monotonic()
     compilation.check_devices()
-    distributed.check_same(_facts(flatten(config), workdir))
+    distributed.check_same(facts(flatten(config), workdir))
     console = Console(quiet or not distributed.is_primary())
     recipe = validate(config, jax.device_count())
     recipe = recipe.with_values(distributed.primary_first(lambda: values_of_data(recipe)))
@@ -153,7 +164,7 @@ def _checked(config: ConfigDict, workdir: Path, quiet: bool) -> _Run:
         donor = read_donor(recipe.init_from)
         check_fit(shapes.variables, donor, recipe.init_layers)
     dataset = distributed.primary_first(lambda: open_dataset(recipe))
-    distributed.check_same(_data_facts(dataset))
+    distributed.check_same(data_facts(dataset.description()))
     steps_per_epoch = schedules.epoch_steps(len(dataset.train), recipe.batch_size, recipe.min_epoch_steps)
     total_steps = schedules.total_steps(recipe, steps_per_epoch)
     return _Run(recipe, workdir, dataset, mesh, shapes, donor, steps_per_epoch, total_steps, console, began)
@@ -190,9 +201,7 @@ def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
     _check_end(run)
     distributed.primary_first(lambda: claim_workdir(run.workdir, run.recipe, dataset.description(), write=primary))
     distributed.check_shared(run.workdir, "--workdir")
-    console.print(heading(run.recipe, dataset, run.shapes.params, run.mesh, run.workdir))
-    for warning in dataset.warnings:
-        console.print(f"WARNING: {warning}")
+    run.console.print(heading(run.recipe, run.dataset, run.shapes.params, run.mesh, run.workdir))
     return check_lock
 
 
@@ -338,15 +347,3 @@ def _compile(run: _Run) -> Steps:
         f"{memory.argument_size_in_bytes / 2**20:,.0f} MiB; compiled in {duration(time.monotonic() - began)}"
     )
     return steps
-
-
-def _facts(given: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """Returns the facts that all processes of a run must share before they begin."""
-    values = {f"config.{name}": given.get(name) for name, key in KEYS.items() if not key.is_local}
-    return {"the code": code_version(), "jax": jax.__version__, "--workdir": str(workdir), **values}
-
-
-def _data_facts(dataset: Dataset) -> dict[str, Any]:
-    facts = dataset.description()
-    colors = json.dumps([facts.pop("mean_rgb"), facts.pop("color_vectors")])  # whose many digits would not say more
-    return {**facts, "the images' colours": hashlib.sha256(colors.encode()).hexdigest()[:8]}

@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from vgg_jax.config import flatten
-from vgg_jax.recipe import Recipe, may_change
+from vgg_jax.recipe import KEYS, Recipe, may_change
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.exceptions import UserError, differences, writing_to
+from vgg_jax.runtime.provenance import code_version
 
 _REMEDY = "choose another --workdir"
 _COLORS = ("mean_rgb", "color_vectors")
@@ -87,6 +92,19 @@ def claim_workdir(workdir: Path, recipe: Recipe, dataset: dict[str, Any], write:
         workdir.mkdir(parents=True, exist_ok=True)
     run.write_config(recipe)
     run.write_dataset(dataset)
+
+
+def facts(given: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """Returns the facts that all processes of a run must share before they begin."""
+    values = {f"config.{name}": given.get(name) for name, key in KEYS.items() if not key.is_local}
+    return {"the code": code_version(), "jax": jax.__version__, "--workdir": str(workdir), **values}
+
+
+def data_facts(description: dict[str, Any]) -> dict[str, Any]:
+    """Returns the facts about the data that all processes must share, of the content of dataset.json."""
+    facts = dict(description)
+    colors = json.dumps([facts.pop("mean_rgb"), facts.pop("color_vectors")])  # whose many digits would not say more
+    return {**facts, "the images' colours": hashlib.sha256(colors.encode()).hexdigest()[:8]}
 
 
 def _check_same_config(run: RunDir, recipe: Recipe) -> None:
