@@ -169,8 +169,8 @@ def test_where_anything_differs_the_paper_has_no_figure():
         ("resnet50:34", {"model.shortcut": "C"}, "dense", "21.53/5.6"),
         ("resnet50:152", {"model.bottleneck_stride": "1x1"}, "dense", "19.38/4.49"),
         ("resnet50:152", {}, "dense", "-"),  # the stride is not the paper's
-        ("resnet_cifar:56", {}, "center_crop", "6.97"),
-        ("resnet_cifar:110", {}, "center_crop", "6.43"),
+        ("resnet_cifar:56", {"model.num_classes": 10}, "center_crop", "6.97"),
+        ("resnet_cifar:110", {"model.num_classes": 10}, "center_crop", "6.43"),
         ("resnet_cifar:plain-56", {}, "center_crop", "-"),
         ("alexnet", {}, "ten_crop", "40.7/18.2"),
         ("googlenet", {}, "center_crop", "-/10.07"),

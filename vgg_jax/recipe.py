@@ -213,7 +213,7 @@ class Recipe:
     # other classes.
     init_layers: str = key("")
     # Whether the network, its width, crop and S are those of init_from, except for keys that are given.
-    init_network: bool = key(False)
+    init_network: bool = key(False, may_change=True)
     # Whether init_from must be given.
     start_required: bool = key(False)
     # Images in a step, over all devices (Paper §3.1).
