@@ -115,9 +115,6 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
             metrics.flush(state)
             resources.check_lock()
             if evaluation_due(step) or at_end:
-                means = metrics.since_evaluation(step)
-                progress.is_warm |= means.get("top1_error", 1.0) < recipe.schedule.warmup_error
-                progress.train_loss = means.get("loss", progress.train_loss)
                 _evaluate(run, resources, step, state, progress, evaluation_due(step))
             progress.seconds, progress.sums = seconds_before + time.monotonic() - run.began, metrics.sums()
             checkpoints.save(step, state, progress)
@@ -264,6 +261,9 @@ def _evaluate(
       UserError: the validation loss is not finite.
     """
     recipe, images, epoch = run.recipe, run.dataset.validation, step / run.steps_per_epoch
+    means = resources.metrics.since_evaluation(step)
+    progress.is_warm |= means.get("top1_error", 1.0) < recipe.schedule.warmup_error
+    progress.train_loss = means.get("loss", progress.train_loss)
     val_batches = batches(recipe, eval_examples(recipe, images), run.mesh)
     val = evaluate(resources.steps.evaluate, state.averages or state.variables, val_batches, len(images))
     if not math.isfinite(val["loss"]):
