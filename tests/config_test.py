@@ -138,6 +138,7 @@ def test_every_configuration_file_is_valid_on_eight_devices():
         ("model.configuration", "a-lrn", "it must be one of A, A-LRN"),
         ("model.init", "glorott", "Did you mean 'glorot'?"),
         ("model.dtype", "float16", "it must be one of float32, bfloat16"),
+        *(("profile_steps", text, "the first and the last step") for text in ("5", "(5, 4)", "0,3", "a,b", "1,2,3")),
         ("model.num_classes", 1, "a network tells at least 2 classes apart"),
         ("model.dropout_rate", 1.0, "must be at least 0 and at most 0.99"),
         ("model.width_multiplier", 0.0, "must be at least 0.001 and at most 64"),

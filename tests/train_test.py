@@ -1,6 +1,7 @@
 """Whole runs: killed and resumed is uninterrupted, signals save, what cannot continue says so."""
 
 import contextlib
+import gzip
 import json
 import math
 import random
@@ -511,3 +512,18 @@ def test_the_ends_of_every_range_run_or_are_refused_in_a_sentence(tiny_config, t
     elif ended:
         assert "\n" not in str(ended)
         assert len(str(ended)) < 600
+
+
+@pytest.mark.slow
+def test_some_steps_are_traced_for_tensorboard_and_perfetto(tiny_config, tmp_path, capsys):
+    tiny_config.num_epochs, tiny_config.profile_steps = 0.5, "(3, 4)"
+    traced = train(tiny_config, tmp_path / "run")
+    directory = tmp_path / "run" / "tensorboard"
+    assert f"traced steps 3 to 4: tensorboard --logdir {directory}" in capsys.readouterr().out
+    (written,) = directory.glob("plugins/profile/*/perfetto_trace.json.gz")
+    assert any(
+        "dot" in event.get("name", "") for event in json.loads(gzip.decompress(written.read_bytes()))["traceEvents"]
+    )
+    assert list(written.parent.glob("*.xplane.pb"))
+    tiny_config.profile_steps = ""
+    assert train(tiny_config, tmp_path / "other", quiet=True)["params_sha256"] == traced["params_sha256"]

@@ -19,7 +19,7 @@ from vgg_jax.models.initializers import PRESETS
 from vgg_jax.runtime.compilation import AUTO
 from vgg_jax.runtime.exceptions import UserError
 from vgg_jax.runtime.sharding import RULES
-from vgg_jax.value_parsers import LrFactors, epochs_text, parse_epochs, parse_lr_factors
+from vgg_jax.value_parsers import LrFactors, epochs_text, parse_epochs, parse_lr_factors, parse_steps
 
 DTYPES = ("float32", "bfloat16")
 L2_MASKS = ("kernels", "all")
@@ -228,6 +228,8 @@ class Recipe:
     # The plateau's unit of time.
     eval_every_epochs: float = key(1.0, 1e-6, 1e6)
     log_every_steps: int = key(100, 1, 2**31 - 1, may_change=True)
+    # First and last step of a trace for TensorBoard and Perfetto, "(100, 105)"; "" for none.
+    profile_steps: tuple[int, int] | None = key("", may_change=True, parse=parse_steps)
     # Steps between checkpoints, besides one at every evaluation; 0: only there.
     checkpoint_every_steps: int = key(1000, 0, 2**31 - 1, may_change=True)
     # Directory of compiled programs, for the next start; "auto": JAX_COMPILATION_CACHE_DIR, else the user's, or of

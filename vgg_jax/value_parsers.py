@@ -108,6 +108,21 @@ def parse_epochs(value: Any) -> tuple[float, ...]:
     return tuple(epochs)
 
 
+def parse_steps(text: str) -> tuple[int, int] | None:
+    """Returns `profile_steps`, the first and the last of some steps; None for "".
+
+    Raises:
+      UserError: a text that is not "(100, 105)" or "100,105".
+    """
+    words = text.strip().removeprefix("(").removesuffix(")").split(",") if text else ["0", "0"]
+    steps = [int(word) if word.strip().isdecimal() else -1 for word in words]
+    if len(steps) != 2 or steps[0] < bool(text) or steps[1] < steps[0]:
+        raise UserError(
+            f"config.profile_steps is {quoted(text, 100)}; it must be the first and the last step, as '(100, 105)'."
+        )
+    return (steps[0], steps[1]) if text else None
+
+
 def epochs_text(epochs: Iterable[float]) -> str:
     """Returns epochs as `parse_epochs` reads them: "30,60"."""
     return ",".join(f"{epoch!r}".removesuffix(".0") for epoch in epochs)

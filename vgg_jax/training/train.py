@@ -24,7 +24,7 @@ from vgg_jax.runs import RunDir
 from vgg_jax.runtime import compilation, distributed, lock
 from vgg_jax.runtime.console import Console, duration
 from vgg_jax.runtime.digests import params_sha256
-from vgg_jax.runtime.exceptions import Interrupted, UserError
+from vgg_jax.runtime.exceptions import Interrupted
 from vgg_jax.runtime.provenance import environment
 from vgg_jax.runtime.sharding import make_mesh, replicated
 from vgg_jax.training import diagnostics, schedules
@@ -32,11 +32,12 @@ from vgg_jax.training.center_crop import evaluate
 from vgg_jax.training.checkpoints import Checkpoints, Progress
 from vgg_jax.training.memory import check_memory, need_memory, state_line
 from vgg_jax.training.metrics import MetricsLog, TrainMetrics, top5_text
+from vgg_jax.training.profiling import tracing
 from vgg_jax.training.run_texts import closing, heading, stopped
 from vgg_jax.training.state import TrainState, init_state, state_shapes
 from vgg_jax.training.steps import Batch, Steps, compile_steps
 from vgg_jax.training.transplant import Donor, check_fit, read_donor, start_from
-from vgg_jax.training.workdir import check_workdir, claim_workdir, continued_recipe, data_facts, facts
+from vgg_jax.training.workdir import check_end, check_workdir, claim_workdir, continued_recipe, data_facts, facts
 from vgg_jax.validation import validate
 
 
@@ -64,6 +65,7 @@ class _Resources(NamedTuple):
     metrics_log: MetricsLog
     metrics: TrainMetrics
     train_batches: Iterator[Batch]
+    trace: Callable[[int, TrainState], None]  # of `profiling.tracing`
     stop: distributed.Stop
 
 
@@ -98,6 +100,7 @@ def train(config: ConfigDict, workdir: Path, quiet: bool = False) -> dict[str, A
                 batch = next(resources.train_batches)
             lr = learning_rate(step, progress)
             step += 1
+            resources.trace(step, state)
             train_step = steps.train_with_norms if metrics.is_logged(step) else steps.train
             with jax.transfer_guard("disallow"):
                 state, step_metrics = train_step(state, batch, lr)
@@ -134,7 +137,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> None:
     Data that can be prepared is. Raises as `train`.
     """
     run = _checked(config, workdir, quiet=False)
-    _check_end(run)
+    check_end(run.workdir, run.recipe, run.steps_per_epoch)
     run.console.print(heading(run.recipe, run.dataset, run.shapes.params, run.mesh, run.workdir))
     with compilation.keep_compiled(run.recipe.compilation_cache, None, run.console.print):
         _compile(run)
@@ -185,8 +188,11 @@ def _open(run: _Run, stack: contextlib.ExitStack) -> tuple[_Resources, int, Trai
     metrics = TrainMetrics(recipe, run.steps_per_epoch, run.total_steps, metrics_log, console, progress.sums)
     train_batches = batches(recipe, train_examples(recipe, run.dataset.train), run.mesh, start=step)
     stack.enter_context(contextlib.closing(train_batches))
+    traced = recipe.profile_steps if distributed.is_primary() else None
+    trace = stack.enter_context(tracing(traced, RunDir(run.workdir).tensorboard, console.print))
     stop = distributed.Stop(stack.enter_context(distributed.signals_received()))
-    return _Resources(check_lock, steps, checkpoints, metrics_log, metrics, train_batches, stop), step, state, progress
+    resources = _Resources(check_lock, steps, checkpoints, metrics_log, metrics, train_batches, trace, stop)
+    return resources, step, state, progress
 
 
 def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
@@ -195,22 +201,11 @@ def _own_workdir(run: _Run, stack: contextlib.ExitStack) -> Callable[[], None]:
     check_lock = stack.enter_context(lock.locked(run.workdir, console.print)) if primary else lambda: None
     # What may run here is asked again: another run may have begun and ended before this one had the lock.
     distributed.primary_first(lambda: check_workdir(run.workdir, run.recipe))
-    _check_end(run)
+    check_end(run.workdir, run.recipe, run.steps_per_epoch)
     distributed.primary_first(lambda: claim_workdir(run.workdir, run.recipe, dataset.description(), write=primary))
     distributed.check_shared(run.workdir, "--workdir")
     run.console.print(heading(run.recipe, run.dataset, run.shapes.params, run.mesh, run.workdir))
     return check_lock
-
-
-def _check_end(run: _Run) -> None:
-    """Raises UserError where the run's checkpoints are beyond its end."""
-    if (step := max(RunDir(run.workdir).checkpoint_steps(), default=0)) > run.total_steps:
-        epochs = run.recipe.num_epochs
-        raise UserError(
-            f"config.num_epochs={epochs:g} ends at step {run.total_steps}, but the run in {run.workdir} is already at "
-            f"step {step}; give at least {schedules.epochs_text(step, run.steps_per_epoch)} epochs. "
-            "Nothing there was changed."
-        )
 
 
 def _initial(run: _Run, checkpoints: Checkpoints) -> tuple[int, TrainState, Progress]:

@@ -22,6 +22,7 @@ from vgg_jax.recipe import KEYS, Recipe, may_change
 from vgg_jax.runs import RunDir
 from vgg_jax.runtime.exceptions import UserError, differences, writing_to
 from vgg_jax.runtime.provenance import code_version
+from vgg_jax.training import schedules
 
 _REMEDY = "choose another --workdir"
 _COLORS = ("mean_rgb", "color_vectors")
@@ -69,6 +70,17 @@ def continued_recipe(workdir: Path, recipe: Recipe) -> tuple[Recipe, list[str]]:
         "normalisation layers that config.optimizer.lr_factors does not name keep factor 1, as this run was begun "
         "by an earlier version; new runs give them their convolution's factor."
     ]
+
+
+def check_end(workdir: Path, recipe: Recipe, steps_per_epoch: float) -> None:
+    """Raises UserError where the run's checkpoints are beyond its end."""
+    end = schedules.total_steps(recipe, steps_per_epoch)
+    if (step := max(RunDir(workdir).checkpoint_steps(), default=0)) > end:
+        raise UserError(
+            f"config.num_epochs={recipe.num_epochs:g} ends at step {end}, but the run in {workdir} is already at "
+            f"step {step}; give at least {schedules.epochs_text(step, steps_per_epoch)} epochs. Nothing there was "
+            "changed."
+        )
 
 
 def claim_workdir(workdir: Path, recipe: Recipe, dataset: dict[str, Any], write: bool = True) -> None:
