@@ -92,7 +92,7 @@ def load_config(config: str) -> ConfigDict:
 
 
 def with_start(config: ConfigDict, given: Collection[str], workdir: Path) -> ConfigDict:
-    """Returns a configuration whose network is that of `init_from`, where its key `init_network` says so.
+    """Returns a configuration with the network of `init_from`, where its key `init_network` says so.
 
     A run that is continued keeps its own, so that the model it started from need no longer be there.
 

@@ -81,7 +81,7 @@ def _by_sharding(given: dict[str, Any], sharding: str, slice_: Slice) -> Iterato
         )
     for rules in RULES if sharding == "all" else [sharding or given["sharding"]]:
         values = given | {"sharding": rules, "data.name": "builtin", "data.root": "", "start_required": False}
-        # ImageNet's, where the number is that of data which are not there.
+        # ImageNet's number, where the configuration leaves it to data that are not there.
         values["model.num_classes"] = given["model.num_classes"] or 1000
         if rules == "fc_model_parallel" and given["model_parallel"] == 1:
             values["model_parallel"] = min(_MODEL_PARALLEL, slice_.devices)

@@ -10,7 +10,7 @@ from vgg_jax.runtime.exceptions import UserError
 
 # Steps after which a loss that is still ln K is no longer a slow start.
 STEPS_TO_LEAVE_CHANCE = 200
-# A training loss above this part of that of guessing is guessing.
+# A training loss above this part of guessing's loss is guessing.
 _CHANCE = 0.99
 # Steps after which most runs have left it, to suggest.
 _ENOUGH_STEPS = 1000

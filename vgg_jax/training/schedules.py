@@ -79,7 +79,7 @@ def is_finished(recipe: Recipe, plateau: Plateau) -> bool:
 
 
 def epoch_steps(num_images: int, batch_size: int, min_epoch_steps: int) -> float:
-    """Returns the steps of an epoch, not always whole: those of a training split of `num_images`, or the least."""
+    """Returns the steps of an epoch, not always whole: `num_images` in batches, or the least."""
     return max(num_images / batch_size, float(min_epoch_steps))
 
 

@@ -278,7 +278,7 @@ def _hub_folder(path: Path, weights: Weights) -> Export:
     return Export(file, (f"upload it with: hf upload OWNER/REPOSITORY {shlex.quote(str(path))}",))
 
 
-# What `vgg-jax convert --to` writes, besides this project's own file.
+# What `vgg-jax convert --to` writes, apart from this project's own file.
 EXPORTS: dict[str, Callable[[Path, Weights], Export]] = {
     "torchvision": _torchvision,
     "keras": _keras,

@@ -65,7 +65,7 @@ SOURCES: dict[str, Source] = {
     "keras:vgg19": Source(f"{_KERAS}vgg19/vgg19{_ENDING}", md5="cbe5617147190e668d6c5d5026f83318"),
 }
 
-# Of this package, which trained them; a card beside each says how.
+# Weights in this package.
 BUILTIN = {f"builtin:{path.stem}": path for path in sorted((Path(__file__).parent / "builtin").glob(f"*{SUFFIX}"))}
 
 LPIPS = "lpips:vgg"
